@@ -1,0 +1,81 @@
+# Everything runs in .venv, made here from Python 3.11 or newer; nothing else is needed but make and internet.
+# `make help` lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The folder that the demo counts (none: Python's own library), and its options, e.g. DEMO=--exit
+DIR ?=
+DEMO ?=
+# What to measure, e.g. BENCH="latency --json"
+BENCH ?= throughput
+# Seeds of the simulation
+SEEDS ?= 500
+# Which runs of the protocol model: nothing, deep, traces, rules, or '"built fence" "1: crash"'
+MODEL ?=
+# Options of the chaos harness instead of 20 minutes of a random seed, e.g. CHAOS="--seed 7 --minutes 5"
+CHAOS ?=
+# Further options of pytest, e.g. PYTEST="-k ledger"
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow check bench sim chaos model clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv and install streamtask into it, with everything that tests and demo need
+
+demo: $(INSTALLED) ## the census of a folder on a real local Kafka: DIR=folder, DEMO=--exit ends by itself
+	@$(BIN)/streamtask demo $(DEMO) $(if $(DIR),"$(DIR)")
+
+test: $(INSTALLED) ## the tests, on a real local Kafka; two at a time, acceptance tests alone
+	@$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
+
+slow: $(INSTALLED) ## the rest: kills without end, other languages, containers; what is not installed is skipped and named
+	@$(BIN)/python -m pytest -n 2 -m slow $(PYTEST)
+
+check: $(INSTALLED) ## format, lint, types, and the tests that need no Kafka
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2 -m "not broker and not acceptance and not slow" $(PYTEST)
+
+bench: $(INSTALLED) ## measure on a real local Kafka: BENCH="throughput --json" or BENCH="latency --json"
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+sim: $(INSTALLED) ## the simulation alone: SEEDS=10000
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS)
+
+model: ## the protocol model, every run held to what it must give; needs cargo: MODEL=deep
+	@command -v cargo >/dev/null || { echo "make model: cargo is missing; install Rust (https://rustup.rs), nothing else is needed" >&2; exit 2; }
+	@cargo run --quiet --release --locked --manifest-path model/Cargo.toml -- $(MODEL)
+
+chaos: $(INSTALLED) ## break things on purpose for 20 minutes, on three real brokers: CHAOS="--seed 7 --minutes 5"
+	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+clean: ## remove .venv and everything that is made again
+	rm -rf $(VENV) build dist model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@set -e; \
+	if ! $(BIN)/python -c '' 2>/dev/null; then \
+	    found=; \
+	    for python in python3 python3.13 python3.12 python3.11; do \
+	        if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "make: none of python3, python3.13, python3.12, python3.11 is Python 3.11 or newer. Install one." >&2; exit 2; \
+	    fi; \
+	    echo "$(VENV): $$($$found --version)" >&2; \
+	    rm -rf $(VENV); \
+	    $$found -m venv $(VENV) || { \
+	        echo "make: $$found cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	        rm -rf $(VENV); exit 2; \
+	    }; \
+	fi; \
+	echo "$(VENV): installing streamtask and what its tests and demo need" >&2; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[dev]' >&2; \
+	touch $@
