@@ -1,0 +1,100 @@
+"""streamtask: a task system on Kafka. Status events exactly-once, handlers at least once, priorities that never starve.
+
+Names are loaded when they are first used, so that importing a module of the core never drags Kafka's client in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022  grouped by use, not by name
+    # handlers
+    "App",
+    "Context",
+    "GiveUp",
+    "Retry",
+    "RetryLater",
+    "Task",
+    # asking for work
+    "AsyncClient",
+    "Client",
+    "Receipt",
+    "SyncReceipt",
+    # the contract
+    "ErrorDetails",
+    "TaskRequest",
+    "TaskResponse",
+    "TaskStatus",
+    # errors
+    "ClusterError",
+    "ConfigError",
+    "DecodeError",
+    "RequestRefused",
+    "StreamtaskError",
+    "SubmitError",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFailed",
+    "UnknownTask",
+    "WaitTimeout",
+]
+
+_HOMES = {
+    "streamtask.app": ("App", "Task"),
+    "streamtask.handlers": ("Context", "Retry"),
+    "streamtask.client": ("AsyncClient", "Client", "Receipt", "SyncReceipt"),
+    "streamtask.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
+    "streamtask.errors": (
+        "ClusterError",
+        "ConfigError",
+        "DecodeError",
+        "GiveUp",
+        "RequestRefused",
+        "RetryLater",
+        "StreamtaskError",
+        "SubmitError",
+        "TaskCancelled",
+        "TaskError",
+        "TaskFailed",
+        "UnknownTask",
+        "WaitTimeout",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+if TYPE_CHECKING:
+    from streamtask.app import App, Task
+    from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+    from streamtask.errors import (
+        ClusterError,
+        ConfigError,
+        DecodeError,
+        GiveUp,
+        RequestRefused,
+        RetryLater,
+        StreamtaskError,
+        SubmitError,
+        TaskCancelled,
+        TaskError,
+        TaskFailed,
+        UnknownTask,
+        WaitTimeout,
+    )
+    from streamtask.handlers import Context, Retry
+    from streamtask.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'streamtask' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,299 @@
+"""The next transaction: what is owed by the claims, as status events, dead letters and offsets with ledger texts.
+
+`build` only looks: it drafts ledger changes and remembers, step by step, which debt each event pays. `Batch.steps` is then
+settled by the engine after the broker said yes, or forgotten after an abort: what is owed is still owed. A batch also
+remembers the id and the sequences it was sent under: they alone tell later whether a doubtful one has landed.
+
+Fence rule: every touched shard sends its lead cell, with or without a change of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from streamtask.core.claim import Claim, Final, Owed, Phase
+from streamtask.core.ledger import Draft
+from streamtask.core.offsetmap import Mark
+from streamtask.core.shard import Shard
+from streamtask.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
+from streamtask.ports import CommitPlan, OffsetCommit
+
+CREATE, START, REPORT, WAIT, SURVIVED, FINISH = 1, 2, 4, 8, 16, 32
+
+
+@dataclass(slots=True)
+class Step:
+    """The debts of one claim that this batch pays; `at_ms` is what its events say."""
+
+    claim: Claim
+    pays: int
+    attempt: int
+    report: Owed | None
+    wait: Owed | None
+    final: Final | None
+    at_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class Refusal:
+    """A record that only becomes a dead letter: no usable task_id, or a task_id that is still open."""
+
+    letter: DeadLetter
+    shard: Shard
+    band: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch closes: so many events, so many bytes of results and dead letters, so many claims and refusals."""
+
+    events_max: int
+    bytes_max: int
+    units_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owing:
+    """What a batch may pay, all of shards that may commit.
+
+    heads     shards whose head is written though nothing else may happen
+    refusals  before any claim
+    urgent    claims that owe more than their CREATED
+    fresh     claims that owe only that, in the order of their offsets: the ledger keeps one mark for all of them
+    """
+
+    heads: Sequence[Shard] = ()
+    refusals: Iterable[Refusal] = ()
+    urgent: Iterable[Claim] = ()
+    fresh: Iterable[Claim] = ()
+
+
+class _Room:
+    """What is left of the limits. The first one is always let in: a batch of one must be possible."""
+
+    __slots__ = ("bytes", "events", "taken", "units")
+
+    def __init__(self, limits: Limits) -> None:
+        self.events, self.bytes, self.units = limits.events_max, limits.bytes_max, limits.units_max
+        self.taken = False
+
+    def take(self, events: int, size: int) -> bool:
+        self.events -= events
+        self.bytes -= size
+        self.units -= 1
+        first, self.taken = not self.taken, True
+        return first or (self.events >= 0 and self.bytes >= 0 and self.units >= 0)
+
+
+@dataclass(slots=True)
+class Batch:
+    owner: str
+    plan: CommitPlan = field(default_factory=CommitPlan)
+    steps: list[Step] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    drafts: dict[tuple[int, int], Draft] = field(default_factory=dict)  # by cell
+    shards: dict[int, Shard] = field(default_factory=dict)
+    sequences: dict[int, int] = field(default_factory=dict)
+    recovering: set[int] = field(default_factory=set)  # shards whose head still says so
+    closing: bool = False
+
+    def draft(self, shard: Shard, band: int) -> Draft:
+        cell = (band, shard.number)
+        found = self.drafts.get(cell)
+        if found is None:
+            found = self.drafts[cell] = shard.ledgers[band].draft()
+            self.shards[shard.number] = shard
+        return found
+
+
+def build(
+    owner: str,
+    owing: Owing,
+    wall_ms: int,
+    *,
+    limits: Limits,
+    closing: bool = False,
+) -> Batch | None:
+    """One transaction out of what is owed, or None when nothing is.
+
+    closing  the batch hands the shards of `owing.heads` over: state `clean`, every running mark cleared
+    """
+    batch = Batch(owner, closing=closing)
+    for shard in owing.heads:
+        for band in range(len(shard.ledgers) if shard.owes_cells else 1):
+            batch.draft(shard, band)
+        if closing:
+            _clear_marks(batch, shard)
+    room = _Room(limits)
+    for refusal in owing.refusals:
+        if not room.take(1, len(refusal.letter.record.value)):
+            break
+        batch.draft(refusal.shard, refusal.band).done(refusal.offset)
+        batch.refusals.append(refusal)
+        batch.plan.dead.append(refusal.letter)
+    else:
+        # Only when no refusal is left over: a CREATED may not overtake what is still open below it.
+        _pay_all(batch, owing, room, wall_ms)
+    if not batch.shards:
+        return None
+    _offsets(batch)
+    return batch
+
+
+def _pay_all(batch: Batch, owing: Owing, room: _Room, wall_ms: int) -> None:
+    """What is urgent first; with the room that is left the CREATED of the others."""
+    steps = batch.steps
+    for claim in owing.urgent:
+        final = claim.final
+        events, size = 1 if claim.created else 2, 0
+        if final is not None:
+            events += final.dead + (not claim.attempt)
+            size = len(final.result or b"") + (len(claim.record.value) if final.dead else 0)
+        if not room.take(events, size):
+            return
+        step = _pay(batch, claim, wall_ms)
+        if step.pays:
+            steps.append(step)
+    for claim in owing.fresh:
+        if not room.take(1, 0):
+            return
+        steps.append(_publish(batch, claim, wall_ms))
+
+
+def _publish(batch: Batch, claim: Claim, wall_ms: int) -> Step:
+    """CREATED alone."""
+    assert claim.final is None, f"{claim} owes more than its CREATED"
+    assert claim.wait is None, f"{claim} owes more than its CREATED"
+    now = claim.owner_shard.stamp(wall_ms, claim.record.created_ms)
+    batch.draft(claim.owner_shard, claim.band).created(claim.offset)
+    batch.plan.events.append(_event(claim, TaskStatus.CREATED, now, None, None))
+    return Step(claim, CREATE, claim.attempt, None, None, None, now)
+
+
+def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
+    shard = claim.owner_shard
+    draft = batch.draft(shard, claim.band)
+    now = shard.stamp(wall_ms, claim.record.created_ms)
+    events, final, phase = batch.plan.events, claim.final, claim.phase
+    step = Step(claim, 0, claim.attempt, None, None, final, now)
+    if not claim.created:
+        step.pays = CREATE
+        if phase is not Phase.PICKED and final is None:
+            # Otherwise the entry of its start, or its end, says so; the mark must not pass others that still owe theirs.
+            draft.created(claim.offset)
+        events.append(_event(claim, TaskStatus.CREATED, now, None, None))
+    if claim.wait is not None:
+        wait = step.wait = claim.wait
+        step.pays |= WAIT
+        assert wait.failed is not None, f"{claim}: a wait without a count"
+        draft.waiting(claim.offset, wait.failed, wait.lost)
+        event = _event(claim, TaskStatus.RUNNING, now, claim.attempt, claim.started_ms)
+        event.message = wait.message
+        events.append(event)
+    if phase is Phase.PICKED:
+        step.pays |= START
+        attempt = step.attempt = claim.attempt + 1
+        mark = Mark.TRIAL if claim.suspect else Mark.RUNNING
+        draft.started(claim.offset, attempt, mark, claim.trial)
+        events.append(_event(claim, TaskStatus.RUNNING, now, attempt, now))
+    elif final is not None:
+        _finish(batch, draft, step, final, now)
+    elif claim.survived and claim.wait is None:
+        step.pays |= SURVIVED
+        draft.survived(claim.offset)
+    if final is None and phase is Phase.RUNNING and claim.progress is not None:
+        report = step.report = claim.progress
+        step.pays |= REPORT
+        event = _event(claim, TaskStatus.RUNNING, now, claim.attempt, claim.started_ms)
+        event.progress = report.fraction if report.fraction is not None else claim.fraction
+        event.message = None if claim.bare > 1 else report.message
+        events.append(event)
+    return step
+
+
+def _finish(batch: Batch, draft: Draft, step: Step, final: Final, now: int) -> None:
+    """The terminal event; a FAILED that never ran goes through RUNNING first, so that every history walks the machine."""
+    claim = step.claim
+    step.pays |= FINISH
+    if final.status is not TaskStatus.CANCELLED and not step.attempt:
+        step.attempt = 1
+        batch.plan.events.append(_event(claim, TaskStatus.RUNNING, now, 1, claim.started_ms))
+    draft.done(claim.offset)
+    event = _event(claim, final.status, now, step.attempt or None, claim.started_ms)
+    event.finished_ms = now
+    event.result = final.result
+    event.error = final.error
+    if final.status is TaskStatus.COMPLETED:
+        event.progress = 1.0
+    else:
+        event.progress = claim.fraction
+        event.error_code = final.code or None
+        event.exception = final.exception
+        event.traceback = final.traceback if claim.bare < 2 else None
+    batch.plan.events.append(event)
+    if final.dead:
+        letter = DeadLetter(
+            claim.record, final.code, final.error or "", claim.origin, claim.task_id, step.attempt or None
+        )
+        letter.reference = claim.bare > 1
+        letter.traceback = event.traceback
+        batch.plan.dead.append(letter)
+
+
+def _event(claim: Claim, status: TaskStatus, now: int, attempt: int | None, started_ms: int | None) -> StatusEvent:
+    record, request = claim.record, claim.record.request
+    event = StatusEvent(
+        claim.task_id,
+        claim.shard,
+        status,
+        record.created_ms,
+        now,
+        claim.origin,
+        claim.task_type or None,
+        claim.priority,
+        attempt,
+    )
+    event.started_ms = started_ms
+    if request is not None and claim.bare < 2:
+        event.labels = request.labels
+    event.headers = claim.headers
+    return event
+
+
+def _clear_marks(batch: Batch, shard: Shard) -> None:
+    """A clean hand-over: what was running is given up here and starts again there, and nobody is charged.
+
+    Comes first in the drafts: an end or a wait of the same claim is written after it.
+    """
+    for band, ledger in enumerate(shard.ledgers):
+        for offset, entry in ledger.entries.items():
+            if entry.mark != Mark.NONE:
+                batch.draft(shard, band).cleared(offset)
+
+
+def _offsets(batch: Batch) -> None:
+    for number, shard in batch.shards.items():
+        batch.draft(shard, 0)
+        head = shard.head(batch.owner, closing=batch.closing)
+        batch.sequences[number] = head.sequence
+        bands = range(len(shard.ledgers))
+        if head.state == "recovering":
+            batch.recovering.add(number)
+        elif shard.head_recovering:
+            # The first head that no longer says so: from now on the texts alone are believed, so all of them are written.
+            for band in bands:
+                batch.draft(shard, band)
+        for band in bands:
+            draft = batch.drafts.get((band, number))
+            if draft is not None:
+                position, text = draft.close(head if band == 0 else None)
+                batch.plan.offsets.append(OffsetCommit(band, number, position, text))
+    batch.plan.shards = tuple(batch.shards)
+
+
+def too_large(final: Final) -> Final:
+    """What is said instead of an end that the broker refuses to store."""
+    text = "the broker refused the record of this result: too large"
+    return Final(TaskStatus.FAILED, str(ErrorCode.RESULT_TOO_LARGE), text, dead=True)

@@ -1,0 +1,167 @@
+"""A claim: one open request that this worker owns, with what is committed about it and what is still owed.
+
+Committed facts (created, attempt, failed, lost, marked) change only in `batch.settle`. Owed things (start, progress, wait,
+final) are set by the engine at any time and cleared when the transaction that carries them has settled, so an aborted
+transaction needs no undo: what is owed is still owed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from streamtask.core.ledger import SUSPECT_LOST
+from streamtask.identity import TRACE_HEADERS
+from streamtask.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
+
+if TYPE_CHECKING:
+    from streamtask.core.shard import Shard
+
+
+SECONDS_MAX = 1e9  # of a time limit: 31 years; longer ones are none
+
+
+class Phase(IntEnum):
+    """Where a claim is on its way, as the engine drives it."""
+
+    QUEUED = 0  #: in the schedule
+    WAITING = 1  #: not_before, unknown type, backoff: holds no slot
+    PICKED = 2  #: holds a slot; its RUNNING is owed
+    RUNNING = 3  #: its handler was started
+    ENDING = 4  #: its final event is owed
+
+
+class Wait(IntEnum):
+    """Why a claim is WAITING (and the kinds of deadlines)."""
+
+    NOT_BEFORE = 0
+    UNKNOWN_TYPE = 1
+    RETRY = 2
+
+
+@dataclass(slots=True)
+class Final:
+    """The last event of a task, before it has a time."""
+
+    status: TaskStatus
+    code: str = ""
+    error: str | None = None
+    result: bytes | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    dead: bool = False  #: also a dead letter (every FAILED)
+
+
+@dataclass(slots=True)
+class Owed:
+    """A RUNNING event without a new attempt: progress, or the wait for a retry (`failed` given: the mark is cleared).
+
+    lost: deaths of its own, this one included, when its process died; None: as many as before
+    """
+
+    fraction: float | None = None
+    message: str | None = None
+    failed: int | None = None
+    lost: int | None = None
+
+
+class Claim:
+    """One open request. Also the item of the schedule (band, shard_number, priority, kind, task_type, ordering_key…)."""
+
+    __slots__ = (
+        "armed",
+        "attempt",
+        "band",
+        "bare",
+        "created",
+        "failed",
+        "final",
+        "fraction",
+        "headers",
+        "kind",
+        "lost",
+        "offset",
+        "ordering_key",
+        "origin",
+        "owner_shard",
+        "phase",
+        "policy",
+        "priority",
+        "progress",
+        "progress_mono_ms",
+        "queued_ms",
+        "record",
+        "shard",
+        "started_ms",
+        "stop",
+        "survived",
+        "suspect",
+        "task_id",
+        "task_type",
+        "token",
+        "trial",
+        "wait",
+        "wait_reason",
+    )
+
+    def __init__(self, owner: Shard, record: RequestRecord, origin: str, policy: TaskPolicy) -> None:
+        request = record.request
+        self.owner_shard = owner
+        self.shard = record.partition
+        self.band = record.band
+        self.offset = record.offset
+        self.record = record
+        self.origin = origin
+        self.task_id = record.task_id
+        self.task_type = request.task_type if request is not None else ""
+        self.ordering_key = request.ordering_key if request is not None else None
+        self.priority = record.priority
+        self.policy = policy
+        self.kind: HandlerKind = policy.kind
+        self.headers = trace_headers(record.headers) if record.headers else ()
+        # committed
+        self.created = False
+        self.attempt = 0
+        self.failed = 0
+        self.lost = 0
+        self.trial = 0
+        self.started_ms: int | None = None
+        self.fraction: float | None = None
+        # owed
+        self.progress: Owed | None = None
+        self.wait: Owed | None = None
+        self.final: Final | None = None
+        self.survived = False  #: its trial is over and it lives: the ledger is to say so
+        # in this process
+        self.phase = Phase.QUEUED
+        self.wait_reason = Wait.RETRY
+        self.suspect = False
+        self.token = 0
+        self.stop: object | None = None
+        self.queued_ms = 0
+        self.armed = False  #: some deadline of it may be armed
+        self.progress_mono_ms = 0
+        self.bare = 0  #: 1: without result, 2: without anything long: the broker refused its records
+
+    @property
+    def timeout_ms(self) -> int | None:
+        """The time limit of an attempt: the request's own wins over the type's, within the type's bound."""
+        request = self.record.request
+        asked = request.timeout_seconds if request is not None else None
+        limit = self.policy.timeout_ms if asked is None else max(1, int(min(asked, SECONDS_MAX) * 1000))
+        most = self.policy.timeout_max_ms
+        return most if limit is None else limit if most is None else min(limit, most)
+
+    @property
+    def isolated(self) -> bool:
+        """It has died so often that it runs in a child of its own, where there are children."""
+        return self.lost >= SUSPECT_LOST
+
+    def __repr__(self) -> str:
+        return f"<Claim {self.origin} {self.phase.name} attempt {self.attempt}>"
+
+
+def trace_headers(headers: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+    """The W3C trace headers, which pass through to every status event."""
+    return tuple(h for h in headers if h[0] in TRACE_HEADERS)

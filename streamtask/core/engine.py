@@ -1,0 +1,491 @@
+"""The corridor between the rooms: facts come in, effects and the next batch go out.
+
+One object per worker process, used by one thread. It owns every claim, the schedule, the deadlines and what is owed to the
+broker. It starts nothing before its RUNNING has settled, and drops what comes from an execution whose shard has gone
+(Kafka fences members, not partitions: this filter is ours). The flows that talk to the broker are in core/protocol.py; what
+they do to the ownership of shards is in core/ownership.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+from streamtask.config import EngineConfig
+from streamtask.core import admission, batch, endings, intake
+from streamtask.core.batch import (
+    CREATE,
+    FINISH,
+    REPORT,
+    START,
+    SURVIVED,
+    WAIT,
+    Batch,
+    Limits,
+    Owing,
+    Refusal,
+    Step,
+)
+from streamtask.core.cancels import Cancels
+from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
+from streamtask.core.deadlines import Deadlines
+from streamtask.core.offsetmap import ATTEMPT_MAX
+from streamtask.core.pace import WHOLE
+from streamtask.core.retry import Again, decide, trial_ms
+from streamtask.core.schedule import Schedule
+from streamtask.core.shard import Shard, Standing
+from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
+from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
+
+NOT_BEFORE, EXPIRES = 0, 1  # on the wall clock
+UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL = 2, 3, 4, 5  # on the monotonic clock
+
+
+class Engine:
+    """See the module. `owner` is the transactional id in use; `rng` draws the jitter of backoffs."""
+
+    def __init__(self, config: EngineConfig, owner: str, rng: random.Random) -> None:
+        self.config = config
+        self.owner = owner
+        self.own_ids = {owner}
+        self.rng = rng
+        self.shards: dict[int, Shard] = {}
+        limits = {name: policy.concurrency for name, policy in config.policies.items()}
+        self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, config.ageing_ms)
+        self.wall: Deadlines[Claim] = Deadlines()
+        self.mono: Deadlines[Claim] = Deadlines()
+        self.running: dict[int, Claim] = {}  # by token; executions of shards that have gone stay until they really end
+        self.urgent: dict[Claim, None] = {}  # claims that owe more than their CREATED
+        self.fresh: dict[Claim, None] = {}  # claims that owe only that, in the order of their offsets
+        self.refusals: dict[Refusal, None] = {}
+        self.throttled: dict[Claim, None] = {}  # progress told too soon after the last one
+        self.backlogged: set[Cell] = set()
+        self.cancels = Cancels(config.cancels_max)
+        self.effects: list[Effect] = []
+        self.trial: Claim | None = None
+        self.fenced = False  # the transactional id is over: recover before anything else is committed
+        self.doubt: Batch | None = None  # sent under an id that is over; whether it landed is not known yet
+        self.draining = False
+        self.late_results = 0
+        self.deaths = 0  # charged here: of workers before, of children of this one
+        self.epochs = 0
+        self._refresh_mono_ms = 0
+        self._tokens = 0
+        self._refused_batches = 0
+        self._units_max = 0  # of the next batch, while an offending record is being looked for; 0 = no limit
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
+
+    def fetched(self, records: Iterable[RequestRecord]) -> None:
+        """Records of owned shards, in the order of their offsets within a cell; others are dropped."""
+        shards, config = self.shards, self.config
+        for record in records:
+            shard = shards.get(record.partition)
+            if shard is None or not shard.ledgers or shard.standing is Standing.CLOSING:
+                continue
+            cell = (record.band, record.partition)
+            backlog = shard.backlogs[record.band]
+            backlog.records.append(record)
+            backlog.bytes += len(record.value)
+            self.backlogged.add(cell)
+            if not backlog.paused and (
+                len(backlog.records) >= config.backlog_max or backlog.bytes >= config.backlog_bytes_max
+            ):
+                backlog.paused = True
+                self.effects.append(Pause((cell,)))
+
+    def position_lost(self, cell: Cell, log_start: int) -> None:
+        """The log no longer holds the next record of this cell: it goes on at `log_start`.
+
+        That is below what came already where the log was cut, or its topic made anew, under its owner: other records will
+        stand at the offsets that the ledger knows. The shard is then claimed again (protocol.step).
+        """
+        band, number = cell
+        shard = self.shards.get(number)
+        if shard is None or not shard.ledgers:
+            return
+        received = shard.ledgers[band].received
+        if records := shard.backlogs[band].records:
+            received = records[-1].offset + 1
+        fields = {"band": band, "shard": number, "from": received, "to": log_start, "open": 0, "why": "retention"}
+        if log_start < received:
+            shard.torn.add(band)
+            fields |= {"from": log_start, "to": received, "why": "the log was cut under its owner"}
+            self.effects.append(Note("records_lost", fields))
+            return
+        self.effects.append(Note("records_lost", fields))
+        if shard.known_to[band] and log_start >= shard.known_to[band]:
+            shard.cell_is_back(band)
+            self.backlogged.add(cell)  # what was deferred for it is looked at
+
+    def cancel_read(self, task_ids: Iterable[str], now: Now) -> None:
+        """Ids that tasks.control cancels, read in its order."""
+        for task_id in task_ids:
+            self.cancels.add(task_id)
+            for shard in self.shards.values():
+                claim = shard.claims.get(task_id)
+                if claim is not None:
+                    self._cancel(claim, now)
+
+    def ended(self, token: int, outcome: Outcome, now: Now) -> None:
+        """An execution has really ended: its slot is free."""
+        claim = self.running.pop(token, None)
+        if claim is None:
+            self.late_results += 1
+            return
+        self.schedule.release(claim)
+        if outcome.ran_ms is not None:
+            self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
+        self.disarm(claim)
+        if claim.owner_shard.standing is Standing.GONE:
+            self.late_results += 1  # its shard has gone: whoever owns it now runs it again
+            return
+        assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
+        self._touch(claim)
+        claim.survived = False
+        claim.progress = None if outcome.ending is Ending.RETURNED else claim.progress
+        endings.judge(self, claim, outcome, now)
+
+    def progressed(self, token: int, fraction: float | None, message: str | None, now: Now) -> None:
+        """The latest progress of an execution; at most one event each `progress_ms`."""
+        claim = self.running.get(token)
+        if claim is None or claim.owner_shard.standing is Standing.GONE:
+            return
+        claim.progress = Owed(fraction, message)
+        if now.mono_ms - claim.progress_mono_ms >= self.config.progress_ms:
+            claim.progress_mono_ms = now.mono_ms
+            self._touch(claim)
+        else:
+            self.throttled[claim] = None
+
+    def tick(self, now: Now) -> None:
+        """What time alone brings about."""
+        for claim, kind in self.wall.due(now.wall_ms):
+            if kind == NOT_BEFORE:
+                self._to_queue(claim, now)
+            elif claim.phase in (Phase.QUEUED, Phase.WAITING) and not claim.attempt:
+                self.withdraw(claim)
+                self.end(claim, admission.cancelled(ErrorCode.EXPIRED, "expired before its start"))
+        for claim, kind in self.mono.due(now.mono_ms):
+            self._mono_due(claim, kind, now)
+        if now.mono_ms >= self._refresh_mono_ms:
+            self._refresh(now)
+        if self.throttled:
+            for claim in list(self.throttled):
+                if now.mono_ms - claim.progress_mono_ms >= self.config.progress_ms:
+                    del self.throttled[claim]
+                    if claim.progress is not None and claim.phase is Phase.RUNNING:
+                        claim.progress_mono_ms = now.mono_ms
+                        self._touch(claim)
+
+    def _refresh(self, now: Now) -> None:
+        """A task that runs for a quarter of the status retention has its last event published again."""
+        every = self.config.refresh_ms
+        self._refresh_mono_ms = now.mono_ms + every // 8
+        for claim in self.running.values():
+            gone = claim.owner_shard.standing is Standing.GONE
+            if not gone and now.mono_ms - claim.progress_mono_ms >= every:
+                claim.progress_mono_ms = now.mono_ms
+                claim.progress = claim.progress or Owed(claim.fraction)
+                self._touch(claim)
+
+    def next_due_ms(self, now: Now) -> int | None:
+        """Milliseconds until `tick` has something to do, or None."""
+        waits = [
+            due - at for due, at in ((self.wall.next_ms(), now.wall_ms), (self.mono.next_ms(), now.mono_ms)) if due
+        ]
+        if self.throttled:
+            waits.append(self.config.progress_ms)
+        return max(0, min(waits)) if waits else None
+
+    def drain(self) -> None:
+        """Start nothing and admit nothing from now on; what runs may end."""
+        self.draining = True
+
+    def take_effects(self) -> list[Effect]:
+        effects, self.effects = self.effects, []
+        return effects
+
+    # -- the next batch ------------------------------------------------------------------------------------------------
+
+    def build(self, now: Now) -> Batch | None:
+        """Admit, pick, and put what is owed into one transaction; None when nothing is owed."""
+        assert not self.fenced, "recover first"
+        if not self.draining:
+            if self.backlogged:
+                intake.admit(self, now)
+            while (claim := self.schedule.pick(now.mono_ms)) is not None:
+                claim.phase = Phase.PICKED
+                self._touch(claim)
+        refusals = [r for r in self.refusals if r.shard.standing is Standing.OPEN] if self.refusals else ()
+        heads = [
+            s for s in self.shards.values() if s.standing is Standing.OPEN and (s.owes_head or s.recovered_since_head())
+        ]
+        owing = Owing(heads, refusals, self._open_ones(self.urgent), self._open_ones(self.fresh))
+        limits = Limits(self.config.events_max, self.config.batch_bytes_max, self._units_max or self.config.events_max)
+        return batch.build(self.owner, owing, now.wall_ms, limits=limits)
+
+    def build_closing(self, numbers: Iterable[int], now: Now) -> Batch | None:
+        """The clean hand-over of these shards: what is done, and every running mark cleared."""
+        closing = [s for n in numbers if (s := self.shards.get(n)) and s.standing is Standing.CLOSING and s.ledgers]
+        owing = Owing(closing, urgent=[claim for claim in self.urgent if claim.owner_shard in closing])
+        limits = Limits(1 << 30, 1 << 40, self._units_max or 1 << 30)
+        return batch.build(self.owner, owing, now.wall_ms, limits=limits, closing=True)
+
+    @staticmethod
+    def _open_ones(claims: Iterable[Claim]) -> Iterator[Claim]:
+        return (claim for claim in claims if claim.owner_shard.standing is Standing.OPEN)
+
+    def settle(self, landed: Batch, now: Now) -> None:
+        """The broker said yes (or a doubtful batch turned out to have landed): what was paid is no longer owed."""
+        for (band, number), draft in landed.drafts.items():
+            if self.shards.get(number) is landed.shards[number]:
+                landed.shards[number].ledgers[band].settle(draft)
+        for number, shard in landed.shards.items():
+            shard.sequence = landed.sequences[number]
+            shard.head_recovering = number in landed.recovering
+            shard.owes_head = shard.recovered_since_head()
+            shard.owes_cells = False
+        for refusal in landed.refusals:
+            self.refusals.pop(refusal, None)
+        for step in landed.steps:
+            if self.shards.get(step.claim.shard) is step.claim.owner_shard:
+                self._settle(step, now)
+        self._refused_batches = 0
+        self._units_max = self._units_max * 2 if 0 < self._units_max < self.config.events_max else 0
+
+    def aborted(self, plan: Batch, *, record: bool) -> None:
+        """The transaction was aborted; everything is still owed. `record`: one of its records is the reason.
+
+        After two such aborts the batch is halved until the offender is alone, and then said shorter.
+        """
+        if not record:
+            return
+        self._refused_batches += 1
+        units = len(plan.steps) + len(plan.refusals)
+        if units > 1:
+            if self._refused_batches >= 2:
+                self._units_max = units // 2
+            return
+        for step in plan.steps:
+            self._shorten(step.claim)
+        for refusal in plan.refusals:
+            refusal.letter.reference = True
+
+    def _shorten(self, claim: Claim) -> None:
+        claim.bare = min(claim.bare + 1, 2)
+        if claim.final is not None:
+            if claim.final.status is TaskStatus.COMPLETED:
+                claim.final = batch.too_large(claim.final)
+            elif claim.bare > 1:
+                claim.final = Final(
+                    claim.final.status, claim.final.code, "(left out: too large)", dead=claim.final.dead
+                )
+        self.effects.append(Note("record_refused", {"task_id": claim.task_id, "origin": claim.origin}))
+
+    # -- steps of a claim ----------------------------------------------------------------------------------------------
+
+    def _settle(self, step: Step, now: Now) -> None:
+        claim, pays = step.claim, step.pays
+        self.fresh.pop(claim, None)
+        if pays & CREATE:
+            claim.created = True
+        if pays & WAIT:
+            assert step.wait is not None
+            claim.failed = step.wait.failed or 0
+            claim.lost = claim.lost if step.wait.lost is None else step.wait.lost
+            if claim.wait is step.wait:
+                claim.wait = None
+            self.trial_over(claim)
+        if pays & START:
+            claim.attempt = step.attempt
+            claim.started_ms = step.at_ms
+            self._start(claim, now)
+        if pays & SURVIVED:
+            claim.survived = False
+            self.trial_over(claim)
+        if pays & REPORT:
+            assert step.report is not None
+            if step.report.fraction is not None:
+                claim.fraction = step.report.fraction
+            if claim.progress is step.report:
+                claim.progress = None
+        if pays & FINISH:
+            self._gone(claim)
+        elif not self._owes(claim):
+            self.urgent.pop(claim, None)
+
+    def _start(self, claim: Claim, now: Now) -> None:
+        claim.fraction = None
+        if claim.armed:
+            self.disarm(claim)
+        if claim.final is not None:  # cancelled while it was not known whether its start had landed
+            self.schedule.release(claim)
+            claim.phase = Phase.ENDING
+            return
+        self._tokens += 1
+        token = claim.token = self._tokens
+        claim.phase = Phase.RUNNING
+        claim.stop = None
+        claim.survived = False
+        claim.progress_mono_ms = now.mono_ms - self.config.progress_ms
+        self.running[token] = claim
+        timeout_ms = claim.timeout_ms
+        if timeout_ms is not None:
+            claim.armed = True
+            self.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
+        if claim.suspect:
+            claim.armed = True
+            self.trial = claim
+            length = trial_ms(self.config.trial_ms, claim.trial, self.config.trial_max_ms, timeout_ms)
+            self.mono.arm(claim, now.mono_ms + length, TRIAL)
+        shares = self.schedule.parts_of(claim) < WHOLE
+        self.effects.append(Start(token, claim.record, claim.attempt, claim.kind, timeout_ms, claim.isolated, shares))
+
+    def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
+        """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
+        claim.wait = owed
+        self.wait(claim, Wait.RETRY)
+        claim.armed = True
+        self.mono.arm(claim, now.mono_ms + again.wait_ms, RETRY)
+
+    def end(self, claim: Claim, final: Final) -> None:
+        """Its last event is owed from now on. A claim that has just been judged may come from any phase but RUNNING."""
+        claim.final = final
+        if claim.phase is not Phase.PICKED:  # PICKED: its start is in a doubtful batch; see _start
+            claim.phase = Phase.ENDING
+        self._touch(claim)
+
+    def wait(self, claim: Claim, reason: Wait) -> None:
+        claim.phase = Phase.WAITING
+        claim.wait_reason = reason
+        if reason is not Wait.RETRY:
+            claim.owner_shard.waiting[claim.band] += 1
+
+    def arm_expiry(self, claim: Claim, expires_ms: int) -> None:
+        """Not started by then: never started."""
+        claim.armed = True
+        self.wall.arm(claim, expires_ms, EXPIRES)
+
+    def arm_wait(self, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
+        """The end of a wait that admission decided on."""
+        claim.armed = True
+        if judged.reason is Wait.NOT_BEFORE:
+            self.wall.arm(claim, judged.due_ms, NOT_BEFORE)
+        elif judged.reason is Wait.UNKNOWN_TYPE:
+            self.schedule.hold(claim)  # later ones with its key must not pass it
+            self.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
+        else:  # a retry that an earlier owner let wait: its due time is not in the ledger, so it is drawn anew
+            again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), self.rng.random())
+            self.schedule.hold(claim)
+            self.mono.arm(claim, now.mono_ms + (again.wait_ms if isinstance(again, Again) else 0), RETRY)
+
+    def _touch(self, claim: Claim) -> None:
+        self.fresh.pop(claim, None)
+        self.urgent[claim] = None
+
+    @staticmethod
+    def _owes(claim: Claim) -> bool:
+        return bool(
+            claim.final is not None
+            or claim.wait is not None
+            or (claim.survived and claim.phase is Phase.RUNNING)
+            or claim.phase is Phase.PICKED
+            or (claim.progress is not None and claim.phase is Phase.RUNNING)
+        )
+
+    def _gone(self, claim: Claim) -> None:
+        shard = claim.owner_shard
+        del shard.claims[claim.task_id]
+        self.urgent.pop(claim, None)
+        self.throttled.pop(claim, None)
+        self.schedule.finish(claim)
+        self.disarm(claim)
+        self.trial_over(claim)
+
+    def disarm(self, claim: Claim) -> None:
+        """No deadline of this claim is left."""
+        if not claim.armed:
+            return
+        if claim.record.expires_ms is not None or claim.record.not_before_ms is not None:
+            self.wall.disarm(claim, NOT_BEFORE)
+            self.wall.disarm(claim, EXPIRES)
+        for kind in (UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL):
+            self.mono.disarm(claim, kind)
+        claim.armed = False
+
+    def trial_over(self, claim: Claim) -> None:
+        """The next suspect may start, if this one was on trial."""
+        if self.trial is claim:
+            self.trial = None
+            self.schedule.trial_over()
+
+    def _cancel(self, claim: Claim, now: Now) -> None:
+        if claim.final is not None or claim.stop is StopReason.CANCEL:
+            return
+        if claim.phase is Phase.RUNNING:
+            if claim.stop is None:
+                claim.stop = StopReason.CANCEL
+                self.effects.append(Stop(claim.token, StopReason.CANCEL))
+            return
+        if claim.phase is Phase.PICKED and self.in_doubt(claim):
+            self.end(claim, admission.cancelled(ErrorCode.CANCELLED))
+            return
+        self.withdraw(claim)
+        self.end(claim, admission.cancelled(ErrorCode.CANCELLED))
+
+    def in_doubt(self, claim: Claim) -> bool:
+        """True when the batch in doubt pays something of this claim."""
+        return self.doubt is not None and any(step.claim is claim for step in self.doubt.steps)
+
+    def unpick(self, claim: Claim) -> None:
+        """Give the slot back: it will not start here."""
+        self.schedule.release(claim)
+        claim.phase = Phase.WAITING
+        if claim.suspect:
+            self.schedule.trial_over()
+        if not self._owes(claim):
+            self.urgent.pop(claim, None)
+
+    def withdraw(self, claim: Claim) -> None:
+        """Out of the schedule or out of its wait; a picked one gives its slot back."""
+        if claim.phase is Phase.PICKED:
+            self.unpick(claim)
+        elif claim.phase is Phase.QUEUED:
+            self.schedule.remove(claim)
+        elif claim.phase is Phase.WAITING and claim.wait_reason is not Wait.RETRY:
+            claim.owner_shard.waiting[claim.band] -= 1
+        claim.phase = Phase.ENDING
+        self.disarm(claim)
+
+    def _to_queue(self, claim: Claim, now: Now) -> None:
+        if claim.phase is not Phase.WAITING:
+            return
+        if claim.wait_reason is not Wait.RETRY:
+            claim.owner_shard.waiting[claim.band] -= 1
+        self.queue(claim, now)
+
+    def queue(self, claim: Claim, now: Now) -> None:
+        """Into the schedule, unless it has had as many attempts as a ledger can count."""
+        if claim.attempt >= ATTEMPT_MAX:
+            self.end(claim, admission.failed(ErrorCode.WORKER_LOST, f"{claim.attempt} attempts, and no end"))
+            return
+        claim.phase = Phase.QUEUED
+        claim.queued_ms = now.mono_ms
+        self.schedule.add(claim, now.mono_ms)
+
+    def _mono_due(self, claim: Claim, kind: int, now: Now) -> None:
+        if kind == RETRY:
+            self._to_queue(claim, now)
+        elif kind == UNKNOWN_TYPE:
+            if claim.phase is Phase.WAITING:
+                self.withdraw(claim)
+                self.end(claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim)))
+        elif kind == TIMEOUT:
+            if claim.phase is Phase.RUNNING and claim.stop is None:
+                claim.stop = StopReason.TIMEOUT
+                self.effects.append(Stop(claim.token, StopReason.TIMEOUT))
+        elif kind == TRIAL:
+            if claim.phase is Phase.RUNNING:
+                claim.survived = True
+                self._touch(claim)

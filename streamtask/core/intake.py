@@ -1,0 +1,138 @@
+"""Records come under their ledgers and become claims, as far as the ledgers have room.
+
+Beyond that they wait in the backlog of their cell, whose size is bounded by pausing the cell (with hysteresis: a pause
+throws the prefetched records away, kafka-facts 4). A second record of a task_id that is still open in its shard is not run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamtask.core import admission, endings
+from streamtask.core.batch import Refusal
+from streamtask.core.claim import Claim
+from streamtask.core.shard import Shard, Standing
+from streamtask.identity import origin_text
+from streamtask.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
+from streamtask.ports import Note, Now, Resume
+
+if TYPE_CHECKING:
+    from streamtask.core.engine import Engine
+
+_UNKNOWN = TaskPolicy()
+
+
+def admit(engine: Engine, now: Now) -> None:
+    """Every cell with a backlog: as many records as its ledger has room for."""
+    resumed = []
+    for cell in sorted(engine.backlogged):  # high first: its records are scheduled first
+        band, number = cell
+        shard = engine.shards.get(number)
+        if shard is None:
+            engine.backlogged.discard(cell)
+            continue
+        if shard.standing is not Standing.OPEN:
+            continue
+        _admit_cell(engine, shard, band, now)
+        backlog = shard.backlogs[band]
+        if not backlog.records:
+            engine.backlogged.discard(cell)
+        low = len(backlog.records) <= engine.config.backlog_low
+        if backlog.paused and low and backlog.bytes <= engine.config.backlog_bytes_max // 2:
+            backlog.paused = False
+            resumed.append(cell)
+    if resumed:
+        engine.effects.append(Resume(tuple(resumed)))
+
+
+def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
+    backlog, ledger = shard.backlogs[band], shard.ledgers[band]
+    records = backlog.records
+    room = ledger.room()
+    if shard.deferred and not shard.unsettled_cells:
+        _open_deferred(engine, shard, now)
+    while records and room > 0:
+        record = records[0]
+        if shard.unsettled_cells and record.offset >= shard.known_to[band]:
+            if shard.known_to[band]:
+                _cell_is_back(engine, shard, band, now)  # the rest of what was known has gone from the log
+            if shard.unsettled_cells:
+                break
+        records.popleft()
+        room -= 1
+        backlog.bytes -= len(record.value)
+        if ledger.receive(record.offset, record.task_id):
+            if shard.unsettled_cells and not ledger.is_created(record.offset) and record.offset not in ledger.entries:
+                shard.deferred.append(record)
+            else:
+                _open(engine, shard, record, now)
+        if shard.known_to[band] and ledger.received >= shard.known_to[band]:
+            _cell_is_back(engine, shard, band, now)
+    if ledger.vanished:
+        fields = {"band": band, "shard": shard.number, "from": ledger.vanished[0], "to": ledger.vanished[-1] + 1}
+        fields["open"] = len(ledger.vanished)
+        engine.effects.append(Note("records_lost", {**fields, "why": "open requests did not come back from the log"}))
+        ledger.vanished.clear()
+
+
+def _cell_is_back(engine: Engine, shard: Shard, band: int, now: Now) -> None:
+    shard.cell_is_back(band)
+    if not shard.unsettled_cells:
+        _open_deferred(engine, shard, now)
+
+
+def _open_deferred(engine: Engine, shard: Shard, now: Now) -> None:
+    deferred, shard.deferred = shard.deferred, []
+    for record in sorted(deferred, key=lambda record: (record.band, record.offset)):
+        _open(engine, shard, record, now)
+
+
+def _open(engine: Engine, shard: Shard, record: RequestRecord, now: Now) -> None:
+    band = record.band
+    origin = origin_text(engine.config.bands[band].name, record.partition, record.offset)
+    known = shard.claims.get(record.task_id) if record.task_id else None
+    if not record.task_id or known is not None:
+        if known is not None:
+            code, text = str(ErrorCode.DUPLICATE), f"task_id is still open: {known.origin}"
+        else:
+            code, text = record.problem or (str(ErrorCode.INVALID_REQUEST), "no usable task_id")
+        refusal = Refusal(DeadLetter(record, code, text, origin, record.task_id), shard, band, record.offset)
+        engine.refusals[refusal] = None
+        return
+    policy = engine.config.policies.get(record.request.task_type, _UNKNOWN) if record.request is not None else _UNKNOWN
+    claim = Claim(shard, record, origin, policy)
+    ledger = shard.ledgers[band]
+    entry = ledger.entries.get(record.offset)
+    claim.created = ledger.is_created(record.offset)
+    if entry is not None:
+        claim.attempt, claim.failed = entry.attempt, entry.failed
+        claim.lost, claim.trial = entry.lost, entry.trial
+    shard.claims[record.task_id] = claim
+    _judge(engine, shard, claim, now)
+    if not claim.created and claim not in engine.urgent:
+        engine.fresh[claim] = None
+
+
+def _judge(engine: Engine, shard: Shard, claim: Claim, now: Now) -> None:
+    band, record = claim.band, claim.record
+    ledger = shard.ledgers[band]
+    judged = admission.verdict(
+        claim,
+        engine.config,
+        now,
+        wanted=record.task_id not in engine.cancels,
+        waiting=shard.waiting[band],
+        waiting_max=ledger.claims_max // 2,
+    )
+    if isinstance(judged, admission.End):
+        engine.end(claim, judged.final)
+        return
+    if record.expires_ms is not None and not claim.attempt:
+        engine.arm_expiry(claim, record.expires_ms)
+    if isinstance(judged, admission.Run):
+        if claim.lost:
+            endings.isolate(engine, claim, claim.lost, suspect=judged.suspect)
+        engine.queue(claim, now)
+        return
+    engine.wait(claim, judged.reason)
+    engine.arm_wait(claim, judged, now)

@@ -1,0 +1,204 @@
+"""The flows between a worker and the broker, as generators: they yield an ask (ports.py) and are sent its answer.
+
+Every rule of design section 5 about order is in this file, and nothing else is: claim, commit, revoke, recovery. Whoever
+drives a flow may crash, freeze or lose the shard between any two asks; the formal model and tests/sim do. A flow never
+raises for an operating error: it leaves the engine in a state from which `step` goes on.
+
+    assigned   the group gave us shards (inside a poll)           claim them, at once and together
+    revoked    the group takes shards away (inside a poll)        end, commit clean, see it committed, forget
+    lost       the group has taken them already                   forget
+    step       one turn of the owner loop                         recover if fenced, claim what is not (torn: again), commit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from streamtask.core import ownership
+from streamtask.core.batch import Batch
+from streamtask.core.engine import Engine
+from streamtask.core.offsetmap import Head
+from streamtask.core.shard import heads
+from streamtask.ports import (
+    AbortTransaction,
+    Answer,
+    Ask,
+    AwaitEnded,
+    CommitPlain,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    FenceIds,
+    ListOffsets,
+    Note,
+    Now,
+    Poll,
+    Produce,
+    ReadSettled,
+    Rejoin,
+    RenewProducer,
+    Seat,
+    SendOffsets,
+)
+
+Clock = Callable[[], Now]
+Flow = Generator[Ask, Answer, bool]  # returns True when it did what it is for
+
+CLOSING_TRIES = 3  # a revoke commits clean within its deadline or not at all
+
+
+def assigned(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
+    """on_assign. A claim that does not succeed now is made again by `step`."""
+    ownership.own(engine, numbers)
+    return (yield from claim(engine, tuple(numbers), clock))
+
+
+def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
+    """Steps 1 to 4 for all these shards at once; False: begin again at 1, after a poll."""
+    listed = yield ListOffsets(tuple(numbers))  # 1
+    if isinstance(listed, Fault):
+        return _claim_fault(engine, listed, "list")
+    found = heads(listed)
+    for number, head in found.items():
+        if isinstance(head, str):
+            ownership.refuse(engine, number, head)
+    numbers = tuple(n for n in numbers if not isinstance(found.get(n), str))
+    ids = ownership.ids_to_fence(engine, {n: h for n, h in found.items() if n in numbers and isinstance(h, Head)})
+    if ids:
+        answer = yield FenceIds(ids)  # 2: aborts what the dead or frozen owners have open; else 3 waits 10-20 s
+        if isinstance(answer, Fault):
+            return _claim_fault(engine, answer, "fence")
+    if not numbers:
+        return True
+    settled = yield ReadSettled(tuple(numbers))  # 3
+    if isinstance(settled, Fault):
+        return _claim_fault(engine, settled, "read")
+    ownership.resolve(engine, settled, clock())
+    commits, seats = ownership.adopt(engine, numbers, settled)
+    if not commits:
+        return True
+    answer = yield CommitPlain(tuple(commits))  # 4: a plain commit leaves nothing open under an unrecorded id
+    if isinstance(answer, Fault):
+        if answer.kind is FaultKind.DOUBT:
+            # A late copy of this commit must not land over a newer ledger: it is void in the next generation.
+            yield Rejoin()
+            ownership.forget(engine, tuple(engine.shards))
+        else:
+            _unadopt(engine, seats)
+        return _claim_fault(engine, answer, "commit")
+    ownership.claimed(engine, numbers)
+    if seats:
+        yield Seat(seats)
+    return True
+
+
+def _unadopt(engine: Engine, seats: dict[tuple[int, int], int]) -> None:
+    """What was read but not recorded is read again by the next try (its deaths are charged there)."""
+    for _, number in seats:
+        shard = engine.shards.get(number)
+        if shard is not None:
+            shard.ledgers = []
+
+
+def _claim_fault(engine: Engine, fault: Fault, step: str) -> bool:
+    engine.effects.append(Note("claim_retried", {"step": step, "fault": fault.kind.value, "why": fault.text}))
+    return False
+
+
+def revoked(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
+    """on_revoke: end what is open first, then commit what is done and the cleared marks, then see it committed.
+
+    The other order would not count the death of a process whose handlers still run under a clean record. Returning before
+    the clean record is visible would let the next owner see `open` and fence a healthy worker.
+    """
+    tokens = ownership.close(engine, numbers)
+    if tokens:
+        yield AwaitEnded(tokens)
+    done = False
+    for _ in range(CLOSING_TRIES):
+        if engine.fenced:
+            break
+        batch = engine.build_closing(numbers, clock())
+        if batch is None:
+            break
+        done = yield from commit(engine, batch, clock)
+        if done:
+            yield ReadSettled(tuple(batch.shards))
+            break
+    ownership.forget(engine, numbers)
+    return done
+
+
+def lost(engine: Engine, numbers: Sequence[int]) -> None:
+    """on_lost: somebody else may own them already. Nothing is committed."""
+    ownership.forget(engine, numbers)
+
+
+def step(engine: Engine, clock: Clock) -> Flow:
+    """One turn after a poll. True when a transaction committed (so another turn may have work at once)."""
+    if engine.fenced and not (yield from recover(engine)):
+        return False
+    if torn := ownership.torn(engine):
+        # A ledger takes what stands now at its offsets for repeats. End what is open first: nobody will be charged for it.
+        # Nothing is committed before the claim: the offsets would lie beyond the log.
+        if tokens := ownership.close(engine, torn):
+            yield AwaitEnded(tokens)
+        ownership.own_again(engine, torn)
+    unclaimed = ownership.unclaimed(engine)
+    if unclaimed and not (yield from claim(engine, unclaimed, clock)):
+        return False
+    engine.tick(clock())
+    batch = engine.build(clock())
+    if batch is None:
+        return False
+    return (yield from commit(engine, batch, clock))
+
+
+def recover(engine: Engine) -> Flow:
+    """The id is over. Poll first (serve revoke and lost: what is no longer ours must not be claimed), then a new id.
+
+    `step` then claims every shard again under it; that claim's read-back resolves the batch in doubt.
+    """
+    yield Poll()
+    answer = yield RenewProducer()
+    if isinstance(answer, Fault):
+        engine.effects.append(Note("producer_retried", {"fault": answer.kind.value, "why": answer.text}))
+        return False
+    ownership.renewed(engine, answer)
+    return True
+
+
+def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
+    """One transaction: events, flush, offsets last, end.
+
+    Offsets last: should a late copy of an EndTxn end it early, it publishes events without offsets (run again), never
+    offsets without events.
+    """
+    fault = yield Produce(batch.plan)
+    if fault is None:
+        fault = yield SendOffsets(batch.plan)
+    if fault is None:
+        fault = yield EndTransaction()
+        if fault is None:
+            engine.settle(batch, clock())
+            return True
+        if fault.kind is FaultKind.RETRY:
+            fault = Fault(FaultKind.DOUBT, fault.text)
+    if fault.kind in (FaultKind.FENCED, FaultKind.DOUBT):
+        return _doubtful(engine, batch, fault)
+    answer = yield AbortTransaction()
+    if answer is not None:
+        return _doubtful(engine, batch, answer)
+    engine.effects.append(Note("transaction_aborted", {"fault": fault.kind.value, "why": fault.text}))
+    engine.aborted(batch, record=fault.kind is FaultKind.RECORD)
+    return False
+
+
+def _doubtful(engine: Engine, batch: Batch, fault: Fault) -> bool:
+    """The id is over; the batch is kept with the id and the sequences it was sent under until a read-back tells."""
+    engine.fenced = True
+    if not batch.closing:  # what is handed over is forgotten; its next owner reads what landed
+        assert engine.doubt is None, "a batch was sent while another one was in doubt"
+        engine.doubt = batch
+    engine.effects.append(Note("producer_lost", {"fault": fault.kind.value, "why": fault.text}))
+    return False

@@ -1,0 +1,106 @@
+"""What tasks.status told about request records of one cell that have not been received yet.
+
+A fact is about one record: it counts for the offset *and* the task_id that its event names. A request topic that was made
+anew, or cut, has other records at the same offsets; the facts that are left of the former ones must not call those done.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+_EMPTY: Final = bytes(array("I").itemsize << 10)  # keys of a page with nothing in it
+
+
+def _key(task_id: str) -> int:
+    """32 bits of the task_id, never 0. Not of its digits: those of a UUIDv7 begin, those of a UUIDv1 end alike."""
+    return hash(task_id) & 0xFFFF_FFFF or 1
+
+
+class Recall:
+    """Facts from tasks.status about offsets that have not been received yet. May be many: four bytes and a bit for each
+    offset from the first ended one to the last, in pages of 1,024 (4 KB for a page with a single one in it).
+
+    A new record where a stranger has ended is taken for that one with a chance of 2**-32: one in 4,300 that a topic made
+    anew loses any of its first million requests. Whole ids would be 60 bytes each.
+
+    known  {offset: attempt} of requests that have not ended; kept until `created` has passed the last of them
+    """
+
+    __slots__ = ("_keys", "_known_keys", "_last", "_page", "_pages", "known")
+
+    def __init__(self) -> None:
+        self.known: dict[int, int] = {}
+        self._known_keys: dict[int, int] = {}
+        self._last: int | None = None  # highest key of known, once it is asked for
+        self._pages: dict[int, int] = {}  # offset // 1024 → bits
+        self._keys: dict[int, array[int]] = {}  # offset // 1024 → keys of those that have ended
+        self._page = 0  # pages below are gone
+
+    def add(self, offset: int, task_id: str, ended: bool, attempt: int) -> None:
+        """The newest fact about an offset is about the record that stands there, if any is: what another task_id's
+        events said before belongs to a record that the log has lost."""
+        self._last = None
+        key = _key(task_id)
+        if self._key_at(offset) not in (0, key):
+            self._drop(offset)
+        if ended:
+            self.known.pop(offset, None)
+            self._known_keys.pop(offset, None)
+            page = offset >> 10
+            if page not in self._pages:
+                self._pages[page] = 0
+                self._keys[page] = array("I", _EMPTY)
+            self._pages[page] |= 1 << (offset & 1_023)
+            self._keys[page][offset & 1_023] = key
+        elif not self.has_ended(offset):
+            self.known[offset] = max(attempt, self.known.get(offset, 0))
+            self._known_keys[offset] = key
+
+    def has_ended(self, offset: int) -> bool:
+        return bool(self._pages.get(offset >> 10, 0) >> (offset & 1_023) & 1)
+
+    def keep_own(self, offset: int, task_id: str) -> None:
+        """The record at `offset` is this task_id's: what is known there about another one does not count."""
+        held = self._key_at(offset)
+        if held and held != _key(task_id):
+            self._drop(offset)
+
+    def _key_at(self, offset: int) -> int:
+        """0: nothing is known about this offset."""
+        if self.has_ended(offset):
+            return self._keys[offset >> 10][offset & 1_023]
+        return self._known_keys.get(offset, 0)
+
+    def _drop(self, offset: int) -> None:
+        if self.known.pop(offset, None) is not None:
+            self._last = None
+            del self._known_keys[offset]
+        elif self.has_ended(offset):
+            page = offset >> 10
+            self._pages[page] &= ~(1 << (offset & 1_023))
+            if not self._pages[page]:
+                del self._pages[page], self._keys[page]
+
+    def beyond(self, received: int, created: int) -> bool:
+        """True while a text cannot tell everything: an ended one is done in it once received, a known one is in it
+        once it is received and below `created`. Called for every record: no walk but where a page begins."""
+        page = received >> 10
+        if page != self._page:
+            self._page = page
+            self._pages = {at: bits for at, bits in self._pages.items() if at >= page}
+            self._keys = {at: keys for at, keys in self._keys.items() if at >= page}
+        if self._last is None:
+            self._last = max(self.known, default=-1)
+        if self._last >= min(received, created) or len(self._pages) > 1:
+            return True
+        return any(at > page or bits >> (received & 1_023) for at, bits in self._pages.items())
+
+    def drop_from(self, end: int) -> None:
+        """Nothing at or beyond `end` is true any more."""
+        self._last = None
+        self.known = {offset: attempt for offset, attempt in self.known.items() if offset < end}
+        self._known_keys = {offset: key for offset, key in self._known_keys.items() if offset < end}
+        pages = {at: bits & (1 << max(end - (at << 10), 0)) - 1 for at, bits in self._pages.items() if at << 10 < end}
+        self._pages = {at: bits for at, bits in pages.items() if bits}
+        self._keys = {at: keys for at, keys in self._keys.items() if at in self._pages}

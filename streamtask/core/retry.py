@@ -1,0 +1,66 @@
+"""What a failure or a death leads to: run again after a while, give up, isolate, quarantine. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from streamtask.core.ledger import SUSPECT_LOST
+from streamtask.model import Ending, Outcome, Retry, TaskPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Run again after this wait."""
+
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpNow:
+    """No attempt is left: FAILED."""
+
+
+GIVE_UP = GiveUpNow()
+
+
+def decide(retry: Retry, outcome: Outcome, failed: int, rand: float) -> Again | GiveUpNow:
+    """What follows an attempt that failed (an error or a timeout).
+
+    failed  failed attempts, this one included; retry.attempts bounds it
+    rand    0 <= rand < 1: full jitter, the wait is drawn evenly from 0 to the bound, which doubles with each failure.
+            The handler's own wish (outcome.after_ms) is taken as it is
+    """
+    assert failed >= 1, f"{failed} failed attempts"
+    assert 0.0 <= rand < 1.0, f"rand {rand}"
+    if not outcome.retryable or failed >= retry.attempts:
+        return GIVE_UP
+    if outcome.after_ms is not None:
+        return Again(max(0, outcome.after_ms))
+    doublings = min(failed - 1, 62)  # a shift without a bound would make numbers without a bound
+    return Again(int(rand * (min(retry.backoff_ms << doublings, retry.backoff_max_ms) + 1)))
+
+
+def after_death(retry: Retry, lost: int, rand: float) -> Again:
+    """The wait after a death of its own, as long as that after the same number of failures. lost: this one included."""
+    again = decide(replace(retry, attempts=lost + 1), Outcome(Ending.LOST), lost, rand)
+    assert isinstance(again, Again), f"{lost} deaths leave no attempt of {lost + 1}"
+    return again
+
+
+def death(policy: TaskPolicy, lost: int) -> Literal["run", "suspect", "quarantine"]:
+    """How a request goes on whose worker died `lost` times while running it."""
+    if policy.lost_max and lost >= policy.lost_max:
+        return "quarantine"
+    # One that is never quarantined needs no trial: as a lasting suspect it would take every death of the worker upon
+    # itself, and a poison beside it would kill workers for ever.
+    return "suspect" if policy.lost_max and lost >= SUSPECT_LOST else "run"
+
+
+def trial_ms(base: int, exponent: int, cap: int, timeout_ms: int | None) -> int:
+    """Length of a trial: `base` doubled for every one survived so far, up to the task's own timeout, or `cap`.
+
+    exponent  1 for the first trial, as the ledger counts
+    """
+    assert exponent >= 1, f"trial {exponent}"
+    return min(base << min(exponent - 1, 62), cap if timeout_ms is None else timeout_ms)

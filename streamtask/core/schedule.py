@@ -1,0 +1,426 @@
+"""Which request starts next: bands, priorities, slots, ordering keys, limits per task type, trials.
+
+A claim comes in by `add`, is handed out by `pick` (it holds a slot from then on), gives slot and type back by `release`
+when its handler has really ended, and its ordering key by `finish` when its end is settled. In between it may come back
+(`add` again: a retry), still holding its key.
+
+Order between bands: weighted deficit round robin. In each round a band has as many turns as its weight (16:4:1), and
+one more for every ageing_ms that its oldest runnable claim has waited (at most AGED_TURNS_MAX more). A pick takes the
+first band, from high to low, that has a turn left and a claim that may run; when none that has such a claim has a turn
+left, a new round begins. Inside a band: priority, then who was queued first.
+
+Bound: while slots are free to it, the best runnable claim of a band is picked after at most twice the turns that all
+other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 + 16) = 104 when all of them have aged
+(the rest of the round in which low has used its turn, then a whole one). While all have work one pick in 21 is low's.
+
+Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
+executions of threads and children share slots (core/pace.py): a claim is picked while less than all slots are taken.
+Claims of the same (shard, band, ordering_key) run one at a time, in the order in which they were first shown to the
+schedule, which is that of their offsets. A claim whose type is at its limit, or a suspect while another one is on
+trial, is put aside, and comes back in its place when what it lacks is given back.
+
+Always true: slots in use = claims picked and not released, each with what it took; claims with a whole slot are at most
+as many as the slots; at most one suspect is on trial; what `remove` leaves behind in the heaps is at most as much as what
+is queued, plus a constant.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+from streamtask.core.pace import WHOLE, Pace
+from streamtask.model import Band, HandlerKind
+
+AGED_TURNS_MAX: Final = 16
+KEPT_SHARE: Final = 8  # one slot in eight is kept for the first band
+KINDS: Final = tuple(HandlerKind)
+_GARBAGE_MIN: Final = 64
+
+
+class Item(Protocol):
+    """What the schedule reads of a claim. Compared by identity; only the last three ever change."""
+
+    @property
+    def band(self) -> int: ...
+    @property
+    def shard(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def kind(self) -> HandlerKind: ...
+    @property
+    def task_type(self) -> str: ...
+    @property
+    def ordering_key(self) -> str | None: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def queued_ms(self) -> int: ...
+    @property
+    def suspect(self) -> bool: ...
+    @property
+    def isolated(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Item)
+ASYNC, THREAD = HandlerKind.ASYNC, HandlerKind.THREAD
+assert KINDS == (ASYNC, THREAD, HandlerKind.PROCESS), "see _index, which is spelled out where it runs for every task"
+
+
+class _Lane(Generic[T]):
+    """Claims of one band that need more than a slot of their kind: a limited type, the trial, or both.
+
+    Only its best one is in the band's heap, and only while the lane may go: `shown` is its key there, 0 = none.
+    """
+
+    __slots__ = ("heap", "home", "shown", "suspect", "task_type")
+
+    def __init__(self, home: list[tuple[int, T]], task_type: str | None, suspect: bool) -> None:
+        self.home = home
+        self.heap: list[tuple[int, T]] = []
+        self.task_type = task_type
+        self.suspect = suspect
+        self.shown = 0
+
+
+class Schedule(Generic[T]):
+    """See the module. slots: executions at once per kind; limits: per task type, None or absent = no limit."""
+
+    def __init__(
+        self,
+        bands: Sequence[Band],
+        slots: Mapping[HandlerKind, int],
+        limits: Mapping[str, int | None],
+        ageing_ms: int,
+    ) -> None:
+        assert ageing_ms > 0, f"ageing_ms {ageing_ms}"
+        self._weights = [band.weight for band in bands]
+        self._ageing_ms = ageing_ms
+        self.pace = Pace()
+        # In parts, by _index(kind). shared: what all bands but the first may use together.
+        self._slots = [slots.get(kind, 0) * WHOLE for kind in KINDS]
+        self._shared = [(total - _kept(total)) * WHOLE for total in (slots.get(kind, 0) for kind in KINDS)]
+        self._used = [0] * len(KINDS)
+        self._used_shared = [0] * len(KINDS)
+        self._limits = {task_type: limit for task_type, limit in limits.items() if limit is not None}
+        self._types = dict.fromkeys(self._limits, 0)  # executions of limited types
+        self._turns = list(self._weights)
+        self._sequence = 0
+        self._keys: dict[T, int] = {}  # claims queued → their place: (10 - priority, sequence) in one number
+        self._held: dict[T, int] = {}  # claims that hold a slot → the parts of it that they took
+        self._heaps: list[list[list[tuple[int, T]]]] = [[[] for _ in KINDS] for _ in bands]  # by band and kind
+        self._since: list[deque[tuple[int, T]]] = [deque() for _ in bands]  # runnable ones in the order they became it
+        self._queued = [0] * len(bands)
+        self._lanes: dict[tuple[int, HandlerKind, str | None, bool], _Lane[T]] = {}
+        self._lanes_of_type: dict[str, list[_Lane[T]]] = {}
+        self._lane_of: dict[T, _Lane[T]] = {}  # of claims that are shown or aside in one
+        self._lines: dict[tuple[int, int, str], dict[T, bool]] = {}  # first one holds the key; True: it is queued
+        self._trial: T | None = None
+        self._garbage = 0
+
+    # --- What is ---
+
+    @property
+    def trial_busy(self) -> bool:
+        return self._trial is not None
+
+    def free(self, kind: HandlerKind) -> int:
+        """Slots of this kind that nobody holds, nor a part of them (the kept one included)."""
+        return max(0, self._slots[_index(kind)] - self._used[_index(kind)]) // WHOLE
+
+    def parts_of(self, item: T) -> int:
+        """What it holds of a slot, of WHOLE; 0: nothing."""
+        return self._held.get(item, 0)
+
+    def queued(self, band: int) -> int:
+        """Claims added and not picked yet, also those that wait for their key or their type."""
+        return self._queued[band]
+
+    def oldest(self, band: int) -> T | None:
+        """The runnable claim that has been so for longest; None: there is none."""
+        since, keys = self._since[band], self._keys
+        while since:
+            key, item = since[0]
+            if keys.get(item) == key:
+                return item
+            since.popleft()
+        return None
+
+    def oldest_ms(self, band: int) -> int | None:
+        """Its queued_ms."""
+        found = self.oldest(band)
+        return None if found is None else found.queued_ms
+
+    # --- In ---
+
+    def hold(self, item: T) -> None:
+        """It waits without being queued, and keeps its place in the line of its key (a retry that an earlier owner
+        let wait). Claims without a key need no call."""
+        if item.ordering_key is not None:
+            self._lines.setdefault((item.shard, item.band, item.ordering_key), {}).setdefault(item, False)
+
+    def add(self, item: T, now_ms: int) -> None:
+        """Queue it: it may run now as far as it knows. A retry comes back in its place at the front of its key."""
+        assert item not in self._keys, f"{item} is queued already"
+        assert item not in self._held, f"{item} holds a slot"
+        assert item.queued_ms <= now_ms, f"{item} was queued in the future"
+        self._sequence += 1
+        key = self._keys[item] = (10 - item.priority) << 56 | self._sequence
+        self._queued[item.band] += 1
+        if item.ordering_key is not None:
+            line = self._lines.setdefault((item.shard, item.band, item.ordering_key), {})
+            line[item] = True
+            if next(iter(line)) is not item:
+                return
+        self._show(item, key)
+
+    def _show(self, item: T, key: int) -> None:
+        """Nothing that is its own holds it back any more: into the heap of its kind, or into its lane."""
+        band, task_type = item.band, item.task_type
+        since = self._since[band]
+        since.append((key, item))
+        if len(since) > 2 * self._queued[band] + _GARBAGE_MIN:
+            keys = self._keys
+            self._since[band] = deque(entry for entry in since if keys.get(entry[1]) == entry[0])
+        kind = item.kind
+        home = self._heaps[band][0 if kind is ASYNC else 1 if kind is THREAD else 2]
+        limited = task_type in self._limits
+        if not limited and not item.suspect:
+            heapq.heappush(home, (key, item))
+            return
+        name = (band, item.kind, task_type if limited else None, item.suspect)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = _Lane(home, name[2], item.suspect)
+            if limited:
+                self._lanes_of_type.setdefault(task_type, []).append(lane)
+        self._lane_of[item] = lane
+        heapq.heappush(lane.heap, (key, item))
+        if not lane.shown:
+            self._show_lane(lane)
+        elif key < lane.shown:
+            self._garbage += 1
+            lane.shown = key
+            heapq.heappush(home, (key, item))
+
+    def _may_go(self, lane: _Lane[T]) -> bool:
+        if lane.suspect and self._trial is not None:
+            return False
+        return lane.task_type is None or self._types[lane.task_type] < self._limits[lane.task_type]
+
+    def _show_lane(self, lane: _Lane[T]) -> None:
+        if lane.shown or not self._may_go(lane):
+            return
+        heap, keys = lane.heap, self._keys
+        while heap:
+            key, item = heap[0]
+            if keys.get(item) == key:
+                lane.shown = key
+                heapq.heappush(lane.home, (key, item))
+                return
+            heapq.heappop(heap)
+
+    # --- Out ---
+
+    def pick(self, now_ms: int) -> T | None:
+        """The next claim to start; it holds a slot (and the trial, if it is a suspect) from now on."""
+        if not self._keys:
+            return None
+        (async_, thread, process), slots = self._used, self._slots
+        if async_ >= slots[0] and thread >= slots[1] and process >= slots[2]:
+            return None
+        turns = self._turns
+        idle: tuple[int, list[tuple[int, T]]] | None = None  # first band with something to run, but no turn left
+        for band, left in enumerate(turns):
+            if self._queued[band] and (left > 0 or idle is None):
+                home = self._best(band)
+                if home is not None:
+                    if left > 0:
+                        return self._take(band, home)
+                    idle = (band, home)
+        if idle is None:
+            return None
+        self._new_round(now_ms)
+        return self._take(*idle)
+
+    def pick_many(self, limit: int, now_ms: int) -> list[T]:
+        """Up to `limit` picks."""
+        out: list[T] = []
+        while len(out) < limit and (item := self.pick(now_ms)) is not None:
+            out.append(item)
+        return out
+
+    def _new_round(self, now_ms: int) -> None:
+        for band, weight in enumerate(self._weights):
+            oldest = self.oldest_ms(band)
+            aged = 0 if oldest is None else max(0, now_ms - oldest) // self._ageing_ms
+            self._turns[band] = weight + min(aged, AGED_TURNS_MAX)
+
+    def _best(self, band: int) -> list[tuple[int, T]] | None:
+        """The heap of this band whose first one is the band's best among those that have a slot."""
+        best: list[tuple[int, T]] | None = None
+        keys, lanes = self._keys, self._lane_of
+        for kind, home in enumerate(self._heaps[band]):
+            if (
+                home
+                and self._used[kind] < self._slots[kind]
+                and (not band or self._used_shared[kind] < self._shared[kind])
+            ):
+                key, item = home[0]
+                if lanes or keys.get(item) != key:
+                    self._clean(home)
+                    if not home:
+                        continue
+                if best is None or home[0][0] < best[0][0]:
+                    best = home
+        return best
+
+    def _clean(self, home: list[tuple[int, T]]) -> None:
+        """Make the first of this heap one that may run now."""
+        keys, lanes = self._keys, self._lane_of
+        while home:
+            key, item = home[0]
+            if keys.get(item) == key:
+                lane = lanes.get(item) if lanes else None
+                if lane is None:
+                    return
+                if lane.shown == key:
+                    if self._may_go(lane):
+                        return
+                    lane.shown = 0  # aside, until what it lacks is given back
+            heapq.heappop(home)
+
+    def _take(self, band: int, home: list[tuple[int, T]]) -> T:
+        _, item = heapq.heappop(home)
+        self._turns[band] -= 1
+        del self._keys[item]
+        self._queued[band] -= 1
+        named = item.kind
+        if named is ASYNC or item.isolated:
+            kind, parts = (0 if named is ASYNC else 1 if named is THREAD else 2), WHOLE
+        else:
+            kind, parts = (1 if named is THREAD else 2), self.pace.parts.get(item.task_type, WHOLE)
+        self._held[item] = parts
+        self._used[kind] += parts
+        if band:
+            self._used_shared[kind] += parts
+        if item.task_type in self._limits:
+            self._types[item.task_type] += 1
+        if item.suspect:
+            assert self._trial is None, f"{item} and {self._trial} on trial at once"
+            self._trial = item
+        lane = self._lane_of.pop(item, None) if self._lane_of else None
+        if lane is not None:
+            lane.shown = 0
+            first = heapq.heappop(lane.heap)
+            assert first[1] is item, f"{item} was shown, but {first} is the first of its lane"
+            self._show_lane(lane)
+        if item.ordering_key is not None:
+            line = self._lines.get((item.shard, item.band, item.ordering_key))
+            assert line is not None, f"{item} does not hold its key"
+            assert next(iter(line)) is item, f"{item} does not hold its key"
+            line[item] = False
+        return item
+
+    # --- Back ---
+
+    def release(self, item: T) -> None:
+        """Its handler has ended, or will not start: slot and type are free. It goes on holding its key."""
+        assert item in self._held, f"{item} holds no slot"
+        parts = self._held.pop(item)
+        named = item.kind
+        kind = 0 if named is ASYNC else 1 if named is THREAD else 2
+        self._used[kind] -= parts
+        if item.band:
+            self._used_shared[kind] -= parts
+        if item.task_type in self._limits:
+            self._types[item.task_type] -= 1
+            for lane in self._lanes_of_type.get(item.task_type, ()):
+                self._show_lane(lane)
+
+    def trial_over(self) -> None:
+        """The suspect on trial has ended, or survived it: the next one may start. No trial: nothing happens."""
+        if self._trial is not None:
+            self._trial = None
+            for lane in self._lanes.values():
+                self._show_lane(lane)
+
+    def remove(self, item: T) -> None:
+        """Out of the queue (cancelled, expired). It keeps its key until `finish`, so that the next one in line starts
+        after its end is told."""
+        key = self._keys.pop(item, None)
+        if key is None:
+            return
+        self._queued[item.band] -= 1
+        lane = self._lane_of.pop(item, None) if self._lane_of else None
+        if lane is not None and lane.shown == key:
+            lane.shown = 0
+            self._show_lane(lane)
+        if item.ordering_key is not None:
+            line = self._lines.get((item.shard, item.band, item.ordering_key))
+            if line is not None and item in line:
+                line[item] = False
+        self._garbage += 1
+        if self._garbage > len(self._keys) + _GARBAGE_MIN:
+            self._sweep()
+
+    def finish(self, item: T) -> None:
+        """Its end is settled: its key, its trial, its place in the queue are given up; the next in line may run."""
+        if item in self._keys:
+            self.remove(item)
+        if self._trial is item:
+            self.trial_over()
+        if item.ordering_key is None:
+            return
+        name = (item.shard, item.band, item.ordering_key)
+        line = self._lines.get(name)
+        if line is None or item not in line:
+            return
+        first = next(iter(line)) is item
+        del line[item]
+        if not line:
+            del self._lines[name]
+        elif first:
+            following = next(iter(line))
+            if line[following]:
+                self._show(following, self._keys[following])
+
+    def forget_shard(self, shard: int) -> None:
+        """Drop what is queued or in line there. What holds a slot keeps it until `release`."""
+        for item in [item for item in self._keys if item.shard == shard]:
+            del self._keys[item]
+            self._queued[item.band] -= 1
+        for name in [name for name in self._lines if name[0] == shard]:
+            del self._lines[name]
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Rebuild the heaps without what is not queued any more."""
+        keys = self._keys
+        self._garbage = 0
+        self._lane_of = {item: lane for item, lane in self._lane_of.items() if item in keys}
+        for lane in self._lanes.values():
+            lane.heap[:] = [entry for entry in lane.heap if keys.get(entry[1]) == entry[0]]
+            heapq.heapify(lane.heap)
+            lane.shown = 0
+        lanes = self._lane_of
+        for heaps in self._heaps:
+            for home in heaps:
+                home[:] = [(key, item) for key, item in home if keys.get(item) == key and item not in lanes]
+                heapq.heapify(home)
+        for band, since in enumerate(self._since):
+            self._since[band] = deque(entry for entry in since if keys.get(entry[1]) == entry[0])
+        for lane in self._lanes.values():
+            self._show_lane(lane)
+
+
+def _index(kind: HandlerKind) -> int:
+    # Not a dict: the hash of an enum member is a Python call, and this runs several times a task.
+    return 0 if kind is ASYNC else 1 if kind is THREAD else 2
+
+
+def _kept(total: int) -> int:
+    return max(1, total // KEPT_SHARE) if total >= 2 else 0

@@ -1,0 +1,264 @@
+"""One shard: partition N of every band and of tasks.status, owned by one worker.
+
+Owns the ledgers (one per band), the head (owner id, sequence, clock floor), the open claims by task_id, the records held
+beyond the ledgers' caps, and the shard's phase. Invariants: a claim is in `claims` exactly while its offset is open in its
+ledger and known by its record; nothing of a shard is committed unless it is OPEN or closing; `sequence` is the one that the
+broker holds.
+
+Where it goes on after a claim («Positions») is decided here: from our own ledger text, from the log's bounds, or from
+tasks.status when the committed metadata is missing or not ours.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+
+from streamtask.core.claim import Claim
+from streamtask.core.ledger import Ledger, charge, unmark
+from streamtask.core.offsetmap import (
+    LEAD_TEXT_MAX,
+    TEXT_MAX,
+    Head,
+    LedgerUnreadable,
+    UnknownVersion,
+    decode,
+    head_of,
+    tag_version,
+)
+from streamtask.identity import Origin
+from streamtask.model import RequestRecord
+from streamtask.ports import Cell, Committed, Note, OffsetCommit, Recalled, Settled
+
+NOBODY = "-"  # owner of a shard that was handed over while it recovered
+
+
+class Standing(IntEnum):
+    """How far a shard's claim is."""
+
+    UNCLAIMED = 0  #: assigned, nothing read yet (or a claim that has to begin again)
+    CLAIMED = 1  #: recorded as ours; tasks.control or tasks.status still to be read
+    OPEN = 2  #: works
+    CLOSING = 3  #: being revoked: nothing starts
+    GONE = 4  #: forgotten: whatever still refers to it is late
+
+
+class Backlog:
+    """Records of one cell beyond its ledger's cap: bounded by pausing the cell."""
+
+    __slots__ = ("bytes", "paused", "records")
+
+    def __init__(self) -> None:
+        self.records: deque[RequestRecord] = deque()
+        self.bytes = 0
+        self.paused = False
+
+
+class Shard:
+    """State of one owned shard. `epoch` tells this ownership from an earlier or later one of the same number."""
+
+    __slots__ = (
+        "awaits_control",
+        "awaits_recall",
+        "backlogs",
+        "charged",
+        "claims",
+        "clock_ms",
+        "deferred",
+        "distrusted",
+        "epoch",
+        "head_recovering",
+        "known_to",
+        "ledgers",
+        "log_ends",
+        "number",
+        "owes_cells",
+        "owes_head",
+        "refused",
+        "sequence",
+        "standing",
+        "torn",
+        "unsettled_cells",
+        "waiting",
+    )
+
+    def __init__(self, number: int, epoch: int, bands: int) -> None:
+        self.number = number
+        self.epoch = epoch
+        self.standing = Standing.UNCLAIMED
+        self.ledgers: list[Ledger] = []  # empty until the first claim
+        self.backlogs = [Backlog() for _ in range(bands)]
+        self.claims: dict[str, Claim] = {}
+        self.charged = 0  # deaths that the claim under way charges
+        self.log_ends = [0] * bands  # as seen by the claim
+        self.waiting = [0] * bands  # claims of a cell that wait without a slot (retries not counted)
+        self.sequence = 0
+        self.clock_ms = 0
+        self.awaits_control = False
+        self.awaits_recall = False
+        self.owes_head = False  # the head is to be written though nothing happens
+        self.head_recovering = False  # what the last committed head says
+        self.owes_cells = False  # so are all of its cells
+        self.refused: str | None = None  # why it cannot be claimed at all
+        # Open requests that the ledgers know but whose records have not come back yet, per cell: until all have, nothing
+        # new is admitted, else a second record of a task_id could overtake the first one in another band.
+        self.known_to = [0] * bands
+        self.unsettled_cells = 0
+        # Records that came back before all had, and of which nothing is published: the first record of their task_id may
+        # be still to come from another cell. (A second one is open in the ledger while its dead letter is owed.)
+        self.deferred: list[RequestRecord] = []
+        self.torn: set[int] = set()  # bands whose log was cut since the claim: claim again, and
+        self.distrusted: set[int] = set()  # do not believe what is committed of these
+
+    @property
+    def recovering(self) -> bool:
+        """True while what tasks.status told does not yet stand in the ledgers."""
+        return self.awaits_recall or any(ledger.recalling for ledger in self.ledgers)
+
+    def stamp(self, wall_ms: int, created_ms: int) -> int:
+        """updated_at of the next event: never falls within the shard, not before the task's created_at.
+
+        The floor of created_at (up to 24 h ahead, by a producer's wrong clock) stays with its own task: it must not
+        drag the clock of the whole shard along.
+        """
+        if wall_ms > self.clock_ms:
+            self.clock_ms = wall_ms
+        return self.clock_ms if self.clock_ms >= created_ms else created_ms
+
+    def head(self, owner: str, *, closing: bool = False) -> Head:
+        """The head of the next commit (the sequence counts up by one)."""
+        if self.recovering:
+            # A clean hand-over of a recovering shard names nobody: there is nothing to fence, but status is to be read.
+            return Head(NOBODY if closing else owner, self.sequence + 1, self.clock_ms, "recovering")
+        return Head(owner, self.sequence + 1, self.clock_ms, "clean" if closing else "open")
+
+    # -- claim ---------------------------------------------------------------------------------------------------------
+
+    def adopt(self, settled: Mapping[Cell, Settled]) -> list[Note]:
+        """Take the shard over from what is committed: ledgers, head, positions; deaths are charged.
+
+        settled  one Settled per cell of this shard
+        Returns what the operator should know. Raises UnknownVersion when another release wrote the text.
+        """
+        notes: list[Note] = []
+        self.ledgers = []
+        self.awaits_recall = False
+        for band in range(len(self.backlogs)):
+            cell = settled[band, self.number]
+            self.log_ends[band] = cell.log_end
+            self.ledgers.append(self._restore(band, cell, notes))
+        if self.distrusted:
+            unmark(self.ledgers)  # what ran was ended, here, before
+        self.charged = len(charge(self.ledgers))
+        return notes
+
+    def _restore(self, band: int, cell: Settled, notes: list[Note]) -> Ledger:
+        where = {"band": band, "shard": self.number}
+        text_max = LEAD_TEXT_MAX if band == 0 else TEXT_MAX
+        why = "nothing committed"
+        if cell.offset is not None:
+            why = "metadata is not ours"
+            try:
+                if band in self.distrusted:
+                    raise LedgerUnreadable("the log was cut under its owner")
+                if cell.offset > cell.log_end and tag_version(cell.text) is not None:
+                    if (head := head_of(cell.text)) is not None:
+                        self._take_head(head)
+                    notes.append(_lost(where, cell.log_end, cell.offset, 0, "the log ends below the committed offset"))
+                    return Ledger(cell.log_end, text_max=text_max)
+                found = decode(cell.text, cell.offset, log_start=cell.log_start, log_end=cell.log_end)
+            except LedgerUnreadable as error:
+                found, why = None, str(error)
+                self._take_clock(cell.text)
+            if found is not None:
+                state, ours = found
+                if ours is not None:
+                    self._take_head(ours)
+                ledger = Ledger.restored(state, text_max=text_max)
+                if cell.offset < cell.log_start:
+                    dropped = ledger.skip_to(cell.log_start)
+                    text = "the log starts above the committed offset"
+                    notes.append(_lost(where, cell.offset, cell.log_start, len(dropped), text))
+                return ledger
+        if cell.log_end > cell.log_start:
+            # Everything that the log still holds, less what tasks.status knows to be finished.
+            self.awaits_recall = True
+            name = "position_unknown" if cell.offset is None else "position_recovered"
+            notes.append(Note(name, {**where, "why": why, "from": cell.log_start}))
+        return Ledger(cell.log_start, text_max=text_max)
+
+    def _take_head(self, head: Head) -> None:
+        self.sequence = head.sequence
+        self.clock_ms = max(self.clock_ms, head.clock_ms)
+        self.awaits_recall = self.awaits_recall or head.state == "recovering"
+
+    def _take_clock(self, text: str | None) -> None:
+        """The map cannot be believed (the log is shorter than it says); the head may still be read: time never falls."""
+        try:
+            head = head_of(text)
+        except LedgerUnreadable:
+            return
+        if head is not None:
+            self._take_head(head)
+
+    def claim_commit(self, owner: str) -> list[OffsetCommit]:
+        """Claim step 4: every cell with its ledger, the lead cell with my id and `open` (or `recovering`)."""
+        head = self.head(owner)
+        return [
+            OffsetCommit(band, self.number, ledger.position, ledger.text(head if band == 0 else None))
+            for band, ledger in enumerate(self.ledgers)
+        ]
+
+    def expect_known(self) -> None:
+        """After a claim: note how far each cell must come back before anything new is admitted."""
+        self.known_to = [ledger.known_end for ledger in self.ledgers]
+        for band, ledger in enumerate(self.ledgers):
+            if ledger.received >= self.known_to[band]:
+                self.known_to[band] = 0
+        self.unsettled_cells = sum(1 for known in self.known_to if known)
+
+    def cell_is_back(self, band: int) -> None:
+        """All that was known of this cell has been read again (or is gone from the log)."""
+        self.known_to[band] = 0
+        self.unsettled_cells = sum(1 for known in self.known_to if known)
+
+    def recovered_since_head(self) -> bool:
+        """True when the broker still holds `recovering` although all of it stands in the ledgers now."""
+        return self.head_recovering and not self.recovering
+
+    def recall_done(self) -> None:
+        """tasks.status was read to its end."""
+        for ledger, log_end in zip(self.ledgers, self.log_ends, strict=True):
+            ledger.truncate(log_end)
+        self.awaits_recall = False
+
+    def recall(self, facts: Iterable[Recalled], bands: Mapping[str, int]) -> None:
+        """What tasks.status tells about requests of this shard while it recovers, in its order."""
+        for fact in facts:
+            origin = Origin.parse(fact.origin)
+            if origin is None or origin.partition != self.number or origin.band not in bands:
+                continue
+            self.ledgers[bands[origin.band]].recall(origin.offset, fact.task_id, fact.ended, fact.attempt)
+            if fact.updated_ms > self.clock_ms:
+                self.clock_ms = fact.updated_ms
+
+
+def heads(listed: Mapping[Cell, Committed]) -> dict[int, Head | str | None]:
+    """Per shard of a listing: the head on its lead cell, None when there is none of ours, or why it cannot be claimed."""
+    out: dict[int, Head | str | None] = {}
+    for (band, number), found in listed.items():
+        try:
+            head = head_of(found.text) if found.offset is not None else None
+        except UnknownVersion as why:
+            out[number] = str(why)
+        except LedgerUnreadable:
+            out.setdefault(number, None)
+        else:
+            if band == 0:
+                out.setdefault(number, head)
+    return out
+
+
+def _lost(where: Mapping[str, int], start: int, end: int, opened: int, why: str) -> Note:
+    return Note("records_lost", {**where, "from": start, "to": end, "open": opened, "why": why})
