@@ -1,0 +1,490 @@
+"""App and its tasks: joins handlers (what runs) and the client (how it is asked for), nothing else.
+
+    app = App("census")
+
+    @app.task("file_census", timeout=30, retry=Retry(attempts=3))
+    def file_census(ctx: Context, params: CensusParams) -> FileCensus: ...
+
+    task = await file_census.options(priority=8).submit(CensusParams(path))
+    census: FileCensus = await task.result(timeout=60)
+
+Always true: `submit` takes exactly the handler's own arguments, without the context (a type checker sees it);
+everything else goes through `options`; parameters that the handler would refuse are refused before anything is sent;
+importing this module brings no Kafka library in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from streamtask.config import Settings, load_settings
+from streamtask.errors import ConfigError
+from streamtask.handlers import Context, Handler, Lifespan, Registry, Retry, make_handler
+from streamtask.model import TaskRequest, TaskResponse
+
+if TYPE_CHECKING:
+    from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Q = TypeVar("Q")
+
+
+class App:
+    """The task types of one service, and the settings they are asked for and run with.
+
+    name      a label for client.id and logs; it decides nothing (the prefix does)
+    prefix    of the topics; who works another prefix does not see these tasks
+    lifespan  an async context manager function; entered once per worker before the first task, left after the last;
+              what it yields is ctx.state
+    settings  any field of config.Settings; arguments > STREAMTASK_* environment > streamtask.toml
+
+    `async with app:` (or close()) closes the clients that its tasks opened for submitting.
+    """
+
+    def __init__(
+        self, name: str, *, prefix: str | None = None, lifespan: Lifespan | None = None, **settings: Any
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"App({name!r}): a name, e.g. App('census').")
+        self.name = name
+        self.registry = Registry()
+        self._lifespan = lifespan
+        self._given: dict[str, Any] = {"prefix": prefix, **settings}
+        self.settings = self._load()
+        self._lock = threading.Lock()
+        self._configured = False
+        self._client: Client | None = None
+        self._async_clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r}, prefix={self.settings.prefix!r}, tasks={sorted(self.registry)})"
+
+    def configure(self, **settings: Any) -> Settings:
+        """Settings from outside (a command line) that win over those of the constructor; None counts as not given.
+
+        Raises ConfigError, also when a client is already open.
+        """
+        self._forget_ended_loops()
+        if self._client is not None or self._async_clients:
+            raise ConfigError(f"App {self.name!r}: settings cannot change while a client is open. Close it first.")
+        self._given.update({name: value for name, value in settings.items() if value is not None})
+        self.settings = self._load()
+        return self.settings
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that the constructor and configure() were given; what is missing comes from elsewhere."""
+        return {name: value for name, value in self._given.items() if value is not None}
+
+    @contextmanager
+    def configured(self, **settings: Any) -> Iterator[Settings]:
+        """`configure` while the block runs, for tests; the clients that its tasks opened meanwhile are closed at the end.
+
+        Raises ConfigError.
+        """
+        if self._configured:
+            raise ConfigError(f"App {self.name!r} runs already, with settings of its own: end that first.")
+        before, self._given, self._configured = self._given, dict(self._given), True
+        try:
+            yield self.configure(**settings)
+        finally:
+            self._configured = False
+            self.close()
+            self._close_loops()
+            self._given = before
+            self.settings = self._load()
+
+    def _close_loops(self) -> None:
+        """aclose() for every loop, from outside of them. A loop that runs right here cannot be waited for: the client
+        is dropped."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        for loop, client in list(self._async_clients.items()):
+            del self._async_clients[loop]
+            if loop.is_closed() or loop is here:
+                continue
+            if loop.is_running():
+                asyncio.run_coroutine_threadsafe(client.close(), loop).result(10)
+            else:
+                loop.run_until_complete(client.close())
+
+    def _load(self) -> Settings:
+        settings = load_settings(**self._given)
+        assert settings.topics.prefix == settings.prefix  # made here, so that a wrong prefix is refused at once
+        return settings
+
+    # Overloads are tried in order, so that R is what a coroutine yields and P lacks the context: hence the overlaps.
+    @overload
+    def task(  # type: ignore[overload-overlap]
+        self, name: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def task(  # type: ignore[overload-overlap]
+        self, name: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, name: Callable[Concatenate[Context, P], R], /) -> PlainTask[P, R]: ...
+    @overload
+    def task(self, name: Callable[P, R], /) -> PlainTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        name: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        timeout_max: float | None = None,
+        retry: Retry | None = None,
+        concurrency: int | None = None,
+        priority: int | None = None,
+        lost_max: int = 3,
+        executor: str | None = None,
+        memory_mb: int | None = None,
+        max_tasks: int | None = None,
+    ) -> TaskDecorator: ...
+
+    def task(
+        self,
+        name: Any = None,
+        /,
+        *,
+        timeout: float | None = None,
+        timeout_max: float | None = None,
+        retry: Retry | None = None,
+        concurrency: int | None = None,
+        priority: int | None = None,
+        lost_max: int = 3,
+        executor: str | None = None,
+        memory_mb: int | None = None,
+        max_tasks: int | None = None,
+    ) -> Any:
+        """Register a handler; bare (`@app.task`: the function's name) or with arguments.
+
+        timeout, timeout_max  seconds per attempt: when the request names none, and the most it may ask for
+        retry                 default: one attempt
+        concurrency           executions of this type at once on one worker
+        priority              of what is submitted through this task, 1..10; default 5
+        lost_max              deaths of its own after which the task is FAILED `worker_lost`; 0 = never
+        executor              "process": in a child process, which a timeout or a cancel really ends
+        memory_mb, max_tasks  of a child: what an execution may take; how many of this type before it is replaced
+
+        Raises ConfigError.
+        """
+        function = name if callable(name) else None
+        # Annotations are texts under `from __future__ import annotations`; those of a handler defined inside a
+        # function may name that function's locals.
+        frame = sys._getframe(1)
+        names = dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            handler = make_handler(
+                function,
+                name=None if callable(name) else name,
+                retry=retry,
+                timeout=timeout,
+                timeout_max=timeout_max,
+                concurrency=concurrency,
+                lost_max=lost_max,
+                executor=executor,
+                memory_mb=memory_mb,
+                max_tasks=max_tasks,
+                names=names,
+            )
+            options = {} if priority is None else {"priority": priority}
+            kind: type[Task[..., Any]] = AsyncTask if handler.is_async else PlainTask
+            task = kind(self, handler, options)
+            self.registry.add(handler)
+            return task
+
+        return register if function is None else register(function)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[Any]:
+        """The app's lifespan, and the end of the client with which its handlers submitted (for the executor)."""
+        try:
+            if self._lifespan is None:
+                yield None
+            else:
+                async with self._lifespan() as state:
+                    yield state
+        finally:
+            await self.aclose()
+
+    def client(self) -> Client:
+        """The client for plain code; opened at its first use, closed by close()."""
+        from streamtask.client import Client
+
+        with self._lock:
+            if self._client is None:
+                self._client = Client(settings=self.settings)
+            return self._client
+
+    def async_client(self) -> AsyncClient:
+        """The client of the running event loop; opened at its first use, closed by aclose()."""
+        from streamtask.client import AsyncClient
+
+        loop = asyncio.get_running_loop()
+        client = self._async_clients.get(loop)
+        if client is None:
+            self._forget_ended_loops()
+            client = self._async_clients[loop] = AsyncClient(settings=self.settings)
+        return client
+
+    def close(self) -> None:
+        """Close the client for plain code; what was submitted is sent first."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    async def aclose(self) -> None:
+        """Close the client of the running event loop; what was submitted is sent first."""
+        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+    def _forget_ended_loops(self) -> None:
+        # A client cannot be closed once its loop is; dropping it ends its connections. Else every asyncio.run that
+        # forgot `async with app:` would leave one behind.
+        for loop in [loop for loop in list(self._async_clients) if loop.is_closed()]:
+            self._async_clients.pop(loop, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+        # It may have been opened by a thread; closing it blocks, so not on the loop.
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Task(Generic[P, R]):
+    """One task type as its callers see it. Called, it just runs here and now (a missing context is faked)."""
+
+    def __init__(self, app: App, handler: Handler, options: Mapping[str, Any]) -> None:
+        self.app = app
+        self.handler = handler
+        self._options = dict(options)
+        functools.update_wrapper(cast("Callable[..., Any]", self), handler.function, updated=())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.handler.name!r} of {self.app.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """The task type."""
+        return self.handler.name
+
+    def options(
+        self,
+        *,
+        priority: int | None = None,
+        timeout: float | None = None,
+        ordering_key: str | None = None,
+        labels: dict[str, str] | None = None,
+        task_id: str | None = None,
+        not_before: datetime | None = None,
+        expires_at: datetime | None = None,
+        tenant: str | None = None,
+        idempotency_key: str | None = None,
+        description: str | None = None,
+    ) -> Self:
+        """A copy of this task that submits with these; what is None stays as it was.
+
+        idempotency_key is only handed to the handler: nothing is deduplicated by it yet.
+        """
+        given = {
+            "priority": priority,
+            "timeout_seconds": timeout,
+            "ordering_key": ordering_key,
+            "labels": labels,
+            "task_id": task_id,
+            "not_before": not_before,
+            "expires_at": expires_at,
+            "tenant": tenant,
+            "idempotency_key": idempotency_key,
+            "description": description,
+        }
+        options = self._options | {name: value for name, value in given.items() if value is not None}
+        return type(self)(self.app, self.handler, options)
+
+    def request(self, *args: P.args, **kwargs: P.kwargs) -> TaskRequest:
+        """The request that submit would send, for `client.submit_many`. Raises RequestRefused."""
+        from streamtask.client.build import from_arguments
+
+        parameters = self.handler.binding.pack(args, kwargs)
+        return from_arguments(parameters, task_type=self.handler.name, **self._options)
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Ask for it; returns when the broker has the request. Raises RequestRefused, SubmitError."""
+        request = self.request(*args, **kwargs)
+        return TaskHandle(await self.app.async_client().submit_request(request), self.handler)
+
+    def submit_sync(self, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]:
+        """`submit` for plain code."""
+        return SyncTaskHandle(self.app.client().submit_request(self.request(*args, **kwargs)), self.handler)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = (*args[:1], *kwargs.values())
+        if self.handler.takes_context and not any(isinstance(one, Context) for one in given):
+            args = (Context.fake(task_type=self.name), *args)
+        return self.handler.function(*args, **kwargs)
+
+
+class PlainTask(Task[P, R]):
+    """The task of a plain function."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, ctx: Context, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]  # it takes both
+        return self._call(args, kwargs)
+
+
+class AsyncTask(Task[P, R]):
+    """The task of an `async def`."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def __call__(self, ctx: Context, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]  # it takes both
+        return self._call(args, kwargs)
+
+
+class TaskDecorator(Protocol):
+    """What `app.task(...)` returns."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], R], /) -> PlainTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
+
+
+class TaskHandle(Generic[Q]):
+    """A submitted task. `receipt` says where its request lies."""
+
+    def __init__(self, receipt: Receipt, handler: Handler) -> None:
+        self.receipt = receipt
+        self._handler = handler
+
+    def __repr__(self) -> str:
+        return f"TaskHandle({self._handler.name!r}, task_id={self.task_id!r})"
+
+    @property
+    def task_id(self) -> str:
+        return self.receipt.task_id
+
+    async def result(self, timeout: float | None = None) -> Q:
+        """What the handler returned, as its return type. Raises TaskFailed, TaskCancelled, WaitTimeout."""
+        return cast("Q", self._handler.binding.read_result(await self.receipt.result(timeout)))
+
+    async def wait(self, timeout: float | None = None) -> TaskResponse:
+        """The terminal status event, whatever it says. Raises WaitTimeout."""
+        return await self.receipt.wait(timeout)
+
+    async def status(self) -> TaskResponse:
+        """The latest status."""
+        return await self.receipt.status()
+
+    def events(self) -> AsyncIterator[TaskResponse]:
+        """Status events until the terminal one."""
+        return self.receipt.events()
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        await self.receipt.cancel(reason)
+
+
+class SyncTaskHandle(Generic[Q]):
+    """A submitted task, for plain code."""
+
+    def __init__(self, receipt: SyncReceipt, handler: Handler) -> None:
+        self.receipt = receipt
+        self._handler = handler
+
+    def __repr__(self) -> str:
+        return f"SyncTaskHandle({self._handler.name!r}, task_id={self.task_id!r})"
+
+    @property
+    def task_id(self) -> str:
+        return self.receipt.task_id
+
+    def result(self, timeout: float | None = None) -> Q:
+        """What the handler returned, as its return type. Raises TaskFailed, TaskCancelled, WaitTimeout."""
+        return cast("Q", self._handler.binding.read_result(self.receipt.result(timeout)))
+
+    def wait(self, timeout: float | None = None) -> TaskResponse:
+        """The terminal status event, whatever it says. Raises WaitTimeout."""
+        return self.receipt.wait(timeout)
+
+    def status(self) -> TaskResponse:
+        """The latest status."""
+        return self.receipt.status()
+
+    def cancel(self, reason: str | None = None) -> None:
+        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        self.receipt.cancel(reason)
+
+
+def load_app(path: str) -> App:
+    """The App that `module:attribute` names, the working directory included. Raises ConfigError."""
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f"{path!r} names no app: write module:attribute, e.g. {(module_name or 'app')}:app.")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script has its own directory there instead
+    try:
+        module = importlib.import_module(module_name)
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"{path}: there is no module {error.name!r} in {os.getcwd()} or installed.") from error
+        raise ConfigError(f"{path}: {module_name} imports {error.name!r}, which is not installed.") from error
+    except Exception as error:  # importing runs the user's code: whatever it raises, the app cannot be had
+        raise ConfigError(f"{path}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    found: Any = module
+    for name in attribute.split("."):
+        found = getattr(found, name, None)
+    if isinstance(found, App):
+        return found
+    apps = [name for name, value in vars(module).items() if isinstance(value, App)]
+    hint = f" It has: {', '.join(f'{module_name}:{name}' for name in apps)}." if apps else " It has no App."
+    if found is None:
+        raise ConfigError(f"{path}: module {module_name} has no {attribute!r}.{hint}")
+    raise ConfigError(f"{path} is a {type(found).__name__}, not an App.{hint}")

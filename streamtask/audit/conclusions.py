@@ -1,0 +1,178 @@
+"""What only the whole shows: losses, letters that are missing, events of requests that are not there, what is pending.
+
+Called at the end of a round, when everything up to one moment was fed; what was told once is not told again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from streamtask.audit.places import (
+    BLOCK,
+    ENDED,
+    INVALID,
+    NAMES,
+    OLD,
+    REQUEST,
+    STATUS,
+    TOLD,
+    UNAVAILABLE,
+    ZONE,
+    Block,
+    Cell,
+    judged,
+    text_of,
+)
+from streamtask.audit.report import Gap, Pending, Report
+from streamtask.config import TopicNames
+
+LOOKED_UP_MAX = 100_000  # task_ids looked for at once: bounds their set
+
+Told = Callable[[str, str, str, "str | None", dict[str, Any]], None]  # kind, text, task_id, origin, evidence
+Lost = tuple[Block, int, int]  # block, slot, offset
+
+
+class Conclusions:
+    """Judges the places of a cell; `tell` takes the breaches."""
+
+    def __init__(self, names: TopicNames, report: Report, tell: Told) -> None:
+        self._names = names
+        self._report = report
+        self._tell = tell
+
+    def judge(self, cell: Cell, neighbours: list[Cell], floor_ms: int | None, *, dead_cut: bool, last: bool) -> None:
+        """One cell.
+
+        neighbours  the cells of its partition number, itself among them: their histories share a status partition
+        floor_ms    where retention has left the status events begin; None: it has removed none
+        dead_cut    retention has removed dead letters
+        last        nothing more will be fed
+        """
+        self._strangers(cell, last=last)
+        self._failed(cell)
+        lost: list[Lost] = []
+        for block, slot, offset in cell.unjudged(urgent=True):
+            state = block.states[slot]
+            if not state & REQUEST and not self._explained(cell, block, slot, offset):
+                continue
+            state = block.states[slot]
+            if judged(state) or not cell.passed(offset):
+                continue
+            if state & INVALID and (dead_cut or state & OLD):
+                self._forgotten(block, slot)
+            elif state & STATUS or state & INVALID:
+                self._lost(cell, block, slot, offset)
+            elif state & OLD or (floor_ms is not None and (block.oldest_ms or 0) < floor_ms):
+                self._forgotten(block, slot)  # retention, or `since`
+            else:
+                lost.append((block, slot, offset))
+            if len(lost) >= LOOKED_UP_MAX:
+                self._judge_lost(cell, neighbours, lost)
+        self._judge_lost(cell, neighbours, lost)
+
+    def _strangers(self, cell: Cell, *, last: bool) -> None:
+        """Events with another task_id than their request's. One whose schema was not to be had is told by its dead
+        letter, at the end of its history: its worker knew only the id in header or key."""
+        for offset, (task_id, text, at) in list(cell.strangers.items()):
+            state = cell.block(offset).states[offset % BLOCK]
+            if state & STATUS < ENDED and not last:
+                continue
+            if not state & UNAVAILABLE:
+                self._tell("wrong_task_id", text, task_id, cell.origin(offset), at)
+            del cell.strangers[offset]
+
+    def _failed(self, cell: Cell) -> None:
+        for offset, (task_id, at) in cell.failed.items():
+            text = f"{cell.origin(offset)} is FAILED and not in {self._names.dead}"
+            self._tell("failed_not_dead", text, task_id, cell.origin(offset), at)
+        cell.failed.clear()
+
+    def _explained(self, cell: Cell, block: Block, slot: int, offset: int) -> bool:
+        """A place with events or letters and without a request: True when its log no longer held it."""
+        state = block.states[slot]
+        if offset < cell.begin:
+            block.mark(slot, REQUEST | OLD if state & STATUS else REQUEST | OLD | TOLD)
+            return True
+        history = cell.open.get(offset)
+        at: dict[str, Any] = {"topic": self._names.status, "partition": cell.partition}
+        if history is not None:
+            at |= {"partition": history.partition, "offset": history.first, "status": history.status}
+        elif not state & STATUS:
+            at = {"topic": self._names.dead}
+        what = "events of" if state & STATUS else "a dead letter of"
+        text = f"{what} {cell.origin(offset)}, and no such record is there"
+        self._tell("unknown_origin", text, text_of(block.id_of(slot)), cell.origin(offset), at)
+        block.mark(slot, REQUEST | TOLD)
+        return False
+
+    def _forgotten(self, block: Block, slot: int) -> None:
+        self._report.truncated += 1
+        block.mark(slot, TOLD)
+
+    def _judge_lost(self, cell: Cell, neighbours: list[Cell], lost: list[Lost]) -> None:
+        """Passed by the committed offset, and no event: lost, unless compaction has removed its events, which keeps
+        the last record of a task_id that was used again."""
+        again: set[bytes] = set()
+        if any(block.pinned for one in neighbours for block in one.blocks.values()):
+            wanted = {block.id_of(slot) for block, slot, _ in lost}
+            for block in (block for one in neighbours for block in one.blocks.values() if block.pinned):
+                for slot, state in enumerate(block.states):
+                    if state & ZONE and (held := block.id_of(slot)) in wanted:
+                        again.add(held)
+        for block, slot, offset in lost:
+            if block.id_of(slot) in again:
+                self._forgotten(block, slot)
+            else:
+                self._lost(cell, block, slot, offset)
+        lost.clear()
+
+    def _lost(self, cell: Cell, block: Block, slot: int, offset: int) -> None:
+        """A request that has not ended, and that a committed offset has passed."""
+        state = block.states[slot]
+        task_id, origin = text_of(block.id_of(slot)), cell.origin(offset)
+        at: dict[str, Any] = {
+            "topic": self._names.requests[cell.band],
+            "partition": cell.partition,
+            "offset": offset,
+            "committed": cell.committed,
+        }
+        block.mark(slot, TOLD)
+        if state & INVALID:
+            text = f"{origin} is no valid request, was passed, and is not in {self._names.dead}"
+            self._tell("invalid_not_dead", text, task_id, origin, at)
+            return
+        status, history = NAMES[state & STATUS], cell.open.get(offset)
+        at |= {"status": status, "attempt": history.attempt if history is not None else None}
+        if history is not None:
+            at["before"] = history.evidence(self._names.status)
+        text = f"{origin} is {status or 'without any event'}, and {cell.committed} is committed: no worker will run it again"
+        self._tell("committed_past_unfinished", text, task_id or (history.task_id if history else ""), origin, at)
+
+    # --- What is left -------------------------------------------------------------------------------------------------
+
+    def pending(self, cell: Cell) -> None:
+        """Requests that have not ended and that no committed offset has passed."""
+        for block, slot, offset in cell.unjudged(urgent=False):
+            state = block.states[slot]
+            if not state & REQUEST or cell.passed(offset) or offset < cell.start:
+                continue
+            where = "nothing is committed there"
+            if cell.committed is not None:
+                where = "at the committed offset" if offset == cell.committed else "above the committed offset"
+            history = cell.open.get(offset)
+            attempt = history.attempt if history is not None else None
+            task_id, topic = text_of(block.id_of(slot)), self._names.requests[cell.band]
+            self._report.wait(Pending(task_id, cell.origin(offset), topic, NAMES[state & STATUS], attempt, where))
+
+    def bounds(self, cell: Cell) -> None:
+        """Gaps, and a committed offset beyond the end of its log."""
+        topic = self._names.requests[cell.band]
+        if cell.committed is None:
+            return
+        if cell.committed < cell.start:
+            self._report.gaps.append(Gap(topic, cell.partition, cell.committed, cell.start))
+        if cell.committed > cell.end:
+            at = {"topic": topic, "partition": cell.partition, "committed": cell.committed, "log_end": cell.end}
+            text = f"{topic} [{cell.partition}]: {cell.committed} is committed, and the log ends at {cell.end}"
+            self._tell("committed_beyond_end", text, "", None, at)

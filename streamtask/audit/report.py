@@ -1,0 +1,211 @@
+"""What an audit found: violations with their evidence, what is still pending, what retention took.
+
+Clean means: no violation, and everything could be read. Pending work is no violation (`finished` asks for that too);
+duplicates and gaps are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+LISTED_MAX = 1_000  # violations and pending requests listed in full; all are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken promise.
+
+    kind      one of audit.judge.KINDS
+    text      one line for people
+    evidence  where to look: topic, partition, offset, and what stands there
+    """
+
+    kind: str
+    text: str
+    task_id: str
+    origin: str
+    evidence: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "task_id": self.task_id,
+            "origin": self.origin,
+            "evidence": self.evidence,
+        }
+
+    def to_evidence(self) -> dict[str, Any]:
+        """One line of `streamtask audit --evidence`: where to look. Its fields are format (docs/audit.md)."""
+        events = []
+        for one in (self.evidence.get("before"), {n: held for n, held in self.evidence.items() if n != "before"}):
+            if one:
+                events.append({name: held for name, held in one.items() if held is not None and held != ""})
+        place = (self.evidence.get("topic"), self.evidence.get("partition"))
+        here = [one["offset"] for one in events if "offset" in one and (one["topic"], one.get("partition")) == place]
+        return {
+            "rule": self.kind,
+            "text": self.text,
+            "task_id": self.task_id or None,
+            "origin": self.origin or None,
+            "topic": place[0],
+            "partition": place[1],
+            "offsets": here,
+            "events": events,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that has not ended and that no committed offset has passed: it is still to be run.
+
+    status   its last event: "created", "running", or "" when it has none yet
+    where    `at the committed offset`, `above it`, or `nothing is committed there`
+    """
+
+    task_id: str
+    origin: str
+    topic: str
+    status: str
+    attempt: int | None
+    where: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "task_id": self.task_id,
+            "origin": self.origin,
+            "topic": self.topic,
+            "status": self.status,
+            "attempt": self.attempt,
+            "where": self.where,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Request records start..end-1 that were not finished and that the topic no longer holds."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"topic": self.topic, "partition": self.partition, "start": self.start, "end": self.end}
+
+
+@dataclass(slots=True)
+class Report:
+    """The audit's answer.
+
+    counts      histories by their last status
+    requests    request records read; `invalid` of them no valid request, `duplicates` refused as duplicate
+    events      status events read; letters: dead letters read
+    refreshed   CREATED events published again for a task that waits for days
+    truncated   histories whose beginning compaction or retention has removed
+    unread      what could not be read to its end in time, in words; a report with such an entry is not clean
+    since       RFC 3339: only what came from then on was read; None: everything
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    invalid: int = 0
+    duplicates: int = 0
+    events: int = 0
+    letters: int = 0
+    refreshed: int = 0
+    truncated: int = 0
+    violations_total: int = 0
+    violations_by_kind: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    pending_total: int = 0
+    pending: list[Pending] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    since: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """No violation, and everything was read."""
+        return self.violations_total == 0 and not self.unread
+
+    @property
+    def finished(self) -> bool:
+        """Clean, and nothing is pending: every request ended."""
+        return self.clean and self.pending_total == 0
+
+    def add(self, violation: Violation) -> None:
+        self.violations_total += 1
+        self.violations_by_kind[violation.kind] += 1
+        if len(self.violations) < LISTED_MAX:
+            self.violations.append(violation)
+
+    def wait(self, pending: Pending) -> None:
+        self.pending_total += 1
+        if len(self.pending) < LISTED_MAX:
+            self.pending.append(pending)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping for `--json`; lists hold at most LISTED_MAX entries, the totals count all."""
+        return {
+            "clean": self.clean,
+            "finished": self.finished,
+            "counts": self.counts,
+            "requests": self.requests,
+            "invalid": self.invalid,
+            "duplicates": self.duplicates,
+            "events": self.events,
+            "letters": self.letters,
+            "refreshed": self.refreshed,
+            "truncated": self.truncated,
+            "violations": self.violations_total,
+            "violations_by_kind": dict(self.violations_by_kind),
+            "violation_list": [item.to_json() for item in self.violations],
+            "pending": self.pending_total,
+            "pending_list": [item.to_json() for item in self.pending],
+            "gaps": [item.to_json() for item in self.gaps],
+            "unread": self.unread,
+            "since": self.since,
+        }
+
+    def to_text(self, *, lines_max: int = 20) -> str:
+        """The report for a terminal: a verdict, the counts, then at most `lines_max` entries of each list."""
+        verdict = "clean" if self.clean else f"NOT CLEAN: {self.violations_total} violations"
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items()) or "no history"
+        lines = [
+            f"audit: {verdict}" + (f" (since {self.since})" if self.since else ""),
+            f"  {self.requests} requests, {self.events} status events, {self.letters} dead letters",
+            f"  histories: {counts}",
+            f"  pending {self.pending_total}, duplicates {self.duplicates}, invalid {self.invalid}, "
+            f"gaps {len(self.gaps)}, truncated {self.truncated}",
+        ]
+        lines += [f"  not read: {text}" for text in self.unread]
+        lines += _listed(
+            [f"  {item.kind}: {item.text}" for item in self.violations], self.violations_total, lines_max, "violations"
+        )
+        lines += _listed(
+            [
+                f"  pending: {item.origin} {item.task_id} {item.status or 'no event yet'} ({item.where})"
+                for item in self.pending
+            ],
+            self.pending_total,
+            lines_max,
+            "pending requests",
+        )
+        lines += _listed(
+            [
+                f"  gap: {item.topic} [{item.partition}] {item.start}..{item.end - 1} is no longer held"
+                for item in self.gaps
+            ],
+            len(self.gaps),
+            lines_max,
+            "gaps",
+        )
+        return "\n".join(lines)
+
+
+def _listed(lines: list[str], total: int, lines_max: int, what: str) -> list[str]:
+    shown = lines[:lines_max]
+    return shown if total <= len(shown) else [*shown, f"  … and {total - len(shown)} more {what}"]

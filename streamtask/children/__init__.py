@@ -1,0 +1,10 @@
+"""Handlers in processes of their own, which can be killed: the pool in the worker, the pipe, the child, the guard.
+
+    pool.py   in the worker: starts children, gives each one execution at a time, stops, kills and replaces them
+    pipe.py   what travels between the two, and how
+    child.py  `python -m streamtask.children.child`: loads the app once, then runs one execution after the other
+    guard.py  one tiny process a worker: ends what a worker that was killed leaves behind
+
+Always true: a child ends with its worker, however that dies, and so does all that the child had started; the death of a
+child is the death of one execution, never of the worker.
+"""

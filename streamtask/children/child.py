@@ -1,0 +1,366 @@
+"""The child: loads the app once, then runs one execution after the other, until its worker closes the pipe or kills it.
+
+    python -m streamtask.children.child MODULE:app FD ALIVE_FD
+
+Plain functions run in the main thread, `async def` on the loop of an executor of its own (which also holds the app's
+lifespan, opened when somebody asks for `ctx.state`). The pipe is a descriptor of its own: stdout and stderr are the
+handler's. SIGTERM means «stop» only while the worker's STOP lies in the pipe: a SIGTERM to all processes of a service is
+the worker's to act on. It raises CancelledError in the handler, so that its `finally` blocks run; then the child ends.
+Short executions come several at once. SIGURG asks for those back that are not begun: the first takes longer than expected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import faulthandler
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import MutableMapping
+from typing import Any, NoReturn
+
+import structlog
+
+from streamtask import outcomes, tracing
+from streamtask.app import App, load_app
+from streamtask.children import pipe
+from streamtask.children.place import RECALL
+from streamtask.errors import StreamtaskError
+from streamtask.executor import Executor
+from streamtask.handlers import Context
+from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome
+from streamtask.ports import Start, Stop, StopReason
+from streamtask.supervisor import die_with_parent
+
+EXIT_CONFIG = 2
+FLUSH_S = 0.5  # for spans, before an end in the middle: less than the shortest grace that is of use
+PEEK_BYTES = 4_096
+MB = 1024 * 1024
+PATIENCE_S = 86_400.0  # nothing is abandoned in here: the worker kills
+OOM_SCORE = "500"  # where memory runs out, the kernel takes a child rather than its worker
+
+
+class ChildContext(Context):
+    """What a handler sees of its execution in here."""
+
+    __slots__ = ("_child",)
+
+    def __init__(self, start: Start, child: Child) -> None:
+        self._child = child
+        super().__init__(start, started_s=time.monotonic(), reporter=child.report, bands=child.bands)
+
+    @property
+    def state(self) -> Any:
+        """What the app's lifespan yielded in this child: opened at its first use."""
+        return self._child.state()
+
+    @state.setter
+    def state(self, _none: Any) -> None:
+        pass
+
+
+class Child:
+    """One child at work. Everything belongs to the main thread but `report` and `send`."""
+
+    def __init__(self, app: App, channel: socket.socket) -> None:
+        self._app = app
+        self.bands = app.settings.topics.bands
+        self._channel = channel
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._sending = 0  # frames that the main thread is writing: a signal must not cut one in two
+        self._owed = False  # a stop that came meanwhile
+        self._queue: deque[tuple[int, bytes]] = deque()  # handed over and not begun
+        self._back_owed = False  # they are to be given back when the frame under way is written
+        self._context: Context | None = None  # of the execution under way, while it may be stopped
+        self._token = 0
+        self._told = False
+        self._executor: Executor | None = None
+        self._asleep: Executor | None = None  # the executor that the main thread waits on
+        self._data_bytes = _data_bytes()
+        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not speak for this child
+
+    def run(self) -> None:
+        """Until the worker closes the pipe, or has stopped an execution."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(RECALL, self._on_recall)
+        self.send(pipe.frame(pipe.HELLO))
+        while (frame := self._receive()) is not None:
+            kind, token, payload = frame
+            if kind == pipe.JOB:
+                self._queue.append((token, payload))
+            elif kind == pipe.JOBS:
+                self._queue.extend(pipe.jobs_in(payload))
+            while self._queue:  # else a STOP that came too late
+                try:
+                    job = self._queue.popleft()
+                except IndexError:  # a recall came between the two
+                    break
+                self._work(*job)
+        if self._executor is not None:
+            self._executor.close(1.0)
+
+    def _work(self, token: int, payload: bytes) -> None:
+        start, memory_mb, trace = pipe.read_job(payload)
+        traced = tracing.attach(trace) if trace else None
+        began_s = time.perf_counter()
+        outcome = self._run(token, start, memory_mb)
+        if os.getpid() != self._pid:
+            os._exit(0)  # the handler forked, and this copy has come back from it too
+        outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
+        if traced is not None:
+            tracing.detach(traced)
+        said = pipe.said(token, outcome)
+        if self._told:
+            self.send(pipe.frame(pipe.LEAVING) + said)
+            _leave()
+        if memory_mb is not None and _data_bytes() > self._data_bytes + memory_mb * MB:
+            said = pipe.frame(pipe.LEAVING) + said  # so much was left behind that it is better replaced
+        self.send(said)
+
+    # --- The pipe -----------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> pipe.Frame | None:
+        header = self._exactly(pipe.HEADER.size)
+        if header is None:
+            return None
+        length, kind, token = pipe.HEADER.unpack(header)
+        payload = self._exactly(length) if length else b""
+        return None if payload is None else (kind, token, payload)
+
+    def _exactly(self, count: int) -> bytes | None:
+        """None: the worker has closed the pipe."""
+        try:
+            data = self._channel.recv(count, socket.MSG_WAITALL)
+            while len(data) < count:
+                more = self._channel.recv(count - len(data))
+                if not more:
+                    return None
+                data += more
+        except OSError:
+            os._exit(pipe.EXIT_DEAF)  # a handler has closed what is not its own
+        return data
+
+    def send(self, frame: bytes) -> None:
+        """From any thread. Blocks while the worker is busy."""
+        main = threading.current_thread() is threading.main_thread()
+        self._sending += main
+        try:
+            with self._lock:
+                self._channel.sendall(frame)
+        except OSError:
+            if os.getpid() == self._pid:
+                os._exit(pipe.EXIT_DEAF)
+        finally:
+            self._sending -= main
+        if main and self._back_owed and not self._sending:
+            self._give_back()
+        if main and self._owed and not self._sending:
+            self._owed = False
+            raise asyncio.CancelledError("told to stop")
+
+    def report(self, _context: Context, fraction: float, message: str | None) -> None:
+        """ctx.progress of a plain function."""
+        self.send(pipe.progress(self._token, fraction, message))
+
+    def _on_recall(self, _number: int, _frame: Any) -> None:
+        if self._queue:
+            self._back_owed = True
+            if not self._sending:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        self._back_owed = False
+        back = b""
+        while (
+            self._queue
+        ):  # the last one first: each is put before what waits. One by one: another recall may come in here
+            try:
+                back += pipe.frame(pipe.BACK, self._queue.pop()[0])
+            except IndexError:
+                break
+        self.send(back)
+
+    # --- Stop ---------------------------------------------------------------------------------------------------------
+
+    def _stop_waits(self) -> bool:
+        """True when the worker's STOP for this execution lies in the pipe (or its end). One for an execution that ended
+        before may lie there, too; nothing else is sent to a child that works."""
+        try:
+            data = self._channel.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return os.getpid() == self._pid
+        return not data or self._token in pipe.stops_in(data)
+
+    def _on_term(self, _number: int, _frame: Any) -> None:
+        context = self._context
+        if context is None or self._told or not self._stop_waits():
+            return
+        self._told = True
+        context._stopped = StopReason.CANCEL
+        if self._asleep is not None:
+            self._asleep.wake()
+        elif self._sending:
+            self._owed = True
+        else:
+            raise asyncio.CancelledError("told to stop")
+
+    # --- One execution ------------------------------------------------------------------------------------------------
+
+    def _run(self, token: int, start: Start, memory_mb: int | None) -> Outcome:
+        request = start.record.request
+        handler = None if request is None else self._app.registry.get(request.task_type)
+        if handler is None or request is None:
+            return outcomes.refused(ErrorCode.UNKNOWN_TASK_TYPE, "this child's app has no handler for it")
+        context = ChildContext(start, self)
+        self._token, self._owed = token, False
+        try:
+            try:
+                self._context = context  # from here on a SIGTERM may raise
+                if self._stop_waits():  # it came before: the signal was not ours then
+                    self._told = True
+                    return outcomes.stopped(StopReason.CANCEL)
+                if memory_mb is not None:  # beyond what others have left here
+                    self._limit(_data_bytes() + memory_mb * MB)
+                outcome = self._await(start) if handler.is_async else outcomes.of_call(handler, context)
+            finally:
+                self._context = None
+                context._ended = True
+        except BaseException as error:  # noqa: BLE001 the stop itself, come between two lines
+            outcome = outcomes.raised(error, handler.retry)
+        if memory_mb is not None:
+            self._limit(resource.RLIM_INFINITY)
+        if self._told and outcome.ending is not Ending.RETURNED:
+            outcome.ending = Ending.STOPPED
+        if len(outcome.result or b"") > pipe.PAYLOAD_MAX:
+            text = f"the result has {len(outcome.result or b'')} bytes; a child can hand over {pipe.PAYLOAD_MAX}"
+            outcome = outcomes.refused(ErrorCode.RESULT_TOO_LARGE, text)
+            outcome.ending = Ending.RAISED
+        return outcome
+
+    def _await(self, start: Start) -> Outcome:
+        """An `async def`, on the executor's loop."""
+        executor = self._open_executor()
+        executor.submit([dataclasses.replace(start, kind=HandlerKind.ASYNC)])
+        self._asleep, stopped = executor, False
+        try:
+            while True:
+                done, progress = executor.drain()
+                for _token, fraction, message in progress:
+                    self.send(pipe.progress(self._token, fraction, message))
+                if done:
+                    return done[0][1]
+                if self._told and not stopped:
+                    stopped = True
+                    executor.stop([Stop(start.token, StopReason.CANCEL)])
+                executor.wait(3_600.0)
+        finally:
+            self._asleep = None
+
+    def state(self) -> Any:
+        """What the app's lifespan yielded."""
+        return self._open_executor().state
+
+    def _open_executor(self) -> Executor:
+        if self._executor is None:
+            handlers = {
+                name: dataclasses.replace(handler, kind=HandlerKind.ASYNC if handler.is_async else HandlerKind.THREAD)
+                for name, handler in self._app.registry.items()
+            }
+            executor = Executor(
+                handlers, threads=1, lifespan=self._app.lifespan, bands=self.bands, patience_s=PATIENCE_S
+            )
+            executor.start()
+            self._executor = executor
+        return self._executor
+
+    @staticmethod
+    def _limit(data_bytes: int) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if hard != resource.RLIM_INFINITY:
+            data_bytes = hard if data_bytes == resource.RLIM_INFINITY else min(data_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, hard))
+
+
+def _data_bytes() -> int:
+    """What this process holds in private writable memory now, as RLIMIT_DATA counts it: the app and its imports."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:  # no /proc: then about what an interpreter takes
+        return 64 * 1024 * 1024
+
+
+def _leave() -> NoReturn:
+    """An end in the middle: threads and children of the handler may still run, and nobody waits for them."""
+    tracing.flush(FLUSH_S)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(0)
+
+
+def _log_over_the_pipe(child: Child) -> None:
+    """ctx.log and structlog: the worker writes the line, as it writes its own."""
+
+    def send(_logger: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        level, text = str(event.pop("level", method)), str(event.pop("event", ""))
+        child.send(pipe.log(level, text, dict(event)))
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            send,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),  # the worker knows its level
+        cache_logger_on_first_use=False,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Never returns with an execution open."""
+    app_path, channel_fd, alive_fd = argv[0], int(argv[1]), int(argv[2])
+    die_with_parent(alive_fd)
+    channel = socket.socket(fileno=channel_fd)
+    os.set_inheritable(channel_fd, False)
+    faulthandler.enable()
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(OOM_SCORE)
+    except OSError:
+        pass  # no Linux
+    try:
+        app = load_app(app_path)
+        app.configure(**json.loads(os.environ.pop(pipe.OVERRIDES_VARIABLE, "{}")))
+    except StreamtaskError as error:  # it could be loaded by the worker: something has changed since
+        sys.stderr.write(f"streamtask child: {error}\n")
+        return EXIT_CONFIG
+    gc.collect()
+    gc.freeze()
+    child = Child(app, channel)
+    _log_over_the_pipe(child)
+    child.run()
+    return 0
+
+
+if __name__ == "__main__":
+    # The module under its own name, not this copy of it: its frames are left out of tracebacks by that name.
+    from streamtask.children import child
+
+    sys.exit(child.main(sys.argv[1:]))

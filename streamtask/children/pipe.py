@@ -1,0 +1,185 @@
+"""What travels between a worker and one of its children: frames over a socket pair of their own.
+
+A frame is a header (length of the payload, kind, token of the execution) and the payload. The worker believes nothing:
+a frame of an unknown kind, of another execution or too long is Garbage, and the child is killed. What the worker sends is
+pickled (the child trusts its worker), what comes back never is.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.ports import Start
+
+OVERRIDES_VARIABLE = "STREAMTASK_CHILD_OVERRIDES"  # to the child: settings from the worker's command line, JSON
+HEADER = struct.Struct("<IBQ")
+PAYLOAD_MAX = 64 * 1024 * 1024  # of a result; no event holds as much
+EXIT_DEAF = 113  # of a child that finds its pipe closed: nobody hears it any more
+LOG_MAX = 64 * 1024  # characters of one field of a log line
+
+JOB, STOP, JOBS = 1, 2, 3  # to the child. JOBS: several frames JOB as one payload
+HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING = 11, 12, 13, 14, 15, 16, 17  # from the child
+FROM_CHILD = frozenset((HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING))
+MS = struct.Struct("<f")  # before a result: how long its handler took
+
+Frame = tuple[int, int, bytes]  # kind, token, payload
+
+
+class Garbage(Exception):
+    """No frame: somebody else has written into the pipe, or the child is out of its mind."""
+
+
+def frame(kind: int, token: int = 0, payload: bytes = b"") -> bytes:
+    return HEADER.pack(len(payload), kind, token) + payload
+
+
+class Frames:
+    """Bytes in, frames of a child out."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are complete now. Raises Garbage."""
+        buffer = self._bytes
+        buffer += data
+        at, end = 0, len(buffer)
+        try:
+            while end - at >= HEADER.size:
+                length, kind, token = HEADER.unpack_from(buffer, at)
+                if kind not in FROM_CHILD or length > PAYLOAD_MAX:
+                    raise Garbage(f"it wrote no frame into its pipe: {bytes(buffer[at : at + 32])!r}")
+                stop = at + HEADER.size + length
+                if stop > end:
+                    break
+                payload = bytes(buffer[at + HEADER.size : stop])
+                at = stop
+                yield kind, token, payload
+        finally:
+            del buffer[:at]
+
+
+def jobs_in(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """(token, payload) of each JOB in a payload of JOBS."""
+    at = 0
+    while at < len(payload):
+        length, _kind, token = HEADER.unpack_from(payload, at)
+        at += HEADER.size
+        yield token, payload[at : at + length]
+        at += length
+
+
+def stops_in(data: bytes) -> set[int]:
+    """The tokens of the frames STOP that begin in these bytes; nothing else lies in the pipe of a child that works."""
+    return {HEADER.unpack_from(data, at)[2] for at in range(0, len(data) - HEADER.size + 1, HEADER.size)}
+
+
+def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes]] = ()) -> bytes:
+    """One execution for the child. The record's own bytes stay here: the request is decoded already. trace: the context
+    of its span, as headers.
+
+    Field by field: pickle takes 3 µs for a tuple of plain values and 60 for the objects, there and back.
+    """
+    record = start.record
+    request = record.request
+    assert request is not None, f"{record.offset} was not decoded"
+    ours = (start.token, start.attempt, start.timeout_ms, memory_mb, trace)
+    place = (record.band, record.partition, record.offset, record.timestamp_ms, record.task_id)
+    times = (record.priority, record.created_ms, record.expires_ms, record.not_before_ms, record.headers)
+    return pickle.dumps((*ours, place, times, request.__getstate__()), pickle.HIGHEST_PROTOCOL)
+
+
+def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, bytes]]]:
+    """(start, memory_mb, trace) of job_of."""
+    token, attempt, timeout_ms, memory_mb, trace, place, times, state = pickle.loads(payload)
+    request = TaskRequest.__new__(TaskRequest)
+    request.__setstate__(state)
+    priority, created_ms, expires_ms, not_before_ms, headers = times
+    band, partition, offset, timestamp_ms, task_id = place
+    record = RequestRecord(
+        band, partition, offset, timestamp_ms, task_id, request, priority, created_ms, b"", None, headers
+    )
+    record.expires_ms, record.not_before_ms = expires_ms, not_before_ms
+    return Start(token, record, attempt, HandlerKind.PROCESS, timeout_ms), memory_mb, trace
+
+
+def said(token: int, outcome: Outcome) -> bytes:
+    """The frame of an outcome."""
+    if outcome.ending is Ending.RETURNED:
+        return frame(RETURNED, token, MS.pack(outcome.ran_ms or 0.0) + (outcome.result or b""))
+    fields = {
+        "ending": outcome.ending.value,
+        "code": outcome.code,
+        "error": outcome.error,
+        "exception": outcome.exception,
+        "traceback": outcome.traceback,
+        "retryable": outcome.retryable,
+        "after_ms": outcome.after_ms,
+        "ran_ms": outcome.ran_ms,
+    }
+    return frame(ENDED, token, orjson.dumps(fields))
+
+
+def heard(kind: int, payload: bytes) -> Outcome:
+    """The outcome of a frame. Raises Garbage."""
+    try:
+        if kind == RETURNED:
+            outcome = Outcome(Ending.RETURNED, result=payload[MS.size :] or None, ran_ms=MS.unpack_from(payload)[0])
+        else:
+            fields = _json(payload, dict)
+            outcome = Outcome(Ending(fields.pop("ending")), **fields)
+        if outcome.ran_ms is not None and not 0 <= outcome.ran_ms < math.inf:
+            raise ValueError(f"it took {outcome.ran_ms} ms")
+    except (TypeError, ValueError, KeyError, struct.error) as error:
+        raise Garbage(f"it told no outcome: {error}") from None
+    return outcome
+
+
+def progress(token: int, fraction: float, message: str | None) -> bytes:
+    return frame(PROGRESS, token, orjson.dumps([fraction, message]))
+
+
+def read_progress(payload: bytes) -> tuple[float, str | None]:
+    """Raises Garbage."""
+    fields = _json(payload, list)
+    if len(fields) == 2 and isinstance(fields[0], float) and isinstance(fields[1], str | None):
+        return fields[0], fields[1]
+    raise Garbage(f"it told no progress: {fields!r:.100}")
+
+
+def log(level: str, event: str, fields: dict[str, Any]) -> bytes:
+    """A line of the handler's log. What JSON does not know is told by its repr."""
+    event = event[:LOG_MAX].encode("utf-8", "backslashreplace").decode()
+    short = {name: value[:LOG_MAX] if isinstance(value, str) else value for name, value in fields.items()}
+    try:
+        payload = orjson.dumps([level, event, short], default=repr, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:  # nested too deep, no UTF-8, a number beyond 64 bits
+        payload = orjson.dumps([level, event, {"fields": ascii(short)[:LOG_MAX], "problem": str(error)}])
+    return frame(LOG, 0, payload if len(payload) <= PAYLOAD_MAX else orjson.dumps([level, event, {}]))
+
+
+def read_log(payload: bytes) -> tuple[str, str, dict[str, Any]]:
+    """Raises Garbage."""
+    fields = _json(payload, list)
+    if len(fields) == 3 and isinstance(fields[0], str) and isinstance(fields[1], str) and isinstance(fields[2], dict):
+        return fields[0], fields[1], fields[2]
+    raise Garbage(f"it told no log line: {fields!r:.100}")
+
+
+def _json(payload: bytes, kind: type) -> Any:
+    try:
+        found = orjson.loads(payload)
+    except ValueError as error:
+        raise Garbage(f"it told no JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise Garbage(f"it told {type(found).__name__}, not {kind.__name__}")
+    return found

@@ -1,0 +1,156 @@
+"""One child as its pool sees it, what it is given to do, and how its end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from streamtask import outcomes
+from streamtask.children import guard, pipe
+from streamtask.model import Ending, Outcome
+from streamtask.ports import StopReason
+
+CLOSED = "it closed its pipe"
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "warn": 30, "error": 40, "exception": 40, "critical": 50}
+RECALL = signal.SIGURG  # ignored unless the child listens
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One execution on its way into a child.
+
+    payload    pipe.job_of(...)
+    max_tasks  a child that ran so many of this type is replaced
+    own        in a child that is started for it alone, beside the others
+    shares     it is short: a child may be handed several of these at once
+    """
+
+    token: int
+    task_type: str
+    payload: bytes
+    max_tasks: int | None = None
+    own: bool = False
+    shares: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One child as its pool sees it. Of the pool's thread, but `signal` and `reaped`.
+
+    It has been handed `jobs`, which it runs and answers in their order: only the first one may have begun.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    mark: str
+    own: bool = False  # for one execution alone
+    ready: bool = False
+    jobs: deque[Job] = field(default_factory=deque)
+    recall_at_s: float = 0.0  # when the others are asked back
+    reason: StopReason | None = None  # why the first was told to stop
+    stops: dict[int, StopReason] = field(default_factory=dict)  # what the others are to be told when they are the first
+    going: bool = False  # it has heard of the stop, and ends
+    told: Outcome | None = None  # what it said about the execution that was told to stop
+    doomed: bool = False  # it was killed
+    broken: str = ""  # why it was killed, if not for a stop
+    leaving: bool = False  # it gets no further job
+    worn: bool = False  # nor after those that it has
+    kill_at_s: float | None = None
+    writing: bool = False  # the pipe is full
+    reaped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # no signal to a pid that is free for others
+    ran: Counter[str] = field(default_factory=Counter)
+    frames: pipe.Frames = field(default_factory=pipe.Frames)
+    out: bytearray = field(default_factory=bytearray)
+
+    @property
+    def job(self) -> Job | None:
+        """What it is at."""
+        return self.jobs[0] if self.jobs else None
+
+    def hand_over(self, jobs: Sequence[Job], recall_at_s: float) -> None:
+        """Into what is written next."""
+        self.jobs.extend(jobs)
+        self.recall_at_s = recall_at_s
+        frames = [pipe.frame(pipe.JOB, job.token, job.payload) for job in jobs]
+        self.out += frames[0] if len(frames) == 1 else pipe.frame(pipe.JOBS, 0, b"".join(frames))
+
+    def recall(self, again_at_s: float) -> None:
+        """Ask it for those jobs that it has not begun (it cannot hear while it is inside a call of C)."""
+        self.recall_at_s = again_at_s
+        with self.lock:
+            if not self.reaped:
+                try:
+                    os.kill(self.process.pid, RECALL)
+                except ProcessLookupError:
+                    pass
+
+    def signal(self, number: int) -> None:
+        """To the child and to what it has started."""
+        with self.lock:
+            if not self.reaped:
+                try:
+                    os.killpg(self.process.pid, number)
+                except (ProcessLookupError, PermissionError):
+                    pass
+
+
+def launch(app: str, number: int, mark: str, alive_fd: int, environment: Mapping[str, str]) -> Place:
+    """Start a child. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-m", "streamtask.children.child", app, str(theirs.fileno()), str(alive_fd)]
+    try:
+        process = subprocess.Popen(
+            argv,
+            env={**os.environ, **environment, guard.MARK: mark},
+            pass_fds=(theirs.fileno(), alive_fd),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return Place(number, process, ours, mark)
+
+
+def log_line(payload: bytes) -> None:
+    """Write a line of a handler's log. Raises Garbage."""
+    level, event, fields = pipe.read_log(payload)
+    fields.pop("event", None)
+    structlog.get_logger("streamtask.task").log(_LEVELS.get(level, 20), event, **fields)
+
+
+def stopped(reason: StopReason, told: Outcome | None) -> Outcome:
+    """The outcome of an execution that was told to stop; what its handler raised on the way, if it told more."""
+    if told is not None and told.ending is Ending.RETURNED:
+        return told  # it had ended before it heard of the stop
+    outcome = outcomes.stopped(reason)
+    if told is not None and told.exception is not None and not told.exception.endswith("CancelledError"):
+        outcome.error, outcome.exception, outcome.traceback = told.error, told.exception, told.traceback
+    return outcome
+
+
+def how_ended(code: int) -> str:
+    """How a process ended, in words."""
+    if code == pipe.EXIT_DEAF:
+        return CLOSED
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (not enough memory?)" if code == -signal.SIGKILL else "")

@@ -1,0 +1,500 @@
+"""The children of one worker: starts them, gives them executions, stops, kills and replaces them.
+
+One thread owns the children and their pipes; everybody else leaves wishes in a queue. Each child is a session of its own,
+so that a signal reaches what it has started, too.
+
+    stop      STOP into the pipe, SIGTERM to the group, after `grace_s` SIGKILL; the execution has ended when the child has
+    death     of a child that nobody had told to stop: Ending.LOST, for its execution alone
+    own       an execution that may kill its worker runs in a child that is started for it alone
+    short     several at once; those that are not begun are asked back when the first takes RECALL_S
+    recycle   a child ends after `max_tasks` executions of a type that says so, after a MemoryError, after every stop
+
+Always true: every job that was submitted yields exactly one outcome; a job is in one child or in none; a child has begun
+none but the first of those that it has, and is handed no other before it has answered them all; what a child has started
+is dead when its death is told; a child that cannot start does not stop the pool before it has failed START_TRIES times in a
+row, and then everything that waits is told so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streamtask import outcomes
+from streamtask.children import guard, pipe
+from streamtask.children.keeper import Keeper
+from streamtask.children.place import CLOSED, Job, Place, how_ended, launch, log_line, stopped
+from streamtask.model import Ending, ErrorCode, Outcome
+from streamtask.ports import StopReason
+
+GRACE_S = 2.0  # from SIGTERM to SIGKILL; below the time that a revoke gives its handlers
+DEAF_S = 0.25  # a pipe that ends is the first sign of a death; one that still lives then has closed it
+START_TRIES = 5
+BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # between starts of a child that dies before it is ready
+RECEIVE_BYTES = 256 * 1024
+BATCH_MAX = 32  # short jobs handed over at once
+RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if more, the others are better off elsewhere
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+
+class Pool:
+    """Children for one app.
+
+    app          `module:attribute`, as the worker itself was told
+    count        children; each runs one execution at a time. 0: only those that are started for one execution alone
+    grace_s      from SIGTERM to SIGKILL
+    environment  more of it for the children
+    on_event     told facts for the operator
+
+    `start` names who is told of outcomes and progress; both are called on the pool's own thread.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        count: int,
+        *,
+        grace_s: float = GRACE_S,
+        environment: Mapping[str, str] | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        assert count >= 0, f"{count} children"
+        self._app = app
+        self._count = count
+        self._grace_s = grace_s
+        self._environment = dict(environment or {})
+        self._on_event = on_event or (lambda _name, _fields: None)
+        self._mark = secrets.token_hex(8)
+        self._wishes: deque[Callable[[], None]] = deque()  # bounded by slots, children and their ends
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, Place] = {}
+        self._idle: list[Place] = []
+        self._pending: dict[int, Job] = {}
+        self._lonely: dict[int, Job] = {}  # each waits for a child of its own
+        self._by_token: dict[int, Place] = {}
+        self._numbers = 0
+        self._failed_starts = 0
+        self._start_at_s: float | None = None
+        self._opened = self._closing = False
+        self._deadline_s = math.inf  # of the close
+        self._woken = False
+        self._guard = Keeper(self._mark, lambda: self._wish(self._guard_died))
+        self._thread = threading.Thread(target=self._run, name="streamtask-children", daemon=True)
+        self.failure: Exception | None = None  #: children cannot be started: nothing should be submitted any more
+
+    # --- Anybody's side -----------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        on_ended: Callable[[int, Outcome], None],
+        on_progress: Callable[[int, float, str | None], None],
+        on_failure: Callable[[Exception], None] = lambda _error: None,
+    ) -> None:
+        """Begin to start the children, if there are to be any; what is submitted waits until one is ready."""
+        self._on_ended, self._on_progress, self._on_failure = on_ended, on_progress, on_failure
+        self._opened = True
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._alive_in, self._alive_out = os.pipe()  # never written: it ends when this process does
+        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        if self._count:
+            self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """It runs as soon as a child is free, or in one of its own. From one thread only."""
+        assert job.own or self._count, f"{job.task_type!r} needs a child, and there are none"
+        if not self._thread.ident:
+            self._thread.start()
+        self._wish(lambda: self._submit(job))
+
+    def stop(self, token: int, reason: StopReason) -> None:
+        """End this execution; one that has ended is left alone. The first reason is the reason."""
+        self._wish(lambda: self._stop(token, reason))
+
+    def pids(self) -> list[int]:
+        """The children that live now."""
+        return [child.process.pid for child in list(self._children.values()) if not child.reaped]
+
+    def ready(self) -> int:
+        """How many children have loaded the app."""
+        return sum(child.ready for child in list(self._children.values()))
+
+    def close(self, timeout_s: float) -> None:
+        """End every child: what runs is stopped, and killed when the time is over. Returns when all are dead."""
+        if not self._thread.is_alive():
+            if self._opened and not self._thread.ident:
+                self._release()
+            return
+        deadline_s = time.monotonic() + timeout_s
+        self._wish(lambda: self._close(deadline_s))
+        self._thread.join()
+
+    def _wish(self, wish: Callable[[], None]) -> None:
+        self._wishes.append(wish)
+        if not self._woken:
+            self._woken = True
+            try:
+                self._wake_out.send(b"\0")
+            except OSError:
+                pass  # full: it is awake. Closed: the pool has ended
+
+    # --- The pool's thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001 a bug in here: its executions would be open for ever, and nobody told
+            self.failure = error
+            for child in list(self._children.values()):
+                child.signal(signal.SIGKILL)
+            self._on_failure(error)
+
+    def _serve(self) -> None:
+        self._guard.start()
+        self._fill()
+        while not (self._closing and not self._children):
+            for key, mask in self._selector.select(self._patience_s()):
+                if key.data is None:
+                    self._wake_in.recv(4_096)
+                    self._woken = False
+                else:
+                    if mask & selectors.EVENT_WRITE:
+                        self._write(key.data)
+                    if mask & selectors.EVENT_READ:
+                        self._read(key.data)
+            while self._wishes:
+                self._wishes.popleft()()
+            self._by_the_clock(time.monotonic())
+            self._assign()
+        self._guard.end()
+        self._release()
+
+    def _release(self) -> None:
+        self._opened = False
+        self._selector.close()
+        for end in (self._wake_in, self._wake_out):
+            end.close()
+        os.close(self._alive_in)
+        os.close(self._alive_out)
+
+    def _patience_s(self) -> float | None:
+        due = [child.kill_at_s for child in self._children.values() if child.kill_at_s is not None]
+        due += [child.recall_at_s for child in self._children.values() if len(child.jobs) > 1]
+        due += [self._start_at_s] if self._start_at_s is not None else []
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _by_the_clock(self, now_s: float) -> None:
+        for child in list(self._children.values()):
+            if child.kill_at_s is not None and child.kill_at_s <= now_s:
+                self._kill(child)
+            if len(child.jobs) > 1 and child.recall_at_s <= now_s:
+                child.recall(time.monotonic() + RECALL_AGAIN_S)
+        if self._start_at_s is not None and self._start_at_s <= now_s:
+            self._start_at_s = None
+            self._fill()
+
+    def _submit(self, job: Job) -> None:
+        if self.failure is not None or self._closing:
+            self._on_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+        elif job.own:
+            self._lonely[job.token] = job
+            self._fill()
+        else:
+            self._pending[job.token] = job
+
+    def _assign(self) -> None:
+        """Jobs to free children; the one that was busy last first: its memory is warm."""
+        while self._pending and self._idle:
+            # Each child its share of what waits, so that none is idle at the end.
+            share = min(BATCH_MAX, -(-len(self._pending) // max(self._count, 1)))
+            first, *others = itertools.islice(self._pending.values(), share)
+            jobs = [first, *itertools.takewhile(lambda job: job.shares, others)] if first.shares else [first]
+            for job in jobs:
+                del self._pending[job.token]
+            self._hand_over(self._idle.pop(), jobs)
+
+    def _hand_over(self, child: Place, jobs: Sequence[Job]) -> None:
+        self._by_token.update((job.token, child) for job in jobs)
+        child.hand_over(jobs, time.monotonic() + RECALL_S)
+        self._write(child)
+
+    def _stop(self, token: int, reason: StopReason) -> None:
+        if self._pending.pop(token, None) is not None or self._lonely.pop(token, None) is not None:
+            self._on_ended(token, outcomes.not_begun(reason))
+            return
+        child = self._by_token.get(token)
+        if child is None:
+            return
+        if child.jobs[0].token != token:  # it comes back, or becomes the first
+            child.stops.setdefault(token, reason)
+            child.recall(time.monotonic() + RECALL_AGAIN_S)
+        elif child.reason is None:
+            self._stop_first(child, reason)
+
+    def _stop_first(self, child: Place, reason: StopReason) -> None:
+        token = child.jobs[0].token
+        child.reason, child.leaving = reason, True
+        child.kill_at_s = min(time.monotonic() + self._grace_s, self._deadline_s)
+        child.out += pipe.frame(pipe.STOP, token)
+        self._write(child)
+        child.signal(signal.SIGTERM)
+
+    def _close(self, deadline_s: float) -> None:
+        self._closing, self._deadline_s = True, deadline_s
+        for token in (*self._pending, *self._lonely):
+            self._stop(token, StopReason.REVOKE)
+        for child in list(self._children.values()):
+            for job in list(child.jobs):
+                self._stop(job.token, StopReason.REVOKE)
+            if not child.jobs:
+                self._retire(child)
+            child.kill_at_s = min(deadline_s, child.kill_at_s or deadline_s)
+
+    # --- Pipes --------------------------------------------------------------------------------------------------------
+
+    def _write(self, child: Place) -> None:
+        try:
+            while child.out:
+                del child.out[: child.channel.send(child.out)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            child.out.clear()  # its end comes as an end of the pipe, or as its death
+        if bool(child.out) is not child.writing and child.channel.fileno() >= 0:
+            child.writing = bool(child.out)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.writing else 0)
+            self._selector.modify(child.channel, events, child)
+
+    def _read(self, child: Place) -> bool:
+        """False when there is nothing to read (any more)."""
+        try:
+            data = child.channel.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._forget_pipe(child)
+            if child in self._idle:
+                self._idle.remove(child)
+            child.kill_at_s = child.kill_at_s or time.monotonic() + DEAF_S
+            return False
+        try:
+            for kind, token, payload in child.frames.feed(data):
+                self._heard(child, kind, token, payload)
+        except pipe.Garbage as error:
+            self._break(child, str(error))
+            return False
+        return child.channel.fileno() >= 0
+
+    def _forget_pipe(self, child: Place) -> None:
+        if child.channel.fileno() >= 0:
+            self._selector.unregister(child.channel)
+            child.channel.close()
+
+    def _heard(self, child: Place, kind: int, token: int, payload: bytes) -> None:
+        if kind == pipe.HELLO:
+            if child.ready:
+                raise pipe.Garbage("it said hello twice")
+            child.ready, self._failed_starts = True, 0
+            if child.job is None:
+                self._free(child)
+            elif child.reason is None:
+                self._hand_over(child, [child.jobs.popleft()])
+        elif kind == pipe.BACK:
+            self._came_back(child, token)
+        elif kind == pipe.LEAVING:
+            child.going = child.worn = True
+        elif kind == pipe.PROGRESS:
+            fraction, message = pipe.read_progress(payload)
+            if child.job is not None and child.job.token == token:  # else from a thread that a handler left behind
+                self._on_progress(token, fraction, message)
+        elif kind == pipe.LOG:
+            log_line(payload)
+        else:
+            if child.job is None or child.job.token != token:
+                raise pipe.Garbage("it told the outcome of what it does not run")
+            self._ended(child, child.job, pipe.heard(kind, payload))
+
+    def _ended(self, child: Place, job: Job, outcome: Outcome) -> None:
+        """The child has told an outcome."""
+        if child.reason is not None and child.going:
+            child.told = outcome  # told to stop: the execution has ended when the child has
+            self._forget_pipe(child)
+            return
+        if outcome.ending is Ending.STOPPED:
+            self._break(child, "it was stopped by somebody else")
+            return
+        child.jobs.popleft()
+        del self._by_token[job.token]
+        child.ran[job.task_type] += 1
+        if child.own:
+            outcome.ran_ms = None  # it shared nothing
+        worn = job.max_tasks is not None and child.ran[job.task_type] >= job.max_tasks
+        child.worn = child.worn or worn or child.own or outcome.exception == "MemoryError"
+        self._next(child)
+        self._on_ended(job.token, outcome)
+
+    def _came_back(self, child: Place, token: int) -> None:
+        """It has not begun this one, and will not."""
+        job = next((job for job in child.jobs if job.token == token), None)
+        if job is None:
+            raise pipe.Garbage("it gave back what it does not have")
+        first = child.jobs[0] is job
+        reason = child.reason if first else child.stops.pop(token, None)
+        child.jobs.remove(job)
+        del self._by_token[token]
+        if first:
+            self._next(child)
+        if reason is not None or self._closing:
+            self._on_ended(token, outcomes.not_begun(reason or StopReason.REVOKE))
+        else:
+            self._pending = {token: job, **self._pending}  # it was before them
+
+    def _next(self, child: Place) -> None:
+        """The first of its jobs is gone: the next one is the first now, or it has nothing to do."""
+        if child.reason is not None:  # the stop came too late for the one that is gone
+            child.reason = None
+            if not child.doomed:
+                child.leaving, child.kill_at_s = False, None
+        child.recall_at_s = time.monotonic() + RECALL_S
+        if child.jobs:
+            reason = child.stops.pop(child.jobs[0].token, None)
+            if reason is not None:
+                self._stop_first(child, reason)
+        elif child.worn:
+            self._retire(child)
+        else:
+            self._free(child)
+
+    def _free(self, child: Place) -> None:
+        if self._closing:
+            self._retire(child)
+        elif not child.leaving:
+            self._idle.append(child)
+
+    # --- Life and death -----------------------------------------------------------------------------------------------
+
+    def _start_child(self, job: Job | None = None) -> None:
+        """job: what it is started for alone."""
+        self._numbers += 1
+        number = self._numbers
+        try:
+            child = launch(self._app, number, f"{self._mark}.{number}.", self._alive_in, self._environment)
+        except OSError as error:  # no memory or no process table entry just now
+            if job is not None:
+                self._lonely[job.token] = job
+            self._not_started(f"{error}")
+            return
+        self._children[number] = child
+        if job is not None:
+            child.own = True
+            child.jobs.append(job)
+            self._by_token[job.token] = child
+        self._guard.watch(child.process.pid)
+        self._selector.register(child.channel, selectors.EVENT_READ, child)
+        threading.Thread(target=self._await_end, args=(child,), name=f"streamtask-child-{number}", daemon=True).start()
+
+    def _await_end(self, child: Place) -> None:
+        """A thread per child. Its pid stays its own until its group is dead: only then is it reaped."""
+        if sys.platform == "linux":
+            os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            child.process.wait()
+        guard.kill_group(child.process.pid)
+        guard.kill_marked(child.mark)
+        with child.lock:
+            child.process.wait()
+            child.reaped = True
+        self._wish(lambda: self._died(child))
+
+    def _retire(self, child: Place) -> None:
+        """It has nothing to do and ends by itself; killed if it does not."""
+        child.leaving = True
+        if child in self._idle:
+            self._idle.remove(child)
+        self._forget_pipe(child)
+        child.kill_at_s = child.kill_at_s or min(time.monotonic() + self._grace_s, self._deadline_s)
+        self._fill()  # beside it: the next execution need not wait for its end
+
+    def _break(self, child: Place, why: str) -> None:
+        child.broken = child.broken or why
+        child.leaving = True
+        self._kill(child)
+
+    def _kill(self, child: Place) -> None:
+        child.kill_at_s, child.doomed = None, True
+        if child.channel.fileno() < 0 and not child.leaving:
+            child.broken = child.broken or CLOSED
+        child.signal(signal.SIGKILL)
+
+    def _died(self, child: Place) -> None:
+        while self._read(child):  # what it said before it died
+            pass
+        self._forget_pipe(child)
+        del self._children[child.number]
+        self._guard.forget(child.process.pid)
+        if child in self._idle:
+            self._idle.remove(child)
+        jobs, how = list(child.jobs), child.broken or how_ended(child.process.returncode)
+        if child.ready and not child.leaving:
+            fields = {"pid": child.process.pid, "how": how, "task_type": jobs[0].task_type if jobs else None}
+            self._on_event("child_died", fields)
+        for job in reversed(jobs[1:]):
+            self._came_back(child, job.token)
+        if jobs:
+            job = jobs[0]
+            del self._by_token[job.token]
+            if child.reason is not None:
+                self._on_ended(job.token, stopped(child.reason, child.told))
+            elif not child.ready:
+                self._lonely[job.token] = job  # it has not begun: no death of its own
+            else:
+                error = f"its process died: {how}"
+                self._on_ended(job.token, Outcome(Ending.LOST, code=ErrorCode.WORKER_LOST.value, error=error))
+        if not child.ready and not child.leaving:
+            self._not_started(how)
+        else:
+            self._fill()
+
+    def _fill(self) -> None:
+        """As many children as there should be; those that are leaving do not count."""
+        while not self._closing and self.failure is None and self._start_at_s is None:
+            if self._lonely:
+                self._start_child(self._lonely.pop(next(iter(self._lonely))))
+            elif sum(not (child.leaving or child.own) for child in self._children.values()) < self._count:
+                self._start_child()
+            else:
+                break
+
+    def _guard_died(self) -> None:
+        if not self._closing:
+            self._on_event("guard_died", {})
+            self._guard.start()
+
+    def _not_started(self, how: str) -> None:
+        """A child died before it was ready: again after a while, but not for ever."""
+        self._failed_starts += 1
+        wait_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (self._failed_starts - 1))
+        self._on_event("child_not_started", {"how": how, "times": self._failed_starts, "wait_s": wait_s})
+        if self._failed_starts < START_TRIES or self._closing:
+            self._start_at_s = time.monotonic() + wait_s
+        elif self.failure is None:
+            text = f"{START_TRIES} children in a row died before they were ready ({how}): see what they wrote on stderr"
+            self.failure = RuntimeError(text)
+            for token in (*self._pending, *self._lonely):
+                self._stop(token, StopReason.REVOKE)
+            self._on_failure(self.failure)

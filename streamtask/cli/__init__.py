@@ -1,0 +1,38 @@
+"""The command line: `streamtask …` and `python -m streamtask …`.
+
+door.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
+cluster.py those that look after a cluster, schemas.py those about schemas, workers.py those about worker processes,
+dev.py those of the developer's day, config.py and complete.py what settings there are and what the shell completes.
+Imports are inside the commands, so that help and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from streamtask.cli import cluster, config, dev, run, schemas, tasks, workers
+from streamtask.cli.door import OneLineGroup, accept_options_before_the_command
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="streamtask",
+    cls=OneLineGroup,
+    help="A task system on Kafka: status exactly-once, handlers at least once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+accept_options_before_the_command(app)
+run.register(app)
+tasks.register(app)
+cluster.register(app)
+schemas.register(app)
+workers.register(app)
+dev.register(app)
+config.register(app)
+
+
+def main() -> None:
+    """The console script."""
+    app()

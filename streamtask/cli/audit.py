@@ -1,0 +1,169 @@
+"""`streamtask audit`: read everything back and judge it, once or beside a running system."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from streamtask.cli.door import EXIT_BAD_ANSWER, Door, kafka_of
+from streamtask.cli.tasks import _moment
+from streamtask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from streamtask.audit import Report, Violation
+
+STDOUT = "-"
+
+
+def audit(
+    door: Door,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only what came from then on: RFC 3339, or 90s, 5m, 2h, 7d ago."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on beside a running system until Ctrl-C or SIGTERM.")
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option("--every", min=0.1, metavar="S", help="With --follow: seconds between two lines of figures."),
+    ] = 10.0,
+    evidence: Annotated[
+        str | None,
+        typer.Option("--evidence", metavar="FILE", help="Each breach as a line of JSON; - is stdout."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="S", help="Give up when nothing came for so long.")
+    ] = 120.0,
+) -> int | None:
+    """Read everything back and judge every history; exit code 0 only when nothing is wrong."""
+    if evidence == STDOUT and door.json:
+        raise ConfigError("--evidence - and --json both write to stdout: name a file for the evidence.")
+    begin = _moment("--since", since, past=True)
+    settings = door.settings()
+    kafka = kafka_of(settings)
+    from streamtask.audit import follow_audit, run_audit
+    from streamtask.model import to_ms
+    from streamtask.registry import Formats
+
+    since_ms = None if begin is None else to_ms(begin)
+    with ExitStack() as stack:
+        formats = stack.enter_context(closing(Formats(settings)))
+        told = Told(door, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
+        if follow:
+            report = follow_audit(
+                kafka,
+                settings.topics,
+                stack.enter_context(_Stopped()).event,
+                reader=formats.insisting,
+                since_ms=since_ms,
+                every_s=every,
+                on_violation=told.violation,
+                on_figures=told.figures,
+                on_trouble=told.trouble,
+            )
+        else:
+            report = run_audit(
+                kafka,
+                settings.topics,
+                timeout_s=timeout,
+                reader=formats.insisting,
+                since_ms=since_ms,
+                on_violation=told.violation,
+            )
+        told.report(report)
+    return 0 if report.clean else EXIT_BAD_ANSWER
+
+
+class Told:
+    """Where breaches, figures and the report go. evidence: JSON lines of the breaches."""
+
+    def __init__(self, door: Door, evidence: TextIO | None, *, follow: bool) -> None:
+        self._door = door
+        self._evidence = evidence
+        self._follow = follow
+        self._piped = evidence is sys.stdout  # then everything else goes to stderr
+
+    def violation(self, violation: Violation) -> None:
+        line = violation.to_evidence()
+        if self._evidence is not None:
+            self._evidence.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._evidence.flush()
+        if not self._follow or self._piped:
+            return
+        if self._door.json:
+            self._door.answer({"violation": line})
+        else:
+            self._say(f"{_now()}  BREACH {violation.kind}: {violation.text} ({violation.task_id})")
+
+    def figures(self, figures: dict[str, Any]) -> None:
+        if self._door.json:
+            self._door.answer({"figures": figures})
+            return
+        behind = f", {figures['behind']} behind" if figures["behind"] else ""
+        self._say(
+            f"{_now()}  {figures['requests']} requests, {figures['events']} status events, {figures['ended']} ended, "
+            f"{figures['open']} open, {figures['violations']} violations{behind}"
+        )
+
+    def trouble(self, text: str) -> None:
+        self._door.note(f"{_now()}  {text}")
+
+    def report(self, report: Report) -> None:
+        if self._door.json:
+            self._door.answer({"report": report.to_json()} if self._follow else report)
+        else:
+            self._say(report.to_text())
+
+    def _say(self, text: str) -> None:
+        if self._piped:
+            self._door.note(text)
+        else:
+            typer.echo(text)
+
+
+class _Stopped:
+    """The first Ctrl-C or SIGTERM sets `event`; the second one does what it does elsewhere."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Stopped:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def _stop(self, *_: object) -> None:
+        self.event.set()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+
+def _lines(name: str) -> Any:
+    """The file as a context manager; stdout is not closed. Raises ConfigError."""
+    if name == STDOUT:
+        from contextlib import nullcontext
+
+        return nullcontext(sys.stdout)
+    try:
+        return open(name, "w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--evidence: {name} cannot be written ({error.strerror}).") from None
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")

@@ -1,0 +1,323 @@
+"""Commands that look after a cluster: topics, doctor, audit, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamtask.cli.audit import audit
+from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command, kafka_of
+from streamtask.cli.redrive import dead_redrive
+from streamtask.errors import ConfigError, NotAllowed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
+    from streamtask.codec import DeadRecord
+    from streamtask.config import TopicNames
+    from streamtask.kafka.judge import Finding
+    from streamtask.kafka.settings import KafkaSettings
+
+
+class RoleName(StrEnum):
+    """As in streamtask.kafka.acls.Role, which is not imported at start-up."""
+
+    PRODUCER = "producer"
+    WORKER = "worker"
+    SUPERVISOR = "supervisor"
+    VIEW = "view"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+ROLES = ", ".join(RoleName)
+MARKS = {"error": "[red]✗[/]", "warning": "[yellow]![/]", "info": "[blue]i[/]"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    topics = typer.Typer(no_args_is_help=True, help="Create and check the topics of a prefix.")
+    command(topics, "create")(topics_create)
+    command(topics, "check")(topics_check)
+    command(topics, "acls")(topics_acls)
+    app.add_typer(topics, name="topics", rich_help_panel="Cluster")
+    command(app, "doctor", rich_help_panel="Cluster")(doctor)
+    command(app, "audit", rich_help_panel="Cluster")(audit)
+    dead = typer.Typer(no_args_is_help=True, help="Dead letters: what failed or could not be read.")
+    command(dead, "list")(dead_list)
+    command(dead, "show")(dead_show)
+    command(dead, "redrive")(dead_redrive)
+    app.add_typer(dead, name="dead", rich_help_panel="Cluster")
+
+
+def topics_create(
+    door: Door,
+    partitions: Annotated[
+        int | None,
+        typer.Option("--partitions", min=1, metavar="N", help="Shards: at most so many busy processes; else 12."),
+    ] = None,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Add partitions to topics that exist; keys then move to others.")
+    ] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Also set topic settings that are not as needed.")] = False,
+) -> int | None:
+    """Create the topics that are missing."""
+    settings = door.settings(partitions=partitions)
+    kafka = kafka_of(settings)
+    if grow and partitions is None:
+        raise ConfigError("--grow: to how many? Add --partitions N.")
+    from streamtask.kafka.admin import ensure_topics
+
+    done = ensure_topics(kafka, settings.topics, partitions=settings.partitions, grow=grow, fix=fix)
+    if door.json:
+        door.answer(
+            {
+                "created": list(done.created),
+                "grown": list(done.grown),
+                "fixed": [fix._asdict() for fix in done.fixed],
+                "findings": [_document(finding) for finding in done.findings],
+            }
+        )
+        return None
+    console = door.console()
+    for verb, names in (("created", done.created), ("more partitions for", done.grown)):
+        for name in names:
+            console.print(f"[green]✓[/] {verb} {name}", soft_wrap=True)
+    for fixed in done.fixed:
+        console.print(f"[green]✓[/] set {fixed.name}={fixed.value} of {fixed.topic}", soft_wrap=True)
+    if not (done.created or done.grown or done.fixed):
+        console.print(f"Every topic of prefix {settings.prefix} is there already.")
+    _print_findings(console, done.findings)
+    return None
+
+
+def topics_check(door: Door) -> int | None:
+    """Compare the topics with what is needed; exit code 1 when an error is found."""
+    return _check(door, topics_only=True)
+
+
+def topics_acls(
+    door: Door,
+    role: Annotated[RoleName, typer.Argument(metavar="ROLE", help=ROLES, show_default=False)],
+    principal: Annotated[
+        str, typer.Option("--principal", metavar="User:NAME", help="Who is to be allowed it.", show_default=False)
+    ],
+) -> int | None:
+    """Print the commands that allow a principal what a role needs, and no more. Nothing is changed."""
+    settings = door.settings()
+    from streamtask.kafka.acls import Role, acls_of, commands
+
+    found = acls_of(Role(role.value), settings.topics)
+    if door.json:
+        rows = [
+            {
+                "resource": acl.resource.value,
+                "name": acl.name,
+                "prefixed": acl.prefixed,
+                "operation": acl.operation.value,
+                "must": acl.must,
+                "without": acl.without,
+            }
+            for acl in found
+        ]
+        door.answer({"role": role.value, "principal": principal, "acls": rows})
+        return None
+    for line in commands(found, principal, settings.bootstrap_servers or "HOST:PORT"):
+        door.console().print(line, markup=False, soft_wrap=True)
+    return None
+
+
+def doctor(
+    door: Door,
+    role: Annotated[
+        RoleName | None,
+        typer.Option("--role", metavar="ROLE", help=f"Also: may this client do what it must? {ROLES}"),
+    ] = None,
+) -> int | None:
+    """Say what is not as needed in brokers, topics, groups, and how to mend it; exit code 1 on errors."""
+    return _check(door, topics_only=False, role=role)
+
+
+def _check(door: Door, *, topics_only: bool, role: RoleName | None = None) -> int:
+    settings = door.settings()
+    kafka = kafka_of(settings)
+    from streamtask.kafka.admin import cluster_facts
+    from streamtask.kafka.judge import ClusterFacts, Finding, judge
+    from streamtask.kafka.topics import Severity
+
+    names = settings.topics
+    lacking = _lacking(kafka, names, role) if role is not None else []
+    try:
+        facts = cluster_facts(kafka, names)
+        findings = [*lacking, *judge(facts, names)]
+    except NotAllowed as error:
+        if role is None:
+            raise
+        unseen = Finding(
+            severity=Severity.INFO, code="unreadable", what="Not checked.", where=str(error).split(". ")[0]
+        )
+        facts, findings = ClusterFacts(kafka.bootstrap, "not seen", (), {}), [*lacking, unseen]
+    if topics_only:
+        findings = [finding for finding in findings if set(finding.where.split(", ")) & set(names.all)]
+    errors = sum(finding.severity.value == "error" for finding in findings)
+    code = EXIT_BAD_ANSWER if errors else 0
+    if door.json:
+        door.answer(
+            {
+                "ok": not errors,
+                "cluster_id": facts.cluster_id,
+                "brokers": list(facts.brokers),
+                "prefix": settings.prefix,
+                "partitions": {name: len(topic.partitions) for name, topic in facts.topics.items()},
+                "findings": [_document(finding) for finding in findings],
+            }
+        )
+        return code
+    console = door.console()
+    console.print(
+        f"[bold]{facts.bootstrap}[/], cluster {facts.cluster_id}, {len(facts.brokers)} broker(s), "
+        f"prefix {settings.prefix}: {len(facts.topics)} of {len(names.all)} topics",
+        soft_wrap=True,
+    )
+    _print_findings(console, findings)
+    if errors:
+        console.print(f"[red]{errors} error(s)[/]: streamtask will not work as promised until they are mended.")
+    else:
+        console.print("[green]No errors.[/]")
+    return code
+
+
+def _lacking(kafka: KafkaSettings, names: TopicNames, role: RoleName) -> list[Finding]:
+    from streamtask.kafka.acls import Role
+    from streamtask.kafka.granted import findings, granted
+
+    known = Role(role.value)
+    return findings(granted(kafka, names, known), known, names)
+
+
+def _print_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """Each finding: what is how, why it matters, and the command (last, on a line of its own to be copied)."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    same: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for finding in findings:
+        # One trouble of seven topics is said once.
+        alike = (finding.severity.value, finding.code, finding.what, finding.command or "")
+        same.setdefault(alike, []).append(finding)
+    for (severity, code, what, mend), group in same.items():
+        where = ", ".join(dict.fromkeys(finding.where for finding in group))
+        first = group[0]
+        values = ", ".join(dict.fromkeys(finding.value for finding in group if finding.value))
+        seen = f" is {values}, needed {first.needed}" if first.needed else ""
+        head = f" missing: {where}" if code == "topics_missing" else f" {where}: {code}{seen}"
+        console.print(Text.from_markup(MARKS[severity]) + Text(head))
+        console.print(Padding(Text(what), (0, 0, 0, 2), expand=False))
+        if mend:
+            console.print(Text(f"  → {mend}", style="bold"), soft_wrap=True)
+
+
+def _document(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity.value,
+        "code": finding.code,
+        "where": finding.where,
+        "value": finding.value,
+        "needed": finding.needed,
+        "what": finding.what,
+        "command": finding.command,
+    }
+
+
+def dead_list(
+    door: Door,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="CODE", help="Only these: timeout, invalid_request, …")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, metavar="N", help="At most so many.")] = 20,
+) -> int | None:
+    """List dead letters, the newest first."""
+    letters = _letters(door)
+    if reason is not None:
+        letters = [letter for letter in letters if letter.reason == reason]
+    shown = letters[:limit]
+    if door.json:
+        door.answer({"dead": [_letter(letter) for letter in shown], "total": len(letters)})
+        return None
+    if not shown:
+        door.note("No dead letter" + (f" with reason {reason}." if reason else "."))
+        return None
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("origin", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("failed at (UTC)", no_wrap=True)
+    table.add_column("what", overflow="ellipsis", no_wrap=True, ratio=1)
+    for letter in shown:
+        when = letter.failed_at[:19].replace("T", " ")
+        table.add_row(letter.origin, letter.reason, when, Text(" ".join(letter.text.split())))
+    door.console().print(table)
+    if len(letters) > len(shown):
+        door.note(f"{len(letters) - len(shown)} more; see them with --limit.")
+    return None
+
+
+def dead_show(
+    door: Door,
+    which: Annotated[
+        str, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`: high-3@12345.", show_default=False)
+    ],
+) -> int | None:
+    """Show a dead letter with the bytes of its request."""
+    found = [letter for letter in _letters(door) if which in (letter.origin, letter.task_id)]
+    if not found:
+        raise ConfigError(f"No dead letter of {which!r}. See them: streamtask dead list")
+    letter = found[0]
+    if door.json:
+        door.answer(_letter(letter))
+        return None
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _letter(letter).items():
+        if value not in (None, "", {}):
+            grid.add_row(name, Text(str(value)))
+    door.console().print(grid)
+    return None
+
+
+def _letters(door: Door) -> list[DeadRecord]:
+    settings = door.settings()
+    settings.bootstrap()
+    from streamtask.offline import read_dead
+
+    return asyncio.run(asyncio.to_thread(read_dead, settings))
+
+
+def _letter(letter: DeadRecord) -> dict[str, Any]:
+    value = None if letter.value is None else letter.value.decode("utf-8", "backslashreplace")
+    return {
+        "origin": letter.origin,
+        "task_id": letter.task_id or None,
+        "reason": letter.reason,
+        "text": letter.text,
+        "attempt": letter.attempt,
+        "failed_at": letter.failed_at,
+        "worker": letter.worker,
+        "traceback": letter.traceback,
+        "topic": letter.source_topic,
+        "key": None if letter.key is None else letter.key.decode("utf-8", "backslashreplace"),
+        "headers": {name: held.decode("utf-8", "backslashreplace") for name, held in letter.headers},
+        "value_bytes": letter.value_bytes,
+        "value": value,
+    }

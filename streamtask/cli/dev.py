@@ -1,0 +1,88 @@
+"""Commands of the developer's day: dev, new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streamtask.cli.complete import app_names
+from streamtask.cli.door import Door, command
+
+PANEL = "Development"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    command(app, "dev", rich_help_panel=PANEL)(dev)
+    command(app, "new", rich_help_panel=PANEL)(new)
+
+
+def dev(
+    door: Door,
+    app: Annotated[
+        str,
+        typer.Argument(
+            metavar="APP", help="Where your App is, like app:app.", show_default=False, autocompletion=app_names
+        ),
+    ],
+    processes: Annotated[
+        int, typer.Option("--processes", "-P", min=1, max=64, metavar="N", help="Worker processes.")
+    ] = 1,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65_535, metavar="PORT", help="Of the service; else 8080 if free.")
+    ] = None,
+    kafka_port: Annotated[
+        int | None,
+        typer.Option("--kafka-port", min=0, max=65_535, metavar="PORT", help="Of the local Kafka; else 9092 if free."),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep Kafka's data in .streamtask/dev for the next session.")
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option("--grace", min=0, max=600, metavar="SECONDS", help="What runs gets at a reload and at the end."),
+    ] = 2.0,
+    watch: Annotated[
+        list[Path] | None, typer.Option("--watch", metavar="DIR", help="Reload for this folder; may be repeated.")
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Reload when files change.")] = True,
+) -> int | None:
+    """Develop: Kafka, worker with reload and query service in one terminal.
+
+    Kafka is a local one of this session, unless --bootstrap names another one. Its data is temporary without --keep.
+    """
+    from streamtask.dev.session import Options, run_dev
+
+    options = Options(
+        app=app,
+        bootstrap=door.bootstrap,
+        prefix=door.prefix,
+        processes=processes,
+        kafka_port=kafka_port,
+        port=port,
+        grace_s=grace,
+        keep=keep,
+        reload=reload,
+        folders=tuple(watch or ()),
+    )
+    return run_dev(options, as_json=door.json)
+
+
+def new(
+    door: Door,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the project and its folder.", show_default=False)],
+) -> int | None:
+    """Make a project in a new folder: handlers, a test of them, settings, a README."""
+    from streamtask.dev.new import create_project
+
+    made = create_project(name, Path())
+    if door.json:
+        door.answer({"name": name, "files": [str(path) for path in made]})
+        return None
+    console = door.console()
+    for path in made:
+        console.print(f"[green]✓[/] {path}", soft_wrap=True)
+    console.print(f"\n  cd {name}\n  pip install -e '.\\[dev]'\n  streamtask dev app:app\n  pytest")
+    return None

@@ -1,0 +1,283 @@
+"""What every command of the command line shares: its options, its output, its errors.
+
+Answers go to stdout, everything else to stderr. An error is one line with a hint and exit code 2; Ctrl-C is 130; a
+stack trace appears only with --debug. A command returns its exit code (None = 0): 1 means that it did its work and
+the answer is a bad one (task failed, audit found violations).
+
+Nothing heavy is imported here: `streamtask --help` must be quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from streamtask.errors import (
+    ConfigError,
+    DevBrokerUnavailable,
+    RegistryUnreachable,
+    StreamtaskError,
+    SubmitError,
+    TopicsMissing,
+    UnknownTask,
+    Unreachable,
+    WaitTimeout,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from streamtask.config import Settings
+    from streamtask.kafka.settings import KafkaSettings
+
+EXIT_BAD_ANSWER = 1  # the command worked; what it found is not good
+EXIT_ERROR = 2  # the command could not do its work
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as every shell expects
+
+# (kind, a word of the hint that its text may already hold, hint): the same advice is not given twice.
+HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
+    (TopicsMissing, "topics create", "Create them: streamtask topics create"),
+    (RegistryUnreachable, "registry_url", "Is it running, and is registry_url right?"),
+    (Unreachable, "--bootstrap", "Is it running, and are --bootstrap and the security settings right?"),
+    (SubmitError, "task_id", "It may be there all the same: submit it again with the same --task-id."),
+    (WaitTimeout, "streamtask watch", "Go on waiting: streamtask watch TASK_ID"),
+    (UnknownTask, "--prefix", "Check the id and --prefix; a task is forgotten after the retention of its topics."),
+    (DevBrokerUnavailable, "--bootstrap", "Or name a broker: --bootstrap HOST:PORT"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The options that every command has, as given (None = not given), and the ways out."""
+
+    bootstrap: str | None = None
+    prefix: str | None = None
+    url: str | None = None
+    api_key: str | None = None
+    json: bool = False
+    debug: bool = False
+
+    def settings(self, **more: Any) -> Settings:
+        """Settings: options, then environment, then streamtask.toml, then defaults. Raises ConfigError."""
+        from streamtask.config import load_settings
+
+        return load_settings(
+            bootstrap_servers=self.bootstrap, prefix=self.prefix, url=self.url, api_key=self.api_key, **more
+        )
+
+    def over(self, outer: Door) -> Door:
+        """These options, and where they were not given those given before the command."""
+        return Door(
+            bootstrap=self.bootstrap or outer.bootstrap,
+            prefix=self.prefix or outer.prefix,
+            url=self.url or outer.url,
+            api_key=self.api_key or outer.api_key,
+            json=self.json or outer.json,
+            debug=self.debug or outer.debug,
+        )
+
+    def answer(self, document: Any) -> None:
+        """One JSON document on one line of stdout."""
+        if hasattr(document, "to_json"):
+            document = document.to_json()
+        text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False, default=str)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def console(self) -> Console:
+        """Where people read: stdout."""
+        from rich.console import Console
+
+        return Console(highlight=False)
+
+    def note(self, text: str) -> None:
+        """A remark beside the answer: stderr, so that it never gets into a pipe."""
+        typer.echo(text, err=True)
+
+
+_PANEL = "Connection and output"
+GLOBAL_OPTIONS: Mapping[str, Any] = {
+    "bootstrap": Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap",
+            metavar="HOST:PORT",
+            help="Kafka, comma separated. Else STREAMTASK_BOOTSTRAP_SERVERS.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
+    "prefix": Annotated[
+        str | None,
+        typer.Option("--prefix", metavar="NAME", help="Prefix of the topics; else tasks.", rich_help_panel=_PANEL),
+    ],
+    "url": Annotated[
+        str | None,
+        typer.Option(
+            "--url", metavar="URL", help="Ask this query service. Else STREAMTASK_URL.", rich_help_panel=_PANEL
+        ),
+    ],
+    "api_key": Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Key of the query service. Else STREAMTASK_API_KEY.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
+    "json": Annotated[bool, typer.Option("--json", help="Answer in JSON, one line.", rich_help_panel=_PANEL)],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.", rich_help_panel=_PANEL)],
+}
+
+
+def _with_options(function: Callable[..., Any], own: list[inspect.Parameter]) -> Callable[..., Any]:
+    """`function` with a signature that typer reads: a context, its own parameters, the options of the Door."""
+    shared = []
+    for option, hint in GLOBAL_OPTIONS.items():
+        default = False if typing.get_args(hint)[0] is bool else None
+        shared.append(inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *own, *shared]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
+
+
+def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
+    """Register a command whose first parameter is the Door; the options of the Door are added to its own."""
+
+    def register(function: Callable[..., int | None]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        own = list(inspect.signature(function).parameters.values())[1:]
+
+        @functools.wraps(function)
+        def run(ctx: typer.Context, **values: Any) -> int:
+            door = Door(**{option: values.pop(option) for option in GLOBAL_OPTIONS})
+            door = door.over(ctx.find_object(Door) or Door())
+            return guarded(functools.partial(function, door, **values), debug=door.debug)
+
+        del run.__wrapped__  # typer must see the new signature, not the function's own
+        app.command(name, **how)(_with_options(run, [p.replace(annotation=hints[p.name]) for p in own]))
+        return function
+
+    return register
+
+
+def accept_options_before_the_command(app: typer.Typer) -> None:
+    """`streamtask --prefix x list` is `streamtask list --prefix x`."""
+
+    def remember(ctx: typer.Context, **values: Any) -> None:
+        ctx.obj = Door(**values)
+
+    app.callback()(_with_options(remember, []))
+
+
+def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
+    """Run it to an exit code; an error becomes one line on stderr."""
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout (head, less) has seen enough; the interpreter must not try to flush it again.
+        sys.stdout = None
+        return EXIT_BAD_ANSWER
+    except Exception as error:  # noqa: BLE001 - the last door: whatever comes becomes one line and exit code 2
+        if debug:
+            traceback.print_exc()
+        else:
+            typer.echo(f"Error: {one_line(error)}", err=True)
+        return EXIT_ERROR
+
+
+def one_line(error: BaseException) -> str:
+    """What happened and what to do, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, StreamtaskError):
+        return f"{type(error).__name__}: {text} (--debug shows where)"
+    for kind, word, hint in HINTS:
+        if isinstance(error, kind) and word not in text:
+            return f"{text.rstrip('.')}. {hint}"
+    return text
+
+
+class OneLineGroup(TyperGroup):
+    """The root of the command line: usage errors are one line too, and a command's int is the exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(
+                args=args,
+                prog_name=prog_name or "streamtask",
+                complete_var=complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+        except Exception as error:  # noqa: BLE001 - what is no usage error is raised again there
+            code = self._usage_error(error)
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+    @staticmethod
+    def _usage_error(error: Exception) -> int:
+        say = getattr(error, "format_message", None)
+        if say is None:
+            if isinstance(error, typer.Abort):
+                return EXIT_INTERRUPTED
+            raise error
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "streamtask"
+        if type(error).__name__ == "NoArgsIsHelpError":
+            pass  # the help was printed when the error was made
+        else:
+            typer.echo(f"Error: {' '.join(say().split())} See: {path} --help", err=True)
+        return EXIT_ERROR
+
+
+def kafka_of(settings: Settings) -> KafkaSettings:
+    """The broker and the client settings that a command talks with. Raises ConfigError when no broker is named."""
+    from streamtask.kafka.settings import KafkaSettings
+
+    return KafkaSettings(settings.bootstrap(), client_id="streamtask-cli", extra=settings.kafka)
+
+
+def parse_json_object(text: str, *, what: str) -> dict[str, Any] | None:
+    """The JSON object that a person typed; `-` reads stdin, `@file` a file, "" is none. Raises ConfigError."""
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            with open(text[1:], encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{what}: {text[1:]} cannot be read ({error}).") from None
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f'{what} is not JSON: {error}. Quote it for the shell: \'{{"path": "a.txt"}}\'') from None
+    if not isinstance(value, dict):
+        raise ConfigError(f'{what} must be a JSON object, like {{"path": "a.txt"}}, not {type(value).__name__}.')
+    return value

@@ -1,0 +1,214 @@
+"""`streamtask dead redrive`: shows what it would do; with --yes it does it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamtask.cli.door import EXIT_BAD_ANSWER, Door, kafka_of
+from streamtask.cli.tasks import _moment
+from streamtask.errors import ConfigError
+from streamtask.identity import canonical
+
+if TYPE_CHECKING:
+    from streamtask.config import Settings
+    from streamtask.redrive import Choice, Plan, Redrive, Refusal
+
+SAMPLE = 10  # rows that people see
+DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts are of all
+
+
+def dead_redrive(
+    door: Door,
+    which: Annotated[
+        list[str] | None, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`.", show_default=False)
+    ] = None,
+    task_type: Annotated[str | None, typer.Option("--type", "-t", metavar="TYPE", help="Only this type.")] = None,
+    code: Annotated[
+        str | None, typer.Option("--code", metavar="CODE", help="Only these: timeout, handler_error, …")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Failed since: RFC 3339, or 90s, 5m, 1h, 7d ago.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Failed before: the same.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="Only with this in what was wrong.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, metavar="N", help="At most so many a second.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only shown.")] = False,
+) -> int | None:
+    """Run dead letters again, each as a new task; shows which, does it with --yes. Can be repeated: none runs twice."""
+    choice = _choice(which or [], task_type, code, since, until, text)
+    settings = door.settings()
+    settings.bootstrap()
+    from streamtask.model import now_ms
+    from streamtask.redrive.run import read_plan
+
+    plan = read_plan(settings, choice, now_ms())
+    if plan.missing:
+        raise ConfigError(f"No dead letter of {', '.join(plan.missing[:5])}. See them: streamtask dead list")
+    sent: list[tuple[Redrive, str]] = []
+    failed: list[tuple[Redrive, str]] = []
+    if not door.json:
+        _print_plan(door, plan)
+    if yes:
+        _send(door, settings, plan.ready, rate, sent, failed)
+    left = len(plan.ready) - len(sent) - len(failed)
+    if door.json:
+        door.answer(_document(plan, sent, failed, yes=yes))
+    elif not yes:
+        if plan.ready:
+            door.note("Nothing was sent. To do it, add --yes.")
+    else:
+        _print_done(door, sent, failed, left)
+    wrong = (yes and len(sent) < len(plan.ready)) or (choice.ids and plan.refused)
+    return EXIT_BAD_ANSWER if wrong else None
+
+
+def _choice(
+    which: list[str], task_type: str | None, code: str | None, since: str | None, until: str | None, text: str | None
+) -> Choice:
+    """Raises ConfigError."""
+    from streamtask.model import ErrorCode, to_ms
+    from streamtask.redrive import Choice
+
+    codes = [known.value for known in ErrorCode]
+    if code is not None and code not in codes:
+        raise ConfigError(f"--code {code!r} is none. One of: {', '.join(codes)}.")
+    start, end = _moment("--since", since, past=True), _moment("--until", until, past=True)
+    choice = Choice(
+        ids=frozenset(canonical(one) or one for one in which),
+        task_type=task_type,
+        code=code,
+        since_ms=None if start is None else to_ms(start),
+        until_ms=None if end is None else to_ms(end),
+        text=text or None,
+    )
+    if choice.everything:
+        raise ConfigError(
+            "Which dead letters? Name ids, or --type, --code, --since, --until, --text (--since 365d: all)."
+        )
+    return choice
+
+
+def _send(
+    door: Door,
+    settings: Settings,
+    items: list[Redrive],
+    rate: float | None,
+    sent: list[tuple[Redrive, str]],
+    failed: list[tuple[Redrive, str]],
+) -> None:
+    """Fills `sent` (with the origin of the new request) and `failed` (with the reason)."""
+    from streamtask.identity import origin_text
+    from streamtask.redrive.run import send
+
+    bands = settings.topics.bands
+    told = send(kafka_of(settings), items, rate=rate)
+    try:
+        with closing(told):
+            for item, delivery in told:
+                if delivery.error is None:
+                    sent.append((item, origin_text(bands[item.band].name, delivery.partition, delivery.offset)))
+                else:
+                    failed.append((item, delivery.error))
+    except KeyboardInterrupt:
+        door.note(f"Stopped: {len(sent)} of {len(items)} were sent. Repeat the command: what is there is skipped.")
+        raise
+
+
+def _print_plan(door: Door, plan: Plan) -> None:
+    console = door.console()
+    from rich.table import Table
+    from rich.text import Text
+
+    if plan.ready:
+        kinds = Counter((item.task_type, item.letter.reason) for item in plan.ready)
+        said = ", ".join(f"{count} {kind} ({code})" for (kind, code), count in kinds.most_common(SAMPLE))
+        console.print(f"[bold]{len(plan.ready)} to redrive:[/] ", Text(said), soft_wrap=True, sep="")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("origin", "type", "code", "new task_id"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("what was wrong", overflow="ellipsis", no_wrap=True, ratio=1)
+        for item in plan.ready[:SAMPLE]:
+            letter = item.letter
+            wrong = Text(" ".join(letter.text.split()))
+            table.add_row(letter.origin, Text(item.task_type), letter.reason, item.task_id, wrong)
+        console.print(table)
+        if len(plan.ready) > SAMPLE:
+            console.print(f"… and {len(plan.ready) - SAMPLE} more")
+        noted = [(item, note) for item in plan.ready for note in item.notes]
+        for item, note in noted[:SAMPLE]:
+            console.print("[blue]i[/]", Text(f"{item.letter.origin}: {note}"), soft_wrap=True)
+        if len(noted) > SAMPLE:
+            console.print(f"[blue]i[/] … and {len(noted) - SAMPLE} more of the kind")
+    else:
+        console.print("Nothing to redrive.")
+    if plan.known:
+        console.print(f"{len(plan.known)} skipped: redriven before.")
+    if plan.refused:
+        console.print(f"[yellow]{len(plan.refused)} cannot be redriven:[/]")
+        for refusal in plan.refused[:SAMPLE]:
+            console.print("[yellow]![/]", Text(_why(refusal)), soft_wrap=True)
+        if len(plan.refused) > SAMPLE:
+            console.print(f"… and {len(plan.refused) - SAMPLE} more; all of them: --json")
+
+
+def _print_done(door: Door, sent: list[tuple[Redrive, str]], failed: list[tuple[Redrive, str]], left: int) -> None:
+    from rich.text import Text
+
+    console = door.console()
+    console.print(f"[green]✓[/] {len(sent)} redriven.")
+    for item, error in failed[:SAMPLE]:
+        console.print("[red]✗[/]", Text(f"{item.letter.origin}: {error}"), soft_wrap=True)
+    if len(failed) > SAMPLE:
+        console.print(f"[red]✗[/] … and {len(failed) - SAMPLE} more")
+    if left:
+        console.print(f"{left} were not tried: Kafka does not take them. Repeat the command: what is there is skipped.")
+
+
+def _why(refusal: Refusal) -> str:
+    letter = refusal.letter
+    return f"{letter.origin or f'letter {letter.partition}@{letter.offset}'} ({letter.reason}): {refusal.why}"
+
+
+def _document(
+    plan: Plan, sent: list[tuple[Redrive, str]], failed: list[tuple[Redrive, str]], *, yes: bool
+) -> dict[str, Any]:
+    placed = {item.task_id: origin for item, origin in sent}
+    errors = {item.task_id: error for item, error in failed}
+
+    def item(one: Redrive) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "task_id": one.task_id,
+            "redrive_of": one.letter.task_id,
+            "of": one.letter.origin,
+            "task_type": one.task_type,
+            "code": one.letter.reason,
+            "notes": list(one.notes),
+        }
+        if one.task_id in placed:
+            document["origin"] = placed[one.task_id]
+        if one.task_id in errors:
+            document["error"] = errors[one.task_id]
+        return document
+
+    return {
+        "done": yes,
+        "ready": len(plan.ready),
+        "sent": len(sent),
+        "failed": len(failed),
+        "known": len(plan.known),
+        "refused": len(plan.refused),
+        "tasks": [item(one) for one in plan.ready[:DOCUMENTS_MAX]],
+        "skipped": [item(one) for one in plan.known[:DOCUMENTS_MAX]],
+        "cannot": [
+            {"of": one.letter.origin, "redrive_of": one.letter.task_id, "code": one.letter.reason, "why": one.why}
+            for one in plan.refused
+        ],
+    }

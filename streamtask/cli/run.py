@@ -1,0 +1,109 @@
+"""Commands that start something and stay: worker, serve, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamtask.cli.complete import app_names
+from streamtask.cli.door import Door, command, kafka_of
+
+if TYPE_CHECKING:
+    from streamtask.config import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    command(app, "demo", rich_help_panel="Run")(demo)
+    command(app, "worker", rich_help_panel="Run")(worker)
+    command(app, "serve", rich_help_panel="Run")(serve)
+
+
+def worker(
+    door: Door,
+    app: Annotated[
+        str,
+        typer.Argument(
+            metavar="APP",
+            help="Where your App is, like app:app or package.module:app.",
+            show_default=False,
+            autocompletion=app_names,
+        ),
+    ],
+    processes: Annotated[
+        int, typer.Option("--processes", "-P", min=1, max=256, metavar="N", help="Worker processes.")
+    ] = 1,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", "-c", metavar="N", help="Async handlers at once, a process; else 100."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="Thread handlers at once, a process; else 16.")
+    ] = None,
+    children: Annotated[
+        int | None,
+        typer.Option("--children", metavar="N", help="Process handlers at once, a process; else one a CPU."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", metavar="PORT", help="/metrics, /health, /ready; each process one port more."),
+    ] = None,
+) -> int | None:
+    """Run the handlers of APP until SIGTERM or Ctrl-C: drain; a second one: leave at once."""
+    from streamtask.process import supervise
+
+    overrides: dict[str, object] = {"bootstrap_servers": door.bootstrap, "prefix": door.prefix}
+    overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "metrics_port": metrics_port}
+    return supervise(app, overrides, processes=processes)
+
+
+def serve(
+    door: Door,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Where to listen; else 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="PORT", help="Where to listen; else 8080.")] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="FILE", help="SQLite file; none: a temporary one.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without an API key.")
+    ] = False,
+) -> int | None:
+    """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
+    settings = door.settings(host=host, port=port, store=store)
+    refuse_without_topics(settings)
+    from streamtask.view.http import serve as serve_http
+
+    serve_http(settings, insecure=insecure)
+    return None
+
+
+def demo(
+    door: Door,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="The folder to count; none: Python's own library.", show_default=False),
+    ] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="End when the work is done; last line is JSON.")] = False,
+) -> int | None:
+    """Take a census of a folder on a real local Kafka: broker, two workers, query service.
+
+    With --url it starts nothing: the census runs on that system, whose workers have streamtask.demo.census:app.
+    """
+    from streamtask.demo.run import census_there, run_demo
+
+    if door.url is not None:
+        return census_there(directory, door.settings(), leave=leave)
+    return run_demo(directory, bootstrap=door.bootstrap, leave=leave)
+
+
+def refuse_without_topics(settings: Settings) -> None:
+    """Raises TopicsMissing, NotAllowed or Unreachable, in one line."""
+    kafka = kafka_of(settings)
+    from streamtask.kafka.acls import Role
+    from streamtask.kafka.granted import partition_count
+
+    partition_count(kafka, settings.topics, Role.VIEW)

@@ -1,0 +1,230 @@
+"""`streamtask schemas …`: the schemas of the documents, whether they may follow their forerunners, and a registry's copy.
+
+check needs no cluster and no registry; with registry_url it also asks what the registry says. register is the only one
+that changes anything there; export writes the documents for machines into a directory.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command
+from streamtask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from streamtask.config import Settings
+    from streamtask.registry import Registry
+
+RegistryOption = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="URL", help="Schema registry. Else STREAMTASK_REGISTRY_URL."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    schemas = typer.Typer(no_args_is_help=True, help="The schemas of requests, status events, control messages.")
+    command(schemas, "show")(schemas_show)
+    command(schemas, "check")(schemas_check)
+    command(schemas, "register")(schemas_register)
+    command(schemas, "export")(schemas_export)
+    app.add_typer(schemas, name="schemas", rich_help_panel="Cluster")
+
+
+def schemas_show(
+    door: Door,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="task_request, task_response or task_control.", show_default=False),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="v1", help="A released version, not the current schema.")
+    ] = None,
+    registry: RegistryOption = None,
+) -> int | None:
+    """List the schemas, or print one of them.
+
+    Example: streamtask schemas show task_request > task_request.avsc
+    """
+    from streamtask.codec import schema
+
+    if version is not None and version not in schema.versions():
+        raise ConfigError(f"--version {version}: released are {', '.join(schema.versions())}.")
+    if name is not None:
+        if name not in schema.names(version):
+            raise ConfigError(f"There is no schema {name!r}; there are {', '.join(schema.names(version))}.")
+        door.answer(schema.text(name, version).rstrip("\n"))
+        return None
+    settings = door.settings(registry_url=registry)
+    rows = _rows(version) if not settings.registry_url else _rows_of(settings)
+    if door.json:
+        door.answer(rows)
+        return None
+    console = door.console()
+    for row in rows:
+        console.print("  ".join(str(held) for held in row.values()), soft_wrap=True)
+    return None
+
+
+def schemas_check(door: Door, registry: RegistryOption = None) -> int | None:
+    """Compare the schemas with every version before them; exit code 1 when they may not follow."""
+    from streamtask.codec import compatibility, schema
+
+    settings = door.settings(registry_url=registry)
+    found: list[dict[str, str]] = []
+    for version in schema.versions():
+        for name in schema.names(version):
+            old = schema.read(name, version)
+            new = schema.read(name) if name in schema.names() else None
+            texts = ["the document is gone"] if new is None else []
+            if new is not None:
+                texts = [*compatibility.full(new, old), *compatibility.house(new, old)]
+            found += [{"schema": name, "against": version, "what": text} for text in texts]
+    against = len(schema.versions())
+    if settings.registry_url:
+        with closing(_registry(settings)) as held:
+            found += _registry_findings(held, settings)
+    if door.json:
+        door.answer({"compatible": not found, "versions": list(schema.versions()), "findings": found})
+    else:
+        console = door.console()
+        for finding in found:
+            text = f"[red]✗[/] {finding['schema']} against {finding['against']}: {finding['what']}"
+            console.print(text, soft_wrap=True)
+        if not found:
+            where = f" and {settings.registry_url.split('@')[-1]}" if settings.registry_url else ""
+            console.print(f"[green]✓[/] compatible with {against} released version(s){where}", soft_wrap=True)
+    return EXIT_BAD_ANSWER if found else None
+
+
+def schemas_register(
+    door: Door,
+    registry: RegistryOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be registered.")] = False,
+) -> int | None:
+    """Register the schemas of a prefix, one subject a topic, with FULL_TRANSITIVE compatibility."""
+    from streamtask.registry import subjects
+
+    settings = door.settings(registry_url=registry)
+    rows: list[dict[str, Any]] = []
+    with closing(_registry(settings)) as held:
+        if dry_run:
+            for topic, document in subjects.documents(settings.topics).items():
+                subject = subjects.subject_of(topic)
+                known = held.id_of(subject, subjects.text_of(document))
+                rows.append({"subject": subject, "schema": document, "id": known, "new": known is None})
+        else:
+            for done in subjects.register(held, settings.topics):
+                rows.append({"subject": done.subject, "schema": done.document, "id": done.schema_id, "new": done.new})
+    if door.json:
+        door.answer(rows)
+        return None
+    console = door.console()
+    for row in rows:
+        verb = "would register" if dry_run and row["new"] else "registered" if row["new"] else "is there"
+        number = "" if row["id"] is None else f", id {row['id']}"
+        console.print(f"[green]✓[/] {verb}: {row['subject']} ({row['schema']}{number})", soft_wrap=True)
+    return None
+
+
+def schemas_export(
+    door: Door,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write; made when it is not there.", show_default=False)
+    ],
+) -> int | None:
+    """Write the documents for machines: JSON Schemas, AsyncAPI of the topics, OpenAPI of the query service.
+
+    Example: streamtask schemas export contract
+    """
+    settings = door.settings()
+    try:
+        from streamtask.documents.export import SERVICE, documents
+    except ImportError as error:
+        raise ConfigError(
+            f"Describing the query service needs {error.name}: pip install 'streamtask[server]'."
+        ) from None
+    broker = (settings.bootstrap_servers or "127.0.0.1:9092").split(",")[0].strip()
+    service = (settings.url or f"http://{SERVICE}").partition("://")[2].partition("/")[0]
+    made = documents(settings.topics, kafka=broker, service=service)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in made.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written ({error.strerror or error}).") from None
+    if door.json:
+        door.answer({"directory": str(directory), "files": sorted(made)})
+        return None
+    console = door.console()
+    for name in sorted(made):
+        console.print(f"[green]✓[/] {directory / name}", soft_wrap=True)
+    return None
+
+
+def _registry(settings: Settings) -> Registry:
+    from streamtask.registry import open_registry
+
+    if not settings.registry_url:
+        raise ConfigError("No schema registry named. Set STREAMTASK_REGISTRY_URL or pass --registry URL.")
+    return open_registry(settings.registry_url, settings.registry)
+
+
+def _rows(version: str | None) -> list[dict[str, Any]]:
+    from streamtask.codec import avro, schema
+
+    return [
+        {
+            "schema": name,
+            "fingerprint": avro.fingerprint_of(schema.read(name, version)).hex(),
+            "version": avro.known()[avro.fingerprint_of(schema.read(name, version))].version,
+        }
+        for name in schema.names(version)
+    ]
+
+
+def _rows_of(settings: Settings) -> list[dict[str, Any]]:
+    """What the registry has under our subjects."""
+    from streamtask.registry import subjects
+
+    rows: list[dict[str, Any]] = []
+    with closing(_registry(settings)) as held:
+        for topic, document in subjects.documents(settings.topics).items():
+            subject = subjects.subject_of(topic)
+            current = held.id_of(subject, subjects.text_of(document))
+            for version in held.versions(subject):
+                mark = "current" if version.schema_id == current else "other"
+                rows.append({"subject": subject, "version": version.number, "id": version.schema_id, "what": mark})
+            if current is None:
+                rows.append({"subject": subject, "version": None, "id": None, "what": "ours is not registered"})
+    return rows
+
+
+def _registry_findings(registry: Registry, settings: Settings) -> list[dict[str, str]]:
+    """What the registry has against our schemas, and its versions by our own rules."""
+    import json
+
+    from streamtask.codec import compatibility
+    from streamtask.registry import subjects
+
+    found: list[dict[str, str]] = []
+    for topic, document in subjects.documents(settings.topics).items():
+        subject, text = subjects.subject_of(topic), subjects.text_of(document)
+        versions = registry.versions(subject)
+        before = len(found)
+        for version in versions:
+            try:
+                lines = compatibility.full(json.loads(text), json.loads(version.text))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                lines = [f"what is registered there is no Avro schema ({error})"]
+            where = f"{subject} version {version.number}"
+            found += [{"schema": document, "against": where, "what": line} for line in lines]
+        if versions and len(found) == before and registry.id_of(subject, text) is None:
+            found += [
+                {"schema": document, "against": subject, "what": line} for line in registry.compatible(subject, text)
+            ]
+    return found

@@ -1,0 +1,402 @@
+"""Commands about one task or a list of tasks: submit, status, watch, list, cancel.
+
+`status`, `watch` and `list` ask the query service when one is named; else they read the topics and say so on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamtask.cli.complete import task_types
+from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command, kafka_of, parse_json_object
+from streamtask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from streamtask.client import AsyncClient
+    from streamtask.config import Settings
+    from streamtask.model import TaskResponse
+
+COLOURS = {"created": "cyan", "running": "yellow", "completed": "green", "failed": "red", "cancelled": "magenta"}
+DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class StatusName(StrEnum):
+    """The statuses as they are written on the wire (model.TaskStatus, which is not imported at start-up)."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TaskIdArgument = Annotated[str, typer.Argument(metavar="TASK_ID", help="The task's UUID.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    command(app, "submit", rich_help_panel="Tasks")(submit)
+    command(app, "status", rich_help_panel="Tasks")(status)
+    command(app, "watch", rich_help_panel="Tasks")(watch)
+    command(app, "list", rich_help_panel="Tasks")(list_tasks)
+    command(app, "cancel", rich_help_panel="Tasks")(cancel)
+
+
+def submit(
+    door: Door,
+    task_type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="The task type.", show_default=False, autocompletion=task_types)
+    ],
+    parameters: Annotated[
+        str,
+        typer.Argument(metavar="[PARAMS]", help="JSON object; - reads stdin, @FILE a file.", show_default=False),
+    ] = "",
+    priority: Annotated[int, typer.Option("--priority", "-p", metavar="1..10", help="10 is most urgent.")] = 5,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="Per attempt, from the handler's start.")
+    ] = None,
+    description: Annotated[str, typer.Option("--description", metavar="TEXT", help="For people.")] = "",
+    ordering_key: Annotated[
+        str | None, typer.Option("--ordering-key", metavar="KEY", help="Tasks with one key start in order.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="May be repeated.")
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", metavar="UUID", help="Submit again what may have failed.")
+    ] = None,
+    not_before: Annotated[
+        str | None, typer.Option("--not-before", metavar="TIME", help="RFC 3339, or +90s, +5m, +1h from now.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option("--expires-at", metavar="TIME", help="Not started by then: never started.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Whose task it is.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option("--idempotency-key", metavar="KEY", help="Only handed to the handler for now.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end; exit code 1 unless completed.")] = False,
+    wait_timeout: Annotated[
+        float | None, typer.Option("--wait-timeout", metavar="SECONDS", help="Give up waiting, not the task.")
+    ] = None,
+) -> int | None:
+    """Submit a request; done when the broker has it.
+
+    Example: streamtask submit file_census '{"path": "a.py"}' --priority 8 --wait
+    """
+    options = {
+        "priority": priority,
+        "timeout": timeout,
+        "description": description,
+        "ordering_key": ordering_key,
+        "labels": _labels(label),
+        "task_id": task_id,
+        "not_before": _moment("--not-before", not_before),
+        "expires_at": _moment("--expires-at", expires_at),
+        "tenant": tenant,
+        "idempotency_key": idempotency_key,
+    }
+    body = parse_json_object(parameters, what="PARAMS")
+    return asyncio.run(
+        _submit(door, task_type, body, options, wait=wait or wait_timeout is not None, wait_timeout=wait_timeout)
+    )
+
+
+async def _submit(
+    door: Door,
+    task_type: str,
+    parameters: dict[str, Any] | None,
+    options: dict[str, Any],
+    *,
+    wait: bool,
+    wait_timeout: float | None,
+) -> int | None:
+    async with _client(door.settings()) as client:
+        receipt = await client.submit(task_type, parameters, **options)
+        if not wait:
+            if door.json:
+                door.answer(receipt.to_dict())
+            else:
+                door.console().print(
+                    f"[bold]{receipt.task_id}[/]\nin band {receipt.band}, partition {receipt.partition}, "
+                    f"offset {receipt.offset}. Follow it: streamtask watch {receipt.task_id}",
+                    soft_wrap=True,
+                )
+            return None
+        if not door.json:
+            door.note(f"submitted {receipt.task_id}, waiting for its end")
+        return _show(door, await receipt.wait(wait_timeout))
+
+
+def status(door: Door, task_id: TaskIdArgument) -> int | None:
+    """Show the latest status of a task."""
+    settings = door.settings()
+
+    async def ask() -> TaskResponse:
+        async with _client(settings) as client:
+            return await client.status(task_id)
+
+    _say_slow(door, settings)
+    _show(door, asyncio.run(ask()))
+    return None
+
+
+def watch(door: Door, task_id: TaskIdArgument) -> int | None:
+    """Follow a task until it ends; exit code 1 unless it completed."""
+    settings = door.settings()
+    _say_slow(door, settings)
+    last = asyncio.run(_watch(door, settings, task_id))
+    return 0 if last is not None and last.status.value == "completed" else EXIT_BAD_ANSWER
+
+
+async def _watch(door: Door, settings: Settings, task_id: str) -> TaskResponse | None:
+    last: TaskResponse | None = None
+    async with _client(settings) as client:
+        events = client.events(task_id)
+        if door.json:
+            async for last in events:
+                door.answer(last)
+        elif sys.stdout.isatty():
+            last = await _watch_live(door, task_id, events)
+        else:
+            async for last in events:
+                print(_event_line(last), flush=True)
+    if last is not None and last.ended and not door.json and sys.stdout.isatty():
+        _show(door, last)
+    return last
+
+
+async def _watch_live(door: Door, task_id: str, events: AsyncIterator[TaskResponse]) -> TaskResponse | None:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    last: TaskResponse | None = None
+    columns = (
+        TextColumn("{task.fields[status]}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[message]}", markup=False),
+    )
+    console = door.console()
+    console.print(task_id, style="bold")
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=1.0, status="[dim]waiting[/]  ", message="")
+        async for last in events:
+            message = " ".join((last.message or "").split())
+            bars.update(bar, completed=last.progress or 0.0, status=_coloured(last.status.value), message=message)
+    return last
+
+
+def list_tasks(
+    door: Door,
+    status: Annotated[StatusName | None, typer.Option("--status", "-s", help="Only these.")] = None,
+    task_type: Annotated[
+        str | None, typer.Option("--type", "-t", metavar="TYPE", help="Only this type.", autocompletion=task_types)
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Created since: RFC 3339, or 90s, 5m, 1h, 7d ago.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, metavar="N", help="At most so many.")] = 20,
+) -> int | None:
+    """List tasks, the newest first."""
+    settings = door.settings()
+    _say_slow(door, settings)
+    wanted = {
+        "status": status.value if status is not None else None,
+        "task_type": task_type,
+        "tenant": tenant,
+        "since": _moment("--since", since, past=True),
+        "limit": limit,
+    }
+    tasks, more = asyncio.run(_list(settings, wanted))
+    if door.json:
+        door.answer({"tasks": [task.model_dump(mode="json", exclude_none=True) for task in tasks], "more": more})
+        return None
+    if not tasks:
+        door.note("No task matches.")
+        return None
+    console = door.console()
+    console.print(_table(tasks, console.width))
+    if more:
+        door.note(f"There are more; see them with --limit {min(1_000, limit * 5)}.")
+    return None
+
+
+def _table(tasks: list[TaskResponse], width: int) -> Table:
+    """Fixed columns first, as they are copied from; the type gets what it needs up to a bound, the message the rest."""
+    from rich.table import Table
+
+    gap = 2
+    fixed = {"task_id": 36, "status": 9, "%": 4, "age": 3}
+    rest = width - sum(fixed.values()) - gap * len(fixed)
+    type_width = min(max(4, *(len(task.task_type or "") for task in tasks)), 24, max(4, rest))
+    message_width = rest - type_width - gap
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0), collapse_padding=True)
+    for name, column_width in fixed.items():
+        table.add_column(name, width=column_width, no_wrap=True, justify="right" if name in ("%", "age") else "left")
+    table.add_column("type", width=type_width, no_wrap=True, overflow="ellipsis")
+    if message_width >= 8:
+        table.add_column("message", width=message_width, no_wrap=True, overflow="ellipsis")
+    for task in tasks:
+        table.add_row(*_row(task)[: len(table.columns)])
+    return table
+
+
+async def _list(settings: Settings, wanted: dict[str, Any]) -> tuple[list[TaskResponse], bool]:
+    if settings.url:
+        from streamtask.client.service import ServiceLink
+
+        async with ServiceLink(settings) as service:
+            return await service.list_tasks(**wanted)
+    from streamtask.offline import list_tasks
+
+    return await asyncio.to_thread(list_tasks, settings, **wanted)
+
+
+def cancel(
+    door: Door,
+    task_id: TaskIdArgument,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Written beside the wish.")] = None,
+) -> int | None:
+    """Ask for a task to be cancelled; done when the broker has the wish."""
+
+    async def ask() -> None:
+        async with _client(door.settings()) as client:
+            await client.cancel(task_id, reason)
+
+    asyncio.run(ask())
+    if door.json:
+        door.answer({"task_id": task_id, "cancel": "requested"})
+    else:
+        door.console().print(
+            f"Cancel requested. It loses against an end that was committed first: streamtask status {task_id}",
+            soft_wrap=True,
+        )
+    return None
+
+
+# --- Shared by these commands -----------------------------------------------------------------------------------------
+
+
+def _client(settings: Settings) -> AsyncClient:
+    from streamtask.client import AsyncClient
+
+    return AsyncClient(settings=settings)
+
+
+def _say_slow(door: Door, settings: Settings) -> None:
+    if not settings.url:
+        _ = (settings.topics, kafka_of(settings))  # what is wrong with them is said first
+        door.note("No --url and no STREAMTASK_URL: reading the topics, which takes longer.")
+
+
+def _show(door: Door, task: TaskResponse) -> int:
+    """The task as fields; exit code 0 only when it completed."""
+    code = 0 if task.status.value == "completed" else EXIT_BAD_ANSWER
+    if door.json:
+        door.answer(task)
+        return code
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    document = task.model_dump(mode="json", exclude_none=True)
+    details = document.pop("error_details", None) or {}
+    traceback = details.pop("traceback", None)
+    document.update({f"error.{name}": value for name, value in details.items() if name != "attempt"})
+    for name, value in document.items():
+        if name == "status":
+            grid.add_row(name, Text(str(value), style=COLOURS[str(value)]))
+        elif name == "progress":
+            grid.add_row(name, f"{float(value):.0%}")
+        else:
+            grid.add_row(name, Text(value if isinstance(value, str) else _json(value)))
+    console = door.console()
+    console.print(grid)
+    if traceback:
+        console.print(Text(traceback.rstrip(), style="dim"))
+    return code
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _coloured(status: str) -> str:
+    return f"[{COLOURS[status]}]{status:<9}[/]"
+
+
+def _row(task: TaskResponse) -> tuple[Any, ...]:
+    from rich.text import Text
+
+    progress = "" if task.progress is None else f"{task.progress:.0%}"
+    return (
+        task.task_id,
+        _coloured(task.status.value),
+        progress,
+        _age(task),
+        Text(task.task_type or ""),
+        Text(" ".join((task.error or task.message or "").split())),
+    )
+
+
+def _age(task: TaskResponse) -> str:
+    if task.created_at is None:
+        return ""
+    seconds = max(0, int((datetime.now(UTC) - task.created_at).total_seconds()))
+    for unit in ("d", "h", "m"):
+        if seconds >= DURATIONS[unit]:
+            return f"{seconds // DURATIONS[unit]}{unit}"
+    return f"{seconds}s"
+
+
+def _event_line(task: TaskResponse) -> str:
+    when = task.updated_at or task.created_at
+    clock = when.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3] if when is not None else ""
+    progress = "" if task.progress is None else f"{task.progress:.0%}"
+    return f"{clock} {task.status.value:<9} {progress:>4} {' '.join((task.error or task.message or '').split())}"
+
+
+def _labels(pairs: list[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    labels = {}
+    for pair in pairs:
+        name, found, text = pair.partition("=")
+        if not found or not name:
+            raise ConfigError(f"--label {pair!r}: write NAME=TEXT.")
+        labels[name] = text
+    return labels
+
+
+def _moment(option: str, text: str | None, *, past: bool = False) -> datetime | None:
+    """RFC 3339, or a duration from now (`+5m`) or before now (`5m`, with `past`). Raises ConfigError."""
+    if text is None:
+        return None
+    amount, unit = text.lstrip("+")[:-1], text[-1:]
+    if unit in DURATIONS and amount.replace(".", "", 1).isdigit():
+        seconds = float(amount) * DURATIONS[unit]
+        now = datetime.now(UTC).timestamp()
+        return datetime.fromtimestamp(now - seconds if past else now + seconds, UTC)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        example = "2026-11-24T07:26:00Z" if not past else "2026-11-24T07:26:00Z or 1h"
+        raise ConfigError(f"{option} {text!r} is no time with its offset from UTC: write {example}.")
+    return when

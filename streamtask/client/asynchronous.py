@@ -1,0 +1,438 @@
+"""The client: submit requests, wait for their ends, ask for statuses, cancel.
+
+Works with Kafka alone, or for everything but the submit through a query service (`url`); with a url and no broker the
+submit goes there too. It never writes the status topic.
+
+What stays true: a submit returns when all in-sync replicas have the record, or raises; a request that is refused was
+not sent. Belongs to the event loop that used it first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from streamtask import tracing
+from streamtask.client.build import Headers, Prepared, from_arguments, prepare, told_of_failure, traced
+from streamtask.client.receipt import Receipt
+from streamtask.codec.formats import Encoder
+from streamtask.codec.reader import PLAIN
+from streamtask.config import Settings, load_settings
+from streamtask.errors import (
+    ConfigError,
+    NotAllowed,
+    RequestRefused,
+    StreamtaskError,
+    SubmitError,
+    UnknownTask,
+    WaitTimeout,
+)
+from streamtask.identity import Origin, canonical
+from streamtask.model import (
+    PRIORITY_DEFAULT,
+    TaskRequest,
+    TaskResponse,
+)
+from streamtask.registry import Formats
+
+if TYPE_CHECKING:
+    from streamtask.client.sending import Delivered, Sender
+    from streamtask.client.service import ServiceLink, Version
+    from streamtask.client.tracking import Track
+    from streamtask.client.watching import Mark, StatusWatch
+    from streamtask.kafka.settings import KafkaSettings
+
+PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
+BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
+
+
+class AsyncClient:
+    """Everything that a service does with tasks, but for running them.
+
+        async with AsyncClient("127.0.0.1:9092") as client:
+            receipt = await client.submit("file_census", {"path": "a.py"}, priority=8)
+            census = await receipt.result(timeout=60)
+
+    bootstrap, prefix, url  win over `settings`; None of them: STREAMTASK_* environment, then streamtask.toml
+    """
+
+    def __init__(
+        self,
+        bootstrap: str | None = None,
+        *,
+        prefix: str | None = None,
+        url: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = _settings(bootstrap, prefix, url, settings)
+        self.topics = self.settings.topics
+        if not self.settings.bootstrap_servers and not self.settings.url:
+            self.settings.bootstrap()  # raises, with its advice
+        # Without a broker nothing is written or read here but JSON over HTTP.
+        self._formats = Formats(self.settings) if self.settings.bootstrap_servers else None
+        self._sender: Sender | None = None
+        self._opening = asyncio.Lock()
+        self._watch: StatusWatch | None = None
+        self._service: ServiceLink | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Send what is still queued, then close. May be called twice. Failures of the bulk path are not raised here."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sender is not None:
+            await self._sender.close()
+        if self._watch is not None:
+            await self._watch.close()
+        if self._service is not None:
+            await self._service.close()
+        if self._formats is not None:
+            self._formats.close()
+
+    # --- Submit -------------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        task_type: str,
+        parameters: Mapping[str, Any] | Any = None,
+        *,
+        priority: int = PRIORITY_DEFAULT,
+        timeout: float | None = None,
+        description: str = "",
+        ordering_key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        task_id: str | None = None,
+        not_before: datetime | None = None,
+        expires_at: datetime | None = None,
+        created_at: datetime | None = None,
+        tenant: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Headers | None = None,
+    ) -> Receipt:
+        """Send one request; returns when the broker has it on all in-sync replicas.
+
+        parameters       a mapping, or a pydantic model
+        priority         1..10, 10 = most urgent; it chooses the band, and so the topic
+        timeout          seconds per attempt, from the handler's start; wins over the task type's own
+        ordering_key     tasks with one key and band start in order, one at a time
+        task_id          a UUID; give it to be able to submit again after a SubmitError
+        idempotency_key  only handed to the handler for now: nothing is deduplicated by it
+
+        Raises RequestRefused (nothing was sent), SubmitError (it may or may not be there), Unreachable, TopicsMissing.
+        """
+        request = from_arguments(
+            parameters,
+            task_type=task_type,
+            priority=priority,
+            timeout_seconds=timeout,
+            description=description,
+            ordering_key=ordering_key,
+            labels=dict(labels) if labels is not None else None,
+            task_id=task_id,
+            not_before=not_before,
+            expires_at=expires_at,
+            created_at=created_at,
+            tenant=tenant,
+            idempotency_key=idempotency_key,
+        )
+        return await self.submit_request(request, headers)
+
+    async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
+        """`submit` of a request that is a TaskRequest already, or a mapping of its fields (`timeout_seconds`)."""
+        prepared = prepare(request, self.topics, headers, await self._encoder())
+        if not self.settings.bootstrap_servers:
+            return await self._submit_by_service(prepared)
+        receipts, failure = await self._send([prepared])
+        if failure is not None:
+            raise failure
+        return receipts[0]
+
+    async def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[Receipt]:
+        """Send many requests at once; returns when the broker has all of them, receipts in the order of the requests.
+
+        Each is a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`). All are checked before the
+        first one is sent. Raises RequestRefused, or SubmitError whose `task_ids` are the requests that were not
+        acknowledged; the others are there.
+        """
+        encoder = await self._encoder()
+        prepared = [prepare(request, self.topics, None, encoder) for request in requests]
+        if not self.settings.bootstrap_servers:
+            return [await self._submit_by_service(one) for one in prepared]
+        receipts, failure = await self._send(prepared)
+        if failure is not None:
+            raise failure
+        return receipts
+
+    async def submit_bulk(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> int:
+        """Hand many requests to the sender and do not wait for the broker; returns their number.
+
+        Call `flush` to learn whether all arrived. Raises RequestRefused at the first request that cannot be sent; those
+        before it are on their way.
+        """
+        if not self.settings.bootstrap_servers:
+            raise ConfigError("The bulk path needs Kafka itself: set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap.")
+        sender, encoder = await self._request_sender(), await self._encoder()
+        topics, names = self.topics.requests, self.topics
+        count, listened = 0, tracing.active()
+        try:
+            for request in requests:
+                one = prepare(request, names, None, encoder)
+                if listened:
+                    (one,) = traced([one], names)
+                    if one.span is not None:
+                        one.span.end()  # handed over; nobody learns what became of it
+                sender.load(topics[one.band], one.key, one.value, one.headers)
+                count += 1
+                if count % BULK_SLICE == 0:
+                    await sender.go()
+        finally:
+            await sender.go()
+        return count
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything of submit_bulk is acknowledged. timeout: seconds.
+
+        Raises SubmitError when requests failed since the last flush, or are still under way after `timeout`.
+        """
+        if self._sender is None:
+            return
+        complete = await self._sender.drain(timeout)
+        failed, why = self._sender.take_failures()
+        if failed:
+            raise SubmitError(f"{failed} request(s) were not acknowledged ({why}).")
+        if not complete:
+            raise SubmitError("Requests are still under way; flush again to wait for them.")
+
+    async def _send(
+        self, prepared: list[Prepared]
+    ) -> tuple[list[Receipt], SubmitError | RequestRefused | NotAllowed | None]:
+        """Receipts of those that were acknowledged, in order, and the failure of the others."""
+        sender = await self._request_sender()
+        mark: Mark | None = None
+        watch = None
+        if not self.settings.url:
+            watch = self._status_watch()
+            mark = await watch.before_submit()
+        follow = watch is not None and mark is None
+        bands = self.topics.bands
+        receipts: list[Receipt] = []
+        failed: list[tuple[str, Delivered]] = []
+        for start in range(0, len(prepared), PIPELINE_MAX):
+            part = prepared[start : start + PIPELINE_MAX]
+            tracks = [watch.track(one.task_id) if watch is not None and follow else None for one in part]
+            places = await sender.requests(part, self.topics)
+            for one, track, place in zip(part, tracks, places, strict=True):
+                if place.error is not None:
+                    failed.append((one.task_id, place))
+                else:
+                    name = bands[one.band].name
+                    receipts.append(
+                        Receipt(self, one.task_id, name, place.partition, place.offset, track=track, since=mark)
+                    )
+        from streamtask.client.sending import failure_of
+
+        return receipts, failure_of(failed, len(prepared))
+
+    async def _submit_by_service(self, one: Prepared) -> Receipt:
+        """POST /tasks: the service is the one that talks with the broker."""
+        (one,) = traced([one], self.topics)
+        headers = {name: text.decode("latin-1") for name, text in one.headers or ()}
+        with told_of_failure([one]):
+            task, token = await self._query_service().submit(one.value, headers)
+        if one.span is not None:
+            one.span.end()
+        origin = Origin.parse(token) or Origin.parse(task.origin or "")
+        if origin is None:
+            raise StreamtaskError(f"The query service took task {task.task_id} but did not say where it lies.")
+        return Receipt(self, task.task_id, *origin)
+
+    # --- Ask ----------------------------------------------------------------------------------------------------------
+
+    async def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
+        """The terminal event of a task, whatever it says. timeout: seconds. Raises WaitTimeout, UnknownTask."""
+        return await self._end_of(_checked(task_id), timeout)
+
+    async def status(self, task_id: str) -> TaskResponse:
+        """The latest status of a task. Raises UnknownTask. Without a url it reads the topics, which takes longer."""
+        return await self._latest(_checked(task_id))
+
+    def events(self, task_id: str) -> AsyncIterator[TaskResponse]:
+        """What is known of a task, then each event until the terminal one. Raises UnknownTask.
+
+        With a url it follows the live stream of the query service (http://… by SSE, ws://… by its WebSocket), and goes
+        on at any replica when that breaks."""
+        return self._events(_checked(task_id))
+
+    async def cancel(self, task_id: str, reason: str | None = None) -> None:
+        """Ask for a task to be cancelled; returns when the wish is acknowledged. It loses against an end (or, for a
+        task that has not started, a start) that was committed first. Any id may be cancelled, also before its request
+        is seen. With a url, raises RequestRefused when the task has ended."""
+        known = _checked(task_id)
+        if self.settings.url:
+            await self._query_service().cancel(known, reason)
+            return
+        sender = await self._request_sender()
+        await sender.cancel(known, reason, self.topics, await self._encoder())
+
+    # --- Behind receipts ----------------------------------------------------------------------------------------------
+
+    async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse:
+        return await self._end_of(receipt.task_id, timeout, receipt)
+
+    async def _status_of(self, receipt: Receipt) -> TaskResponse:
+        return await self._latest(receipt.task_id, receipt)
+
+    def _events_of(self, receipt: Receipt) -> AsyncIterator[TaskResponse]:
+        return self._events(receipt.task_id, receipt)
+
+    async def _end_of(self, task_id: str, timeout: float | None, receipt: Receipt | None = None) -> TaskResponse:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self.settings.url:
+            seen: Version | None = None
+            while seen is None or not seen.task.ended:
+                seen = await self._query_service().next(task_id, seen, deadline, token=_token(receipt))
+            return seen.task
+        try:
+            async with asyncio.timeout(timeout):
+                track = await self._track(task_id, receipt)
+        except TimeoutError:
+            raise WaitTimeout(f"Task {task_id} has not ended in the time given; it goes on.") from None
+        return await track.end(deadline)
+
+    async def _latest(self, task_id: str, receipt: Receipt | None = None) -> TaskResponse:
+        if self.settings.url:
+            found = await self._query_service().get(task_id, token=_token(receipt))
+            assert found is not None, "without after_version there is always an answer"
+            return found.task
+        track = await self._track(task_id, receipt)
+        return track.latest if track.latest is not None else await self._created(task_id)
+
+    async def _events(self, task_id: str, receipt: Receipt | None = None) -> AsyncIterator[TaskResponse]:
+        if self.settings.url:
+            async with aclosing(self._query_service().events(task_id, token=_token(receipt))) as events:
+                async for task in events:
+                    yield task
+            return
+        # Followed before it is looked back: what the past holds is offered to the iterator too.
+        track = self._status_watch().track(task_id)
+        follower = track.follow()
+        await self._track(task_id, receipt)
+        async for task in follower:
+            yield task
+
+    async def _track(self, task_id: str, receipt: Receipt | None) -> Track:
+        """The track of a task that somebody knows. Raises UnknownTask."""
+        watch = self._status_watch()
+        if receipt is not None:
+            kept = receipt._track
+            if kept is not None and not kept.gap:
+                return kept
+            receipt._track = await watch.follow(task_id, receipt._since)
+            return receipt._track
+        track = await watch.follow(task_id, None)
+        if track.latest is None:
+            await self._created(task_id)
+        return track
+
+    async def _created(self, task_id: str) -> TaskResponse:
+        """CREATED, as the view shows a request that has no event yet. Raises UnknownTask."""
+        from streamtask.offline import find_request
+
+        found = await asyncio.to_thread(find_request, self.settings, task_id)
+        if found is None:
+            raise UnknownTask(f"Nobody knows task {task_id} under prefix {self.topics.prefix}.")
+        return found
+
+    # --- Made when first needed ---------------------------------------------------------------------------------------
+
+    def _kafka(self) -> KafkaSettings:
+        from streamtask.kafka.settings import KafkaSettings
+
+        return KafkaSettings(self.settings.bootstrap(), client_id="streamtask-client", extra=self.settings.kafka)
+
+    def _use(self) -> None:
+        """Every use goes through here: open, and on one loop."""
+        if self._closed:
+            raise StreamtaskError("This client is closed.")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        assert self._loop is loop, "an AsyncClient belongs to the event loop that used it first"
+
+    async def _request_sender(self) -> Sender:
+        self._use()
+        async with self._opening:
+            if self._sender is None:
+                from streamtask.client.sending import Sender
+
+                sender = Sender(self._kafka())
+                try:
+                    await sender.check(self.topics.requests[0])
+                except BaseException:
+                    await sender.close()
+                    raise
+                self._sender = sender
+            return self._sender
+
+    async def _encoder(self) -> Encoder:
+        """What writes our records; the first time it may have to ask the schema registry."""
+        if self._formats is None:
+            return Encoder()
+        ready = self._formats.encoder_ready
+        if ready is None:
+            self._use()
+            async with self._opening:
+                ready = await asyncio.to_thread(self._formats.encoder)
+        return ready
+
+    def _status_watch(self) -> StatusWatch:
+        self._use()
+        if self._watch is None:
+            from streamtask.client.watching import StatusWatch
+
+            reader = PLAIN if self._formats is None else self._formats.insisting
+            self._watch = StatusWatch(self._kafka(), self.topics.status, reader)
+        return self._watch
+
+    def _query_service(self) -> ServiceLink:
+        self._use()
+        if self._service is None:
+            from streamtask.client.service import ServiceLink
+
+            self._service = ServiceLink(self.settings)
+        return self._service
+
+
+def _settings(bootstrap: str | None, prefix: str | None, url: str | None, settings: Settings | None) -> Settings:
+    if settings is None:
+        return load_settings(bootstrap_servers=bootstrap, prefix=prefix, url=url)
+    given = {"bootstrap_servers": bootstrap, "prefix": prefix, "url": url}
+    return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def _checked(task_id: str) -> str:
+    """The id in its one spelling. Raises ConfigError: such an id can be nobody's."""
+    known = canonical(task_id)
+    if known is None:
+        raise ConfigError(f"task_id={task_id[:80]!r} is no UUID, like 0193a5b0-0000-7000-8000-000000000001.")
+    return known
+
+
+def _token(receipt: Receipt | None) -> str | None:
+    """What an answer about this task must be as fresh as: its request record."""
+    return None if receipt is None else receipt.origin

@@ -1,0 +1,200 @@
+"""The client for plain code: AsyncClient on an event loop of its own thread, and nothing else.
+
+Every method hands a coroutine to that loop and waits; what it means is said once, in client/asynchronous.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from streamtask.client.asynchronous import AsyncClient
+from streamtask.client.receipt import Receipt, result_of
+from streamtask.config import Settings
+from streamtask.model import TaskRequest, TaskResponse
+
+P = ParamSpec("P")
+T = TypeVar("T")
+CLOSE_TIMEOUT_S = 45.0  # beyond the delivery timeout: close() flushes
+
+
+class _LoopThread:
+    """An event loop in a daemon thread: it must never hold up the end of the process."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """The result of `work`. Interrupted (Ctrl-C), the work is cancelled."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("A sync Client cannot be used on its own event loop thread; use AsyncClient there.")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def stop(self) -> None:
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._loop.close()
+
+
+class SyncReceipt:
+    """A request that the broker has; the same as Receipt for plain code."""
+
+    __slots__ = ("_receipt", "_thread")
+
+    def __init__(self, receipt: Receipt, thread: _LoopThread) -> None:
+        self._receipt = receipt
+        self._thread = thread
+
+    def __repr__(self) -> str:
+        return f"Sync{self._receipt!r}"
+
+    @property
+    def task_id(self) -> str:
+        return self._receipt.task_id
+
+    @property
+    def band(self) -> str:
+        return self._receipt.band
+
+    @property
+    def partition(self) -> int:
+        return self._receipt.partition
+
+    @property
+    def offset(self) -> int:
+        return self._receipt.offset
+
+    @property
+    def origin(self) -> str:
+        """`high-3@12345`: the request record, as it is written in its status events."""
+        return self._receipt.origin
+
+    def wait(self, timeout: float | None = None) -> TaskResponse:
+        """The terminal event, whatever it says. timeout: seconds. Raises WaitTimeout."""
+        return self._thread.run(self._receipt.wait(timeout))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the handler returned. Raises TaskFailed, TaskCancelled, WaitTimeout."""
+        return result_of(self.wait(timeout))
+
+    def status(self) -> TaskResponse:
+        """The latest status."""
+        return self._thread.run(self._receipt.status())
+
+    def events(self) -> Iterator[TaskResponse]:
+        """Status events until the terminal one."""
+        return _iterate(self._thread, self._receipt.events())
+
+    def cancel(self, reason: str | None = None) -> None:
+        """Ask for the task to be cancelled. Returns when the wish is acknowledged."""
+        self._thread.run(self._receipt.cancel(reason))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The receipt as plain values."""
+        return self._receipt.to_dict()
+
+
+def _iterate(thread: _LoopThread, events: AsyncIterator[TaskResponse]) -> Iterator[TaskResponse]:
+    async def advance() -> TaskResponse | None:
+        return await anext(events, None)
+
+    while (task := thread.run(advance())) is not None:
+        yield task
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Receipt]],
+) -> Callable[Concatenate[Client, P], SyncReceipt]:
+    """The method of Client that takes what this one takes, which is written down once."""
+
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> SyncReceipt:
+        return SyncReceipt(self._thread.run(method(self._client, *args, **kwargs)), self._thread)
+
+    call.__name__, call.__doc__, call.__module__ = method.__name__, method.__doc__, __name__
+    call.__qualname__ = f"Client.{method.__name__}"
+    call.__signature__ = inspect.signature(method).replace(return_annotation="SyncReceipt")  # type: ignore[attr-defined]
+    return call
+
+
+class Client:
+    """AsyncClient for plain code: the same arguments, the same methods. Safe to be shared by threads.
+
+    with Client("127.0.0.1:9092") as client:
+        census = client.submit("file_census", {"path": "a.py"}, priority=8).result(timeout=60)
+    """
+
+    def __init__(
+        self,
+        bootstrap: str | None = None,
+        *,
+        prefix: str | None = None,
+        url: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._client = AsyncClient(bootstrap, prefix=prefix, url=url, settings=settings)
+        self._thread = _LoopThread("streamtask-client")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send what is still queued, then close. May be called twice."""
+        if self._thread.closed:
+            return
+        try:
+            self._thread.run(self._client.close())
+        finally:
+            self._thread.stop()
+
+    submit = _blocking(AsyncClient.submit)
+    submit_request = _blocking(AsyncClient.submit_request)
+
+    def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[SyncReceipt]:
+        """As AsyncClient.submit_many."""
+        return [SyncReceipt(receipt, self._thread) for receipt in self._thread.run(self._client.submit_many(requests))]
+
+    def submit_bulk(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> int:
+        """As AsyncClient.submit_bulk."""
+        return self._thread.run(self._client.submit_bulk(requests))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """As AsyncClient.flush."""
+        self._thread.run(self._client.flush(timeout))
+
+    def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
+        """As AsyncClient.wait."""
+        return self._thread.run(self._client.wait(task_id, timeout))
+
+    def status(self, task_id: str) -> TaskResponse:
+        """As AsyncClient.status."""
+        return self._thread.run(self._client.status(task_id))
+
+    def events(self, task_id: str) -> Iterator[TaskResponse]:
+        """As AsyncClient.events."""
+        return _iterate(self._thread, self._client.events(task_id))
+
+    def cancel(self, task_id: str, reason: str | None = None) -> None:
+        """As AsyncClient.cancel."""
+        self._thread.run(self._client.cancel(task_id, reason))

@@ -1,0 +1,95 @@
+"""A request that the broker has: where it lies, and what can be done with it from here.
+
+Receipt is asynchronous, SyncReceipt (client/blocking.py) the same for plain code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from streamtask.errors import TaskCancelled, TaskFailed
+from streamtask.identity import Origin
+from streamtask.model import ErrorCode, TaskResponse, TaskStatus
+
+if TYPE_CHECKING:
+    from streamtask.client.asynchronous import AsyncClient
+    from streamtask.client.tracking import Track
+
+
+class Receipt:
+    """A request record acknowledged by all in-sync replicas.
+
+    task_id    canonical UUID text
+    band       name of the band: high, normal, low
+    partition  of the request topic; the status events of the task lie in the same partition number of the status topic
+    offset     of the request record
+    """
+
+    __slots__ = ("__weakref__", "_client", "_since", "_track", "band", "offset", "partition", "task_id")
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        task_id: str,
+        band: str,
+        partition: int,
+        offset: int,
+        *,
+        track: Track | None = None,
+        since: dict[int, int] | None = None,
+    ) -> None:
+        self.task_id = task_id
+        self.band = band
+        self.partition = partition
+        self.offset = offset
+        self._client = client
+        self._track = track  # kept alive by this receipt: what happens before somebody waits is not forgotten
+        self._since = since  # where the status topic ended before the request was sent, when nobody followed it
+
+    def __repr__(self) -> str:
+        return f"Receipt(task_id={self.task_id!r}, origin={self.origin!r})"
+
+    @property
+    def origin(self) -> str:
+        """`high-3@12345`: the request record, as it is written in its status events."""
+        return str(Origin(self.band, self.partition, self.offset))
+
+    async def wait(self, timeout: float | None = None) -> TaskResponse:
+        """The terminal event, whatever it says. timeout: seconds. Raises WaitTimeout."""
+        return await self._client._wait_for(self, timeout)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """What the handler returned. Raises TaskFailed, TaskCancelled, WaitTimeout."""
+        return result_of(await self.wait(timeout))
+
+    async def status(self) -> TaskResponse:
+        """The latest status."""
+        return await self._client._status_of(self)
+
+    def events(self) -> AsyncIterator[TaskResponse]:
+        """Status events until the terminal one."""
+        return self._client._events_of(self)
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask for the task to be cancelled. Returns when the wish is acknowledged, not when the task has ended."""
+        await self._client.cancel(self.task_id, reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The receipt as plain values."""
+        return {"task_id": self.task_id, "band": self.band, "partition": self.partition, "offset": self.offset}
+
+
+def result_of(task: TaskResponse) -> Any:
+    """The result of a task that has ended. Raises TaskFailed, TaskCancelled."""
+    assert task.ended, f"{task.task_id} is {task.status.value}: it has no result yet"
+    if task.status is TaskStatus.COMPLETED:
+        return task.result
+    details = task.error_details.model_dump(mode="json", exclude_none=True) if task.error_details is not None else {}
+    if task.status is TaskStatus.CANCELLED:
+        code = details.get("code", ErrorCode.CANCELLED.value)
+        text = task.error or f"Task {task.task_id} was cancelled ({code})."
+        raise TaskCancelled(text, task_id=task.task_id, code=code, details=details)
+    code = details.get("code", ErrorCode.HANDLER_ERROR.value)
+    text = task.error or f"Task {task.task_id} failed ({code})."
+    raise TaskFailed(text, task_id=task.task_id, code=code, details=details)

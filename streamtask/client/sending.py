@@ -1,0 +1,249 @@
+"""Records on their way to the broker: those that somebody awaits, and those that are only counted.
+
+What the client sends and what the query service sends for others goes through here: requests, cancels, and what is said
+when the broker does not take one.
+
+    event loop:   deliver → ClientProducer.send, one countdown per call
+    poll thread:  delivery reports → one call_soon_threadsafe for all that have come
+    bulk:         a buffer per topic; while a thread sends one load, the next one is filled
+
+What stays true: every record handed over is reported, delivered or not; nothing is dropped when queues are full, the
+caller waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from streamtask.client.build import Prepared, told_of_failure, traced
+from streamtask.codec.formats import Encoder
+from streamtask.config import TopicNames
+from streamtask.errors import NotAllowed, RequestRefused, SubmitError, Unreachable
+from streamtask.kafka.producer import ClientProducer, Delivery, QueueFull
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.model import ControlAction, ControlMessage
+
+HeaderList = list[tuple[str, bytes]]
+Outgoing = tuple[str, bytes, bytes, HeaderList | None]  # topic, key, value, headers
+
+_LOOK = "What a role lacks: streamtask doctor --role producer"
+ROOM_S = 0.005  # between two looks whether a full queue has room: it holds two seconds of the fastest sending
+BULK_LOAD_MAX = 20_000  # records of the bulk path that wait for their turn: then the caller waits
+CLOSE_S = 35.0  # beyond the delivery timeout: after it every record has been reported
+
+
+class Delivered(NamedTuple):
+    """What became of a record. `error` None: all in-sync replicas have it at partition, offset."""
+
+    partition: int
+    offset: int
+    error: str | None = None
+    too_large: bool = False
+    denied: bool = False
+
+
+class _Countdown:
+    """The records of one call. `places` is filled by the poll thread and, for what could not be sent, by the loop."""
+
+    __slots__ = ("expected", "future", "places", "reported")
+
+    def __init__(self, count: int, future: asyncio.Future[None]) -> None:
+        self.places: list[Delivered | None] = [None] * count
+        self.expected = -1  # how many reports will come; not known before all are handed over
+        self.reported = 0  # counted by the poll thread alone
+        self.future = future
+
+    def finish_if_complete(self) -> None:
+        """On the loop."""
+        if self.reported == self.expected and not self.future.done():
+            self.future.set_result(None)
+
+
+class Sender:
+    """Sends records of one client; belongs to the event loop that made it."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._loop = asyncio.get_running_loop()
+        # A single submit leaves at once; under load records share batches because requests are under way.
+        self._producer = ClientProducer(kafka, linger_ms=0)
+        self._done: deque[_Countdown] = deque()
+        self._waking = False
+        self._load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]] = {}
+        self._loaded = 0
+        self._pump: asyncio.Task[None] | None = None
+        self._failed = 0
+        self._why = ""
+
+    async def check(self, topic: str) -> None:
+        """Raises TopicsMissing, NotAllowed or Unreachable: without this it would show after the delivery timeout only."""
+        try:
+            await asyncio.to_thread(self._producer.partitions, topic)
+        except Unreachable as error:
+            raise Unreachable(f"{str(error).rstrip('.')}. Nothing was sent.") from None
+
+    # --- Awaited ------------------------------------------------------------------------------------------------------
+
+    async def requests(self, prepared: list[Prepared], topics: TopicNames, *, door: bool = False) -> list[Delivered]:
+        """`deliver` of requests, each in its band, with their spans. door: somebody else's, taken over HTTP."""
+        prepared = traced(prepared, topics, door=door)
+        names = topics.requests
+        with told_of_failure(prepared):
+            places = await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
+        for one, place in zip(prepared, places, strict=True):
+            if one.span is not None:
+                one.span.end(place.partition, place.offset, place.error)
+        return places
+
+    async def cancel(self, task_id: str, reason: str | None, topics: TopicNames, encoder: Encoder) -> None:
+        """A wish in the control topic; returns when it is acknowledged. Raises SubmitError, NotAllowed."""
+        wish = ControlMessage(task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason)
+        topic = topics.control
+        (place,) = await self.deliver([(topic, task_id.encode(), encoder.control(topic, wish), None)])
+        if place.denied:
+            raise NotAllowed(f"The cancel of task {task_id} was refused: this client may not write {topic}. {_LOOK}")
+        if place.error is not None:
+            raise SubmitError(f"The cancel of task {task_id} was not acknowledged: {place.error}. Ask again.")
+
+    async def deliver(self, records: Sequence[Outgoing]) -> list[Delivered]:
+        """Send them in order; returns when each is acknowledged or has failed."""
+        countdown = _Countdown(len(records), self._loop.create_future())
+        places = countdown.places
+        handed = 0
+        for index, (topic, key, value, headers) in enumerate(records):
+            report = functools.partial(self._report, countdown, index)
+            while True:
+                try:
+                    self._producer.send(topic, key, value, headers, on_delivery=report, block_s=0)
+                    handed += 1
+                except QueueFull:
+                    await asyncio.sleep(ROOM_S)
+                    continue
+                except SubmitError as error:
+                    places[index] = Delivered(-1, -1, str(error), _is_too_large(str(error)))
+                break
+        countdown.expected = handed
+        countdown.finish_if_complete()
+        await countdown.future
+        if self._producer.denied:
+            places = [place._replace(denied=True) if place is not None and place.error else place for place in places]
+        return [place for place in places if place is not None]
+
+    def _report(self, countdown: _Countdown, index: int, delivery: Delivery) -> None:
+        """On the poll thread."""
+        error = delivery.error
+        countdown.places[index] = Delivered(
+            delivery.partition,
+            delivery.offset,
+            error,
+            error is not None and _is_too_large(delivery.code),
+            delivery.code == "TOPIC_AUTHORIZATION_FAILED",
+        )
+        countdown.reported += 1
+        # Read after the count was raised; the loop reads the count after it set `expected`: one of both sees the end.
+        if countdown.expected == countdown.reported:
+            self._done.append(countdown)
+            if not self._waking:
+                self._waking = True
+                with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody waits any more
+                    self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        self._waking = False  # before the look: a report that comes now wakes again
+        while self._done:
+            self._done.popleft().finish_if_complete()
+
+    # --- Only counted -------------------------------------------------------------------------------------------------
+
+    def load(self, topic: str, key: bytes, value: bytes, headers: HeaderList | None) -> None:
+        """Put a record on the next load; `go` sends it."""
+        records = self._load.get(topic)
+        if records is None:
+            records = self._load[topic] = []
+        records.append((key, value, headers))
+        self._loaded += 1
+
+    async def go(self) -> None:
+        """See to it that what is loaded is sent; waits while too much is."""
+        while True:
+            if self._loaded and (self._pump is None or self._pump.done()):
+                # Its parent is the client: drain and close await it.
+                self._pump = self._loop.create_task(self._send_loads(), name="bulk")
+            await asyncio.sleep(0 if self._loaded < BULK_LOAD_MAX else ROOM_S)
+            if self._loaded < BULK_LOAD_MAX:
+                return
+
+    async def _send_loads(self) -> None:
+        while self._loaded:
+            load, self._load, self._loaded = self._load, {}, 0
+            await asyncio.to_thread(self._send_load, load)
+
+    def _send_load(self, load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]]) -> None:
+        for topic, records in load.items():
+            left = iter(records)
+            while True:
+                try:
+                    result = self._producer.produce_bulk(topic, left)
+                except SubmitError as error:
+                    self._failed += 1  # the record that raised; those behind it are still in `left`
+                    self._why = str(error)
+                    continue
+                self._failed += result.failed + result.pending
+                if result.errors:
+                    self._why = ", ".join(f"{name}: {count}" for name, count in result.errors.items())
+                elif result.pending:
+                    self._why = "not acknowledged in time"
+                break
+
+    async def drain(self, timeout: float | None) -> bool:
+        """Wait until everything loaded was reported. False: not within `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._loaded or (self._pump is not None and not self._pump.done()):
+                    await self.go()
+                    if self._pump is not None:
+                        await asyncio.shield(self._pump)
+        except TimeoutError:
+            return False
+        return True
+
+    def take_failures(self) -> tuple[int, str]:
+        """(how many bulk records failed since the last call, why)."""
+        taken = self._failed, self._why
+        self._failed, self._why = 0, ""
+        return taken
+
+    async def close(self) -> None:
+        await self.drain(CLOSE_S)
+        await asyncio.to_thread(self._producer.close)
+
+
+def failure_of(failed: list[tuple[str, Delivered]], total: int) -> SubmitError | RequestRefused | NotAllowed | None:
+    """The error that these failures of `total` requests are, by their task_ids; None when there are none."""
+    if not failed:
+        return None
+    task_ids = tuple(task_id for task_id, _ in failed)
+    first = failed[0][1]
+    if all(place.denied for _, place in failed):
+        how_many = "The request was" if total == 1 else f"{len(failed)} of {total} requests were"
+        return NotAllowed(f"{how_many} refused: this client may not write the topic. {_LOOK}")
+    if all(place.too_large for _, place in failed):
+        text = f"Request refused: larger than the broker takes ({first.error})."
+        if total > 1:
+            text = f"{len(failed)} of {total} requests refused: larger than the broker takes ({first.error})."
+        return RequestRefused(text, fields={"parameters": "too large"})
+    if total == 1:
+        text = f"The request of task {task_ids[0]} was not acknowledged: {first.error}."
+    else:
+        text = f"{len(failed)} of {total} requests were not acknowledged, the first one because: {first.error}."
+    return SubmitError(f"{text} Submit again with the same task_id: an open one is not run twice.", task_ids=task_ids)
+
+
+def _is_too_large(text: str) -> bool:
+    return "MSG_SIZE_TOO_LARGE" in text

@@ -1,0 +1,338 @@
+"""The query service seen from a client: one method per route, problem+json turned into our errors.
+
+Holds one httpx client (one connection pool); no retries of its own except that a long poll is asked again until its
+deadline, and a stream is resumed. Streams come over SSE, or over the WebSocket when the url begins with ws; all else is
+the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError
+
+from streamtask.client.stream import Told, server_events
+from streamtask.config import Settings
+from streamtask.errors import (
+    ConfigError,
+    RequestRefused,
+    StreamtaskError,
+    SubmitError,
+    UnknownTask,
+    Unreachable,
+    WaitTimeout,
+)
+from streamtask.model import TaskResponse, rfc3339
+
+if TYPE_CHECKING:
+    import httpx
+
+LONG_POLL_S = 25.0  # below the 30 s after which many proxies give up
+OUTAGE_S = 30.0  # how long a wait outlives its service
+AGAIN_S = 0.5
+SILENCE_S = 45.0  # of a stream: the service gives a sign of life every 15 s
+TIMEOUT_S = 10.0  # beyond what was asked for: the service answers within a second or is not well
+
+
+class Version:
+    """TaskResponse with the version that the service gave it (0: only the request is known)."""
+
+    __slots__ = ("number", "task")
+
+    def __init__(self, task: TaskResponse, number: int | None) -> None:
+        self.task = task
+        self.number = number
+
+
+class ServiceLink:
+    """A query service at `settings.url`. Raises ConfigError at birth when what it needs is not installed.
+
+    url  http://… or https://…; ws://… or wss://…: the same service, followed over its WebSocket
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.url, "a ServiceLink needs a url"
+        url = settings.url.rstrip("/")
+        self._socket_url = f"{url}/ws" if url.lower().startswith(("ws://", "wss://")) else None
+        self.url = f"http{url[2:]}" if self._socket_url is not None else url
+        try:
+            import httpx
+
+            if self._socket_url is not None:
+                import websockets.asyncio.client  # noqa: F401 rather now than when somebody follows a task
+        except ImportError as error:
+            raise ConfigError(f"url={settings.url!r} needs {error.name}: pip install 'streamtask[server]'.") from None
+        self._answered = False
+        self._body_bytes_max = settings.body_bytes_max
+        headers = {"Accept": "application/json"}
+        self._key: dict[str, str] = {}
+        if settings.api_key is not None:
+            self._key["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
+            headers |= self._key
+        try:
+            # Each stream and long poll holds a connection: bounded by those who wait.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+            self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT_S, limits=limits)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"url={settings.url!r}: {error}. Write http://HOST:PORT, or ws://HOST:PORT.") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def submit(self, document: bytes, headers: dict[str, str]) -> tuple[TaskResponse, str]:
+        """POST /tasks: the task as created, and the freshness token, which is the place of its record."""
+        if len(document) > self._body_bytes_max:
+            # Refused here: a service that refuses a body while it is being sent may cut the connection, which would
+            # look like a request whose fate is unknown.
+            raise RequestRefused(
+                f"Request refused: {len(document):,} bytes. At most {self._body_bytes_max:,} are taken (body_bytes_max).",
+                fields={"parameters": "too large"},
+            )
+        try:
+            answer = await self._ask(
+                "POST", "/tasks", content=document, headers={"Content-Type": "application/json", **headers}
+            )
+        except Unreachable as error:
+            raise SubmitError(str(error)) from error
+        return _task(answer).task, answer.headers.get("Consistency-Token", "")
+
+    async def get(
+        self, task_id: str, *, wait_s: float = 0.0, after_version: int | None = None, token: str | None = None
+    ) -> Version | None:
+        """GET /tasks/{id}; None when nothing newer than `after_version` came within wait_s. Raises UnknownTask."""
+        query: dict[str, str] = {}
+        if wait_s > 0:
+            query["wait"] = f"{wait_s:.3f}"
+        if after_version is not None:
+            query["after_version"] = str(after_version)
+        answer = await self._ask(
+            "GET",
+            f"/tasks/{task_id}",
+            params=query,
+            headers={"Consistency-Token": token} if token else {},
+            timeout=wait_s + TIMEOUT_S,
+            task_id=task_id,
+        )
+        if answer.status_code == 304:
+            return None
+        found = _task(answer)
+        if after_version is not None and found.number is not None and found.number <= after_version:
+            return None
+        return found
+
+    async def next(self, task_id: str, seen: Version | None, deadline: float | None, *, token: str | None) -> Version:
+        """The first version after `seen` (None: any). deadline: monotonic seconds. Raises WaitTimeout, UnknownTask.
+
+        A service that answered before and is away now (a restart, a view that catches up) is asked again for OUTAGE_S.
+        """
+        away_since: float | None = None
+        while True:
+            now = time.monotonic()
+            left = LONG_POLL_S if deadline is None else deadline - now
+            if left <= 0:
+                raise WaitTimeout(f"Task {task_id} has not ended in the time given; it goes on.")
+            try:
+                found = await self.get(
+                    task_id,
+                    wait_s=min(left, LONG_POLL_S) if seen is not None else 0.0,
+                    after_version=None if seen is None else seen.number,
+                    token=token,
+                )
+            except Unreachable:
+                away_since = away_since if away_since is not None else now
+                if not self._answered or now - away_since > OUTAGE_S:
+                    raise
+                await asyncio.sleep(min(left, AGAIN_S))
+                continue
+            away_since = None
+            if found is not None:
+                return found
+
+    async def events(self, task_id: str, *, token: str | None) -> AsyncGenerator[TaskResponse, None]:
+        """Where the task stands, then each event until the terminal one. Raises UnknownTask.
+
+        A connection that breaks is opened again, at any replica, behind the last event; for OUTAGE_S.
+        """
+        stream = self._by_sse if self._socket_url is None else self._by_socket
+        last_id: str | None = None
+        silent_since: float | None = None
+        while True:
+            try:
+                async with aclosing(stream(task_id, last_id, token)) as said:
+                    async for told in said:
+                        self._answered = True
+                        silent_since = None
+                        last_id = told.id or last_id
+                        if told.task is not None:
+                            yield told.task
+                            if told.task.ended:
+                                return
+            except Unreachable:
+                if not self._answered or (silent_since and time.monotonic() - silent_since > OUTAGE_S):
+                    raise
+            silent_since = silent_since or time.monotonic()
+            await asyncio.sleep(AGAIN_S)
+
+    async def _by_sse(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
+        """GET /tasks/{id}/events, until the service ends it. Raises Unreachable when it is cut or silent."""
+        import httpx
+
+        headers = {"Accept": "text/event-stream"}
+        if last_id is not None:
+            headers["Last-Event-ID"] = last_id
+        elif token:
+            headers["Consistency-Token"] = token
+        timeout = httpx.Timeout(TIMEOUT_S, read=SILENCE_S)
+        try:
+            async with self._http.stream("GET", f"/tasks/{task_id}/events", headers=headers, timeout=timeout) as answer:
+                self._answered = True
+                if answer.status_code >= 400:
+                    await answer.aread()
+                    raise error_of(answer.status_code, _problem(answer), task_id=task_id, url=self.url)
+                async for event in server_events(answer.aiter_bytes()):
+                    is_task = event.name == "message" and event.data
+                    yield Told(event.id, _read(event.data, self.url) if is_task else None)
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
+
+    async def _by_socket(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
+        """A subscription of /ws, until the service ends it. Raises Unreachable when it is cut or silent."""
+        from streamtask.client.socket import DoorClosed, SaidNo, socket_events
+
+        assert self._socket_url is not None, "the url does not begin with ws"
+        asked = {"task_id": task_id}
+        if last_id is not None:
+            asked["last_event_id"] = last_id
+        elif token:
+            asked["consistency_token"] = token
+        said = socket_events(self._socket_url, self._key, asked, open_s=TIMEOUT_S, silence_s=SILENCE_S)
+        try:
+            async with aclosing(said):
+                async for told in said:
+                    yield told
+        except SaidNo as no:
+            self._answered = True
+            raise error_of(int(no.problem.get("status") or 500), no.problem, task_id=task_id, url=self.url) from None
+        except DoorClosed as door:
+            if door.status in (401, 403):  # a handshake is refused without a word why: HTTP tells
+                await self.get(task_id, token=token)
+                raise Unreachable(f"The query service at {self.url} opens no further stream now.") from None
+            if door.status in (502, 503, 504):
+                raise Unreachable(f"The query service at {self.url} cannot answer now (HTTP {door.status}).") from None
+            raise StreamtaskError(
+                f"{self._socket_url} opens no WebSocket (HTTP {door.status}). Is there a proxy that does not know them? "
+                f"Follow by {self.url} then."
+            ) from None
+
+    def _away(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"The query service at {self.url} cannot be reached ({error or type(error).__name__}). "
+            "Is `streamtask serve` running?"
+        )
+
+    async def cancel(self, task_id: str, reason: str | None) -> None:
+        """POST /tasks/{id}/cancel. Raises RequestRefused when the task has ended."""
+        body = {"reason": reason} if reason is not None else {}
+        await self._ask("POST", f"/tasks/{task_id}/cancel", json=body, task_id=task_id)
+
+    async def list_tasks(
+        self,
+        *,
+        status: str | None = None,
+        task_type: str | None = None,
+        tenant: str | None = None,
+        since: datetime | None = None,
+        limit: int = 20,
+    ) -> tuple[list[TaskResponse], bool]:
+        """GET /tasks: the newest `limit` tasks that match, and whether there are more."""
+        query: dict[str, str] = {"limit": str(limit)}
+        for name, text in (("status", status), ("task_type", task_type), ("tenant", tenant)):
+            if text is not None:
+                query[name] = text
+        if since is not None:
+            query["since"] = rfc3339(since)
+        tasks: list[TaskResponse] = []
+        while True:
+            page = (await self._ask("GET", "/tasks", params=query)).json()
+            tasks.extend(TaskResponse.model_validate_json(json.dumps(entry)) for entry in page["tasks"])
+            cursor = page.get("next_cursor")
+            if not cursor or len(tasks) >= limit:
+                return tasks[:limit], bool(cursor) or len(tasks) > limit
+            query["cursor"] = cursor
+
+    async def _ask(self, method: str, path: str, *, task_id: str = "", **how: Any) -> httpx.Response:
+        """One exchange; an answer below 400. Raises what the problem means."""
+        import httpx
+
+        try:
+            answer = await self._http.request(method, path, **how)
+        except httpx.TimeoutException:
+            raise Unreachable(f"The query service at {self.url} did not answer in time.") from None
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
+        self._answered = True
+        if answer.status_code >= 400:
+            raise error_of(answer.status_code, _problem(answer), task_id=task_id, url=self.url)
+        return answer
+
+
+def error_of(code: int, problem: dict[str, Any], *, task_id: str, url: str) -> StreamtaskError:
+    """The error that a problem+json document means."""
+    text = str(problem.get("detail") or problem.get("title") or f"HTTP {code}")
+    if code == 404 and task_id:
+        return UnknownTask(f"Nobody knows task {task_id}.")
+    if code in (401, 403):
+        return ConfigError(f"The query service at {url} refused the API key: {text}. Set STREAMTASK_API_KEY.")
+    if code in (400, 409, 413, 415, 422):
+        return RequestRefused(text, fields=_fields(problem))
+    if code in (502, 503, 504):
+        return Unreachable(f"The query service at {url} cannot answer now: {text}")
+    return StreamtaskError(f"The query service at {url} answered {code}: {text}")
+
+
+def _fields(problem: dict[str, Any]) -> dict[str, str]:
+    """`errors` of a problem+json document: a mapping, or a list of {field, problem}-like entries."""
+    errors = problem.get("errors") or {}
+    if isinstance(errors, dict):
+        return {str(name): str(text) for name, text in errors.items()}
+    return {
+        str(entry.get("field") or entry.get("pointer") or ""): str(entry.get("detail") or entry.get("message") or "")
+        for entry in errors
+        if isinstance(entry, dict)
+    }
+
+
+def _problem(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        document = answer.json()
+    except ValueError:
+        return {"title": answer.text[:200]}
+    return document if isinstance(document, dict) else {"title": str(document)[:200]}
+
+
+def _read(content: bytes, url: object) -> TaskResponse:
+    try:
+        return TaskResponse.model_validate_json(content)
+    except ValidationError as error:
+        raise StreamtaskError(f"{url} is no streamtask query service: {error.error_count()} fields wrong.") from None
+
+
+def _task(answer: httpx.Response) -> Version:
+    task = _read(answer.content, answer.url)
+    tag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')
+    return Version(task, int(tag) if tag.isdigit() else None)

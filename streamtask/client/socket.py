@@ -1,0 +1,84 @@
+"""The stream of one task over the query service's WebSocket: for who cannot have a response that stays open (a proxy that
+holds back what is not complete, or ends it). Said there and here alike: docs/live.md.
+
+One socket for one stream; it ends as a stream over SSE does, and is resumed in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
+
+from streamtask.client.stream import BLOCK_BYTES_MAX, Told
+from streamtask.errors import StreamtaskError, Unreachable
+from streamtask.model import TaskResponse
+
+NAME = "task"  # of the one subscription
+
+
+class DoorClosed(Exception):
+    """No WebSocket was opened: what HTTP said instead of it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
+class SaidNo(Exception):
+    """There is a WebSocket, and the subscription was refused with this problem document."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class _Frame(BaseModel):
+    """What the service says; a type that is not known here only is a sign of life."""
+
+    type: str
+    last_event_id: str | None = None
+    task: TaskResponse | None = None
+    problem: dict[str, Any] | None = None
+
+
+async def socket_events(
+    url: str, headers: Mapping[str, str], asked: Mapping[str, str], *, open_s: float, silence_s: float
+) -> AsyncGenerator[Told, None]:
+    """What the service says about one task, until it ends the stream or leaves.
+
+    url    of the WebSocket itself; asked: fields of the subscription
+
+    Raises DoorClosed, SaidNo; Unreachable when the connection cannot be had, is cut, or says nothing for silence_s.
+    """
+    try:
+        async with connect(url, additional_headers=headers, open_timeout=open_s, max_size=BLOCK_BYTES_MAX) as socket:
+            await socket.send(json.dumps({"action": "subscribe", "id": NAME, **asked}))
+            while True:
+                async with asyncio.timeout(silence_s):
+                    frame = _read(await socket.recv(), url)
+                if frame.type == "error":
+                    raise SaidNo(frame.problem or {})
+                if frame.type == "end":
+                    return  # the task has ended, or it is to be resumed
+                yield Told(frame.last_event_id, frame.task)
+    except ConnectionClosedOK:
+        return
+    except InvalidStatus as error:
+        raise DoorClosed(error.response.status_code) from None
+    except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
+        raise Unreachable(
+            f"{url} cannot be reached ({error or type(error).__name__}). Is `streamtask serve` running?"
+        ) from None
+
+
+def _read(text: str | bytes, url: str) -> _Frame:
+    try:
+        return _Frame.model_validate_json(text)
+    except ValidationError as error:
+        raise StreamtaskError(f"{url} is no streamtask query service: {error.error_count()} fields wrong.") from None

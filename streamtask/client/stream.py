@@ -1,0 +1,61 @@
+"""Server-Sent Events as they come over the line, cut into events. Bounded: a block holds at most BLOCK_BYTES_MAX.
+
+Cut by bytes: line separators of Unicode are text here, whatever `splitlines` thinks of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from streamtask.errors import StreamtaskError
+from streamtask.model import TaskResponse
+
+BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, unless topics were set otherwise
+
+
+class Told(NamedTuple):
+    """What a stream says of a task, however it came. id: resume behind it; task None: it only is alive, or moved on."""
+
+    id: str | None
+    task: TaskResponse | None
+
+
+class ServerEvent(NamedTuple):
+    """One block. data: b"" when it is only a sign of life, or an id."""
+
+    id: str | None
+    name: str
+    data: bytes
+
+
+async def server_events(parts: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
+    """The blocks of a stream; one that is not complete at its end is dropped. Raises StreamtaskError."""
+    held = bytearray()
+    searched = 0
+    async for part in parts:
+        held += part
+        while (end := held.find(b"\n\n", searched)) >= 0:
+            block = bytes(held[:end])
+            del held[: end + 2]
+            searched = 0
+            yield _event(block)
+        searched = max(0, len(held) - 1)
+        if len(held) > BLOCK_BYTES_MAX:
+            raise StreamtaskError(f"The stream holds an event of more than {BLOCK_BYTES_MAX:,} bytes.")
+
+
+def _event(block: bytes) -> ServerEvent:
+    last_id: str | None = None
+    name = "message"
+    data: list[bytes] = []
+    for line in block.split(b"\n"):
+        field, _, value = line.rstrip(b"\r").partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"id":
+            last_id = value.decode()
+        elif field == b"event":
+            name = value.decode()
+    return ServerEvent(last_id, name, b"\n".join(data))

@@ -1,0 +1,107 @@
+"""What a client knows about the tasks that somebody here cares for: their latest status, and who waits for more.
+
+A Track lives as long as somebody holds it (a receipt, a waiter, an iterator); the client only keeps weak references, so
+submitting millions and never waiting costs nothing. A Track is touched by the client's event loop alone.
+
+What stays true: an event is seen once and in the order of the topic (offsets of one task are in one partition, so they
+only rise); after a terminal event nothing more is seen. So a scan of the past and the tail of the present may deliver
+into the same Track in any interleaving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+
+from streamtask.errors import WaitTimeout
+from streamtask.model import TaskResponse
+
+EVENTS_KEPT_MAX = 1_000  # per iterator that is slower than its task; older progress is dropped first
+
+
+class Track:
+    """One task as seen from here.
+
+    seen, latest  offset of the last event, and what it said
+    gap           events may have been missed (the tail failed): look back before relying on it
+    """
+
+    __slots__ = ("__weakref__", "_followers", "_futures", "gap", "history", "latest", "seen", "task_id")
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.latest: TaskResponse | None = None
+        self.seen = -1
+        self.gap = False
+        self.history: str | None = None  # the origin whose events these are: a later record may use the id again
+        self._futures: set[asyncio.Future[None]] = set()
+        self._followers: list[deque[TaskResponse]] = []
+
+    def offer(self, offset: int, task: TaskResponse) -> None:
+        """An event of this task. Known ones and those of a later history are dropped."""
+        assert task.task_id == self.task_id, f"{task.task_id} in the track of {self.task_id}"
+        if offset <= self.seen or self.ended:
+            return
+        if self.history is not None and task.origin is not None and task.origin != self.history:
+            return
+        self.seen, self.latest = offset, task
+        self.history = self.history or task.origin
+        for follower in self._followers:
+            follower.append(task)
+        self._wake(None)
+
+    def break_off(self, error: Exception) -> None:
+        """Nothing more will come: whoever waits gets `error`."""
+        self._wake(error)
+
+    @property
+    def ended(self) -> bool:
+        return self.latest is not None and self.latest.ended
+
+    def _wake(self, error: Exception | None) -> None:
+        waiting, self._futures = self._futures, set()
+        for future in waiting:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    async def change(self, deadline: float | None) -> None:
+        """Returns at the next event. deadline: time.monotonic() seconds. Raises WaitTimeout."""
+        future = asyncio.get_running_loop().create_future()
+        self._futures.add(future)
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                await future
+        except TimeoutError:
+            raise WaitTimeout(f"Task {self.task_id} has not ended in the time given; it goes on.") from None
+        finally:
+            self._futures.discard(future)
+
+    async def end(self, deadline: float | None) -> TaskResponse:
+        """The terminal event. Raises WaitTimeout."""
+        while self.latest is None or not self.latest.ended:
+            await self.change(deadline)
+        return self.latest
+
+    def follow(self) -> AsyncIterator[TaskResponse]:
+        """What is known, then each event until the terminal one. Events from this call on are not missed."""
+        follower: deque[TaskResponse] = deque(() if self.latest is None else (self.latest,), EVENTS_KEPT_MAX)
+        self._followers.append(follower)
+        return self._iterate(follower)
+
+    async def _iterate(self, follower: deque[TaskResponse]) -> AsyncIterator[TaskResponse]:
+        try:
+            while True:
+                while follower:
+                    task = follower.popleft()
+                    yield task
+                    if task.ended:
+                        return
+                await self.change(None)
+        finally:
+            self._followers = [kept for kept in self._followers if kept is not follower]

@@ -1,0 +1,137 @@
+"""The Confluent wire format: 00, four bytes of schema id, the body. Pure: who knows the schemas is handed in.
+
+A registry's schemas are written by people we do not know, and a record chooses among them. So before a schema is used
+it is looked over: what lets a few bytes grow without bound (a list of nothing, a type inside itself) is refused, and
+then no record can take more time or memory than its own length allows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import fastavro
+
+from streamtask.codec.avro import json_of, read_body
+from streamtask.codec.wire import CONFLUENT_MAGIC, Format, format_of
+from streamtask.errors import DecodeError
+
+HEADER_BYTES = 5
+NODES_MAX = 5_000  # types in a schema, each counted as often as it is used
+SCHEMA_BYTES_MAX = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSchema:
+    """A registered schema, ready to read by. parsed: None for JSON Schema, whose bodies are JSON."""
+
+    schema_id: int
+    parsed: Any
+
+
+# The schema of an id. Raises DecodeError, or SchemaPending when it is being asked for.
+SchemaSource = Callable[[int], WriterSchema]
+
+
+def header(schema_id: int) -> bytes:
+    """What a record by this schema begins with."""
+    return CONFLUENT_MAGIC + schema_id.to_bytes(4, "big")
+
+
+def read_confluent(document: str, value: bytes, source: SchemaSource) -> bytes:
+    """The JSON text of a document in the wire format. Raises DecodeError, and SchemaPending from the source."""
+    if len(value) < HEADER_BYTES:
+        raise DecodeError("truncated: the value ends within the header of the Confluent wire format")
+    found = source(int.from_bytes(value[1:HEADER_BYTES], "big"))
+    if found.parsed is not None:
+        return json_of(document, read_body(found.parsed, value, HEADER_BYTES))
+    body = value[HEADER_BYTES:]
+    if format_of(body) is not Format.JSON:
+        raise DecodeError(f"schema {found.schema_id} is a JSON Schema; the body is no JSON")
+    return body
+
+
+def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> WriterSchema:
+    """A registered schema made ready. Raises DecodeError when records by it cannot be read.
+
+    kind  AVRO, JSON or PROTOBUF, as the registry names it ("" is AVRO)
+    """
+    if kind == "JSON":
+        return WriterSchema(schema_id, None)
+    if kind not in ("", "AVRO"):
+        raise DecodeError(f"schema {schema_id} is {kind[:20]}; Avro and JSON Schema are read")
+    if references:
+        raise DecodeError(f"schema {schema_id} refers to other subjects; only schemas that stand alone are read")
+    if len(text) > SCHEMA_BYTES_MAX:
+        raise DecodeError(f"schema {schema_id} has {len(text):,} characters; at most {SCHEMA_BYTES_MAX:,} are read")
+    try:
+        held = json.loads(text)
+        look_over(held)
+        parsed = fastavro.parse_schema(held)
+    except DecodeError as error:
+        raise DecodeError(f"schema {schema_id}: {error}") from None
+    except Exception as error:  # noqa: BLE001 somebody else's schema: fastavro raises whatever its parts do
+        text = f"schema {schema_id} is no Avro schema: {type(error).__name__}: {error}"
+        raise DecodeError(text[:500]) from None
+    return WriterSchema(schema_id, parsed)
+
+
+def look_over(held: Any) -> None:
+    """Raises DecodeError unless it is a record whose size in memory is bounded by its size in bytes."""
+    if not isinstance(held, dict) or held.get("type") not in ("record", "error"):
+        raise DecodeError("it is no record")
+    _Look().width(held, "", ())
+
+
+class _Look:
+    """One walk over a schema, named types entered wherever they are used."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, Any] = {}
+        self._nodes = 0
+
+    def width(self, held: Any, space: str, within: tuple[str, ...]) -> int:
+        """The fewest bytes that a value takes. within: names of the types that we are inside of."""
+        self._nodes += 1
+        if self._nodes > NODES_MAX:
+            raise DecodeError(f"it has more than {NODES_MAX:,} types")
+        if isinstance(held, list):
+            return 1 + min((self.width(part, space, within) for part in held), default=0)
+        kind = held.get("type") if isinstance(held, dict) else held
+        if isinstance(kind, dict | list):
+            return self.width(kind, space, within)
+        if not isinstance(held, dict) or kind not in ("record", "error", "enum", "fixed", "array", "map"):
+            return self._plain(str(kind), space, within)
+        if kind == "map":
+            self.width(held.get("values"), space, within)
+            return 1
+        if kind == "array":
+            if self.width(held.get("items"), space, within) == 0:
+                raise DecodeError("it has an array whose items take no bytes")
+            return 1
+        return self._define(held, str(kind), space, within)
+
+    def _define(self, held: dict[str, Any], kind: str, space: str, within: tuple[str, ...]) -> int:
+        name = str(held.get("name"))
+        space = str(held.get("namespace") or (name.rpartition(".")[0] if "." in name else space))
+        full = name if "." in name or not space else f"{space}.{name}"
+        self._named[full] = (held, space)
+        if kind == "enum":
+            return 1
+        if kind == "fixed":
+            return int(held.get("size", 0))
+        return self._fields(held, full, space, within)
+
+    def _fields(self, held: dict[str, Any], full: str, space: str, within: tuple[str, ...]) -> int:
+        return sum(self.width(field.get("type"), space, (*within, full)) for field in held.get("fields", ()))
+
+    def _plain(self, name: str, space: str, within: tuple[str, ...]) -> int:
+        full = f"{space}.{name}" if "." not in name and f"{space}.{name}" in self._named else name
+        if full in within:
+            raise DecodeError(f"the type {full} is inside itself")
+        if full in self._named:
+            named, own = self._named[full]
+            return self._define(named, str(named.get("type")), own, within)
+        return {"null": 0, "float": 4, "double": 8}.get(name, 1)

@@ -1,0 +1,270 @@
+"""Task requests: a record of a band ⇄ TaskRequest, and the identity of every request record.
+
+Two readers with one contract. RequestDecoder reads topics: anybody may have written there, so unknown fields are
+ignored and nothing is raised; what is wrong ends in `RequestRecord.problem`. decode_request_strict reads at our own
+doors: unknown fields are refused, naming the nearest known one.
+
+Identity (a function of the record alone, so worker, view and audit agree): the field `task_id`, else the header, else
+the record's key if it is a UUID, else an id derived from the record's place. A field or header that is no UUID cannot
+be a status key: the record has a problem and no id. Of a request that is wrong otherwise only an id that is written
+somewhere counts, never a derived one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from streamtask.codec.avro import REQUEST
+from streamtask.codec.reader import PLAIN, Reader
+from streamtask.codec.result import encode_result
+from streamtask.codec.wire import (
+    BINARY,
+    TIME_MS_MAX,
+    HeaderInput,
+    Headers,
+    header,
+    invalid,
+    read_object,
+    time_spelled,
+    time_text,
+    wrong_fields,
+)
+from streamtask.config import TopicNames
+from streamtask.errors import ClusterError, DecodeError, SchemaPending
+from streamtask.identity import canonical, derived
+from streamtask.model import ErrorCode, RequestRecord, TaskRequest, to_ms, unknown_fields
+
+TASK_ID_HEADER = "task_id"
+CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is believed if it is less than a day off
+_NOT_A_UUID = "must be a UUID"
+_TIMES = ("created_at", "expires_at", "not_before")
+
+_validate_json = TaskRequest.__pydantic_validator__.validate_json
+
+
+class RequestDecoder:
+    """Reads the request records of one cluster. `decode` raises only what its reader's source of schemas says about
+    itself: SchemaPending (nothing is known of this record yet), or ClusterError where no guess is wanted."""
+
+    def __init__(self, names: TopicNames, cluster_id: str, reader: Reader = PLAIN) -> None:
+        self._reader = reader
+        self._topics = names.requests
+        self._middles = tuple(band.middle for band in names.bands)
+        self._cluster_id = cluster_id
+
+    def decode(
+        self,
+        band: int,
+        partition: int,
+        offset: int,
+        timestamp_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: HeaderInput,
+    ) -> RequestRecord:
+        """The record with its request, or with a problem: `(code, text)`, then `request` is None. `value` stays as it
+        came: it is the record's dead letter."""
+        kept: Headers = tuple((name, held or b"") for name, held in headers) if headers else ()
+        document: dict[str, Any] | None = None
+        try:
+            text = value or b""
+            try:
+                document = read_object(value)
+            except DecodeError:  # JSON is tried first: so it pays nothing for the formats whose first byte it never has
+                if not value or value[0] not in BINARY:
+                    raise
+                text = self._reader.json(REQUEST, value)
+                document = read_object(text)
+            request = _checked(document, text)
+            task_id = _task_id(document, kept, key)
+            if task_id is None:
+                task_id = derived(self._cluster_id, self._topics[band], partition, offset, timestamp_ms)
+        except DecodeError as error:
+            if document is None and error.task_id is not None:
+                document = {"task_id": error.task_id}
+            return self._problem(
+                band, partition, offset, timestamp_ms, key, value, kept, document, (error.code, str(error))
+            )
+        except (SchemaPending, ClusterError):
+            raise
+        except Exception as error:  # noqa: BLE001 one record that nobody foresaw must not stop a partition
+            why = f"cannot be read: {type(error).__name__}: {error}"[:500]
+            code = ErrorCode.INVALID_REQUEST.value
+            return self._problem(band, partition, offset, timestamp_ms, key, value, kept, document, (code, why))
+        priority = request.priority
+        return RequestRecord(
+            band,
+            partition,
+            offset,
+            timestamp_ms,
+            task_id,
+            request,
+            self._middles[band] if priority is None else priority,
+            _created_ms(request, timestamp_ms),
+            value or b"",
+            key,
+            kept,
+            None,
+            None if request.expires_at is None else to_ms(request.expires_at),
+            None if request.not_before is None else to_ms(request.not_before),
+        )
+
+    def _problem(
+        self,
+        band: int,
+        partition: int,
+        offset: int,
+        timestamp_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        document: dict[str, Any] | None,
+        problem: tuple[str, str],
+    ) -> RequestRecord:
+        try:
+            task_id = _task_id(_lenient(value) if document is None else document, headers, key) or ""
+        except DecodeError:
+            task_id = ""
+        created_ms = min(max(timestamp_ms, 0), TIME_MS_MAX)
+        return RequestRecord(
+            band=band,
+            partition=partition,
+            offset=offset,
+            timestamp_ms=timestamp_ms,
+            task_id=task_id,
+            request=None,
+            priority=self._middles[band],
+            created_ms=created_ms,
+            value=value or b"",
+            key=key,
+            headers=headers,
+            problem=problem,
+        )
+
+
+def _lenient(value: bytes | None) -> dict[str, Any]:
+    """The object in `value` as a parser reads it that takes NaN and a byte order mark; {} when there is none.
+
+    Only to find the task_id of a request that is refused anyway: its owner waits for a FAILED event.
+    """
+    try:
+        document = from_json((value or b"").removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return {}
+    return document if type(document) is dict else {}
+
+
+def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
+    """The request's own time if it is plausible, else the record's: a function of the record alone."""
+    if request.created_at is not None:
+        created_ms = to_ms(request.created_at)
+        if -CREATED_AT_WINDOW_MS <= created_ms - timestamp_ms <= CREATED_AT_WINDOW_MS and created_ms >= 0:
+            return created_ms
+    return min(max(timestamp_ms, 0), TIME_MS_MAX)
+
+
+def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> str | None:
+    """The id that the record names, canonical; None when it names none. Raises DecodeError for one that is no UUID."""
+    named = document.get("task_id")
+    if named is not None:
+        task_id = canonical(named) if type(named) is str else None
+        if task_id is None:
+            raise wrong_fields({"task_id": _NOT_A_UUID})
+        return task_id
+    if headers:
+        held = header(headers, TASK_ID_HEADER)
+        if held:
+            task_id = canonical(held.decode("latin-1"))
+            if task_id is None:
+                raise wrong_fields({"task_id": f"{_NOT_A_UUID} (header)"})
+            return task_id
+    return canonical(key.decode("latin-1")) if key is not None and len(key) == 36 else None
+
+
+def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
+    """The envelope, validated. `document` is `value` parsed."""
+    try:
+        request: TaskRequest = _validate_json(value)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if request.created_at is not None or request.expires_at is not None or request.not_before is not None:
+        wrong = {
+            name: "must be a time as in RFC 3339, e.g. 2026-11-24T07:26:00.123Z"
+            for name in _TIMES
+            if not time_spelled(document.get(name))
+        }
+        if request.not_before is not None and request.ordering_key is not None:
+            wrong["not_before"] = "cannot be combined with ordering_key: it would hold up everything behind it"
+        if wrong:
+            raise wrong_fields(wrong)
+    return request
+
+
+def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
+    """A request at one of our doors: JSON bytes, or a dict (times as datetime or text).
+
+    Raises DecodeError with `fields`: an unknown field is refused, naming the nearest known one.
+    """
+    raw = value if isinstance(value, bytes) else _as_json(value)
+    document = read_object(raw)
+    wrong = unknown_fields(TaskRequest, document)
+    task_id = document.get("task_id")
+    spelled = canonical(task_id) if type(task_id) is str else None
+    if task_id is not None and spelled is None:
+        wrong["task_id"] = _NOT_A_UUID
+    try:
+        request = _checked(document, raw)
+    except DecodeError as error:
+        raise wrong_fields({**error.fields, **wrong}) if error.fields else error from None
+    if wrong:
+        raise wrong_fields(wrong)
+    return request if spelled == task_id else request.model_copy(update={"task_id": spelled})
+
+
+def _as_json(document: dict[str, Any]) -> bytes:
+    try:
+        return to_json(document, inf_nan_mode="constants")
+    except (PydanticSerializationError, RecursionError) as error:
+        raise DecodeError(f"cannot be written as JSON: {error}") from None
+
+
+def encode_request(request: TaskRequest) -> bytes:
+    """The request as JSON; what was not given is left out.
+
+    Raises DecodeError when `parameters` cannot be written as JSON (NaN, an object of an unknown kind).
+    """
+    # The model's own dict, in the order of its fields: half the time of model_dump.
+    document = {name: held for name, held in request.__dict__.items() if held is not None}
+    if not request.description:
+        document.pop("description", None)
+    if request.parameters is not None:
+        document["parameters"] = orjson.Fragment(_parameters(request.parameters))
+    for name in _TIMES:
+        if name in document:
+            document[name] = time_text(to_ms(document[name]))
+    try:
+        return orjson.dumps(document)
+    except TypeError as error:  # a lone surrogate in one of the texts
+        raise DecodeError(f"cannot be written as JSON: {error}") from None
+
+
+def request_datum(request: TaskRequest) -> dict[str, Any]:
+    """The fields of encode_request as Avro holds them. Raises DecodeError."""
+    datum = dict(request.__dict__)
+    if request.parameters is not None:
+        datum["parameters"] = _parameters(request.parameters).decode()
+    for name in _TIMES:
+        if datum[name] is not None:
+            datum[name] = to_ms(datum[name])
+    return datum
+
+
+def _parameters(parameters: dict[str, Any]) -> bytes:
+    try:
+        return encode_result(parameters)
+    except DecodeError as error:
+        raise wrong_fields({"parameters": str(error)}) from None

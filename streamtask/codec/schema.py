@@ -1,0 +1,42 @@
+"""Where the Avro schemas are: `schemas/` of the checkout, packed into the wheel as `streamtask/schemas/`.
+
+`schemas/*.avsc` are the source of truth of the formats; the codec's models are held equal to them by a test. A copy of
+every version that was ever released lies in `schemas/golden/<version>/`, with bytes written by it: what is there never
+changes, and every later release reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+_PACKED = Path(__file__).parents[1] / "schemas"  # inside the package: only in an installed wheel
+_CHECKOUT = Path(__file__).parents[2] / "schemas"
+
+
+def directory(version: str | None = None) -> Path:
+    """Where the current schemas lie (None), or those of a released version."""
+    root = _PACKED if _PACKED.is_dir() else _CHECKOUT
+    return root if version is None else root / "golden" / version
+
+
+def versions() -> tuple[str, ...]:
+    """`v1`, ...: the released versions, the oldest first."""
+    found = [path.name for path in (directory() / "golden").glob("v*") if path.name[1:].isdigit()]
+    return tuple(sorted(found, key=lambda name: int(name[1:])))
+
+
+def names(version: str | None = None) -> tuple[str, ...]:
+    """`task_control`, `task_request`, `task_response`."""
+    return tuple(sorted(path.stem for path in directory(version).glob("*.avsc")))
+
+
+def text(name: str, version: str | None = None) -> str:
+    """The schema as it is written. Raises FileNotFoundError."""
+    return (directory(version) / f"{name}.avsc").read_text(encoding="utf-8")
+
+
+def read(name: str, version: str | None = None) -> dict[str, Any]:
+    """The schema as a plain mapping. Raises FileNotFoundError."""
+    return cast(dict[str, Any], json.loads(text(name, version)))

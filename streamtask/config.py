@@ -1,0 +1,225 @@
+"""Names and numbers: topic names, engine limits, and the settings of every door.
+
+Precedence: arguments > STREAMTASK_* environment > streamtask.toml (in the working directory) > defaults. Frozen,
+validated at birth; a wrong one is a ConfigError that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from streamtask.errors import ConfigError
+from streamtask.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
+from streamtask.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
+
+PREFIX_MAX = 60
+PARTITIONS_DEFAULT = 12
+SETTINGS_FILE = "streamtask.toml"
+_PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicNames:
+    """The topics and the consumer group of one prefix. The group is derived: one prefix has one group."""
+
+    prefix: str = "tasks"
+    bands: tuple[Band, ...] = BANDS
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.match(self.prefix) or len(self.prefix) > PREFIX_MAX:
+            raise ConfigError(
+                f"prefix={self.prefix!r}: use 1..{PREFIX_MAX} of letters, digits, '.' and '_' (Kafka topic names)."
+            )
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """One topic per band, in the order of the bands: the first is the lead topic."""
+        return tuple(f"{self.prefix}.requests.{band.name}" for band in self.bands)
+
+    @property
+    def status(self) -> str:
+        return f"{self.prefix}.status"
+
+    @property
+    def control(self) -> str:
+        return f"{self.prefix}.control"
+
+    @property
+    def schedule(self) -> str:
+        return f"{self.prefix}.schedule"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}.dead"
+
+    @property
+    def group(self) -> str:
+        return f"{self.prefix}.workers"
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.requests, self.status, self.control, self.schedule, self.dead)
+
+    def band_of(self, priority: int) -> int:
+        """Index of the band whose range holds this priority (1..10)."""
+        for index, band in enumerate(self.bands):
+            if band.priority_min <= priority <= band.priority_max:
+                return index
+        raise ConfigError(f"priority {priority} is in no band")
+
+    def band_named(self, name: str) -> int | None:
+        """Index of the band with this name, or None."""
+        for index, band in enumerate(self.bands):
+            if band.name == name:
+                return index
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of one worker process. `slots`: executions at once, per kind of handler."""
+
+    bands: tuple[Band, ...] = BANDS
+    policies: Mapping[str, TaskPolicy] = field(default_factory=dict)
+    slots: Mapping[HandlerKind, int] = field(
+        default_factory=lambda: {HandlerKind.ASYNC: 100, HandlerKind.THREAD: 16, HandlerKind.PROCESS: 0}
+    )
+    worker: str = "worker"  # written into status events
+    events_max: int = 3_000  # closes a batch early; bounds the memory of one transaction
+    batch_bytes_max: int = 16_000_000  # and of its results and dead letters
+    backlog_max: int = 1_000  # records of one cell held beyond its ledger's cap before the cell is paused
+    backlog_bytes_max: int = 4_000_000  # and their bytes
+    backlog_low: int = 200  # resumed below this: pausing throws the prefetched records away (5 ms; kafka-facts 4)
+    progress_ms: int = 100  # at most one progress event a task in this time
+    ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
+    unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may know it soon
+    not_before_max_ms: int = 3_600_000  # longer waits need scheduling
+    refresh_ms: int = 30 * 86_400_000 // 4  # a quarter of the status retention: the last event is published again
+    trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); doubled each time
+    trial_max_ms: int = 3_600_000
+    cancels_max: int = 1_000_000  # ids of tasks.control kept (16 bytes each)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside. Environment: STREAMTASK_<NAME>, nested with `__`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter=NESTED, extra="ignore", frozen=True
+    )
+
+    bootstrap_servers: str | None = None
+    prefix: str = "tasks"
+    partitions: int = Field(PARTITIONS_DEFAULT, ge=1, le=10_000)
+    locale: Literal["en", "zh"] = "en"
+    concurrency: int = Field(100, ge=1, le=100_000, description="async handlers at once, per worker process")
+    threads: int = Field(16, ge=1, le=10_000, description="thread handlers at once, per worker process")
+    children: int | None = Field(
+        None,
+        ge=1,
+        le=1_000,
+        description="process handlers at once, per worker process, each in a child; none: one a CPU",
+    )
+    kill_grace_s: float = Field(2.0, ge=0, le=60, description="from SIGTERM to SIGKILL of a child that is to stop")
+    drain_grace_s: float = Field(30.0, ge=0)
+    silent_s: float = Field(
+        30.0,
+        ge=3,
+        description="a worker process without a sign of life for so long is killed by its supervisor and replaced",
+    )
+    session_timeout_ms: int = Field(10_000, ge=1)
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="a worker's /metrics, /health, /ready: this port plus its slot; 0: any; none: off",
+    )
+    metrics_host: str = Field("127.0.0.1", description="where they listen")
+    health_stalled_s: float = Field(
+        300.0, gt=0, description="/health is 503 when work waits and nothing starts, ends or reports for so long"
+    )
+    unknown_type_grace_s: float = Field(300.0, ge=0, description="how long a type that no handler knows yet waits")
+    kafka: dict[str, str | int | float | bool] = Field(default_factory=dict, description="raw client settings")
+    tracebacks: Literal["events", "dead", "off"] = Field(
+        "events",
+        description="where the traceback of a failure is kept: in its status event, in its dead letter alone, nowhere",
+    )
+    url: str | None = Field(
+        None, description="the query service: http://127.0.0.1:8080; ws://… follows by its WebSocket"
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65_535)
+    api_key: SecretStr | None = None
+    store: Path | None = Field(None, description="SQLite file of the query service; none: a temporary one")
+    body_bytes_max: int = Field(1_000_000, ge=1_000)
+    format: Literal["json", "avro", "confluent"] = Field("json", description="what is written; all three are read")
+    registry_url: str | None = Field(None, description="schema registry with Confluent's API, or mock://NAME")
+    registry: dict[str, str | int | float | bool] = Field(default_factory=dict, description="raw registry settings")
+    registry_wait_s: float = Field(5.0, ge=0, le=15, description="how long an unknown schema id is waited for")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = settings_file()
+        return init_settings, env_settings, InitSettingsSource(settings_cls, file.values if file is not None else {})
+
+    @property
+    def children_max(self) -> int:
+        """`children`, else one a CPU."""
+        return self.children or os.cpu_count() or 1
+
+    @property
+    def topics(self) -> TopicNames:
+        return TopicNames(self.prefix)
+
+    def bootstrap(self) -> str:
+        """The broker's address. Raises ConfigError when none was given."""
+        if not self.bootstrap_servers:
+            raise ConfigError("No Kafka named. Set STREAMTASK_BOOTSTRAP_SERVERS or pass --bootstrap HOST:PORT.")
+        return self.bootstrap_servers
+
+
+def settings_file() -> SettingsFile | None:
+    """The settings file of the working directory; None: there is none. Raises ConfigError when it is none of ours."""
+    return read_file(Path(SETTINGS_FILE), Settings.model_fields, raw_tables())
+
+
+def raw_tables() -> tuple[str, ...]:
+    """The settings that are tables of raw settings of somebody else."""
+    return tuple(name for name, field in Settings.model_fields.items() if get_origin(field.annotation) is dict)
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """Settings from all sources; arguments that are None count as not given. Raises ConfigError."""
+    unknown = unknown_fields(Settings, arguments)
+    if unknown:
+        raise ConfigError("; ".join(f"{name}: {advice}" for name, advice in unknown.items()))
+    try:
+        return Settings(**{name: value for name, value in arguments.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_wrong(error))) from None
+
+
+def _wrong(error: ValidationError) -> list[str]:
+    """What does not fit, each setting once: of one that may be of several kinds, pydantic tells each that it is not."""
+    told = {}
+    for one in error.errors():
+        place = [str(part) for part in one["loc"][:2]]
+        why = one["msg"] if len(one["loc"]) <= 2 else "Input should be text, a number, true or false"
+        # What stands in place of a table may be the table itself, misspelled.
+        safe = HIDDEN if len(place) == 1 and place[0] in raw_tables() else shown(place[-1], one.get("input"))
+        told[".".join(place)] = f"{'.'.join(place)}={safe!r}: {why}"
+    return list(told.values())

@@ -1,0 +1,270 @@
+"""The event loop of the handlers, in a thread of its own: the app's lifespan, and a task for each `async def` that runs.
+
+A coroutine that goes on for `patience_s` after its cancel has swallowed it. It is abandoned: its attempt is over, its slot
+free, what it returns is dropped; it is cancelled again and again as long as it is there. The time counts from when the
+loop delivered the cancel, and only while the loop answers: who waits because another one blocks the loop is innocent.
+
+Always true: the loop outlives every handler; the lifespan opens before the first call and closes after the last; an
+execution that was begun is finished once, by its own task or when that ends; at most ABANDONED_MAX are abandoned at a time,
+others keep their slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from streamtask import outcomes
+from streamtask.binding import ParametersInvalid
+from streamtask.execution import Execution, OnEvent
+from streamtask.handlers import Lifespan
+from streamtask.model import Outcome
+from streamtask.whereabouts import where
+
+LIFESPAN_CLOSE_S_MIN = 1.0  # what closing the lifespan gets even if the handlers used up the time
+ABANDONED_MAX = 100  # each may hold memory and connections for ever
+LATE_S = 1.0  # a timer that comes so late: the loop was blocked, and nobody had the time to end
+
+
+class Coroutines:
+    """See the module.
+
+    lifespan    opened on the loop
+    finish      told the outcome of each execution, on the loop's thread
+    on_failure  told that the lifespan broke: no handler should be started any more
+    on_event    told facts for the operator
+    patience_s  a coroutine that goes on for so long after its cancel is abandoned
+
+    `begin`, `stop` and `close` belong to one thread, which is another one.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: Lifespan | None,
+        finish: Callable[[Execution, Outcome], None],
+        on_failure: Callable[[BaseException], None],
+        on_event: OnEvent,
+        patience_s: float,
+    ) -> None:
+        self._lifespan = lifespan
+        self._finish = finish
+        self._on_failure = on_failure
+        self._on_event = on_event
+        self._patience_s = patience_s
+        self.state: Any = None  #: what the lifespan yielded
+        self._tasks: dict[asyncio.Task[None], Execution] = {}  # every task has this parent; the loop alone holds weakly
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self.abandoned_total = 0
+        self._asked_s: float | None = None  # since when the loop owes an answer
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="streamtask-loop", daemon=True)
+        self._opened = threading.Event()
+        self._served: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def await_opened(self, timeout_s: float) -> bool:
+        """True when the lifespan has opened or failed to."""
+        return self._opened.wait(timeout_s)
+
+    def begin(self, batch: Sequence[Execution]) -> None:
+        """One wake of the loop for all of them."""
+        self._loop.call_soon_threadsafe(self._begin, batch)
+
+    def stop(self, batch: Sequence[Execution]) -> None:
+        """Cancel these, which were begun here."""
+        # A batch that was handed over before is begun before: call_soon_threadsafe keeps the order.
+        self._loop.call_soon_threadsafe(self._cancel, batch)
+
+    @property
+    def abandoned(self) -> int:
+        """How many were given up and are still there."""
+        return len(self._abandoned)
+
+    def blocked_s(self, now_s: float) -> float:
+        """For how long the loop has not answered; asks it, if it has."""
+        asked_s = self._asked_s
+        if asked_s is not None:
+            return now_s - asked_s
+        if self._tasks:
+            self._asked_s = now_s
+            self._loop.call_soon_threadsafe(self._answer)
+        return 0.0
+
+    def at_work(self) -> tuple[str, Execution | None]:
+        """Where the loop is now, and whose handler that is: a best effort."""
+        frames = sys._current_frames()
+        task = asyncio.current_task(self._loop)
+        return where(self._thread.ident, None, frames), None if task is None else self._tasks.get(task)
+
+    def close(self, deadline_s: float) -> bool:
+        """Leave the lifespan and end the loop. False: it hangs, and is left to the end of the process."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join(max(LIFESPAN_CLOSE_S_MIN, deadline_s - time.monotonic()))
+        if self._thread.is_alive() and self._served is not None:  # the lifespan hangs
+            self._loop.call_soon_threadsafe(self._served.cancel)
+            self._thread.join(LIFESPAN_CLOSE_S_MIN)
+        if self._thread.is_alive():
+            return False
+        if not self._loop.is_closed():
+            self._loop.close()
+        return True
+
+    # --- The loop's own thread ----------------------------------------------------------------------------------------
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._loop_problem)
+        self._served = asyncio.Task(self._serve(), loop=self._loop, name="streamtask-lifespan")
+        while not self._served.done():
+            try:
+                self._loop.run_until_complete(self._served)
+            except BaseException as error:  # noqa: BLE001 SystemExit in a handler's own task leaves the loop; it goes on
+                self._on_event("loop_interrupted", {"error": f"{type(error).__name__}: {error}"})
+
+    async def _serve(self) -> None:
+        """The lifespan is entered and left by this one task: cancel scopes and task groups inside it need that."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if self._lifespan is not None:
+                    self.state = await stack.enter_async_context(self._lifespan())
+                self._opened.set()
+                await self._closing.wait()
+        except BaseException as error:  # noqa: BLE001 the lifespan is the user's code; told, never lost
+            closing = self._closing.is_set()
+            if self._opened.is_set():
+                self._on_event(
+                    "lifespan_close_failed" if closing else "lifespan_broke",
+                    {"error": f"{type(error).__name__}: {error}"},
+                )
+            if not closing:
+                self._on_failure(error)
+            self._opened.set()
+            if not closing:
+                await self._closing.wait()
+        await self._leave_nothing()
+        await self._loop.shutdown_asyncgens()
+
+    async def _leave_nothing(self) -> None:
+        """Cancel what handlers left behind on the loop; what swallows that is left to the end of the process."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=LIFESPAN_CLOSE_S_MIN / 2)
+
+    def _begin(self, batch: Sequence[Execution]) -> None:
+        loop, tasks, ended = self._loop, self._tasks, self._task_ended
+        for execution in batch:
+            # asyncio.Task itself, not loop.create_task: kept in self._tasks, and 0.4 µs less.
+            name = f"{execution.handler.name} {execution.task_id}"
+            context = None if execution.span is None else execution.span.context
+            task = asyncio.Task(self._run(execution), loop=loop, name=name, context=context)
+            tasks[task] = execution
+            execution.task = task
+            task.add_done_callback(ended)
+
+    async def _run(self, execution: Execution) -> None:
+        handler = execution.handler
+        if execution._stopped is not None:
+            self._finish(execution, outcomes.not_begun(execution._stopped))
+            return
+        try:
+            args, kwargs = handler.arguments(execution.request.parameters)
+        except ParametersInvalid as error:
+            self._finish(execution, outcomes.invalid(error))
+            return
+        except BaseException as error:  # noqa: BLE001 validators are the user's code
+            self._finish(execution, outcomes.unreadable(error))
+            return
+        try:
+            if handler.takes_context:
+                value = await handler.function(execution, *args, **kwargs)
+            else:
+                value = await handler.function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 SystemExit in a task would end the loop
+            outcome = outcomes.broken_off(handler, execution, error)
+        else:
+            outcome = outcomes.returned(value)
+            if execution.cancel_sent:
+                self._on_event("handler_swallowed_cancel", execution.fields())
+        self._finish(execution, outcome)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        execution = self._tasks.pop(task)
+        if not execution._ended:
+            # Cancelled before its first step: _run never ran.
+            if execution._stopped is not None:
+                outcome = outcomes.not_begun(execution._stopped)
+            else:
+                outcome = outcomes.broken_off(execution.handler, execution, asyncio.CancelledError("not begun"))
+            self._finish(execution, outcome)
+        execution.task = None
+        if task in self._abandoned:
+            self._abandoned.discard(task)
+            self._on_event("abandoned_handler_ended", execution.fields())
+
+    def _cancel(self, batch: Sequence[Execution]) -> None:
+        for execution in batch:
+            task = execution.task
+            if task is not None and not task.done():
+                execution.cancel_sent = True
+                task.cancel()
+        self._look_again(batch)
+
+    def _look_again(self, batch: Sequence[Execution]) -> None:
+        due_s = self._loop.time() + self._patience_s
+        # Not in the timer itself: it may run before the step of a coroutine whose cancel has just been delivered.
+        self._loop.call_later(self._patience_s, self._loop.call_soon, self._still_there, batch, due_s)
+
+    def _still_there(self, batch: Sequence[Execution], due_s: float) -> None:
+        alive = [execution for execution in batch if execution.task is not None]
+        if alive and self._loop.time() - due_s < LATE_S:
+            frames = sys._current_frames()
+            for execution in alive:
+                if not execution._ended:
+                    self._give_up(execution, frames)
+                if execution.task is not None:
+                    execution.task.cancel()
+        if alive:
+            self._look_again(alive)
+
+    def _give_up(self, execution: Execution, frames: Mapping[int, FrameType]) -> None:
+        assert execution.task is not None
+        assert execution._stopped is not None
+        fields = {**execution.fields(), "where": where(None, execution.task, frames)}
+        if len(self._abandoned) >= ABANDONED_MAX:
+            if not execution.told:
+                execution.told = True
+                self._on_event("handler_ignores_stop", fields)
+            return
+        self._abandoned.add(execution.task)
+        self.abandoned_total += 1
+        self._finish(execution, outcomes.abandoned(execution._stopped, self._patience_s))
+        self._on_event("handler_abandoned", fields)
+
+    def _answer(self) -> None:
+        self._asked_s = None
+
+    def _loop_problem(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        text = f"{context.get('message')}: {type(error).__name__}: {error}" if error else str(context.get("message"))
+        self._on_event("loop_problem", {"error": text})
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # Windows, or left out on purpose
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

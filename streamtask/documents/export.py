@@ -1,0 +1,43 @@
+"""The documents as files: what `streamtask schemas export` writes, and what is committed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from streamtask.config import TopicNames
+from streamtask.documents import asyncapi, schemas
+from streamtask.view.http import Submitter, create_app
+from streamtask.view.metrics import observed
+from streamtask.view.service import ViewService
+
+KAFKA, SERVICE = "127.0.0.1:9092", "127.0.0.1:8080"
+ASYNCAPI, OPENAPI = "asyncapi.json", "openapi.json"
+# file → schema: what goes over topics and sockets, and the answer to whatever is wrong. The rest is OpenAPI's.
+FILES = {
+    "task_request": "TaskRequest",
+    "task_response": "TaskResponse",
+    "task_control": "ControlMessage",
+    "task_headers": "TaskHeaders",
+    "status_headers": "StatusHeaders",
+    "dead_letter_headers": "DeadLetterHeaders",
+    "live_ask": "LiveAsk",
+    "live_frame": "LiveFrame",
+    "problem": "Problem",
+}
+
+
+def documents(names: TopicNames | None = None, *, kafka: str = KAFKA, service: str = SERVICE) -> dict[str, str]:
+    """{name of a file: its text}: the schemas as `<name>.json`, and the two documents."""
+    made: dict[str, Any] = {f"{file}.json": schemas.standalone(name, file) for file, name in FILES.items()}
+    made[ASYNCAPI] = asyncapi.document(names or TopicNames(), kafka=kafka, service=service)
+    made[OPENAPI] = openapi()
+    return {name: json.dumps(held, ensure_ascii=False, indent=2) + "\n" for name, held in made.items()}
+
+
+def openapi() -> dict[str, Any]:
+    """As every query service says it of itself."""
+    service = cast(ViewService, None)  # the routes are only described
+    app = create_app(service, cast(Submitter, None))
+    observed(app, service)
+    return app.openapi()

@@ -1,0 +1,50 @@
+"""One execution as this process holds it: what its handler sees (Context), and what the executor keeps of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streamtask.handlers import Context, Handler
+from streamtask.model import Band
+from streamtask.ports import Start
+from streamtask.tracing import Attempt
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+
+class Execution(Context):
+    """Belongs to the executor. `task` and `cancel_sent` are of the loop's side, `thread_id` of the thread that runs it."""
+
+    __slots__ = ("cancel_sent", "handler", "in_child", "span", "task", "thread_id", "told", "woke_s")
+
+    def __init__(
+        self,
+        start: Start,
+        handler: Handler,
+        started_s: float,
+        reporter: Callable[[Context, float, str | None], None],
+        state: Any,
+        bands: tuple[Band, ...],
+    ) -> None:
+        Context.__init__(self, start, started_s=started_s, reporter=reporter, state=state, bands=bands)
+        self.handler = handler
+        self.task: asyncio.Task[None] | None = None
+        self.thread_id: int | None = None
+        self.cancel_sent = False
+        self.in_child = False
+        self.told = False  # that it goes on in spite of its stop
+        self.woke_s = 0.0
+        self.span: Attempt | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """For the operator."""
+        return {
+            "task_id": self.task_id,
+            "task_type": self.handler.name,
+            "attempt": self.attempt,
+            "reason": self._stopped.value if self._stopped else None,
+            "seconds": round(time.monotonic() - self._started_s, 3),
+        }

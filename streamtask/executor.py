@@ -1,0 +1,375 @@
+"""Runs handlers: one event loop in a thread of its own, and a pool of plain threads. One execution in, one Outcome out.
+
+The owner thread hands over batches (`submit`, `stop`) and takes batches back (`drain`); `wait` is where it sleeps.
+Both hand-overs are bounded, because an execution is in at most one of them and the engine bounds executions by slots.
+
+Always true: every execution that was submitted yields exactly one Outcome, whatever its handler does, unless the
+process dies; the loop outlives every handler; an execution is open (its slot is busy) until its handler has really
+ended, but for a coroutine that was abandoned (coroutines.py); parameters are validated right before the call; the app's
+lifespan opens before the first call and closes after the last.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import structlog
+
+from streamtask import outcomes
+from streamtask.children.pipe import job_of
+from streamtask.children.place import Job
+from streamtask.children.pool import Pool
+from streamtask.coroutines import Coroutines
+from streamtask.errors import LifespanError
+from streamtask.execution import Execution, OnEvent
+from streamtask.handlers import Context, Handler, Lifespan
+from streamtask.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
+from streamtask.ports import Start, Stop, StopReason
+from streamtask.tracing import Attempt, Attempts
+from streamtask.whereabouts import Running, Stragglers, where
+
+Done = list[tuple[int, Outcome]]
+Progress = list[tuple[int, float, str | None]]
+
+PATIENCE_S = 5.0  # an execution that goes on this long after its stop is told to the operator; a coroutine is abandoned
+LOOK_S = 0.25  # between two looks at who was told to stop, and at the loop
+PROGRESS_WAKE_S = 0.05  # one execution's progress wakes the owner at most so often
+
+
+class Executor:
+    """The handlers of one worker process at work.
+
+    handlers  by task type (app.registry)
+    threads   plain functions at once
+    lifespan  opened on the loop; what it yields is ctx.state
+    on_event  told facts for the operator; from any thread; default: structlog warnings
+    children  where process handlers run, and what is to be isolated; started and closed with this executor
+    attempts  makes the spans of what runs; None: nobody does
+
+    submit, stop, drain and wait belong to the owner thread; wake, running and len() are anybody's.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        threads: int = 16,
+        lifespan: Lifespan | None = None,
+        bands: Sequence[Band] = BANDS,
+        on_event: OnEvent | None = None,
+        patience_s: float = PATIENCE_S,
+        children: Pool | None = None,
+        attempts: Attempts | None = None,
+    ) -> None:
+        self._handlers = handlers
+        self._attempts = attempts
+        self._children = children
+        self._threads_max = threads
+        self._bands = tuple(bands)
+        self._on_event = on_event or _warn
+        self._executions: dict[int, Execution] = {}
+        self._done: deque[tuple[int, Outcome]] = deque()
+        self._progress: dict[int, tuple[float, str | None]] = {}
+        self._thread_work: SimpleQueue[Execution | None] = SimpleQueue()  # bounded by the slots of its kind
+        self._waiting: dict[int, Execution] = {}  # in there; whoever pops one, a thread or a stop, has it
+        self._threads: list[threading.Thread] = []
+        self._patience_s = patience_s
+        self._look_s = 0.0  # when to look again
+        self._told: deque[tuple[float, Execution]] = deque()  # (overdue at, execution), of threads and children
+        self._overdue: dict[int, Execution] = {}
+        self._blocked_s = 0.0
+        self._blocked_at = ""
+        self._bell = threading.Lock()  # held while nothing rang; a Lock is woken 5 times faster than an Event
+        self._bell.acquire()
+        self._rung = False
+        self._coroutines = Coroutines(
+            lifespan=lifespan,
+            finish=self._finish,
+            on_failure=self._fail,
+            on_event=self._on_event,
+            patience_s=patience_s,
+        )
+        self._loop_ends = False
+        self._all_ended = threading.Event()
+        self.failure: BaseException | None = None  #: the lifespan broke: no handler should be started any more
+
+    # --- The owner's side ---------------------------------------------------------------------------------------------
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more."""
+        self._coroutines.start()
+        if self._children is not None:
+            self._children.start(self._child_ended, self._child_reported, self._fail)
+        opened = self._coroutines.await_opened(timeout_s)
+        if opened and self.failure is None:
+            return
+        failure = self.failure
+        self.close(0.0)
+        if failure is None:
+            raise LifespanError(f"The app's lifespan did not open within {timeout_s:g} s. No task was taken.")
+        name = type(failure).__name__
+        raise LifespanError(f"The app's lifespan failed to open: {name}: {failure}. No task was taken.") from failure
+
+    def submit(self, starts: Sequence[Start]) -> None:
+        """Start these executions: one wake of the loop for all."""
+        assert not self._loop_ends, "submit after close"
+        now = time.monotonic()
+        batch: list[Execution] = []
+        report, state, bands = self._report, self._coroutines.state, self._bands
+        span_of = None if self._attempts is None else self._attempts.beginner()
+        for start in starts:
+            assert start.token not in self._executions, f"token {start.token} is used twice"
+            request = start.record.request
+            handler = None if request is None else self._handlers.get(request.task_type)
+            if handler is None:
+                self._refuse(start)
+                continue
+            execution = Execution(start, handler, now, report, state, bands)
+            if span_of is not None:
+                execution.span = span_of(start)
+            self._executions[start.token] = execution
+            if handler.kind is HandlerKind.PROCESS or (start.isolated and self._children is not None):
+                execution.in_child = True
+                self._to_child(start, handler, execution.span)
+            elif handler.kind is HandlerKind.ASYNC:
+                batch.append(execution)
+            else:
+                self._to_thread(execution)
+        if batch:
+            self._coroutines.begin(batch)
+
+    def stop(self, stops: Sequence[Stop]) -> None:
+        """Tell these executions to end; those that have ended already are left alone."""
+        batch: list[Execution] = []
+        overdue_s = time.monotonic() + self._patience_s
+        for stop in stops:
+            execution = self._executions.get(stop.token)
+            if execution is not None:
+                execution._stopped = execution._stopped or stop.reason  # the first reason is the reason
+                if self._children is not None and execution.in_child:
+                    self._children.stop(stop.token, stop.reason)
+                    self._told.append((overdue_s, execution))
+                elif execution.handler.kind is HandlerKind.ASYNC:
+                    batch.append(execution)
+                elif self._waiting.pop(stop.token, None) is not None:
+                    self._finish(execution, outcomes.not_begun(stop.reason))
+                else:
+                    self._told.append((overdue_s, execution))
+        if batch and not self._loop_ends:
+            self._coroutines.stop(batch)
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan yielded."""
+        return self._coroutines.state
+
+    @property
+    def ended(self) -> bool:
+        """True when `drain` has an outcome to give."""
+        return bool(self._done)
+
+    def drain(self) -> tuple[Done, Progress]:
+        """What has ended since the last call, and the latest progress of what goes on (of what has just ended, too:
+        drop it)."""
+        now_s = time.monotonic()
+        if now_s >= self._look_s:
+            self._look(now_s)
+        # Popped one by one, not swapped for an empty one: a thread that is about to append holds the old object.
+        take_done, take_progress = self._done.popleft, self._progress.popitem
+        done = [take_done() for _ in range(len(self._done))]
+        reported = [take_progress() for _ in range(len(self._progress))] if self._progress else []
+        return done, [(token, fraction, message) for token, (fraction, message) in reported]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until something has ended or progressed, or wake() was called. False: the time is over."""
+        sleep = timeout_s > 0 and not self._done
+        woken = self._bell.acquire(timeout=timeout_s) if sleep else self._bell.acquire(blocking=False)
+        # Cleared before the caller drains: whoever rings from now on has added what the drain may not see.
+        self._rung = False
+        return woken or bool(self._done)
+
+    def wake(self) -> None:
+        """End a wait(), now or the next one. From any thread and from signal handlers."""
+        if not self._rung:
+            self._rung = True
+            try:
+                self._bell.release()
+            except RuntimeError:
+                pass  # two rang at once: it rings
+
+    def __len__(self) -> int:
+        """Open executions."""
+        return len(self._executions)
+
+    def running(self) -> list[Running]:
+        """Every open execution and where it is, for stack dumps; the places are a best effort."""
+        now = time.monotonic()
+        frames = sys._current_frames()
+        return [
+            Running(
+                token=one.token,
+                task_id=one.task_id,
+                task_type=one.handler.name,
+                kind=one.handler.kind,
+                attempt=one.attempt,
+                seconds=now - one._started_s,
+                stopped=one._stopped,
+                where=where(one.thread_id, one.task, frames),
+            )
+            for one in list(self._executions.values())
+        ]
+
+    def stragglers(self) -> Stragglers:
+        """Who goes on although it should not, as of the last look."""
+        loop = self._coroutines
+        return Stragglers(len(self._overdue), loop.abandoned, loop.abandoned_total, self._blocked_s, self._blocked_at)
+
+    def _look(self, now_s: float) -> None:
+        """At those that were told to stop, and at the loop; tells what is overdue, once."""
+        self._look_s = now_s + LOOK_S
+        while self._told and self._told[0][0] <= now_s:
+            _, execution = self._told.popleft()
+            if not execution._ended and not execution.told:
+                execution.told = True
+                self._overdue[execution.token] = execution
+                if execution._ended:  # just now, by another thread that saw nothing to take out
+                    self._overdue.pop(execution.token, None)
+                    continue
+                place = where(execution.thread_id, None, sys._current_frames())
+                self._on_event("handler_ignores_stop", {**execution.fields(), "where": place})
+        blocked_s = self._coroutines.blocked_s(now_s)
+        if blocked_s < self._patience_s or blocked_s <= 0:
+            if self._blocked_at:
+                self._on_event("loop_answers_again", {"seconds": round(self._blocked_s, 3)})
+            self._blocked_s, self._blocked_at = 0.0, ""
+            return
+        self._blocked_s = blocked_s
+        if not self._blocked_at:
+            place, execution_ = self._coroutines.at_work()
+            self._blocked_at = place or "(not known)"
+            whose = {} if execution_ is None else execution_.fields()
+            self._on_event("loop_blocked", {**whose, "seconds": round(blocked_s, 3), "where": self._blocked_at})
+
+    def close(self, timeout_s: float) -> bool:
+        """End everything: what is open is stopped and waited for, then the lifespan is closed.
+
+        Outcomes stay there to be drained. True when every handler had ended in time; threads and tasks that go on are
+        left behind (they die with the process).
+        """
+        if self._loop_ends:
+            return not self._executions
+        deadline = time.monotonic() + timeout_s
+        self.stop([Stop(token, StopReason.REVOKE) for token in list(self._executions)])
+        self._loop_ends = True
+        if self._executions:
+            self._all_ended.wait(max(0.0, deadline - time.monotonic()))
+        for _ in self._threads:
+            self._thread_work.put(None)
+        if self._children is not None:
+            self._children.close(max(0.0, deadline - time.monotonic()))
+        if not self._coroutines.close(deadline):
+            self._on_event("lifespan_left_open", {"running": len(self._executions)})
+        return not self._executions
+
+    # --- Both sides ---------------------------------------------------------------------------------------------------
+
+    def _refuse(self, start: Start) -> None:
+        request = start.record.request
+        if request is None:
+            outcome = outcomes.refused(ErrorCode.INVALID_REQUEST, "the request could not be read")
+        else:
+            outcome = outcomes.refused(ErrorCode.UNKNOWN_TASK_TYPE, f"no handler for {request.task_type!r}")
+        self._done.append((start.token, outcome))
+        self.wake()
+
+    def _finish(self, execution: Execution, outcome: Outcome) -> None:
+        if execution._ended:
+            return
+        execution._ended = True
+        token = execution.token
+        if execution.woke_s:
+            self._progress.pop(token, None)
+        self._overdue.pop(token, None)
+        del self._executions[token]
+        if execution.span is not None:
+            execution.span.end(outcome, execution._stopped)
+        if self._loop_ends and not self._executions:
+            self._all_ended.set()
+        self._done.append((token, outcome))
+        if not self._rung:
+            self.wake()
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.wake()
+
+    def _report(self, context: Context, fraction: float, message: str | None) -> None:
+        assert isinstance(context, Execution)
+        self._progress[context.token] = (fraction, message)
+        now = time.monotonic()
+        if now - context.woke_s >= PROGRESS_WAKE_S:
+            context.woke_s = now
+            self.wake()
+
+    # --- Threads ------------------------------------------------------------------------------------------------------
+
+    def _to_thread(self, execution: Execution) -> None:
+        if len(self._threads) < self._threads_max:
+            thread = threading.Thread(target=self._work, name=f"streamtask-thread-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._waiting[execution.token] = execution
+        self._thread_work.put(execution)
+
+    def _work(self) -> None:
+        """One thread: takes work until there is none, sleeps, takes again. One by one: a batch taken by one thread
+        would wait behind its slowest, and taking costs 0.1 µs while anything is there."""
+        take = self._thread_work.get
+        ident = threading.get_ident()
+        while True:
+            execution = take()
+            if execution is None:
+                return
+            if self._waiting.pop(execution.token, None) is None:
+                del execution
+                continue  # told to stop before its turn
+            execution.thread_id = ident
+            began_s = time.perf_counter()
+            # A context of its own: what a handler binds there must not reach the next one (0.1 µs).
+            context = contextvars.Context() if execution.span is None else execution.span.context
+            outcome = context.run(outcomes.of_call, execution.handler, execution)
+            outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
+            self._finish(execution, outcome)
+            del execution, outcome, context  # else the last task is held while this thread sleeps
+
+    # --- Children -----------------------------------------------------------------------------------------------------
+
+    def _to_child(self, start: Start, handler: Handler, span: Attempt | None) -> None:
+        assert self._children is not None, f"{handler.name!r} needs a child, and there are none"
+        payload = job_of(start, handler.memory_mb, () if span is None else span.carried)
+        # Not beside others where the child may have to go after it.
+        shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
+        self._children.submit(
+            Job(start.token, handler.name, payload, handler.max_tasks, own=start.isolated, shares=shares)
+        )
+
+    def _child_ended(self, token: int, outcome: Outcome) -> None:
+        execution = self._executions.get(token)
+        if execution is not None:
+            self._finish(execution, outcome)
+
+    def _child_reported(self, token: int, fraction: float, message: str | None) -> None:
+        execution = self._executions.get(token)
+        if execution is not None:
+            self._report(execution, fraction, message)
+
+
+def _warn(name: str, fields: Mapping[str, Any]) -> None:
+    structlog.get_logger("streamtask.executor").warning(name, **fields)

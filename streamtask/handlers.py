@@ -1,0 +1,475 @@
+"""The task types of an app: which function runs, how it is retried and limited, and what it is told while it runs.
+
+Owns Handler, Registry, Retry (in seconds, as people write it) and Context (what a handler sees of its execution).
+
+Always true: a handler is checked completely when it is registered, so a wrong one stops the worker before it takes
+anything; `ctx.progress` never blocks and may be called from any thread; after an execution has ended its context says
+nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from streamtask import model
+from streamtask.binding import Arguments, Binding, fresh
+from streamtask.errors import ConfigError, GiveUp, RetryLater
+from streamtask.identity import Origin, new_task_id, trace_id
+from streamtask.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
+from streamtask.ports import Start, StopReason
+from streamtask.tracing import current_trace_id
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state
+
+ATTEMPTS_MAX = 1_000  # the ledger counts failures up to 1,023
+
+_KINDS = ("async", "thread", "process")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and when a failed attempt is repeated. Seconds.
+
+    attempts     executions that may fail before the task is FAILED
+    backoff      the longest first wait; doubled for every failure up to backoff_max; the real wait is drawn evenly
+                 from 0..that
+    retry_on     only these are repeated. Exception means whatever the handler raises, SystemExit included
+    give_up_on   these never are; it wins over retry_on
+    """
+
+    attempts: int = 3
+    backoff: float = 1.0
+    backoff_max: float = 60.0
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    give_up_on: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
+            raise ConfigError(f"Retry(attempts={self.attempts!r}): a whole number from 1 to {ATTEMPTS_MAX}.")
+        for name in ("backoff", "backoff_max"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ConfigError(f"Retry({name}={value!r}): seconds, 0 or more.")
+        for name in ("retry_on", "give_up_on"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(
+                isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
+            ):
+                raise ConfigError(f"Retry({name}={value!r}): a tuple of exception classes, e.g. (TimeoutError,).")
+
+    def policy(self) -> model.Retry:
+        """The part that the engine needs."""
+        return model.Retry(
+            attempts=self.attempts,
+            backoff_ms=round(self.backoff * 1_000),
+            backoff_max_ms=round(self.backoff_max * 1_000),
+        )
+
+    def wish(self, error: BaseException) -> tuple[bool, int | None]:
+        """(may run again, after so many ms or None for the backoff) for what a handler raised.
+
+        An exception group (a TaskGroup inside the handler) counts as each of its leaves.
+        """
+        found = (error, *_leaves(error)) if isinstance(error, BaseExceptionGroup) else (error,)
+        if any(isinstance(one, (GiveUp, *self.give_up_on)) for one in found):
+            return False, None
+        for one in found:
+            if isinstance(one, RetryLater):
+                return True, _delay_ms(one.after)
+        return Exception in self.retry_on or any(isinstance(one, self.retry_on) for one in found), None
+
+
+ONCE = Retry(attempts=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """One task type: its function and its limits (seconds).
+
+    timeout      per attempt, when the request names none; None: no limit
+    timeout_max  the longest that a request may ask for
+    concurrency  executions of this type at once on one worker
+    lost_max     deaths of its own after which a task is FAILED `worker_lost`; 0 = never
+    memory_mb    process handlers: what an execution may take beyond what its child holds when it has loaded the app
+    max_tasks    process handlers: a child that ran so many executions of this type is replaced
+    """
+
+    name: str
+    function: Callable[..., Any]
+    kind: HandlerKind
+    binding: Binding
+    is_async: bool = False
+    retry: Retry = ONCE
+    timeout: float | None = None
+    timeout_max: float | None = None
+    concurrency: int | None = None
+    lost_max: int = 3
+    memory_mb: int | None = None
+    max_tasks: int | None = None
+
+    @property
+    def takes_context(self) -> bool:
+        return self.binding.takes_context
+
+    @property
+    def result_type(self) -> Any:
+        """The return annotation; Any when there is none."""
+        return self.binding.result_type
+
+    def policy(self) -> TaskPolicy:
+        """What the engine needs to know."""
+        return TaskPolicy(
+            kind=self.kind,
+            timeout_ms=_ms(self.timeout),
+            timeout_max_ms=_ms(self.timeout_max),
+            retry=self.retry.policy(),
+            concurrency=self.concurrency,
+            lost_max=self.lost_max,
+        )
+
+    def arguments(self, parameters: dict[str, Any] | None) -> Arguments:
+        """The validated arguments of one attempt. Raises binding.ParametersInvalid."""
+        # A handler may change what it is given; the next attempt must not see that.
+        return self.binding.bind(fresh(parameters) if self.retry.attempts > 1 else parameters)
+
+
+def make_handler(
+    function: Callable[..., Any],
+    *,
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout: float | None = None,
+    timeout_max: float | None = None,
+    concurrency: int | None = None,
+    lost_max: int = 3,
+    executor: str | None = None,
+    memory_mb: int | None = None,
+    max_tasks: int | None = None,
+    names: Mapping[str, Any] | None = None,
+) -> Handler:
+    """A checked Handler. `names`: further names for its annotations. Raises ConfigError."""
+    name = name if name is not None else getattr(function, "__name__", "")
+    if not isinstance(name, str) or not 1 <= len(name) <= TASK_TYPE_MAX:
+        raise ConfigError(f"task type {name!r}: a name of 1..{TASK_TYPE_MAX} characters.")
+    if retry is not None and not isinstance(retry, Retry):
+        raise ConfigError(f"handler {name!r}: retry={retry!r} is no Retry(...).")
+    for label, seconds in (("timeout", timeout), ("timeout_max", timeout_max)):
+        if seconds is not None and (not _is_number(seconds) or seconds <= 0):
+            raise ConfigError(f"handler {name!r}: {label}={seconds!r}: seconds above 0, or None for no limit.")
+    if timeout is not None and timeout_max is not None and timeout > timeout_max:
+        raise ConfigError(f"handler {name!r}: timeout={timeout:g} is above timeout_max={timeout_max:g}.")
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r}: a whole number from 1, or None.")
+    for label, count in (("memory_mb", memory_mb), ("max_tasks", max_tasks)):
+        if count is not None and executor != "process":
+            raise ConfigError(f"handler {name!r}: {label}={count!r} is a limit of child processes: executor='process'.")
+        if count is not None and (type(count) is not int or count < 1):
+            raise ConfigError(f"handler {name!r}: {label}={count!r}: a whole number from 1, or None.")
+    if type(lost_max) is not int or lost_max < 0:
+        raise ConfigError(f"handler {name!r}: lost_max={lost_max!r}: a whole number; 0 = never quarantined.")
+    kind, is_async = _kind(name, function, executor)
+    return Handler(
+        name=name,
+        function=function,
+        kind=kind,
+        is_async=is_async,
+        binding=Binding(name, function, Context, names),
+        retry=retry or ONCE,
+        timeout=timeout,
+        timeout_max=timeout_max,
+        concurrency=concurrency,
+        lost_max=lost_max,
+        memory_mb=memory_mb,
+        max_tasks=max_tasks,
+    )
+
+
+class Registry(Mapping[str, Handler]):
+    """The handlers of an app by task type."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, handler: Handler) -> None:
+        """Raises ConfigError when the task type is taken."""
+        there = self._handlers.get(handler.name)
+        if there is not None:
+            raise ConfigError(
+                f"task type {handler.name!r} is registered twice: {_place(there.function)} and "
+                f"{_place(handler.function)}. Give one another name: @app.task('...')."
+            )
+        self._handlers[handler.name] = handler
+
+    def policies(self) -> dict[str, TaskPolicy]:
+        """What the engine needs to know about every task type."""
+        return {name: handler.policy() for name, handler in self._handlers.items()}
+
+    def __getitem__(self, name: str) -> Handler:
+        return self._handlers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def nearest(self, name: str) -> str | None:
+        """The registered task type most like `name`."""
+        near = difflib.get_close_matches(name, self._handlers, n=1, cutoff=0.5)
+        return near[0] if near else None
+
+
+class Context:
+    """What a handler sees of its execution: the request, its attempt, its limits, and the way to report progress.
+
+    task_id    canonical
+    attempt    from 1, different for every execution: a fencing token for the handler's own writes
+    request    the request as it was sent
+    state      what the app's lifespan yielded
+    """
+
+    __slots__ = (
+        "_bands",
+        "_ended",
+        "_log",
+        "_reporter",
+        "_started_s",
+        "_stopped",
+        "_timeout_ms",
+        "attempt",
+        "record",
+        "request",
+        "state",
+        "token",
+    )
+
+    request: TaskRequest
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        started_s: float,
+        reporter: Callable[[Context, float, str | None], None],
+        state: Any = None,
+        bands: tuple[Band, ...] = BANDS,
+    ) -> None:
+        self.token = start.token
+        self.record = start.record
+        self.attempt = start.attempt
+        if start.record.request is not None:
+            self.request = start.record.request
+        self.state = state
+        self._timeout_ms = start.timeout_ms
+        self._started_s = started_s
+        self._reporter = reporter
+        self._bands = bands
+        self._stopped: StopReason | None = None
+        self._ended = False
+        self._log: Any = None
+
+    @property
+    def task_id(self) -> str:
+        return self.record.task_id
+
+    @property
+    def priority(self) -> int:
+        """The request's own, else the middle of its band."""
+        return self.record.priority
+
+    @property
+    def headers(self) -> dict[str, bytes]:
+        """The headers of the request record; of headers with one name the last."""
+        return dict(self.record.headers)
+
+    @property
+    def origin(self) -> str:
+        """The request record, e.g. `high-3@12345`."""
+        record = self.record
+        return str(Origin(self._bands[record.band].name, record.partition, record.offset))
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The request's own; nothing is deduplicated by it yet, it is only handed over."""
+        return self.request.idempotency_key
+
+    @property
+    def deadline(self) -> float | None:
+        """When this attempt times out, on the clock of time.monotonic(); None: never."""
+        return None if self._timeout_ms is None else self._started_s + self._timeout_ms / 1_000
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline, 0 when it is over; None: no limit."""
+        deadline = self.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """True once this execution has been told to stop (cancel, timeout, or its shard goes elsewhere)."""
+        return self._stopped is not None
+
+    def check_cancelled(self) -> None:
+        """Raises asyncio.CancelledError once this execution has been told to stop; for loops in plain functions.
+
+        It is no Exception, so `except Exception` around the loop does not swallow it.
+        """
+        if self._stopped is not None:
+            raise asyncio.CancelledError(f"told to stop: {self._stopped.value}")
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that carries task_id, task_type, attempt, shard, and trace_id if there is a trace."""
+        if self._log is None:
+            trace = trace_id(self.record.headers) or current_trace_id()
+            self._log = structlog.get_logger("streamtask.task").bind(
+                task_id=self.task_id,
+                task_type=self.request.task_type,
+                attempt=self.attempt,
+                shard=self.record.partition,
+                **({} if trace is None else {"trace_id": trace}),
+            )
+        return self._log
+
+    def progress(self, fraction: float, message: str | None = None) -> None:
+        """Say how far the task is. A plain call from any thread; never blocks; the latest one wins.
+
+        fraction  0.0..1.0; what lies outside is brought to the nearest end
+        message   cut at 1,000 characters
+
+        Raises ValueError for what is no number.
+        """
+        if not _is_number(fraction):
+            raise ValueError(f"progress({fraction!r}): a finite number from 0.0 to 1.0")
+        if not self._ended:
+            self._reporter(self, min(1.0, max(0.0, float(fraction))), None if message is None else _clean(message))
+
+    @classmethod
+    def fake(
+        cls,
+        parameters: dict[str, Any] | None = None,
+        *,
+        task_type: str = "fake",
+        request: TaskRequest | None = None,
+        task_id: str | None = None,
+        attempt: int = 1,
+        timeout: float | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        state: Any = None,
+        cancelled: bool = False,
+    ) -> FakeContext:
+        """A context for tests: pass it as the first argument of the handler, then look at its `reports`."""
+        request = request or TaskRequest(task_type=task_type, parameters=parameters)
+        record = RequestRecord(
+            band=1,
+            partition=0,
+            offset=0,
+            timestamp_ms=0,
+            task_id=task_id or request.task_id or new_task_id(),
+            request=request,
+            priority=request.priority or model.PRIORITY_DEFAULT,
+            created_ms=0,
+            value=b"",
+            headers=tuple((headers or {}).items()),
+        )
+        return FakeContext(Start(0, record, attempt, HandlerKind.ASYNC, _ms(timeout)), state, cancelled)
+
+
+class FakeContext(Context):
+    """Context.fake(): keeps what the handler reported. reports: [(fraction, message), ...], oldest first."""
+
+    __slots__ = ("reports",)
+
+    def __init__(self, start: Start, state: Any, cancelled: bool) -> None:
+        super().__init__(start, started_s=time.monotonic(), reporter=FakeContext._keep, state=state)
+        self.reports: list[tuple[float, str | None]] = []
+        if cancelled:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Tell the handler to stop."""
+        self._stopped = StopReason.CANCEL
+
+    def _keep(self: Context, fraction: float, message: str | None) -> None:
+        assert isinstance(self, FakeContext)
+        self.reports.append((fraction, message))
+
+
+def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tuple[HandlerKind, bool]:
+    """(its kind, True for an `async def`)."""
+    if executor is not None and executor not in _KINDS:
+        raise ConfigError(f"handler {name!r}: executor={executor!r}: one of 'async', 'thread', 'process', or left out.")
+    if not callable(function):
+        raise ConfigError(f"handler {name!r}: {function!r} is no function.")
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    innermost = inspect.unwrap(target)
+    if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
+        raise ConfigError(f"handler {name!r}: a generator has no one result; return it, and report ctx.progress().")
+    is_async = inspect.iscoroutinefunction(target)
+    if inspect.iscoroutinefunction(innermost) and not is_async:
+        raise ConfigError(f"handler {name!r}: a plain decorator wraps an async function; make its wrapper async def.")
+    if executor == "process":
+        return HandlerKind.PROCESS, is_async
+    wanted = HandlerKind.ASYNC if is_async else HandlerKind.THREAD
+    if executor is not None and executor != wanted.value:
+        written = "async def" if is_async else "a plain def"
+        raise ConfigError(f"handler {name!r}: it is {written}, so executor={executor!r} cannot run it.")
+    return wanted, is_async
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
+    open_: list[BaseException] = [group]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, BaseExceptionGroup):
+            open_.extend(one.exceptions)
+        else:
+            yield one
+
+
+def _delay_ms(seconds: Any) -> int | None:
+    """RetryLater's wish; one that is no sensible number falls back to the backoff."""
+    return max(0, round(seconds * 1_000)) if _is_number(seconds) else None
+
+
+def _ms(seconds: float | None) -> int | None:
+    # Never 0: a timeout of 0.1 ms is a timeout.
+    return None if seconds is None else max(1, round(seconds * 1_000))
+
+
+def _clean(message: Any) -> str:
+    return bounded(message if type(message) is str else str(message), model.MESSAGE_TEXT_MAX)
+
+
+def bounded(text: str, characters_max: int, *, keep_end: bool = False) -> str:
+    """`text` cut to its limit, and sayable in UTF-8: lone surrogates (undecodable file names) are spelled out."""
+    if len(text) > characters_max:
+        text = "…" + text[1 - characters_max :] if keep_end else text[: characters_max - 1] + "…"
+    if text.isascii():
+        return text
+    said = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return said[-characters_max:] if keep_end else said[:characters_max]

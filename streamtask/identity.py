@@ -1,0 +1,85 @@
+"""Who a task is: its id, and the request record that its history belongs to.
+
+Format decisions that outlive every release (docs/decisions/0003): the namespace below, the order of the five parts of
+a derived id, and the text of an origin. Worker, view and audit call these functions, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# Never change it: every derived task_id of every cluster depends on it.
+DERIVED_NAMESPACE = uuid.UUID("6f1d5c1e-6d0e-5b8a-9a51-73747265616d")
+# Nor this one: a redrive that broke off finds by it what it has done.
+REDRIVE_NAMESPACE = uuid.UUID("6f1d5c1e-6d0e-5b8a-9a51-726564726976")
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-|\Z)")
+_ORIGIN = re.compile(r"([A-Za-z0-9_.]+)-(\d{1,10})@(\d{1,19})\Z")
+
+
+def canonical(text: str) -> str | None:
+    """The task_id in its one spelling (lower case, hyphens), or None when `text` is no UUID."""
+    if _UUID.match(text):
+        return text
+    lowered = text.lower()
+    if _UUID.match(lowered):
+        return lowered
+    return None
+
+
+def derived(cluster_id: str, topic: str, partition: int, offset: int, timestamp_ms: int) -> str:
+    """The task_id of a request record that names none: UUIDv5 of «cluster id/topic/partition/offset/timestamp»."""
+    return str(uuid.uuid5(DERIVED_NAMESPACE, f"{cluster_id}/{topic}/{partition}/{offset}/{timestamp_ms}"))
+
+
+def redriven(topic: str, partition: int, offset: int, timestamp_ms: int) -> str:
+    """The task_id of the task that redrives a dead letter: UUIDv5 of «topic/partition/offset/timestamp» of the letter."""
+    return str(uuid.uuid5(REDRIVE_NAMESPACE, f"{topic}/{partition}/{offset}/{timestamp_ms}"))
+
+
+def new_task_id() -> str:
+    """A fresh UUIDv7: 48 bits of milliseconds, then 74 random bits; sorts by time of creation."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context: of a request, and of every status event of it
+
+
+def trace_id(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """The trace id in a request's W3C `traceparent` header: 32 hex digits, not all zero; None when there is none."""
+    for name, value in headers:
+        if name == "traceparent" and (found := _TRACEPARENT.match(value)) is not None:
+            return found[1].decode()
+    return None
+
+
+def origin_text(band: str, partition: int, offset: int) -> str:
+    """An Origin as it is written."""
+    return f"{band}-{partition}@{offset}"
+
+
+class Origin(NamedTuple):
+    """A request record: band name, partition, offset. Written `high-3@12345`."""
+
+    band: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return origin_text(*self)
+
+    @classmethod
+    def parse(cls, text: str) -> Origin | None:
+        """The origin that `text` spells, or None."""
+        found = _ORIGIN.match(text)
+        return cls(found[1], int(found[2]), int(found[3])) if found else None

@@ -1,0 +1,208 @@
+"""The broker calls of a claim, one function each: texts in, texts out. Their order and meaning are the core's.
+
+Every call ends by its deadline and answers a Fault instead of raising. Two clients that suggest themselves are avoided:
+
+- The admin client's listings of groups: an answer that comes after their timeout, or an end while one is open, aborts the
+  whole process (an assertion in librdkafka 2.16, seen after a frozen broker thawed). A consumer that never joins, the
+  *reader*, asks instead. It reads uncommitted: that makes its questions for offsets unstable ones, and its log ends the
+  high watermarks.
+- The member's own synchronous commit(): it waits as long as a frozen broker is frozen (28 s measured), and inside a
+  rebalance callback no other thread can interrupt it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from streamtask.config import TopicNames
+from streamtask.kafka.faults import Call, error_of, fault
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try_s, look_at_leaders
+from streamtask.ports import Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
+
+VISIBLE_RECHECK_S = 0.003  # a plain commit takes 0.5-8 ms
+PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
+FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
+_EARLIEST, _LATEST = -2, -1  # the protocol's special timestamps: offsets_for_times passes them on (all bands at once)
+
+
+def reader(settings: KafkaSettings, group: str) -> Consumer:
+    """A consumer that asks for the group's offsets and the logs' bounds, and never joins, reads or commits."""
+    return Consumer(settings.tail(read_committed=False) | {"group.id": group})
+
+
+def cells_of(names: TopicNames, shards: Iterable[int]) -> dict[tuple[str, int], Cell]:
+    """{(topic, partition): cell} of all bands of these shards."""
+    return {(topic, shard): (band, shard) for shard in shards for band, topic in enumerate(names.requests)}
+
+
+def _offsets(consumer: Consumer, places: Iterable[tuple[str, int]], *, timeout_s: float) -> list[TopicPartition]:
+    """Committed offsets: stable ones if the consumer reads committed. Raises KafkaException: of the call, or the first
+    one of a partition."""
+    parts = consumer.committed([TopicPartition(*place) for place in places], timeout=max(timeout_s, 0.05))
+    for part in parts:
+        if part.error is not None:
+            raise KafkaException(part.error)
+    return parts
+
+
+def _log_bound(
+    consumer: Consumer, places: Iterable[tuple[str, int]], bound: int, *, deadline: float
+) -> dict[tuple[str, int], int]:
+    """The first offset held, or the end, of each log. Raises KafkaException."""
+    wanted = [TopicPartition(*place, bound) for place in places]
+    while True:
+        try:
+            parts = consumer.offsets_for_times(wanted, timeout=leader_try_s(deadline))
+            for part in parts:
+                if part.error is not None:
+                    raise KafkaException(part.error)
+            return {(part.topic, part.partition): part.offset for part in parts}
+        except KafkaException as error:
+            held = error_of(error)
+            if held is None or held.code() not in LEADER_ELSEWHERE or time.monotonic() >= deadline:
+                raise
+        look_at_leaders(consumer, {part.topic for part in wanted}, deadline)
+        time.sleep(LEADER_RECHECK_S)
+
+
+def _committed(part: TopicPartition) -> tuple[int | None, str | None]:
+    """A negative offset is none at all; an empty text is as good as none."""
+    return (part.offset, part.metadata or None) if part.offset >= 0 else (None, None)
+
+
+def list_offsets(
+    asker: Consumer, names: TopicNames, shards: Sequence[int], *, timeout_s: float
+) -> dict[Cell, Committed] | Fault:
+    """Claim 1: what is committed now, pending transactions not seen."""
+    cells = cells_of(names, shards)
+    try:
+        parts = _offsets(asker, cells, timeout_s=timeout_s)
+    except KafkaException as error:
+        return fault(error, Call.LIST_OFFSETS)
+    answer = {cell: Committed() for cell in cells.values()}
+    for part in parts:
+        answer[cells[part.topic, part.partition]] = Committed(*_committed(part))
+    return answer
+
+
+def fence_ids(
+    settings: KafkaSettings, ids: Sequence[str], *, timeout_s: float, on_refused: Callable[[str], None] | None = None
+) -> Fault | None:
+    """Claim 2: init_transactions once with each id, in parallel: aborts its open transaction and fences its holder.
+
+    on_refused  told of an id that the ACLs do not let us use: the claim then waits for its transaction's end instead
+    """
+    deadline = time.monotonic() + timeout_s
+    places = threading.BoundedSemaphore(FENCES_AT_ONCE)
+    outcomes: list[tuple[str, KafkaException | None]] = []
+
+    def fence(transactional_id: str) -> None:
+        # The producer's end may block when brokers are gone: it is this thread's alone.
+        outcome: KafkaException | None = None
+        try:
+            producer = Producer(settings.transactional(transactional_id))
+            producer.init_transactions(max(deadline - time.monotonic(), 0.001))
+        except KafkaException as error:
+            outcome = error
+        outcomes.append((transactional_id, outcome))
+        places.release()
+
+    threads = []
+    for transactional_id in ids:
+        if not places.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            break
+        thread = threading.Thread(target=fence, args=(transactional_id,), name="fence", daemon=True)
+        thread.start()
+        threads.append(thread)
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0) + 0.05)
+    done = list(outcomes)
+    for transactional_id, outcome in done:
+        if outcome is None:
+            continue
+        error = error_of(outcome)
+        if error is None or error.code() != KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            return fault(outcome, Call.FENCE)
+        if on_refused is not None:
+            on_refused(f"no WRITE on transactional id {transactional_id}: its open transaction has to time out")
+    if len(done) < len(ids):
+        return Fault(FaultKind.RETRY, f"fence: {len(ids) - len(done)} of {len(ids)} ids not answered in {timeout_s} s")
+    return None
+
+
+def read_settled(
+    member: Consumer, asker: Consumer, names: TopicNames, shards: Sequence[int], *, timeout_s: float
+) -> dict[Cell, Settled] | Fault:
+    """Claim 3: the stable committed offsets, waiting for pending ones, then the bounds of each log."""
+    cells = cells_of(names, shards)
+    deadline = time.monotonic() + timeout_s
+    try:
+        parts = _offsets(member, cells, timeout_s=timeout_s)
+    except KafkaException as error:
+        held = error_of(error)
+        if held is not None and held.code() == KafkaError._TIMED_OUT and _answers(asker, cells):
+            return Fault(FaultKind.UNSTABLE, f"read settled: offsets are pending after {timeout_s} s")
+        return fault(error, Call.READ_SETTLED)
+    try:
+        # A stable read may have taken all of the time; the bounds take some milliseconds.
+        deadline = max(deadline, time.monotonic() + PROBE_S)
+        starts = _log_bound(asker, cells, _EARLIEST, deadline=deadline)
+        ends = _log_bound(asker, cells, _LATEST, deadline=deadline)
+    except KafkaException as error:
+        return fault(error, Call.READ_SETTLED)
+    offsets = {(part.topic, part.partition): _committed(part) for part in parts}
+    return {
+        cell: Settled(*offsets.get(place, (None, None)), log_start=starts[place], log_end=ends[place])
+        for place, cell in cells.items()
+    }
+
+
+def _answers(asker: Consumer, places: Iterable[tuple[str, int]]) -> bool:
+    """True when the coordinator answers the unstable question: then only pending offsets hold the stable one back."""
+    try:
+        _offsets(asker, places, timeout_s=PROBE_S)
+    except KafkaException:
+        return False
+    return True
+
+
+def commit_plain(
+    member: Consumer, asker: Consumer, names: TopicNames, offsets: Sequence[OffsetCommit], *, timeout_s: float
+) -> Fault | None:
+    """Claim 4: a commit of the member, fenced by its generation, until the group shows exactly these texts.
+
+    The caller's texts are unique (owner id and sequence), so seeing them proves the commit. A client that is no longer
+    the member it was is STALE: the group does not know it, no copy can land. Not seen by the deadline: DOUBT.
+    """
+    if not offsets:
+        return None
+    member_id = member.memberid()
+    if not member_id:
+        return Fault(FaultKind.STALE, "plain commit: not a member of the group")
+    wanted = {(names.requests[item.band], item.shard): (item.offset, item.text or None) for item in offsets}
+    parts = [TopicPartition(*place, offset, text or "") for place, (offset, text) in wanted.items()]
+    deadline = time.monotonic() + timeout_s
+    try:
+        member.commit(offsets=parts, asynchronous=True)
+    except KafkaException as error:
+        return fault(error, Call.COMMIT_PLAIN)
+    seen = "nothing"
+    while True:
+        try:
+            listed = _offsets(asker, wanted, timeout_s=deadline - time.monotonic())
+        except KafkaException as error:
+            seen = str(error_of(error))
+        else:
+            if {(part.topic, part.partition): _committed(part) for part in listed} == wanted:
+                return None
+            seen = "other offsets"
+        if member.memberid() != member_id:
+            return Fault(FaultKind.STALE, f"plain commit: the group does not know member {member_id}")
+        if time.monotonic() >= deadline:
+            return Fault(FaultKind.DOUBT, f"plain commit: not visible after {timeout_s} s ({seen})")
+        time.sleep(VISIBLE_RECHECK_S)

@@ -1,0 +1,492 @@
+"""Membership through the lead topic, and the requests of the shards that are seated here.
+
+The group is subscribed to the lead topic alone (cooperative-sticky); partition N of the other bands comes and goes with
+the lead's N in the same callbacks, so a shard never lies on two members. What stays true:
+
+- Nothing is fetched of a shard before it is seated at explicit positions, nothing returned after it was revoked.
+- A record whose schema is being asked for holds its cell back, and no other: nothing behind it is returned before it.
+- No record of an earlier assignment is returned after a later seat: a gap it would leave would be read as «done».
+- `group_metadata()` is what was captured after the last poll or at the entry of a callback, and None whenever the
+  client is not surely a member: the broker accepts the metadata of a consumer that never joined.
+- Callbacks are total: an exception waits and is raised by poll().
+
+Only the owner thread calls it: confluent-kafka serialises a Consumer, and a second thread inside a callback deadlocks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streamtask.config import TopicNames
+from streamtask.errors import SchemaPending
+from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.headers import headers_of
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.trouble import Heard
+from streamtask.model import RequestRecord
+from streamtask.ports import Cell
+
+# codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
+Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]
+Shards = tuple[int, ...]
+
+HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond it they are read again
+HELD_BYTES_MAX = 32_000_000
+CHUNK = 1_000
+ASTRAY_S = 1.0  # one look at the bounds of a log
+LEAVE_S = 1.0  # the time a handle that was left has to tell the group
+
+
+class ShardConsumer:
+    """One member of the workers' group.
+
+    decode            makes a RequestRecord of one record; raises SchemaPending when that is too early
+    on_assigned       shards that the group gave us: seat them now or later
+    on_revoked        shards that go elsewhere: commit inside the call; they are still ours until it returns
+    on_lost           shards that are gone already: commit nothing
+    on_position_lost  (band, shard, offset): the log did not hold the position of this cell (retention, truncation);
+                      reading goes on at offset
+    on_error          texts of errors that need no step
+    on_member         our member id whenever it changes; "" while not a member
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        names: TopicNames,
+        *,
+        decode: Decode,
+        on_assigned: Callable[[Shards], None],
+        on_revoked: Callable[[Shards], None],
+        on_lost: Callable[[Shards], None],
+        on_position_lost: Callable[[int, int, int], None],
+        on_error: Callable[[str], None],
+        on_member: Callable[[str], None] = lambda _member: None,
+    ) -> None:
+        self._settings, self._names, self._decode = settings, names, decode
+        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost
+        self._on_position_lost, self._on_error, self._on_member = on_position_lost, on_error, on_member
+        self._topics = names.requests
+        self._bands = {topic: band for band, topic in enumerate(names.requests)}
+        self._owned: set[int] = set()  # shards the group gave us
+        self._seated: dict[Cell, int] = {}  # cell: the offset it was last seated at
+        self._held: list[Message] = []  # fetched by serve(), for the next poll
+        self._moved: set[int] = set()  # shards seated or taken away since it was last cleared
+        self._again: set[Cell] = set()  # cells to be sought anew before anything of them is returned
+        self._waiting: dict[Cell, int] = {}  # cells whose assignment failed: tried again at each poll
+        self._astray: dict[Cell, int] = {}  # cells whose position the log does not hold
+        self._blocked: dict[Cell, Callable[[], bool]] = {}  # cells held back by their next record, until it says True
+        self._paused: set[Cell] = set()  # cells that pause() stopped: they stay so when they are held back no more
+        # An unassign outside a callback acknowledges a revoke that is queued and not served yet. Until the queue was
+        # seen empty, no metadata is handed out, and a revoke counts as lost.
+        self._unsure = False
+        self._left = False
+        self._depth = 0  # > 0: inside a callback
+        self._assign_called = False
+        self._rejoin_due = False
+        self._failure: BaseException | None = None
+        self._metadata: Any | None = None
+        self._member_id = ""
+        self._heard = {"error_cb": Heard(settings.on_error, tell=on_error)}
+        self._consumer = Consumer(settings.consumer(names.group) | self._heard)
+
+    # --- membership ---------------------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Become a member; the callbacks come from poll()."""
+        self._consumer.subscribe(
+            [self._topics[0]], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone_lost
+        )
+
+    @property
+    def handle(self) -> Consumer:
+        """The client itself, for the broker calls of claim.py. Owner thread only."""
+        return self._consumer
+
+    @property
+    def in_callback(self) -> bool:
+        return self._depth > 0
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """The shards that the group gave us, seated or not."""
+        return frozenset(self._owned)
+
+    def member_id(self) -> str:
+        """ "" while not a member."""
+        return self._member_id
+
+    def group_metadata(self) -> Any | None:
+        return self._metadata
+
+    def _capture(self) -> None:
+        """Take the group metadata, if we are surely a member: the id is the same before and after."""
+        before = self._consumer.memberid() or ""
+        metadata = self._consumer.consumer_group_metadata()
+        after = self._consumer.memberid() or ""
+        self._be(after, metadata if after and before == after and not self._unsure else None)
+
+    def _be(self, member_id: str, metadata: Any | None) -> None:
+        self._metadata = metadata
+        if member_id != self._member_id:
+            self._member_id = member_id
+            self._on_member(member_id)
+
+    def _guarded(self, step: Callable[[Shards], None], shards: Shards) -> None:
+        self._depth += 1
+        try:
+            step(shards)
+        except BaseException as failure:  # noqa: BLE001 raised by poll(): librdkafka must see its callback end
+            self._failure = self._failure or failure
+        finally:
+            self._depth -= 1
+
+    def _assigned(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:  # a handle that was left
+            consumer.incremental_assign([])
+            return
+        shards = tuple(sorted(part.partition for part in parts))
+        self._owned.update(shards)
+        self._assign_called = False
+        self._capture()
+        if shards:
+            self._guarded(self._on_assigned, shards)
+        if not self._assign_called:
+            # Not assigning the lead partitions of shards that are not seated keeps their membership and fetches
+            # nothing; without any call the client would assign them all at no position.
+            consumer.incremental_assign([])
+
+    def _revoked(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        if self._unsure:
+            self._gone_lost(consumer, parts)
+            return
+        shards = self._leaving(consumer, parts)
+        if shards:
+            self._capture()
+            self._guarded(self._on_revoked, shards)
+        self._unseat(consumer, shards)
+
+    def _gone_lost(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
+        shards = self._leaving(consumer, parts)
+        if shards:
+            self._be("", None)
+            self._guarded(self._on_lost, shards)
+        self._unseat(consumer, shards)
+
+    def _leaving(self, consumer: Consumer, parts: list[TopicPartition]) -> Shards:
+        if consumer is not self._consumer:
+            return ()
+        return tuple(sorted(part.partition for part in parts if part.partition in self._owned))
+
+    def _unseat(self, consumer: Consumer, shards: Shards) -> None:
+        gone = set(shards)
+        cells = [cell for cell in self._seated if cell[1] in gone] if consumer is self._consumer else []
+        for cell in cells:
+            del self._seated[cell]
+            self._paused.discard(cell)
+        self._owned -= gone
+        self._forget(gone)
+        # The call itself is the acknowledgement, also when nothing of these shards was read. Never outside a callback:
+        # it would acknowledge a revoke that was not served yet.
+        consumer.incremental_unassign([TopicPartition(self._topics[band], shard) for band, shard in cells])
+
+    def _forget(self, shards: set[int]) -> None:
+        """Whatever was fetched of these shards belongs to an earlier assignment."""
+        self._moved |= shards
+        self._again = {cell for cell in self._again if cell[1] not in shards}
+        self._astray = {cell: at for cell, at in self._astray.items() if cell[1] not in shards}
+        self._waiting = {cell: at for cell, at in self._waiting.items() if cell[1] not in shards}
+        for cell in [cell for cell in self._blocked if cell[1] in shards]:
+            self._release(cell)
+        if self._held:
+            self._held = [message for message in self._held if message.partition() not in shards]
+
+    def seat(self, positions: Mapping[Cell, int]) -> None:
+        """Read these cells from these offsets from now on. Shards that went meanwhile are left out; what the client
+        refuses for the moment is tried again at each poll, and nothing of it is returned before."""
+        own = {cell: offset for cell, offset in positions.items() if cell[1] in self._owned}
+        self._forget({cell[1] for cell in own})
+        for cell, offset in own.items():
+            if cell in self._seated:
+                self._seated[cell] = offset
+                self._again.add(cell)
+            else:
+                self._waiting[cell] = offset
+        self._seat_waiting()
+        self._seek_again()
+
+    def _seat_waiting(self) -> None:
+        if not self._waiting:
+            return
+        waiting = self._waiting
+        parts = [TopicPartition(self._topics[band], shard, at) for (band, shard), at in waiting.items()]
+        try:
+            self._consumer.incremental_assign(parts)
+            self._assign_called = True
+            self._waiting = {}
+            self._seated.update(waiting)
+            self._consumer.resume(parts)  # a pause outlives the assignment
+            self._paused.difference_update(waiting)
+        except KafkaException as error:
+            self._on_error(fault(error, Call.SEAT).text)
+
+    def rejoin(self) -> None:
+        """Leave the group and join again with a new handle. Inside a callback: when it has returned, within poll().
+
+        A new handle, because a plain commit that waits in the old one for its coordinator would be sent with whatever
+        generation that has by then.
+        """
+        if self._depth:
+            self._rejoin_due = True
+            return
+        self._rejoin_due = False
+        self._leave(LEAVE_S)
+        holder = [self._consumer]
+        self._consumer = Consumer(self._settings.consumer(self._names.group) | self._heard)
+        self.join()
+        # Not closed: closing waits for that very commit. Dropping the last reference destroys it, after LeaveGroup had
+        # time to be sent; the destruction itself may block.
+        _in_background("leave-group", lambda: _drop_later(holder))
+        self._raise_failure()
+
+    def _leave(self, timeout_s: float) -> None:
+        self._consumer.unsubscribe()
+        deadline = time.monotonic() + timeout_s
+        while self._owned and time.monotonic() < deadline:
+            self._consumer.poll(0.05)  # whatever it fetched is of shards that are going
+        self._be("", None)
+        if self._owned:
+            self._guarded(self._on_lost, tuple(sorted(self._owned)))
+        self._owned.clear()
+        self._seated.clear()
+        self._held.clear()
+        self._again.clear()
+        self._waiting.clear()
+        self._astray.clear()
+        self._blocked.clear()
+        self._paused.clear()
+
+    def leave(self, timeout_s: float) -> None:
+        """Leave the group and serve the revoke: on_revoked hands everything over. What is not served by timeout_s is
+        lost."""
+        assert not self._depth, "leave() inside a callback"
+        self._left = True
+        self._leave(timeout_s)
+        self._raise_failure()
+
+    def close(self, timeout_s: float) -> None:
+        """Leave, if that was not done, and let the client go: that hangs when brokers are gone, so in a thread which
+        has until timeout_s."""
+        assert not self._depth, "close() inside a callback"
+        deadline = time.monotonic() + timeout_s
+        if not self._left:
+            self._left = True
+            self._leave(timeout_s)
+        thread = _in_background("close-consumer", lambda: _close(self._consumer))
+        thread.join(max(deadline - time.monotonic(), 0.05))
+        self._raise_failure()
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float, records_max: int) -> list[RequestRecord]:
+        """Serve the group, then up to records_max records; [] when none came within timeout_s. Raises what a callback
+        raised."""
+        assert not self._depth, "poll() inside a callback"
+        messages = self._fetch(timeout_s, records_max)
+        decode, bands, seated, again = self._decode, self._bands, self._seated, self._again
+        records: list[RequestRecord] = []
+        append = records.append
+        for message in messages:
+            shard: Any = message.partition()
+            if message.error() is not None:
+                self._hear(message)
+                continue
+            band = bands[message.topic() or ""]
+            if (band, shard) not in seated or (again and (band, shard) in again):
+                continue
+            offset: Any = message.offset()
+            try:
+                append(
+                    decode(
+                        band, shard, offset, message.timestamp()[1], message.key(), message.value(), headers_of(message)
+                    )
+                )
+            except SchemaPending as pending:
+                self._hold_back((band, shard), offset, pending.settled)
+        self._settle_poll()
+        return records
+
+    def serve(self, timeout_s: float) -> None:
+        """Serve the group once; records that come meanwhile wait for the next poll()."""
+        assert not self._depth, "serve() inside a callback"
+        # Rebalance events queue behind fetched records: all of those have to be taken.
+        while True:
+            before = len(self._held)
+            self._held = self._fetch(timeout_s, before + CHUNK)
+            timeout_s = 0
+            if len(self._held) > HELD_MAX or sum(map(len, self._held)) > HELD_BYTES_MAX:
+                self._read_again()
+                break
+            if len(self._held) - before < CHUNK:
+                break
+        self._settle_poll()
+
+    def _fetch(self, timeout_s: float, records_max: int) -> list[Message]:
+        """Held records and new ones. What a callback made stale is left out."""
+        if self._waiting or self._astray or self._again:
+            self._seat_waiting()
+            self._find_again()
+            self._seek_again()
+        if len(self._held) >= records_max:
+            # Enough for now; the group is served all the same.
+            timeout_s = 0
+        first = self._consumer.poll(0 if self._held else timeout_s)
+        messages, self._held = self._held, []
+        if first is None:
+            self._unsure = False
+            self._held = messages[records_max:]
+            return messages[:records_max]
+        messages.append(first)
+        # Callbacks also run inside consume(), after `messages` were taken and between those that it takes itself.
+        self._moved = set()
+        room = records_max - len(messages)
+        if room > 0:
+            more = self._consumer.consume(room, 0)
+            if len(more) < room:
+                self._unsure = False
+            messages += more
+        if self._moved:
+            moved = self._moved
+            messages = [message for message in messages if message.partition() not in moved]
+            self._again |= {cell for cell in self._seated if cell[1] in moved}
+        self._held = messages[records_max:]
+        return messages[:records_max]
+
+    def _settle_poll(self) -> None:
+        if self._rejoin_due:
+            self.rejoin()
+        self._capture()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _read_again(self) -> None:
+        """Too many are held: forget them and seek back to the first of each cell."""
+        sought = frozenset(self._again)  # these go back to where they are seated anyway
+        for message in reversed(self._held):
+            shard, offset = message.partition(), message.offset()
+            if shard is None or offset is None or message.error() is not None:
+                continue
+            cell = (self._bands.get(message.topic() or "", -1), shard)
+            if cell in self._seated and cell not in sought:
+                self._seated[cell] = offset
+                self._again.add(cell)
+        self._held = []
+        self._seek_again()
+
+    def _hold_back(self, cell: Cell, offset: int, settled: Callable[[], bool]) -> None:
+        """Read nothing of this cell until `settled`, then this record again."""
+        self._seated[cell] = offset
+        self._again.add(cell)
+        self._blocked[cell] = settled
+        self._each((cell,), self._consumer.pause)
+
+    def _release(self, cell: Cell) -> None:
+        del self._blocked[cell]
+        if cell not in self._paused:
+            self._each((cell,), self._consumer.resume)
+
+    def _seek_again(self) -> None:
+        for cell in [cell for cell, settled in self._blocked.items() if settled()]:
+            self._release(cell)
+        for cell in self._again - self._blocked.keys():
+            try:
+                self._consumer.seek(TopicPartition(self._topics[cell[0]], cell[1], self._seated[cell]))
+            except KafkaException:
+                continue  # its fetcher is not up yet: tried again at the next poll, nothing of it is returned before
+            self._again.discard(cell)
+            if self._held:  # what serve() took meanwhile lies behind what is read now
+                place = (self._topics[cell[0]], cell[1])
+                self._held = [message for message in self._held if (message.topic(), message.partition()) != place]
+
+    def _find_again(self) -> None:
+        """Go on where the log is: at its start if that has passed our position, at its end if it ends before."""
+        for cell, wanted in list(self._astray.items()):
+            band, shard = cell
+            topic = self._topics[band]
+            try:
+                start, end = self._consumer.get_watermark_offsets(TopicPartition(topic, shard), timeout=ASTRAY_S)
+                found = min(max(wanted, start), end)
+                # After this error the client neither seeks nor resumes (measured): assigned anew.
+                self._unsure = True
+                self._consumer.incremental_unassign([TopicPartition(topic, shard)])
+                self._consumer.incremental_assign([TopicPartition(topic, shard, found)])
+            except KafkaException as error:
+                self._on_error(fault(error, Call.SEAT).text)
+                continue  # tried again at the next poll
+            del self._astray[cell]
+            self._again.discard(cell)
+            if cell in self._blocked:
+                self._release(cell)
+            self._seated[cell] = found
+            if found != wanted:
+                self._on_position_lost(band, shard, found)
+
+    def _hear(self, message: Message) -> None:
+        """An event in place of a record."""
+        error = message.error()
+        assert error is not None
+        code = error.code()
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            band, shard = self._bands.get(message.topic() or "", -1), message.partition()
+            if shard is not None and (band, shard) in self._seated:
+                offset = message.offset()
+                self._astray[band, shard] = self._seated[band, shard] if offset is None or offset < 0 else offset
+        elif code != KafkaError._PARTITION_EOF:
+            self._on_error(f"{error.name()}: {error.str()}")
+
+    def pause(self, cells: Iterable[Cell]) -> None:
+        """Stop fetching; what was prefetched is thrown away and fetched again after the resume."""
+        cells = tuple(cells)
+        self._paused.update(cell for cell in cells if cell in self._seated)
+        self._each(cells, self._consumer.pause)
+
+    def resume(self, cells: Iterable[Cell]) -> None:
+        cells = tuple(cells)
+        self._paused.difference_update(cells)
+        self._each([cell for cell in cells if cell not in self._blocked], self._consumer.resume)
+
+    def _each(self, cells: Iterable[Cell], step: Callable[[list[TopicPartition]], None]) -> None:
+        parts = [TopicPartition(self._topics[cell[0]], cell[1]) for cell in cells if cell in self._seated]
+        if not parts:
+            return
+        try:
+            step(parts)
+        except KafkaException as error:
+            self._on_error(fault(error, Call.SEAT).text)
+
+
+def _in_background(name: str, step: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=step, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _close(consumer: Consumer) -> None:
+    try:
+        consumer.close()
+    except (KafkaException, RuntimeError):
+        pass  # the group's session timeout does the rest
+
+
+def _drop_later(holder: list[Consumer]) -> None:
+    threading.Event().wait(LEAVE_S)
+    holder.clear()

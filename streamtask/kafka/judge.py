@@ -1,0 +1,387 @@
+"""What a cluster has, judged against what the topics of a prefix need. Pure.
+
+`judge(facts, names)` is a function of its arguments; admin.py gathers the facts. Every finding says what, where, what
+is now true, what is needed, and the command that mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from streamtask.config import TopicNames
+from streamtask.kafka.topics import (
+    DEAD_ROOM_BYTES,
+    REFRESH_MS,
+    REPLICAS,
+    REQUESTS_RETENTION_MS,
+    Severity,
+    replication,
+    rules_of,
+    sharded,
+)
+
+METADATA_CHARACTERS = 4_000  # the longest ledger
+METADATA_BYTES_MIN = 4_096  # Kafka's default; librdkafka sends one character more than it was given
+WORKER_CLIENT_ID = "streamtask-"
+_ERROR = Severity.ERROR
+
+
+class Fix(NamedTuple):
+    """A topic setting that `topics create --fix` sets."""
+
+    topic: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as needed: what, where, what is now true, what is needed, the command that mends it."""
+
+    severity: Severity
+    code: str
+    what: str
+    where: str
+    value: str = ""
+    needed: str = ""
+    command: str | None = None
+    fix: Fix | None = None
+
+    def __str__(self) -> str:
+        seen = f" is {self.value}, needed {self.needed}" if self.needed else ""
+        mend = f"  Mend it: {self.command}" if self.command else ""
+        return f"{self.severity.value}: {self.where}: {self.code}{seen}. {self.what}{mend}"
+
+
+class PartitionFacts(NamedTuple):
+    """leader: None when the partition has none now. replicas, in_sync: broker ids."""
+
+    leader: int | None
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """A topic that exists. config: effective values; {} when they may not be read."""
+
+    name: str
+    topic_id: str
+    partitions: tuple[PartitionFacts, ...]
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+class MemberFacts(NamedTuple):
+    """A member of any consumer group that has partitions of this prefix' request topics."""
+
+    group: str
+    client_id: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What a cluster is and has, as far as it concerns one prefix.
+
+    broker_config  effective values by broker id; {} when they may not be read
+    unreadable     what could not be asked for, with the broker's words
+    """
+
+    bootstrap: str
+    cluster_id: str
+    brokers: tuple[int, ...]
+    topics: Mapping[str, TopicFacts]
+    broker_config: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    members: tuple[MemberFacts, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+def app_of(client_id: str) -> str | None:
+    """The app's label in the client.id of a worker, `streamtask-<app>@<host>-<process>`; a foreign client.id is a label
+    of its own; None when it cannot be told."""
+    if not client_id.startswith(WORKER_CLIENT_ID):
+        return client_id
+    name, at, _ = client_id.removeprefix(WORKER_CLIENT_ID).partition("@")
+    return name if at else None
+
+
+def judge(facts: ClusterFacts, names: TopicNames) -> list[Finding]:
+    """Everything about the cluster that is not as the topics of this prefix need it; errors first."""
+    found = [
+        *_missing(facts, names),
+        *_partition_counts(facts, names),
+        *_configs(facts, names),
+        *_copies(facts, names),
+        *_availability(facts, names),
+        *_sizes(facts, names),
+        *_brokers(facts, names),
+        *_members(facts, names),
+        *_unreadable(facts),
+    ]
+    order = list(Severity)
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def smallest(values: Iterable[int]) -> int | None:
+    return min(values, default=None)
+
+
+def max_message_bytes(facts: ClusterFacts, topics: Iterable[str]) -> int | None:
+    """The smallest max.message.bytes of these topics; None when it cannot be read."""
+    return smallest(
+        int(facts.topics[name].config["max.message.bytes"])
+        for name in topics
+        if name in facts.topics and "max.message.bytes" in facts.topics[name].config
+    )
+
+
+def topics_create_command(names: TopicNames, *options: str) -> str:
+    return " ".join(
+        ("streamtask topics create", *((f"--prefix {names.prefix}",) if names.prefix != "tasks" else ()), *options)
+    )
+
+
+def _missing(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    missing = [name for name in names.all if name not in facts.topics]
+    if missing:
+        yield Finding(
+            severity=_ERROR,
+            code="topics_missing",
+            what="Workers, service and clients need every topic.",
+            where=", ".join(missing),
+            value="missing",
+            needed="there",
+            command=topics_create_command(names),
+        )
+
+
+def _partition_counts(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    counts = {name: len(facts.topics[name].partitions) for name in sharded(names) if name in facts.topics}
+    most = max(counts.values(), default=0)
+    for name, count in counts.items():
+        if count < most:
+            yield Finding(
+                severity=_ERROR,
+                code="partition_counts",
+                what=f"Shards {count}..{most - 1} rest: shard N is partition N of every band, status, schedule.",
+                where=name,
+                value=str(count),
+                needed=str(most),
+                command=topics_create_command(names, "--grow", f"--partitions {most}"),
+            )
+
+
+def _configs(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    for name, rules in rules_of(names).items():
+        topic = facts.topics.get(name)
+        if topic is None:
+            continue
+        for rule in rules:
+            value = topic.config.get(rule.name)
+            if value is None or rule.fits(value):
+                continue
+            severity = rule.severity
+            if name == names.status and rule.name == "retention.ms" and int(value) <= REFRESH_MS:
+                severity = _ERROR  # even a live task would be forgotten before its event is published again
+            yield Finding(
+                severity=severity,
+                code=rule.name,
+                what=rule.why,
+                where=name,
+                value=value,
+                needed=rule.value,
+                command=topics_create_command(names, "--fix"),
+                fix=Fix(name, rule.name, rule.value),
+            )
+
+
+def _copies(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    replicas_needed, in_sync_needed = replication(len(facts.brokers))
+    if replicas_needed == 1 and facts.topics:
+        yield Finding(
+            severity=Severity.WARNING,
+            code="brokers",
+            what="With fewer than three brokers a request is on one disk: it is lost with it.",
+            where="cluster",
+            value=str(len(facts.brokers)),
+            needed=str(REPLICAS),
+        )
+    for name in names.all:
+        topic = facts.topics.get(name)
+        if topic is None:
+            continue
+        replicas = smallest(len(partition.replicas) for partition in topic.partitions) or 0
+        if replicas < replicas_needed:
+            yield Finding(
+                severity=Severity.WARNING,
+                code="replication",
+                what="A partition with fewer copies is gone with their disks.",
+                where=name,
+                value=str(replicas),
+                needed=str(replicas_needed),
+                command=f"kafka-reassign-partitions.sh --bootstrap-server {facts.bootstrap} "
+                "--reassignment-json-file FILE --execute",
+            )
+        if "min.insync.replicas" in topic.config:
+            yield from _in_sync(facts, names, topic, replicas, in_sync_needed)
+
+
+def _in_sync(
+    facts: ClusterFacts, names: TopicNames, topic: TopicFacts, replicas: int, needed: int
+) -> Iterator[Finding]:
+    minimum = int(topic.config["min.insync.replicas"])
+    if minimum > replicas:
+        severity, wanted = _ERROR, min(needed, replicas)
+        what = "More copies must be in sync than there are: nothing can be written."
+    elif minimum == replicas > 1:
+        severity, wanted = Severity.WARNING, replicas - 1
+        what = "With one broker down nothing can be written."
+    elif minimum < needed < replicas:
+        severity, wanted = Severity.WARNING, needed
+        what = "An acknowledged request may be on one disk only."
+    else:
+        return
+    yield Finding(
+        severity=severity,
+        code="min.insync.replicas",
+        what=what,
+        where=topic.name,
+        value=str(minimum),
+        needed=str(wanted),
+        command=topics_create_command(names, "--fix"),
+        fix=Fix(topic.name, "min.insync.replicas", str(wanted)),
+    )
+
+
+def _availability(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    for name in names.all:
+        topic = facts.topics.get(name)
+        if topic is None:
+            continue
+        headless = [number for number, partition in enumerate(topic.partitions) if partition.leader is None]
+        minimum = int(topic.config.get("min.insync.replicas", "1"))
+        thin = [number for number, partition in enumerate(topic.partitions) if len(partition.in_sync) < minimum]
+        for code, what, numbers, needed in (
+            ("no_leader", "Nothing can be read or written there now.", headless, "a leader"),
+            ("under_min_isr", "Nothing can be written there now.", sorted({*thin} - {*headless}), f"{minimum} in sync"),
+        ):
+            if numbers:
+                yield Finding(
+                    severity=_ERROR,
+                    code=code,
+                    what=f"{what} Bring the missing brokers back.",
+                    where=name,
+                    value=f"partitions {', '.join(map(str, numbers))}",
+                    needed=needed,
+                )
+
+
+def _sizes(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    """Dead letters hold the request's own bytes; a status event above its topic's limit is replaced by a FAILED one."""
+    largest = max(
+        (
+            int(facts.topics[name].config["max.message.bytes"])
+            for name in names.requests
+            if name in facts.topics and "max.message.bytes" in facts.topics[name].config
+        ),
+        default=None,
+    )
+    if largest is None:
+        return
+    for name, needed, what in (
+        (names.dead, largest + DEAD_ROOM_BYTES, "A dead letter that does not fit is replaced by a reference."),
+        (names.status, largest, "A result that its request's topic would take is FAILED `result_too_large`."),
+    ):
+        limit = max_message_bytes(facts, (name,))
+        if limit is not None and limit < needed:
+            yield Finding(
+                severity=Severity.WARNING,
+                code="max.message.bytes",
+                what=what,
+                where=name,
+                value=str(limit),
+                needed=str(needed),
+                command=topics_create_command(names, "--fix"),
+                fix=Fix(name, "max.message.bytes", str(needed)),
+            )
+
+
+def _brokers(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    for name in names.all:
+        topic = facts.topics.get(name)
+        if topic is not None and topic.config.get("unclean.leader.election.enable") == "true":
+            yield Finding(
+                severity=_ERROR,
+                code="unclean.leader.election.enable",
+                what="A broker that missed acknowledged records may become leader: they are lost, offsets go back.",
+                where=name,
+                value="true",
+                needed="false",
+                command=topics_create_command(names, "--fix"),
+                fix=Fix(name, "unclean.leader.election.enable", "false"),
+            )
+    kept = [facts.topics[name].config.get("retention.ms") for name in names.requests if name in facts.topics]
+    longest = max((int(value) for value in kept if value is not None), default=REQUESTS_RETENTION_MS)
+    for broker, config in facts.broker_config.items():
+        where = f"broker {broker}"
+        minutes = config.get("offsets.retention.minutes")
+        if minutes is not None and int(minutes) * 60_000 < longest:
+            yield Finding(
+                severity=Severity.WARNING,
+                code="offsets.retention.minutes",
+                what="When every worker is away for longer, their positions are gone while the requests are not "
+                "(KIP-211): they are then recovered from the status topic, which takes its time.",
+                where=where,
+                value=minutes,
+                needed=str(-(-longest // 60_000)),
+                command="set it in server.properties of every broker and restart them one by one",
+            )
+        metadata = config.get("offset.metadata.max.bytes")
+        if metadata is not None and int(metadata) < METADATA_BYTES_MIN:
+            yield Finding(
+                severity=_ERROR,
+                code="offset.metadata.max.bytes",
+                what=f"A ledger has up to {METADATA_CHARACTERS} characters: a transaction with a longer one aborts.",
+                where=where,
+                value=metadata,
+                needed=str(METADATA_BYTES_MIN),
+                command="set it in server.properties of every broker and restart them one by one",
+            )
+
+
+def _members(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
+    others: dict[str, set[str]] = {}
+    apps: dict[str, str] = {}
+    for member in facts.members:
+        if member.group != names.group:
+            others.setdefault(member.group, set()).add(member.client_id)
+        elif (app := app_of(member.client_id)) is not None:
+            apps.setdefault(app, f"{member.client_id} ({member.host})")
+    for group, clients in others.items():
+        works = any(client.startswith(WORKER_CLIENT_ID) for client in clients)
+        yield Finding(
+            severity=Severity.WARNING if works else Severity.INFO,
+            code="second_group",
+            what="Any group may read the requests. If this one works them, it fails this group's tasks and writes the "
+            "same histories: give it a prefix of its own.",
+            where=f"group {group}",
+            value=", ".join(sorted(clients)),
+            needed=f"only {names.group} works them",
+        )
+    if len(apps) > 1:
+        yield Finding(
+            severity=Severity.WARNING,
+            code="second_app",
+            what="Each worker of a prefix must know every task type, or tasks fail as unknown_task_type: give each app "
+            "a prefix of its own.",
+            where=f"group {names.group}",
+            value=", ".join(sorted(apps.values())),
+            needed="one app",
+        )
+
+
+def _unreadable(facts: ClusterFacts) -> Iterator[Finding]:
+    for text in facts.unreadable:
+        yield Finding(severity=Severity.INFO, code="unreadable", what="Not checked.", where=text)

@@ -1,0 +1,211 @@
+"""The idempotent producer of clients: requests and control messages, acknowledged by all in-sync replicas.
+
+Two lanes over one contract. `send` reports each record to its own callback; `produce_bulk` only counts, which makes it
+several times as fast. What stays true: a record is reported exactly once, delivered or not; nothing is dropped when the
+queue is full, the caller waits or is told. Safe to call from any thread; callbacks run on the poll thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streamtask.errors import SubmitError
+from streamtask.kafka.faults import error_of
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.trouble import DENIED, Heard, failed, refuse_absent
+
+HeaderList = list[tuple[str, bytes]]
+POLL_S = 0.1
+ERRORS_KEPT_MAX = 20
+
+
+class Delivery(NamedTuple):
+    """What became of one record. `error` is None when every in-sync replica has it; else `code` names it."""
+
+    topic: str
+    partition: int
+    offset: int
+    error: str | None = None
+    code: str = ""
+
+
+@dataclass(slots=True)
+class BulkResult:
+    """sent: handed over; failed: of these, not acknowledged (some may be in the log all the same); errors: {name:
+    how many} of the failed; pending: not yet reported when the deadline came."""
+
+    sent: int = 0
+    failed: int = 0
+    pending: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+class QueueFull(SubmitError):
+    """The producer's queue is full and the caller did not want to wait. Nothing was sent."""
+
+
+class ClientProducer:
+    """Sends records; use as a context manager, or call close().
+
+    linger_ms  0: a single record leaves at once; 5: many share a batch
+    """
+
+    def __init__(self, settings: KafkaSettings, *, linger_ms: int = 5) -> None:
+        self._settings = settings
+        self._linger_ms = linger_ms
+        self.denied = False  # it may write no topic at all: the end of an idempotent producer
+        self._heard = Heard(settings.on_error)
+        self._producer = Producer(settings.idempotent(linger_ms=linger_ms) | {"error_cb": self._heard})
+        self._bulk: Producer | None = None
+        self._bulk_lock = threading.Lock()
+        self._bulk_result = BulkResult()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="client-producer", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        poll, closing = self._producer.poll, self._closing
+        while not closing.is_set():
+            try:
+                poll(POLL_S)  # callbacks run inside
+            except (KafkaException, SystemError) as error:
+                # A fatal error is raised once, here; the reports of its records follow, and every later send refuses.
+                held = error_of(error)
+                if held is None:
+                    raise
+                self.denied = self.denied or held.code() in DENIED
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: HeaderList | None = None,
+        *,
+        partition: int | None = None,
+        on_delivery: Callable[[Delivery], None] | None = None,
+        block_s: float = 10.0,
+    ) -> None:
+        """Hand one record over.
+
+        on_delivery  called once from the poll thread, unless this call raises; it must not raise, nor block
+        block_s      how long to wait for room in the queue; 0: not at all
+
+        Raises QueueFull, or SubmitError when the record cannot be sent as it is (too large, no such topic).
+        """
+        report = _reporter(on_delivery, self._heard) if on_delivery is not None else None
+        more: dict[str, Any] = {"headers": headers, "on_delivery": report}
+        self._hand_over(self._producer, time.monotonic() + block_s, topic, value, key, partition, more)
+
+    @staticmethod
+    def _hand_over(
+        producer: Producer,
+        deadline: float,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        partition: int | None,
+        more: dict[str, Any],
+    ) -> None:
+        while True:
+            try:
+                producer.produce(topic, value, key, -1 if partition is None else partition, **more)
+                return
+            except BufferError:
+                if time.monotonic() >= deadline:
+                    raise QueueFull("The producer's queue is full: the broker takes less than is sent.") from None
+                # Lingering batches leave and reports are served: both make room.
+                producer.flush(0.05)
+            except KafkaException as error:
+                raise SubmitError(f"{topic}: the record was not sent: {_text(error_of(error), error)}") from None
+
+    def produce_bulk(
+        self,
+        topic: str,
+        records: Iterable[tuple[bytes | None, bytes, HeaderList | None]],
+        *,
+        partition: int | None = None,
+        timeout_s: float = 60.0,
+    ) -> BulkResult:
+        """Send (key, value, headers) records in their order and wait until each is acknowledged or refused.
+
+        Raises QueueFull or SubmitError at the record that could not be handed over; those before it are on their way.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._bulk_lock:  # one at a time: failures are counted, not told apart
+            producer = self._bulk
+            if producer is None:
+                settings = self._settings.idempotent(reports=False, linger_ms=max(self._linger_ms, 5))
+                producer = self._bulk = Producer(settings | {"on_delivery": self._count_failure})
+            result = self._bulk_result = BulkResult()
+            number = -1 if partition is None else partition
+            produce: Callable[..., None] = producer.produce
+            sent = 0
+            for key, value, headers in records:
+                try:
+                    produce(topic, value, key, number, headers=headers)
+                except (BufferError, KafkaException):
+                    self._hand_over(producer, deadline, topic, value, key, partition, {"headers": headers})
+                sent += 1
+            result.sent = sent
+            result.pending = producer.flush(max(deadline - time.monotonic(), 0.05))
+            return result
+
+    def _count_failure(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            return
+        result, name = self._bulk_result, error.name()
+        result.failed += 1
+        if name in result.errors or len(result.errors) < ERRORS_KEPT_MAX:
+            result.errors[name] = result.errors.get(name, 0) + 1
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until all that was sent is reported. Returns how many are not."""
+        return self._producer.flush(timeout_s)
+
+    def partitions(self, topic: str, timeout_s: float = 10.0) -> int:
+        """How many partitions the topic has. Raises TopicsMissing, NotAllowed, Unreachable."""
+        try:
+            known = self._producer.list_topics(topic, timeout=timeout_s).topics
+        except KafkaException as error:
+            raise failed(f"no broker of {self._settings.bootstrap} answered", error, self._heard) from None
+        refuse_absent(known, [topic])
+        return len(known[topic].partitions)
+
+    def close(self, timeout_s: float = 10.0) -> int:
+        """Flush and stop. Returns how many records were not reported by then."""
+        left = self._producer.flush(timeout_s)
+        if self._bulk is not None:
+            left += self._bulk.flush(timeout_s if left == 0 else 0)
+        self._closing.set()
+        self._thread.join(POLL_S * 10)
+        return left
+
+    def __enter__(self) -> ClientProducer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _text(held: KafkaError | None, error: BaseException) -> str:
+    return f"{held.name()}: {held.str()}" if held is not None else str(error)
+
+
+def _reporter(on_delivery: Callable[[Delivery], None], heard: Heard) -> Callable[[KafkaError | None, Message], None]:
+    def report(error: KafkaError | None, message: Message) -> None:
+        topic, partition, offset = message.topic() or "", message.partition(), message.offset()
+        place = (topic, -1 if partition is None else partition, -1 if offset is None else offset)
+        if error is None:
+            on_delivery(Delivery(*place))
+            return
+        why = heard.why() if error.code() == KafkaError._MSG_TIMED_OUT else ""
+        on_delivery(Delivery(*place, error.str() + why, error.name()))
+
+    return report

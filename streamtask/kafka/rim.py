@@ -1,0 +1,269 @@
+"""The rim of a worker: consumer, transactional producer and reader behind ports.py.
+
+`perform(ask)` does what one ask says and answers it; the order of asks is the core's. Invariants: no call outlives its
+deadline by much (Deadlines says which), operating errors are answered as Fault and never raised, and a producer that is
+over is answered FENCED until RenewProducer. One owner thread calls everything here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+from streamtask.config import TopicNames
+from streamtask.errors import NotAllowed, Unreachable
+from streamtask.kafka import claim
+from streamtask.kafka.acls import Role, acls_command, transactional_ids
+from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
+from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
+from streamtask.model import RequestRecord
+from streamtask.ports import (
+    AbortTransaction,
+    Answer,
+    Ask,
+    Cell,
+    CommitPlain,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    FenceIds,
+    ListOffsets,
+    Poll,
+    Produce,
+    ReadSettled,
+    Rejoin,
+    RenewProducer,
+    Seat,
+    SendOffsets,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds that one ask may take. All but send_offsets keep theirs; that one may run into the socket timeout (6 s),
+    and is left behind half a second after it."""
+
+    list_s: float = 3.0
+    fence_s: float = 5.0
+    settled_s: float = 3.0
+    plain_s: float = 3.0
+    produce_s: float = 5.0
+    offsets_s: float = 5.0
+    commit_s: float = 5.0  # below the socket timeout: a copy of EndTxn is not sent before
+    abort_s: float = 5.0
+    renew_s: float = 10.0
+    serve_s: float = 0.02
+    close_s: float = 5.0
+
+
+def _unheard(_text: str) -> None:
+    """Nobody wants to know."""
+
+
+class KafkaRim:
+    """One worker process's clients. The producer exists from the start; the group is joined by join().
+
+    slot            names the process within the group's transactional ids: `<group>.<slot>.<random>`
+    decode          codec.RequestDecoder.decode
+    encode_event    the value of a status event; encode_dead: (key, value, headers) of a dead letter
+    on_assigned, on_revoked, on_lost   called inside poll(); what has to be performed for them is performed before they
+                    return
+    on_position_lost  (band, shard, offset): the log did not hold the position; reading goes on at offset
+    on_error        texts of errors that need no step
+    on_member       our member id whenever it changes; "" while not a member
+
+    Raises Unreachable when no producer could be initialised, NotAllowed when its ACLs forbid it.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        names: TopicNames,
+        *,
+        slot: str | int,
+        decode: Decode,
+        encode_event: EncodeEvent,
+        encode_dead: EncodeDead,
+        on_assigned: Callable[[Shards], None],
+        on_revoked: Callable[[Shards], None],
+        on_lost: Callable[[Shards], None],
+        on_position_lost: Callable[[int, int, int], None],
+        on_error: Callable[[str], None] = _unheard,
+        on_member: Callable[[str], None] = _unheard,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._settings, self._names, self._slot = settings, names, slot
+        self._encode_event, self._encode_dead = encode_event, encode_dead
+        self._on_error = on_error
+        self._deadlines = deadlines or Deadlines()
+        self._perform: dict[type, Callable[[Any], Answer]] = {
+            ListOffsets: self._list_offsets,
+            FenceIds: self._fence_ids,
+            ReadSettled: self._read_settled,
+            CommitPlain: self._commit_plain,
+            Seat: self._seat,
+            Produce: self._produce,
+            SendOffsets: self._send_offsets,
+            EndTransaction: self._end_transaction,
+            AbortTransaction: self._abort_transaction,
+            RenewProducer: self._renew_producer,
+            Poll: self._poll_group,
+            Rejoin: self._rejoin,
+        }
+        self._reader = claim.reader(settings, names.group)
+        self._transaction: StatusTransaction | None = None
+        self.consumer = ShardConsumer(
+            settings,
+            names,
+            decode=decode,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+            on_lost=on_lost,
+            on_position_lost=on_position_lost,
+            on_error=on_error,
+            on_member=on_member,
+        )
+        answer = self._renew_producer(RenewProducer())
+        if isinstance(answer, Fault):
+            if "TRANSACTIONAL_ID_AUTHORIZATION_FAILED" in answer.text:
+                raise NotAllowed(
+                    f"Kafka does not let this client use a transactional id: a worker needs WRITE on all that begin with "
+                    f"{transactional_ids(names)}. The commands that allow it: {acls_command(Role.WORKER, names)}"
+                )
+            raise Unreachable(f"No transactional producer on {settings.bootstrap}: {answer.text}")
+
+    def join(self) -> None:
+        """Become a member of the group; the callbacks come from poll()."""
+        self.consumer.join()
+
+    def leave(self) -> None:
+        """Leave the group; on_revoked hands everything over in here."""
+        self.consumer.leave(self._deadlines.close_s)
+
+    # --- what the owner loop calls ------------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float, records_max: int) -> list[RequestRecord]:
+        """Serve the group, then up to records_max requests of seated shards. Raises what a callback raised."""
+        return self.consumer.poll(timeout_s, records_max)
+
+    def perform(self, ask: Ask) -> Answer:
+        """The answer that the ask's docstring names, or a Fault."""
+        step = self._perform.get(type(ask))
+        assert step is not None, f"{type(ask).__name__} is not the rim's"
+        return step(ask)
+
+    def pause(self, cells: Iterable[Cell]) -> None:
+        self.consumer.pause(cells)
+
+    def resume(self, cells: Iterable[Cell]) -> None:
+        self.consumer.resume(cells)
+
+    @property
+    def member_id(self) -> str:
+        """ "" while not a member of the group."""
+        return self.consumer.member_id()
+
+    @property
+    def transactional_id(self) -> str:
+        """ "" after a RenewProducer that has failed."""
+        return self._transaction.transactional_id if self._transaction is not None else ""
+
+    def partition_counts(self, timeout_s: float = 3.0) -> dict[str, int] | Fault:
+        """{topic: partitions} of the prefix's topics that exist: a shard is claimed only when all of its are there."""
+        try:
+            topics = self._reader.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            return fault(error, Call.LIST_OFFSETS)
+        return {name: len(topics[name].partitions) for name in self._names.all if name in topics}
+
+    def close(self) -> None:
+        """Leave the group (the revoke is served here) and let everything go, within close_s."""
+        try:
+            self.consumer.close(self._deadlines.close_s)
+        finally:
+            if self._transaction is not None:
+                self._transaction.discard()
+            # A daemon: the end of a client may hang when brokers are gone.
+            threading.Thread(target=self._reader.close, name="close-reader", daemon=True).start()
+
+    # --- claim --------------------------------------------------------------------------------------------------------
+
+    def _list_offsets(self, ask: ListOffsets) -> Answer:
+        return claim.list_offsets(self._reader, self._names, ask.shards, timeout_s=self._deadlines.list_s)
+
+    def _fence_ids(self, ask: FenceIds) -> Answer:
+        return claim.fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)
+
+    def _read_settled(self, ask: ReadSettled) -> Answer:
+        return claim.read_settled(
+            self.consumer.handle, self._reader, self._names, ask.shards, timeout_s=self._deadlines.settled_s
+        )
+
+    def _commit_plain(self, ask: CommitPlain) -> Answer:
+        return claim.commit_plain(
+            self.consumer.handle, self._reader, self._names, ask.offsets, timeout_s=self._deadlines.plain_s
+        )
+
+    def _seat(self, ask: Seat) -> Answer:
+        self.consumer.seat(ask.positions)
+        return None
+
+    # --- transaction --------------------------------------------------------------------------------------------------
+
+    def _live(self) -> StatusTransaction | Fault:
+        return self._transaction or Fault(FaultKind.FENCED, "there is no transactional producer yet")
+
+    def _produce(self, ask: Produce) -> Answer:
+        live = self._live()
+        return live if isinstance(live, Fault) else live.produce(ask.plan, self._deadlines.produce_s)
+
+    def _send_offsets(self, ask: SendOffsets) -> Answer:
+        live = self._live()
+        if isinstance(live, Fault):
+            return live
+        owned = self.consumer.owned
+        foreign = sorted({item.shard for item in ask.plan.offsets} - owned)
+        # Kafka fences members, not partitions: it would take the offsets of a shard that is somebody else's.
+        metadata = None if foreign else self.consumer.group_metadata()
+        answer = live.send_offsets(ask.plan, metadata, self._deadlines.offsets_s)
+        if foreign and answer is not None and answer.kind is FaultKind.STALE:
+            return Fault(FaultKind.STALE, f"send offsets: shards {foreign} are not assigned here")
+        return answer
+
+    def _end_transaction(self, ask: EndTransaction) -> Answer:
+        live = self._live()
+        return live if isinstance(live, Fault) else live.commit(self._deadlines.commit_s)
+
+    def _abort_transaction(self, ask: AbortTransaction) -> Answer:
+        live = self._live()
+        return live if isinstance(live, Fault) else live.abort(self._deadlines.abort_s)
+
+    def _renew_producer(self, ask: RenewProducer) -> Answer:
+        if self._transaction is not None:
+            self._transaction.discard()
+            self._transaction = None
+        transactional_id = new_transactional_id(self._names.group, self._slot)
+        fresh = StatusTransaction(self._settings, self._names, transactional_id, self._encode_event, self._encode_dead)
+        failed = fresh.init(self._deadlines.renew_s)
+        if failed is not None:
+            fresh.discard()
+            return failed
+        self._transaction = fresh
+        return transactional_id
+
+    # --- group --------------------------------------------------------------------------------------------------------
+
+    def _poll_group(self, ask: Poll) -> Answer:
+        if not self.consumer.in_callback:  # inside one the group is being served already
+            self.consumer.serve(self._deadlines.serve_s)
+        return None
+
+    def _rejoin(self, ask: Rejoin) -> Answer:
+        self.consumer.rejoin()
+        return None

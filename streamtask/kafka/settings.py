@@ -1,0 +1,207 @@
+"""Every librdkafka property that streamtask sets, with its reason. Dicts in, dicts out.
+
+One method per kind of client. What stays true: each property that decides about a promise (isolation, idempotence,
+timeouts, who commits) is spelled out here even where it is librdkafka's default, because a default may change with the
+version. `extra` (the user's raw settings: security, tuning) passes through last and wins.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamtask.errors import ConfigError
+
+Scalar = str | int | float | bool
+Properties = dict[str, Any]
+
+# A frozen broker keeps its connections open: with librdkafka's default of 60 s the worker would stand still for 61 s.
+SOCKET_TIMEOUT_MS = 6_000
+# Below the session timeout a dead owner's transaction would outlive its membership; 10 s = the session.
+TRANSACTION_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 1_000  # a join is noticed within a heartbeat
+DELIVERY_TIMEOUT_MS = 30_000  # client and control records: after it the submit fails
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Settings of all clients of one process.
+
+    client_id              prefix of client.id: names the process in broker logs and quotas
+    extra                  raw librdkafka settings of the user; they pass through last. oauth_cb may be the name of a
+                           function, `module:function`: text is what settings are made of
+    batch_bytes            largest record batch; under half of the topics' max.message.bytes (1 MiB unless changed):
+                           the limit counts the batch, librdkafka does not split one, and a refused batch aborts the
+                           same transaction for ever
+    message_bytes_max      largest single record that the producers accept
+    tail_kbytes            what a tail fetches ahead of its reader, all partitions together
+    on_error               told of client-level errors (KafkaError); informational: a fatal one is raised by the next call
+    """
+
+    bootstrap: str
+    client_id: str = "streamtask"
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    session_timeout_ms: int = 10_000
+    max_poll_interval_ms: int = 60_000
+    batch_bytes: int = 400_000
+    message_bytes_max: int = 1_000_000
+    tail_kbytes: int = 65_536
+    on_error: Callable[[Any], None] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.bootstrap:
+            raise ConfigError("bootstrap is empty: name the brokers as HOST:PORT[,HOST:PORT].")
+        if self.session_timeout_ms < 3 * HEARTBEAT_INTERVAL_MS:
+            raise ConfigError(
+                f"session_timeout_ms={self.session_timeout_ms} is too short: "
+                f"use three heartbeats of {HEARTBEAT_INTERVAL_MS} ms or more."
+            )
+        if self.max_poll_interval_ms < self.session_timeout_ms:
+            raise ConfigError(
+                f"max_poll_interval_ms={self.max_poll_interval_ms} is below session_timeout_ms="
+                f"{self.session_timeout_ms}: librdkafka refuses that. Raise it."
+            )
+        self._callbacks()
+        if not 1 <= self.batch_bytes <= self.message_bytes_max:
+            raise ConfigError(f"batch_bytes={self.batch_bytes}: use 1..message_bytes_max={self.message_bytes_max}.")
+
+    def _common(self) -> Properties:
+        properties: Properties = {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": self.client_id,
+            "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+            "socket.connection.setup.timeout.ms": 5_000,  # default 30 s: below the socket timeout
+            "socket.nagle.disable": True,  # idle latency
+            "socket.keepalive.enable": True,  # a NAT that forgot the connection is noticed
+            "reconnect.backoff.ms": 20,  # a broker that is back is used at once ...
+            "reconnect.backoff.max.ms": 1_000,  # ... and not 10 s later (default)
+            # AddOffsetsToTxn retries with it while the last markers are written: the default of 100 ms makes every
+            # transaction 100 ms long.
+            "retry.backoff.ms": 1,
+            "retry.backoff.max.ms": 10,
+            "enable.metrics.push": False,  # KIP-714: nobody asked; 2.5.0 crashed on it
+            "log_level": 0,  # librdkafka prints every refused connection to stderr; on_error hears what matters
+            "log.connection.close": False,
+        }
+        if self.on_error is not None:
+            properties["error_cb"] = self.on_error
+        return properties
+
+    def _with_extra(self, properties: Properties, bound: Mapping[str, Scalar] | None = None) -> Properties:
+        """`extra` wins over everything but `bound`: properties without which the client is another thing."""
+        return {**properties, **self.extra, **self._callbacks(), **(bound or {})}
+
+    def _callbacks(self) -> Properties:
+        """Functions in place of their names. Raises ConfigError."""
+        named = self.extra.get("oauth_cb")
+        return {"oauth_cb": named_function("kafka.oauth_cb", named)} if isinstance(named, str) else {}
+
+    def consumer(self, group: str) -> Properties:
+        """The member of the workers' group: reads requests, owns shards."""
+        properties = self._common() | {
+            "group.protocol": "classic",  # faster fail-over than KIP-848, and on every broker
+            "session.timeout.ms": self.session_timeout_ms,  # a dead host's shards move after it
+            "heartbeat.interval.ms": HEARTBEAT_INTERVAL_MS,
+            "max.poll.interval.ms": self.max_poll_interval_ms,  # an owner thread that hangs loses its shards
+            "fetch.min.bytes": 1,
+            # Data is answered at once whatever it says; it bounds how long a seat or a resume waits for the fetch in
+            # flight, and costs an idle worker 20 requests a second.
+            "fetch.wait.max.ms": 50,
+            "fetch.error.backoff.ms": 50,  # default 500
+            "fetch.queue.backoff.ms": 10,  # default 1000: a second's gap whenever the prefetch was full
+            "queued.min.messages": 5_000,  # per partition; the backlog stays in Kafka
+            "queued.max.messages.kbytes": 16_384,  # all partitions together
+            "allow.auto.create.topics": False,  # a missing topic is an error, not a topic of one partition
+        }
+        return self._with_extra(
+            properties,
+            {
+                "group.id": group,
+                # Whole shards: membership through the lead topic, moved one shard at a time.
+                "partition.assignment.strategy": "cooperative-sticky",
+                "auto.offset.reset": "error",  # positions are sought; a reset would skip or repeat a whole log
+                "enable.auto.commit": False,  # offsets travel in our transactions only
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": False,
+                "isolation.level": "read_committed",  # foreign producers may use transactions
+            },
+        )
+
+    def _producer(self) -> Properties:
+        return self._common() | {
+            "acks": "all",
+            "max.in.flight.requests.per.connection": 5,  # the most that idempotence allows
+            "partitioner": "murmur2_random",  # Java's; librdkafka's own places the same key elsewhere
+            "compression.type": "lz4",  # a third off the wire for 0.2 µs a record
+            "batch.size": self.batch_bytes,
+            "message.max.bytes": self.message_bytes_max,
+            "batch.num.messages": 10_000,
+            "queue.buffering.max.messages": 200_000,  # more than twice a batch; then produce() pushes back
+            "queue.buffering.max.kbytes": 131_072,
+            "request.timeout.ms": 5_000,  # default 30 s: the broker's own wait for its replicas
+        }
+
+    def transactional(self, transactional_id: str) -> Properties:
+        """The producer of one worker: status events, dead letters and offsets in transactions."""
+        properties = self._producer() | {
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            # Not above the transaction's: librdkafka refuses it, and the record would outlive its transaction.
+            "message.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "linger.ms": 0,  # one burst, then a flush
+            "delivery.report.only.error": True,  # which record was refused, without a callback for each that was not
+        }
+        return self._with_extra(properties, {"transactional.id": transactional_id, "enable.idempotence": True})
+
+    def idempotent(self, *, reports: bool = True, linger_ms: int = 5) -> Properties:
+        """The producer of clients: requests and control messages.
+
+        reports    False: only failures are reported (bulk)
+        linger_ms  a single submit waits this long at most, many share a batch; flush() does not wait for it
+        """
+        properties = self._producer() | {
+            "linger.ms": linger_ms,
+            "message.timeout.ms": DELIVERY_TIMEOUT_MS,
+        }
+        return self._with_extra(properties, {"enable.idempotence": True, "delivery.report.only.error": not reports})
+
+    def tail(self, *, read_committed: bool = True) -> Properties:
+        """A reader without a group: whole topics, then what comes."""
+        properties = self._common() | {
+            # librdkafka wants a name; nothing is ever joined, committed or looked up under it.
+            "group.id": f"{self.client_id}.tail",
+            "fetch.min.bytes": 1,
+            "fetch.wait.max.ms": 50,  # default 500: the wait at the end of each partition would dominate a restore
+            "fetch.error.backoff.ms": 50,
+            "fetch.queue.backoff.ms": 10,
+            "queued.min.messages": 100_000,
+            "queued.max.messages.kbytes": self.tail_kbytes,
+            "allow.auto.create.topics": False,
+        }
+        return self._with_extra(
+            properties,
+            {
+                "auto.offset.reset": "error",  # the reader decides where to go on, and tells
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": True,  # positions pass over markers and compacted ends
+                "isolation.level": "read_committed" if read_committed else "read_uncommitted",
+            },
+        )
+
+    def admin(self) -> Properties:
+        """Topics, listings, log ends."""
+        return self._with_extra(self._common())
+
+
+def named_function(setting: str, path: str) -> Callable[..., Any]:
+    """What `module:function` names. Raises ConfigError."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name) if module and name else None
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{setting}={path!r} cannot be loaded: {error}.") from None
+    if not callable(found):
+        raise ConfigError(f"{setting}={path!r}: use module:function.")
+    return found  # type: ignore[no-any-return]

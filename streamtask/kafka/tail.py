@@ -1,0 +1,325 @@
+"""Reads whole topics to their ends, then follows; no group, nothing committed.
+
+Invariants: the position of a partition never falls, except where the log itself fell behind it (reported through
+on_gap); it passes over transaction markers, aborted records and compacted ends, so `caught_up(ends)` becomes true
+although the last offsets hold nothing. One thread owns a Tail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from streamtask.errors import ClusterError
+from streamtask.kafka.faults import error_of
+from streamtask.kafka.headers import headers_of
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.trouble import Heard, failed, refuse_absent
+
+# Another broker leads, or none yet: no client retries these by itself (seen one time in five on a topic just made). Or the
+# one that was asked is dead, because it led when the client last looked.
+LEADER_ELSEWHERE = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+)
+LEADER_RECHECK_S = 0.02
+LEADER_TRY_S = 3.0  # one question, of several that fit into the caller's time; an answer takes milliseconds
+
+Place = tuple[str, int]  # (topic, partition)
+Headers = tuple[tuple[str, bytes], ...]
+
+# No leader answers for a partition: one has just moved, or the topic is a moment old. The next look tells.
+MOVING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+MOVING_WAIT_S = 0.05
+
+
+class TailRecord(NamedTuple):
+    """One record. `headers` is () unless the Tail was made with_headers."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+def plain_headers(headers: Any) -> Headers:
+    """Headers as bytes: a null one is empty, none at all are ()."""
+    if not headers:
+        return ()
+    return tuple((name, value or b"") for name, value in headers)
+
+
+def log_offsets(
+    admin: AdminClient, places: Iterable[Place], *, earliest: bool, timeout_s: float, read_committed: bool = False
+) -> dict[Place, int]:
+    """The first offset held (earliest), else the end of each log, in one request per broker.
+
+    read_committed  the end is the last stable offset, else the high watermark (the uncommitted end)
+
+    Raises KafkaException, also when no answer came in time.
+    """
+    spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    places = list(places)
+    wanted = {TopicPartition(topic, partition): spec for topic, partition in places}
+    if not wanted:
+        return {}
+    level = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try_s = leader_try_s(deadline)
+        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=try_s)
+        try:
+            until_s = time.monotonic() + try_s
+            return {
+                (part.topic, part.partition): int(result_of(future, until_s).offset) for part, future in futures.items()
+            }
+        except KafkaException as error:
+            held = error_of(error)
+            if held is None or held.code() not in LEADER_ELSEWHERE or time.monotonic() >= deadline:
+                raise
+        look_at_leaders(admin, {topic for topic, _ in places}, deadline)
+        time.sleep(LEADER_RECHECK_S)
+
+
+def leader_try_s(deadline: float) -> float:
+    """How long one question to leaders may take, so that another one, after a look at who leads, fits before `deadline`."""
+    return max(min((deadline - time.monotonic()) / 2, LEADER_TRY_S), 0.05)
+
+
+def look_at_leaders(client: AdminClient | Consumer, topics: Iterable[str], deadline: float) -> None:
+    """Have the client ask who leads these topics now. Of topics that it does not read it goes on asking the broker that led
+    them before it died, or keeps «no leader», until its metadata is minutes old (librdkafka; a claim hung for as long)."""
+    for topic in topics:
+        with contextlib.suppress(KafkaException):  # whoever asked us has an error of its own to tell
+            client.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.25))
+
+
+def result_of(future: Future[Any], deadline: float) -> Any:
+    """The future's result by `deadline` (monotonic seconds). Raises KafkaException, _TIMED_OUT when there is none."""
+    try:
+        # A little longer than the request's own timeout, so that its error is the one to be seen.
+        return future.result(max(0.0, deadline - time.monotonic()) + 0.25)
+    except FutureTimeout:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer in time")) from None
+
+
+class Tail:
+    """Reads `sources` from their starts, then follows.
+
+    sources       what to read whole, from its beginning: names of topics, or places (topic, partition); or a mapping
+                  {place: next offset}, where a negative offset is the beginning
+    with_headers  headers cost 0.3 µs a record; fetched only when asked for
+    on_gap        on_gap(place, wanted, found): the log did not hold `wanted` any more (retention) or not yet
+                  (truncated); reading goes on at `found`
+    on_error      text of an error that the reader cannot mend; it goes on trying
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        sources: Iterable[str | Place] | Mapping[Place, int],
+        *,
+        read_committed: bool = True,
+        with_headers: bool = False,
+        timeout_s: float = 10.0,
+        on_gap: Callable[[Place, int, int], None] | None = None,
+        on_error: Callable[[str], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._read_committed = read_committed
+        self._with_headers = with_headers
+        self._timeout_s = timeout_s
+        self._on_gap = on_gap
+        self._on_error = on_error
+        self._admin: AdminClient | None = None
+        self._positions: dict[Place, int] = {}
+        self._lost: dict[Place, int] = {}  # places whose position the log does not hold: mended by poll
+        self._topics: tuple[str, ...] = ()
+        self._heard = Heard(settings.on_error, tell=on_error)
+        self._consumer = Consumer(settings.tail(read_committed=read_committed) | {"error_cb": self._heard})
+        try:
+            if isinstance(sources, Mapping):
+                self._assign(sources)
+            else:
+                named = tuple(sources)
+                self._topics = tuple(source for source in named if isinstance(source, str))
+                self._assign({source: OFFSET_BEGINNING for source in named if not isinstance(source, str)})
+                self.refresh()
+        except BaseException:
+            self.close()
+            raise
+
+    def refresh(self) -> list[Place]:
+        """Also read partitions that were added to the whole topics since; from their beginning. Returns them.
+
+        Raises Unreachable or TopicsMissing.
+        """
+        found: dict[Place, int] = {}
+        try:
+            # All at once: one request, whatever their number.
+            known = self._consumer.list_topics(timeout=self._timeout_s).topics if self._topics else {}
+        except KafkaException as error:
+            raise self._failed("no broker of {} answered", error) from None
+        refuse_absent(known, self._topics, self._admin_client() if self._topics else None)
+        for topic in self._topics:
+            for partition in known[topic].partitions:
+                if (topic, partition) not in self._positions:
+                    found[topic, partition] = OFFSET_BEGINNING
+        self._assign(found)
+        return list(found)
+
+    def _assign(self, places: Mapping[Place, int]) -> None:
+        if not places:
+            return
+        # Explicit beginnings: a logical one is asked of the broker partition by partition, and an empty log would
+        # leave it unanswered in `positions`.
+        unknown = [place for place, offset in places.items() if offset < 0]
+        begin = self._log_starts(unknown) if unknown else {}
+        starts = {place: begin.get(place, offset) for place, offset in places.items()}
+        self._consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+        self._positions.update(starts)
+
+    def _log_starts(self, places: list[Place]) -> dict[Place, int]:
+        """Asked again while a leader moves (or its topic is a moment old). Raises Unreachable."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return log_offsets(self._admin_client(), places, earliest=True, timeout_s=self._timeout_s)
+            except KafkaException as error:
+                held = error_of(error)
+                outdated = held is not None and held.code() == KafkaError._NOENT
+                if held is None or not (outdated or held.code() in MOVING) or time.monotonic() >= deadline:
+                    raise self._failed("no log starts from {}", error) from None
+                if outdated:
+                    # A partition that was added since this client asked for its topic: it does not look again by itself
+                    # before minutes have passed.
+                    self._admin = None
+            time.sleep(MOVING_WAIT_S)
+
+    def _failed(self, what: str, error: KafkaException) -> ClusterError:
+        if self._admin is not None:
+            self._admin.poll(0)  # serves error_cb
+        elif not self._positions:  # nothing is assigned: no record is lost
+            self._consumer.poll(0)
+        return failed(what.format(self._settings.bootstrap), error, self._heard)
+
+    def _admin_client(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = AdminClient(self._settings.admin() | {"error_cb": self._heard})
+        self._admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
+        return self._admin
+
+    def poll(self, records_max: int, timeout_s: float) -> list[TailRecord]:
+        """Records in the order of their partitions; [] when none came within timeout_s."""
+        if self._lost:
+            self._mend()
+        consumer = self._consumer
+        # consume(n, t) returns only when n are there or t is over: wait for the first one alone.
+        first = consumer.poll(timeout_s)
+        if first is None:
+            return []
+        messages = [first]
+        if records_max > 1:
+            messages += consumer.consume(records_max - 1, 0)
+        positions, with_headers = self._positions, self._with_headers
+        records: list[TailRecord] = []
+        append = records.append
+        for message in messages:
+            if message.error() is not None:
+                self._hear(message)
+                continue
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None
+            assert partition is not None
+            assert offset is not None
+            positions[topic, partition] = offset + 1
+            headers = plain_headers(headers_of(message)) if with_headers else ()
+            append(
+                TailRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), headers)
+            )
+        return records
+
+    def _hear(self, message: Any) -> None:
+        """An event in place of a record: the end of a partition, a lost position, an error."""
+        error = message.error()
+        place = (message.topic(), message.partition())
+        if error.code() == KafkaError._PARTITION_EOF:
+            # Its offset is the next one to fetch: past markers and compacted ends, which no record tells.
+            if message.offset() > self._positions.get(place, 0):
+                self._positions[place] = message.offset()
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if place in self._positions:
+                self._lost[place] = self._positions[place]
+        elif self._on_error is not None and error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
+            # The client looks for a coordinator of the group that it is never a member of.
+            self._on_error(f"{error.name()}: {error.str()}")
+
+    def _mend(self) -> None:
+        """Go on where the log is: at its start when that has passed our position, or when the log ends before it (a
+        topic restored or truncated: what it holds now is other than what was read)."""
+        try:
+            begin = log_offsets(self._admin_client(), self._lost, earliest=True, timeout_s=self._timeout_s)
+            for place, wanted in list(self._lost.items()):
+                # After this error the client neither seeks nor resumes (measured): assigned anew.
+                self._consumer.incremental_unassign([TopicPartition(*place)])
+                self._consumer.incremental_assign([TopicPartition(*place, begin[place])])
+                self._positions[place] = begin[place]
+                del self._lost[place]
+                if self._on_gap is not None:
+                    self._on_gap(place, wanted, begin[place])
+        except KafkaException as error:
+            if self._on_error is not None:
+                self._on_error(f"cannot find the log start: {error_of(error)}")
+
+    def positions(self) -> dict[Place, int]:
+        """{place: next offset to read}."""
+        return dict(self._positions)
+
+    def ends(self, *, read_committed: bool | None = None) -> dict[Place, int]:
+        """{place: end of the log now}: the last stable offset when read_committed (default: as this Tail reads), else
+        the high watermark. Raises Unreachable."""
+        level = self._read_committed if read_committed is None else read_committed
+        try:
+            return log_offsets(
+                self._admin_client(), self._positions, earliest=False, timeout_s=self._timeout_s, read_committed=level
+            )
+        except KafkaException as error:
+            raise self._failed("no log ends from {}", error) from None
+
+    def caught_up(self, ends: Mapping[Place, int]) -> bool:
+        """True when everything below `ends` was read (or holds nothing)."""
+        positions = self._positions
+        return all(positions.get(place, -1) >= end for place, end in ends.items())
+
+    def close(self) -> None:
+        """Without a group there is nobody to leave: no broker is asked."""
+        self._consumer.close()
+        self._admin = None
+
+    def __enter__(self) -> Tail:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,151 @@
+"""What the topics of a prefix need: the settings of each, with the reason for every one. Pure.
+
+`streamtask topics create` sets `Rule.value`; `topics check` and `doctor` accept whatever `Rule.fits` does (judge.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from streamtask.config import TopicNames
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+REQUESTS_RETENTION_MS = 7 * DAY_MS
+STATUS_RETENTION_MS = 30 * DAY_MS
+CONTROL_RETENTION_MS = 7 * DAY_MS
+DEAD_RETENTION_MS = 30 * DAY_MS
+# A running or waiting task's last event is published again after a quarter of the status retention.
+REFRESH_MS = STATUS_RETENTION_MS // 4
+# A dead letter is the request's own bytes and a few headers: its topic takes this much more than the requests' do.
+DEAD_ROOM_BYTES = 65_536
+REPLICAS, IN_SYNC = 3, 2
+
+
+class Severity(Enum):
+    ERROR = "error"  #: it will not work, or a promise is broken
+    WARNING = "warning"  #: it works; a promise is weaker than it could be
+    INFO = "info"  #: worth knowing; nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One topic setting: what `topics create` sets, and which values do as well."""
+
+    name: str
+    value: str
+    fits: Callable[[str], bool]
+    severity: Severity
+    why: str
+
+
+def _policy(wanted: str) -> Callable[[str], bool]:
+    return lambda value: {part.strip() for part in value.split(",")} == set(wanted.split(","))
+
+
+def _at_least(limit: int) -> Callable[[str], bool]:
+    """-1 means for ever."""
+    return lambda value: int(value) == -1 or int(value) >= limit
+
+
+def _at_most(limit: float) -> Callable[[str], bool]:
+    return lambda value: float(value) <= limit
+
+
+def _retention(ms: int, why: str, *, severity: Severity = Severity.WARNING) -> Rule:
+    return Rule("retention.ms", str(ms), _at_least(ms), severity, why)
+
+
+_ERROR = Severity.ERROR
+_KEEP_SHORT = "Keeps what is read at a restart short: the active segment is never compacted."
+# Applied to every compacted topic: Kafka's defaults (7 d, 0.5, no bound) let a restart read days of old states.
+_COMPACTION = (
+    Rule("segment.ms", str(HOUR_MS), _at_most(DAY_MS), Severity.WARNING, _KEEP_SHORT),
+    Rule("segment.bytes", str(128 << 20), _at_most(1 << 30), Severity.WARNING, _KEEP_SHORT),
+    Rule("min.cleanable.dirty.ratio", "0.2", _at_most(0.5), Severity.WARNING, "Bounds the share of old states."),
+    Rule("max.compaction.lag.ms", str(6 * HOUR_MS), _at_most(7 * DAY_MS), Severity.WARNING, "Bounds their age."),
+    Rule(
+        "delete.retention.ms",
+        str(DAY_MS),
+        _at_least(HOUR_MS),
+        Severity.WARNING,
+        "A reader that was down for longer than this misses that a key was removed.",
+    ),
+)
+_REQUESTS = (
+    Rule(
+        "cleanup.policy",
+        "delete",
+        _policy("delete"),
+        _ERROR,
+        "Compaction would remove requests that share a key before they run.",
+    ),
+    _retention(REQUESTS_RETENTION_MS, "A request that waits or runs for longer than this is lost, and reported."),
+    Rule(
+        "message.timestamp.after.max.ms",
+        str(DAY_MS),
+        _at_least(2 * HOUR_MS),
+        Severity.WARNING,
+        "Kafka's default refuses every request of a producer whose clock is an hour ahead.",
+    ),
+)
+_STATUS = (
+    Rule(
+        "cleanup.policy",
+        "compact,delete",
+        _policy("compact,delete"),
+        _ERROR,
+        "Without compact the latest status of a task is forgotten early; without delete the topic grows for ever.",
+    ),
+    _retention(STATUS_RETENTION_MS, "The latest status of a task is forgotten earlier than promised."),
+    *_COMPACTION,
+)
+_CONTROL = (
+    Rule("cleanup.policy", "compact,delete", _policy("compact,delete"), _ERROR, "It grows for ever, or wishes vanish."),
+    _retention(CONTROL_RETENTION_MS, "A cancel must be kept for as long as its request."),
+    *_COMPACTION,
+)
+_SCHEDULE = (
+    Rule(
+        "cleanup.policy",
+        "compact",
+        _policy("compact"),
+        _ERROR,
+        "With delete a scheduled task would vanish before it is due.",
+    ),
+    *_COMPACTION,
+)
+_DEAD = (
+    Rule("cleanup.policy", "delete", _policy("delete"), _ERROR, "Compaction refuses dead letters that have no key."),
+    _retention(DEAD_RETENTION_MS, "Dead letters are gone before somebody looked."),
+)
+
+
+def rules_of(names: TopicNames) -> dict[str, tuple[Rule, ...]]:
+    """The rules of every topic, in the order in which partitions are added: status first, the lead band last."""
+    lead, *others = names.requests
+    return {
+        names.status: _STATUS,
+        names.schedule: _SCHEDULE,
+        names.control: _CONTROL,
+        names.dead: _DEAD,
+        **dict.fromkeys(others, _REQUESTS),
+        lead: _REQUESTS,
+    }
+
+
+def sharded(names: TopicNames) -> tuple[str, ...]:
+    """The topics whose partition N belongs to shard N: their counts must be equal."""
+    return (*names.requests, names.status, names.schedule)
+
+
+def config_of(rules: Iterable[Rule]) -> dict[str, str]:
+    """The settings of a topic to be created."""
+    return {rule.name: rule.value for rule in rules}
+
+
+def replication(brokers: int) -> tuple[int, int]:
+    """(replication factor, min.insync.replicas) for a cluster of this size."""
+    return (REPLICAS, IN_SYNC) if brokers >= REPLICAS else (1, 1)

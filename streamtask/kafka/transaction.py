@@ -1,0 +1,306 @@
+"""One transactional id: produce a batch, send its offsets last, commit or abort.
+
+Invariants: a transaction is never open while anything is waited for; no record without the offset of its shard's lead
+cell (the fence rule: a transaction without offsets is fenced by nobody); an illegal move poisons the object: after it,
+and after FENCED or DOUBT, nothing but `discard` is left. A transactional id is used by one object, once.
+
+Every call is bounded and answers a Fault instead of raising; only a broken rule of the caller raises (AssertionError).
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from streamtask.codec import status_headers, status_key
+from streamtask.config import TopicNames
+from streamtask.kafka.faults import Call, classify, error_of, fault
+from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
+from streamtask.model import DeadLetter, StatusEvent
+from streamtask.ports import CommitPlan, Fault, FaultKind
+
+# AddOffsetsToTxn runs into the socket timeout whatever timeout was asked for (measured: 6.1 s): before that it is no use.
+_OFFSETS_LIMIT_S = SOCKET_TIMEOUT_MS / 1_000 + 0.5
+_ABORTED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # reports of records that an abort threw away
+
+
+# Value of a status event; (key, value, headers) of a dead letter.
+EncodeEvent = Callable[[StatusEvent], bytes]
+EncodeDead = Callable[[DeadLetter], "tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]"]
+
+
+def new_transactional_id(group: str, slot: str | int) -> str:
+    """`<group>.<slot>.<random>`: never used twice, so FENCED always means that somebody took a shard over."""
+    return f"{group}.{slot}.{secrets.token_hex(6)}"
+
+
+class _State(Enum):
+    NEW = "new"
+    READY = "ready"
+    OPEN = "open"  #: begun; records produced
+    SENT = "sent"  #: offsets are in it
+    OVER = "over"  #: fenced, in doubt or poisoned
+
+
+class StatusTransaction:
+    """The transactional producer of one worker process under one id."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        names: TopicNames,
+        transactional_id: str,
+        encode_event: EncodeEvent,
+        encode_dead: EncodeDead,
+    ) -> None:
+        self.transactional_id = transactional_id
+        self._names = names
+        self._encode_event, self._encode_dead = encode_event, encode_dead
+        self._state = _State.NEW
+        self._why = ""
+        self._refused: list[KafkaError] = []
+        self._abort_began: float | None = None  # monotonic; survives a RETRY
+        self._aside = _Aside()
+        # Reports only failures (settings): one callback for each record would cost as much as producing it.
+        self._producer: Producer | None = Producer(
+            settings.transactional(transactional_id) | {"on_delivery": self._on_delivery}
+        )
+
+    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and error.code() not in _ABORTED and len(self._refused) < 100:
+            self._refused.append(error)
+
+    @property
+    def usable(self) -> bool:
+        """False before init, and after FENCED, DOUBT or an illegal move."""
+        return self._state not in (_State.NEW, _State.OVER)
+
+    # --- moves --------------------------------------------------------------------------------------------------------
+
+    def _move(self, move: str, *allowed: _State) -> Producer:
+        if self._state not in allowed or self._producer is None:
+            state, self._state = self._state, _State.OVER
+            raise AssertionError(f"{move} in state {state.value} ({self._why}): the producer is poisoned")
+        return self._producer
+
+    def _over(self, answer: Fault) -> Fault:
+        if answer.kind in (FaultKind.FENCED, FaultKind.DOUBT):
+            self._state, self._why = _State.OVER, answer.text
+        return answer
+
+    def _ended(self) -> Fault | None:
+        """The answer of a call to an object that is over by an earlier Fault: the flow may ask once more."""
+        if self._state is _State.OVER:
+            return Fault(FaultKind.FENCED, f"the producer is over: {self._why}")
+        return None
+
+    def init(self, timeout_s: float) -> Fault | None:
+        """init_transactions. Answer: None or Fault(RETRY): then make another one with a new id."""
+        producer = self._move("init", _State.NEW)
+        try:
+            producer.init_transactions(timeout_s)
+        except KafkaException as error:
+            answer = fault(error, Call.RENEW)
+            self._state, self._why = _State.OVER, answer.text
+            return answer
+        self._state = _State.READY
+        return None
+
+    def produce(self, plan: CommitPlan, timeout_s: float) -> Fault | None:
+        """Begin, produce everything, flush. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED)."""
+        if over := self._ended():
+            return over
+        producer = self._move("produce", _State.READY)
+        self._check(plan)
+        deadline = time.monotonic() + timeout_s
+        self._refused.clear()
+        try:
+            producer.begin_transaction()
+            self._state = _State.OPEN
+            self._enqueue(producer, plan, deadline)
+            left = producer.flush(max(deadline - time.monotonic(), 0.05))
+        except (KafkaException, SystemError) as error:
+            if error_of(error) is None:
+                raise  # a SystemError that is not Kafka's
+            return self._over(fault(error, Call.PRODUCE))
+        except BufferError:
+            return Fault(FaultKind.ABORT, f"produce: the queue was full for {timeout_s} s")
+        if self._refused:
+            return self._over(self._worst(Call.PRODUCE))
+        if left:
+            return Fault(FaultKind.ABORT, f"produce: {left} records not acknowledged after {timeout_s} s")
+        return None
+
+    def _check(self, plan: CommitPlan) -> None:
+        """The fence rule."""
+        led = {item.shard for item in plan.offsets if item.band == 0}
+        touched = {event.partition for event in plan.events}
+        touched.update(letter.record.partition for letter in plan.dead)
+        if not touched <= led:
+            self._state, self._why = _State.OVER, "fence rule"
+            raise AssertionError(f"fence rule: shards {sorted(touched - led)} have records but no lead offset")
+
+    def _worst(self, call: Call) -> Fault:
+        """Of the refused records: one that ends the producer, else one that would fail again, else any."""
+        order = (FaultKind.FENCED, FaultKind.RECORD)
+        worst = min(
+            self._refused,
+            key=lambda error: next((i for i, kind in enumerate(order) if classify(error, call) is kind), len(order)),
+        )
+        found = fault(worst, call)
+        return Fault(found.kind, f"{found.text} ({len(self._refused)} records refused)")
+
+    def _enqueue(self, producer: Producer, plan: CommitPlan, deadline: float) -> None:
+        """Raises KafkaException, or BufferError when the queue stays full until the deadline."""
+        encode, topic, dead = self._encode_event, self._names.status, self._names.dead
+        produce: Callable[..., None] = producer.produce
+        for event in plan.events:
+            value, key, headers = encode(event), status_key(event), status_headers(event)
+            try:
+                produce(topic, value, key, event.partition, headers=headers)
+            except BufferError:
+                self._when_room(producer, deadline, topic, value, key, event.partition, headers=headers)
+        for letter in plan.dead:
+            # Placed by key, not by the request's partition: tasks.dead is no part of a shard, and may have fewer
+            # partitions than the bands after these have grown.
+            dead_key, dead_value, dead_headers = self._encode_dead(letter)
+            try:
+                produce(dead, dead_value, dead_key, headers=dead_headers)
+            except BufferError:
+                self._when_room(producer, deadline, dead, dead_value, dead_key, headers=dead_headers)
+
+    @staticmethod
+    def _when_room(producer: Producer, deadline: float, *record: Any, **more: Any) -> None:
+        while True:
+            producer.flush(0.05)
+            try:
+                producer.produce(*record, **more)
+                return
+            except BufferError:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def send_offsets(self, plan: CommitPlan, group_metadata: Any | None, timeout_s: float) -> Fault | None:
+        """The plan's offsets, as the last step before the commit.
+
+        group_metadata  taken after the last poll; None: no member of the group, and the broker would accept anything
+
+        Answer: None, Fault(STALE | ABORT | RECORD): abort, or Fault(FENCED).
+        """
+        if over := self._ended():
+            return over
+        producer = self._move("send_offsets", _State.OPEN)
+        assert plan.offsets, "a transaction without offsets is fenced by nobody"
+        if group_metadata is None:
+            return Fault(FaultKind.STALE, "send offsets: not a member of the group")
+        topics = self._names.requests
+        parts = [TopicPartition(topics[item.band], item.shard, item.offset, item.text) for item in plan.offsets]
+
+        def send() -> None:
+            producer.send_offsets_to_transaction(parts, group_metadata, timeout_s)
+
+        limit_s = max(timeout_s, _OFFSETS_LIMIT_S)
+        try:
+            failure = self._aside.call(send, limit_s)
+        except TimeoutError:
+            # The producer is inside the call: it can neither abort nor be used again.
+            return self._over(Fault(FaultKind.FENCED, f"send offsets: no answer after {limit_s:.1f} s"))
+        if failure is not None:
+            return self._over(fault(failure, Call.SEND_OFFSETS))
+        if self._refused:
+            return self._over(self._worst(Call.SEND_OFFSETS))
+        self._state = _State.SENT
+        return None
+
+    def commit(self, timeout_s: float) -> Fault | None:
+        """Answer: None; Fault(DOUBT) also when it succeeded but outlasted the socket timeout: a copy of its EndTxn may
+        still be under way, and would end the next transaction early. Else as the other calls."""
+        if over := self._ended():
+            return over
+        producer = self._move("commit", _State.SENT)
+        began = time.monotonic()
+        try:
+            producer.commit_transaction(timeout_s)
+        except KafkaException as error:
+            return self._over(fault(error, Call.COMMIT))
+        took_ms = (time.monotonic() - began) * 1_000
+        if took_ms >= SOCKET_TIMEOUT_MS:
+            return self._over(Fault(FaultKind.DOUBT, f"commit: took {took_ms:.0f} ms"))
+        self._state = _State.READY
+        return None
+
+    def abort(self, timeout_s: float) -> Fault | None:
+        """Answer: None, Fault(RETRY): ask again, or Fault(FENCED)."""
+        if over := self._ended():
+            return over
+        producer = self._move("abort", _State.OPEN, _State.SENT)
+        if self._abort_began is None:
+            self._abort_began = time.monotonic()
+        try:
+            producer.abort_transaction(timeout_s)
+        except KafkaException as error:
+            return self._over(fault(error, Call.ABORT))
+        took_ms, self._abort_began = (time.monotonic() - self._abort_began) * 1_000, None
+        if took_ms >= SOCKET_TIMEOUT_MS:
+            # A late copy of this EndTxn(abort) could throw the next batch away after it was flushed.
+            return self._over(Fault(FaultKind.FENCED, f"abort: took {took_ms:.0f} ms"))
+        self._refused.clear()
+        self._state = _State.READY
+        return None
+
+    def discard(self) -> None:
+        """Throw the producer away without waiting: its end may block as long as brokers are gone. What it left open is
+        fenced by the next claim of its shards, or ends with the transaction timeout."""
+        producer, self._producer = self._producer, None
+        self._state = _State.OVER
+        self._aside.end()
+        if producer is None:
+            return
+        holder = [producer]
+        del producer
+        threading.Thread(target=holder.clear, name="discard-producer", daemon=True).start()
+
+
+class _Aside:
+    """Runs a call that may ignore its own timeout in a thread that can be left behind: librdkafka #5456, when the group's
+    coordinator dies inside send_offsets_to_transaction. One thread for all calls, started by the first."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # bounded by one call at a time
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()  # bounded by the calls
+        self._started = False
+
+    def call(self, call: Callable[[], None], limit_s: float) -> KafkaException | None:
+        """None: it succeeded. Raises TimeoutError: it may never end, and nothing may be called here again."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="send-offsets", daemon=True).start()
+        self._calls.put(call)
+        try:
+            error = self._answers.get(timeout=limit_s)
+        except queue.Empty:
+            raise TimeoutError from None
+        if error is None or isinstance(error, KafkaException):
+            return error
+        raise error
+
+    def end(self) -> None:
+        """The thread ends when its last call has."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            error: BaseException | None = None
+            try:
+                call()
+            except BaseException as raised:  # noqa: BLE001 raised in the caller
+                error = raised
+            del call  # it holds the producer
+            self._answers.put(error)

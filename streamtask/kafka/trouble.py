@@ -1,0 +1,163 @@
+"""Why a client cannot reach its brokers, in the words of a person who has to mend it.
+
+librdkafka raises nothing when a password is wrong or a certificate does not fit: it goes on trying, and the call that waits
+for it only says that the time is over. The reason is told to the client's error callback alone. `Heard` is that callback:
+it keeps the reason for whoever runs out of time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, TopicDescription, TopicMetadata
+
+from streamtask.errors import ClusterError, ConfigError, NotAllowed, StreamtaskError, TopicsMissing, Unreachable
+
+ASK_S = 5.0
+TOLD_EVERY_S = 60.0  # librdkafka reports each of its attempts, several a second
+
+# (a part of what librdkafka or OpenSSL says, what to look at), the first that fits. `sasl.…` and `ssl.…` are raw settings.
+_ADVICE: tuple[tuple[str, str], ...] = (
+    (
+        "certificate required",
+        "The broker asks for a client certificate of an authority that it knows: set ssl.certificate.location and "
+        "ssl.key.location.",
+    ),
+    (
+        "certificate verify failed",
+        "The broker's certificate is not signed by whom ssl.ca.location names, or was made for another host.",
+    ),
+    ("alert", "The broker refused the client certificate: see ssl.certificate.location and ssl.key.location."),
+    ("OAUTHBEARER token", "No token: see sasl.oauthbearer.* or the function that oauth_cb names."),
+    (
+        "SASL authentication error",
+        "The broker does not take these credentials: see sasl.mechanism and its name and key.",
+    ),
+    ("SASL", "See sasl.mechanism and security.protocol: the broker may offer others at this port."),
+    ("SSL", "TLS failed: see security.protocol and ssl.*, and whether this port speaks TLS."),
+    (
+        "brokers are down",
+        "See the address, and security.protocol: a port that wants TLS hangs up on who does not speak it.",
+    ),
+)
+_LOOK = "What a role lacks: streamtask doctor --role producer (or another one)"
+# By an ACL that is missing.
+DENIED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+_REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+
+def advice(text: str) -> str:
+    """What to look at when a client heard this; "" when nobody knows."""
+    return next((told for part, told in _ADVICE if part in text), "")
+
+
+class Heard:
+    """An `error_cb` that remembers.
+
+    also  another one, told everything too
+    tell  told each kind of trouble in words, at most once a minute
+    """
+
+    def __init__(
+        self, also: Callable[[KafkaError], None] | None = None, *, tell: Callable[[str], None] | None = None
+    ) -> None:
+        self._also, self._tell = also, tell
+        self._text = ""
+        self._refused = False  # what is kept says who refused us, and not only that nobody is there
+        self._told: dict[int, float] = {}  # error code → when, monotonic
+
+    def __call__(self, error: KafkaError) -> None:
+        if self._also is not None:
+            self._also(error)
+        code, text = error.code(), error.str()
+        refused = code in _REFUSED or (code != KafkaError._ALL_BROKERS_DOWN and bool(advice(text)))
+        # "1/1 brokers are down" follows every refusal and says less.
+        if refused or not self._refused:
+            self._text, self._refused = text, refused
+        now_s = time.monotonic()
+        if self._tell is not None and now_s - self._told.get(code, -TOLD_EVERY_S) >= TOLD_EVERY_S:
+            self._told[code] = now_s
+            self._tell(_sentence(f"{error.name()}: {text}"))
+
+    def why(self) -> str:
+        """` (reason). What to look at.`, to be put behind a sentence; "" when nothing was heard."""
+        return f" ({_sentence(self._text)})" if self._text else ""
+
+
+def failed(what: str, error: KafkaException | KafkaError, heard: Heard | None = None) -> ClusterError:
+    """The error of a question that got no answer. what: `no broker of 127.0.0.1:9092 answered`."""
+    held = error if isinstance(error, KafkaError) else error.args[0]
+    text = f"{what[0].upper()}{what[1:]}: {held.str()} ({held.name()})"
+    if held.code() in DENIED:
+        return NotAllowed(f"{text}. {_LOOK}")
+    return Unreachable(text + ("" if heard is None else heard.why()))
+
+
+def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], admin: AdminClient | None = None) -> None:
+    """Raises NotAllowed for topics that may not be seen, TopicsMissing for those that do not exist.
+
+    admin  needed when all topics were listed: a list leaves out what may not be seen, only the question by name tells
+    """
+    hidden: list[str] = []
+    missing = []
+    for topic in wanted:
+        error = known[topic].error if topic in known else None
+        if error is not None and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            hidden.append(topic)
+        elif topic not in known or error is not None:
+            missing.append(topic)
+    if missing and admin is not None:
+        futures = admin.describe_topics(TopicCollection(missing), request_timeout=ASK_S)
+        hidden += [topic for topic, future in futures.items() if _denied(future)]
+    if hidden:
+        raise hidden_topics(hidden)
+    if missing:
+        raise TopicsMissing(f"There is no topic {', '.join(missing)}. Run: streamtask topics create")
+
+
+def _denied(future: Future[TopicDescription]) -> bool:
+    try:
+        future.result(2 * ASK_S)
+    except KafkaException as error:
+        return error.args[0].code() in DENIED
+    except FutureTimeout:
+        pass
+    return False
+
+
+def hidden_topics(topics: Iterable[str]) -> NotAllowed:
+    return NotAllowed(f"Kafka does not let this client see {', '.join(topics)}. {_LOOK}")
+
+
+def hopeless(text: str, group: str, session_timeout_ms: int, *, joined: bool) -> StreamtaskError | None:
+    """Why a worker that hears this can never work, or None: librdkafka would ask again for ever.
+
+    joined  it has been a member: what it was allowed then is waited for, not given up
+    """
+    if text.startswith("INVALID_SESSION_TIMEOUT"):
+        bounds = "group.min.session.timeout.ms and group.max.session.timeout.ms"
+        return ConfigError(
+            f"session_timeout_ms={session_timeout_ms} is outside the broker's {bounds}: it refuses every join."
+        )
+    if text.startswith("GROUP_AUTHORIZATION_FAILED") and not joined:
+        return NotAllowed(
+            f"Kafka does not let this client join group {group}: a worker needs READ on it. "
+            "What else it may lack: streamtask doctor --role worker"
+        )
+    return None
+
+
+def _sentence(text: str) -> str:
+    told = advice(text)
+    return f"{text}. {told}" if told else text

@@ -1,0 +1,43 @@
+"""What a worker notices about the records that producers write: keys that lie where murmur2 would not put them, priorities
+outside of their band. A sample of each poll is looked at; each topic is told of at most once an hour, and counted."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+from streamtask import telemetry
+from streamtask.config import TopicNames
+from streamtask.model import RequestRecord
+from streamtask.partitioner import partition_of
+
+HOUR_S = 3600.0
+KEYS_LOOKED_AT = 4  # of one poll: 8 µs each
+
+
+class Noticing:
+    """Of one worker; its owner thread's."""
+
+    def __init__(self, names: TopicNames) -> None:
+        self._names = names
+        self._told_s: dict[str, float] = {}  # two names for each topic of requests
+
+    def look(self, records: Sequence[RequestRecord], partitions: int) -> None:
+        """A sample of these: does the key lie where murmur2 puts it, does the priority fit its band?"""
+        names = self._names
+        for record in records if len(records) <= KEYS_LOOKED_AT else random.sample(records, KEYS_LOOKED_AT):
+            topic, band = names.requests[record.band], names.bands[record.band]
+            if record.key and (belongs := partition_of(record.key, partitions)) != record.partition:
+                key = record.key.decode(errors="replace")[:80]
+                fields = {"topic": topic, "key": key, "partition": record.partition, "offset": record.offset}
+                self._hourly("partitioner_differs", topic, {**fields, "belongs": belongs})
+            if not band.priority_min <= record.priority <= band.priority_max:
+                self._hourly("priority_outside_band", topic, {"topic": topic, "priority": record.priority})
+
+    def _hourly(self, name: str, topic: str, fields: dict[str, object]) -> None:
+        telemetry.COUNTS[f"{name}:{topic}"] += 1
+        now_s = time.monotonic()
+        if now_s - self._told_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
+            self._told_s[f"{name}:{topic}"] = now_s
+            telemetry.emit(name, {**fields, "seen": telemetry.COUNTS[f"{name}:{topic}"]})

@@ -1,0 +1,116 @@
+"""Answers without a query service: reads the topics of a prefix to their ends, once, and folds them as the view does.
+
+For the command line and for a client that asks about a task nobody else can tell it of. It costs a whole read: up to
+a million records a second are read, some hundred thousand folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+
+from streamtask.codec import DeadRecord, RequestDecoder, decode_dead, decode_status
+from streamtask.config import Settings
+from streamtask.errors import DecodeError
+from streamtask.kafka.admin import cluster_id
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Tail, TailRecord
+from streamtask.model import RequestRecord, TaskResponse, to_ms
+from streamtask.registry import Formats
+from streamtask.view.materialize import Materializer, created_row
+from streamtask.view.sqlite import SQLiteStore
+from streamtask.view.store import Filter
+
+RECORDS_MAX = 5_000
+POLL_S = 0.1
+
+
+def list_tasks(
+    settings: Settings,
+    *,
+    status: str | None = None,
+    task_type: str | None = None,
+    tenant: str | None = None,
+    since: datetime | None = None,
+    limit: int = 20,
+) -> tuple[list[TaskResponse], bool]:
+    """The newest `limit` tasks that match, and whether there are more. Raises Unreachable, TopicsMissing.
+
+    The rows lie in a temporary file: the memory stays the same for any number of tasks.
+    """
+    kafka, names = _kafka(settings), settings.topics
+    formats, store = Formats(settings), SQLiteStore(None)
+    try:
+        materializer = Materializer(
+            store,
+            names,
+            cluster_id(kafka),
+            locale=settings.locale,
+            reader=formats.insisting,
+            lenient=formats.waiting,
+        )
+        with Tail(kafka, (*names.requests, names.status), with_headers=True) as tail:
+            for records in _to_the_end(tail):
+                materializer.apply(records, tail.positions())
+        since_ms = None if since is None else to_ms(since)
+        page = store.list(Filter(status, task_type, tenant, since_ms), None, limit)
+        return [decode_status(row.body) for row in page.rows], page.cursor is not None
+    finally:
+        store.close()
+        formats.close()
+
+
+def find_request(settings: Settings, task_id: str) -> TaskResponse | None:
+    """The task as CREATED, if a request with this (canonical) id is in the bands."""
+    kafka, names = _kafka(settings), settings.topics
+    bands = {topic: band for band, topic in enumerate(names.requests)}
+    with closing(Formats(settings)) as formats, Tail(kafka, names.requests, with_headers=True) as tail:
+        decoder = RequestDecoder(names, cluster_id(kafka), formats.insisting)
+        for records in _to_the_end(tail):
+            for record in records:
+                found = _decoded(decoder, bands[record.topic], record)
+                if found.task_id == task_id:
+                    return decode_status(created_row(found, names, settings.locale).body)
+    return None
+
+
+def read_dead(settings: Settings) -> list[DeadRecord]:
+    """Every dead letter, the newest first; records that are none are left out."""
+    letters: list[DeadRecord] = []
+    with Tail(_kafka(settings), (settings.topics.dead,), with_headers=True) as tail:
+        for records in _to_the_end(tail):
+            for record in records:
+                try:
+                    letters.append(
+                        decode_dead(
+                            record.partition,
+                            record.offset,
+                            record.timestamp_ms,
+                            record.key,
+                            record.value,
+                            record.headers,
+                        )
+                    )
+                except DecodeError:
+                    continue  # somebody else's record; the audit names it
+    return sorted(letters, key=lambda letter: letter.timestamp_ms, reverse=True)
+
+
+def _kafka(settings: Settings) -> KafkaSettings:
+    return KafkaSettings(settings.bootstrap(), client_id="streamtask-reader", extra=settings.kafka)
+
+
+def _to_the_end(tail: Tail) -> Iterator[list[TailRecord]]:
+    """Batches until the ends that the topics have now."""
+    goal = tail.ends()
+    while not tail.caught_up(goal):
+        records = tail.poll(RECORDS_MAX, POLL_S)
+        if records:
+            yield records
+
+
+def _decoded(decoder: RequestDecoder, band: int, record: TailRecord) -> RequestRecord:
+    return decoder.decode(
+        band, record.partition, record.offset, record.timestamp_ms, record.key, record.value, record.headers
+    )

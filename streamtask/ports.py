@@ -1,0 +1,294 @@
+"""The border of the core: what it asks the outside to do, what it is told, and the effects it leaves behind.
+
+Two ways lead out of the core.
+
+**Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke, recovery.
+The flows in core/protocol.py are generators that *yield* an ask and are *sent* its answer: the order is the core's,
+and whoever drives them (worker.py on a real broker, tests/sim on a model) only performs. Between any two asks the world
+may change; the simulation cuts there.
+
+**Effects** are wishes without an answer: start a handler, stop one, pause a partition, note a fact for the operator.
+
+A *cell* is one request partition: (index of the band, shard). Band 0 is the lead band. Times: Now carries both clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from streamtask.model import DeadLetter, HandlerKind, RequestRecord, StatusEvent
+
+Cell = tuple[int, int]
+
+
+class Now(NamedTuple):
+    """wall_ms: milliseconds since the epoch, may jump; mono_ms: monotonic milliseconds of this process."""
+
+    wall_ms: int
+    mono_ms: int
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+class FaultKind(Enum):
+    """What went wrong with an ask, in the terms of what may be done next."""
+
+    RETRY = "retry"  #: nothing was changed (or nothing that matters); the same ask may be repeated after a poll
+    UNSTABLE = "unstable"  #: committed offsets are held back by somebody's open transaction until the deadline
+    ABORT = "abort"  #: the transaction has to be aborted; its batch can be rebuilt and sent again
+    RECORD = "record"  #: as ABORT, and a record is the reason (too large, refused): the same batch would fail again
+    STALE = "stale"  #: as ABORT: the broker no longer knows this member or its generation; poll
+    FENCED = "fenced"  #: this transactional id is over (somebody claimed a shard, or a fatal error): a new id is needed
+    DOUBT = "doubt"  #: the call may or may not have taken effect, or a copy of it may still arrive later
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The answer to an ask that failed. `text` is for the operator."""
+
+    kind: FaultKind
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Offset and metadata of one cell as a listing shows them; None = nothing committed."""
+
+    offset: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A stable committed offset with its metadata, and the bounds of the log seen after it.
+
+    log_start, log_end  first offset held, and the high watermark (the *uncommitted* end)
+    """
+
+    offset: int | None
+    text: str | None
+    log_start: int
+    log_end: int
+
+
+class OffsetCommit(NamedTuple):
+    """An offset to commit for one cell with its ledger text."""
+
+    band: int
+    shard: int
+    offset: int
+    text: str
+
+
+@dataclass(slots=True)
+class CommitPlan:
+    """One transaction: produce `events` and `dead`, flush, send `offsets`, commit.
+
+    Fence rule: `offsets` holds the lead cell of every shard that `events` or `dead` touches.
+    """
+
+    events: list[StatusEvent] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    offsets: list[OffsetCommit] = field(default_factory=list)
+    shards: tuple[int, ...] = ()
+
+
+# --- Asks -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ListOffsets:
+    """Claim 1: what is committed now, pending transactions ignored. Answer: {cell: Committed}."""
+
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FenceIds:
+    """Claim 2: init_transactions once with each of these ids, in parallel. Answer: None, or Fault(RETRY)."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettled:
+    """Claim 3: committed() (waits for pending offsets), then the bounds of each log.
+
+    Answer: {cell: Settled}, or Fault(UNSTABLE | RETRY).
+    """
+
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPlain:
+    """Claim 4: one synchronous consumer commit, fenced by the generation.
+
+    Answer: None; Fault(STALE) when the member is unknown; Fault(DOUBT) when no answer came in time.
+    """
+
+    offsets: tuple[OffsetCommit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Read these cells from these offsets from now on. Answer: None."""
+
+    positions: Mapping[Cell, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Produce:
+    """Begin a transaction, produce the plan's events and dead letters, flush. Answer: None or a Fault."""
+
+    plan: CommitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SendOffsets:
+    """Send the plan's offsets with the group metadata taken after the last poll. Answer: None or a Fault."""
+
+    plan: CommitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class EndTransaction:
+    """Commit. Answer: None; Fault(DOUBT) when it timed out or outlasted the socket timeout, even if it succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbortTransaction:
+    """Abort. Answer: None or Fault(FENCED | RETRY)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewProducer:
+    """Throw the transactional producer away and make one with a new id. Answer: the id (str), or Fault(RETRY)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """Serve the group once: revoke, lost and assign callbacks may run inside. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Leave the group and join again: a late copy of a claim commit must not land later. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitEnded:
+    """Revoke: these executions were told to stop; wait for them within the revoke's deadline.
+
+    Their endings reach the engine (Engine.ended) before the answer, which is None even if some go on.
+    """
+
+    tokens: tuple[int, ...]
+
+
+Ask = (
+    ListOffsets
+    | FenceIds
+    | ReadSettled
+    | CommitPlain
+    | Seat
+    | Produce
+    | SendOffsets
+    | EndTransaction
+    | AbortTransaction
+    | RenewProducer
+    | Poll
+    | Rejoin
+    | AwaitEnded
+)
+Answer = Any  # the type that the ask's docstring names, or Fault
+
+
+# --- Effects ----------------------------------------------------------------------------------------------------------
+
+
+class StopReason(Enum):
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    REVOKE = "revoke"  #: the shard goes elsewhere; the attempt is given up here
+
+
+@dataclass(slots=True)
+class Start:
+    """Start a handler: RUNNING with this attempt is committed.
+
+    token      names this execution for Ended and Progress; never used twice in a process
+    timeout_ms the attempt's time limit as resolved by the engine (the engine keeps the clock), None = none
+    isolated   it has died before: run it in a child of its own, whatever its kind, so that it cannot take others along
+    shares     its type is short, and it shares its slot: a child may be handed several of these at once
+    """
+
+    token: int
+    record: RequestRecord
+    attempt: int
+    kind: HandlerKind
+    timeout_ms: int | None
+    isolated: bool = False
+    shares: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End this execution: async is cancelled, a process killed, a thread told. Its slot is busy until it has ended."""
+
+    token: int
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadControl:
+    """Read tasks.control to the high watermark it has now, then call Engine.control_read(shards)."""
+
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecallStatus:
+    """Read the shard's partition of tasks.status from its start to the high watermark it has now, then call
+    Engine.recalled(shard, epoch, events, done=True). In slices; other shards go on."""
+
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A fact for the operator: a telemetry event name (telemetry.py) and its fields."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+
+Effect = Start | Stop | Pause | Resume | ReadControl | RecallStatus | Note
+
+
+class Recalled(NamedTuple):
+    """One status event read back from tasks.status while a shard recovers its position."""
+
+    origin: str
+    task_id: str
+    ended: bool
+    attempt: int
+    updated_ms: int
+
+
+Records = Sequence[RequestRecord]

@@ -1,0 +1,128 @@
+"""The process of one worker, and the parent of several: what `streamtask worker APP` starts.
+
+    supervise(app, overrides, processes)       the parent: N children of this module
+    python -m streamtask.process APP SLOT      one child; what the command line said comes as JSON in the environment
+
+Exit codes of a child: 0 drained, 1 failed (it is started again), 2 its settings or the cluster cannot work (it is not),
+70 the watchdog ended it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from streamtask import telemetry
+from streamtask.app import App, load_app
+from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
+from streamtask.children.pool import Pool
+from streamtask.errors import LifespanError, StreamtaskError, Unreachable
+from streamtask.failover import Failover
+from streamtask.kafka import granted
+from streamtask.kafka.acls import Role
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.model import HandlerKind
+from streamtask.note import Note
+from streamtask.supervisor import Supervisor, die_with_parent
+
+OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
+EXIT_FAILED, EXIT_CONFIG = 1, 2
+COLLECT_AFTER = (50_000, 20, 20)  # new objects; young walks before a middle one, middle ones before a whole one
+GRACE_SPARE_S = 10.0  # beyond the drain's own grace: handing over and leaving
+FAILOVER_S = 4.0  # at the end, for the members of children that were killed
+
+
+def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> int:
+    """Run `processes` workers of the app until told to stop. Returns the exit code.
+
+    overrides  settings from the command line (None: not given); they win over those of the app and of the environment
+
+    Raises ConfigError, TopicsMissing or Unreachable before anything is started.
+    """
+    telemetry.configure()
+    settings = load_app(app).configure(**overrides)
+    kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
+    granted.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
+    failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
+    supervisor = Supervisor(
+        lambda slot: [sys.executable, "-m", "streamtask.process", app, str(slot)],
+        processes,
+        grace_s=settings.drain_grace_s + GRACE_SPARE_S,
+        silent_s=settings.silent_s,
+        environment={**os.environ, OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},
+        on_event=_tell,
+        on_death=failover.died,
+    )
+    try:
+        return supervisor.run()
+    finally:
+        failover.close(FAILOVER_S)
+
+
+def _tell(name: str, fields: Mapping[str, Any]) -> None:
+    telemetry.emit("supervisor_event", {"what": name, **fields})
+
+
+def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
+    """One worker in this process, until told to stop."""
+    from streamtask.worker import Worker
+
+    app = load_app(app_path)
+    settings = app.configure(**overrides)
+    tame_collector()
+    note = Note()
+    children = _children(app_path, app, overrides)
+    worker = Worker(
+        app.name,
+        app.registry,
+        settings,
+        lifespan=app.lifespan,
+        slot=slot,
+        children=children,
+        on_member=note.member,
+        on_beat=note.beat,
+    )
+    return worker.run()
+
+
+def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Pool:
+    """Where its process handlers run; without any, only what is to be isolated, and no child is started before."""
+    wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
+    return Pool(
+        app_path,
+        app.settings.children_max if wanted else 0,
+        grace_s=app.settings.kill_grace_s,
+        environment={CHILD_OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},
+        on_event=lambda name, fields: telemetry.emit("app_event", {"what": name, **fields}),
+    )
+
+
+def tame_collector() -> None:
+    """Cyclic garbage is looked for less often: thousands of open claims hold hundreds of thousands of objects, none of
+    them in a cycle, and by default every 700 new ones are a reason to walk some of them (a third of a worker's time)."""
+    gc.collect()
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(*COLLECT_AFTER)
+
+
+def main(argv: list[str]) -> int:
+    """The child."""
+    die_with_parent()
+    telemetry.configure()
+    app_path, slot = argv
+    try:
+        return run_worker(app_path, json.loads(os.environ.pop(OVERRIDES_VARIABLE, "{}")), int(slot))
+    except (Unreachable, LifespanError) as error:  # may be better in a while: the parent starts it again
+        sys.stderr.write(f"streamtask worker: {error}\n")
+        return EXIT_FAILED
+    except StreamtaskError as error:
+        sys.stderr.write(f"streamtask worker: {error}\n")
+        return EXIT_CONFIG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""The pytest plugin (entry point `pytest11`): a worker of your App on a real Kafka, in your tests.
+
+    def test_resize(streamtask_app):
+        streamtask_app(app)
+        assert resize.submit_sync("a.png").result(timeout=30) == "a.png at 800"
+
+    streamtask_broker  one real local Kafka for the whole run, also under pytest-xdist; STREAMTASK_TEST_BOOTSTRAP_SERVERS
+                       names another one
+    streamtask_app     streamtask_app(app, **settings) runs a worker of the App in this process until the test has ended,
+                       under topics of its own; returns a testing.Running
+
+Only pytest is imported here: who has streamtask installed and does not use it here pays nothing. Turn it off with
+`-p no:streamtask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from streamtask.app import App
+    from streamtask.testing import Broker, RunApp, Running, SharedBroker
+
+_SHARED: pytest.StashKey[SharedBroker] = pytest.StashKey()
+_APPS: pytest.StashKey[list[App]] = pytest.StashKey()  # that run for a test
+
+
+@pytest.fixture(scope="session")
+def streamtask_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Broker:
+    """A real Kafka: `.bootstrap` is its address."""
+    from streamtask.testing import GIVEN, Broker, SharedBroker
+
+    given = os.environ.get(GIVEN)
+    if given:
+        return Broker(given, local=False)
+    directory = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        directory = directory.parent
+    shared = SharedBroker(directory)
+    request.config.stash[_SHARED] = shared
+    return shared.join()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Not in the fixture: its end counts as part of the last test, whose time limit is not for waiting on others.
+    shared = session.config.stash.get(_SHARED, None)
+    if shared is not None:
+        shared.leave()
+
+
+@pytest.fixture
+def streamtask_app(request: pytest.FixtureRequest, streamtask_broker: Broker) -> Iterator[RunApp]:
+    """Run a worker of an App until the test has ended: `streamtask_app(app)`."""
+    from streamtask.testing import running
+
+    apps: list[App] = []
+    request.node.stash[_APPS] = apps
+    with ExitStack() as held:
+
+        def run(app: App, **settings: Any) -> Running:
+            options = {"local": streamtask_broker.local, **settings}
+            one = held.enter_context(running(app, streamtask_broker.bootstrap, **options))
+            apps.append(app)
+            return one
+
+        yield run
+
+
+@pytest.hookimpl
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """An `async def` test that uses these fixtures, and that no other plugin has taken (they come before, or have made
+    a plain function of it), runs in a loop of its own."""
+    if "streamtask_app" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def test() -> None:
+        try:
+            await pyfuncitem.obj(**arguments)
+        finally:
+            for app in pyfuncitem.stash.get(_APPS, []):
+                await app.aclose()
+
+    asyncio.run(test())
+    return True

@@ -1,0 +1,166 @@
+"""The redrive against Kafka: reads dead letters, tells which tasks are known, sends the others. Everything here blocks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+
+from streamtask.codec import DeadRecord, RequestDecoder, decode_dead
+from streamtask.config import Settings, TopicNames
+from streamtask.errors import DecodeError, SubmitError
+from streamtask.kafka.admin import cluster_id, partition_count
+from streamtask.kafka.offsets import group_offsets
+from streamtask.kafka.producer import ClientProducer, Delivery
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Place, Tail, TailRecord
+from streamtask.model import ErrorCode
+from streamtask.offline import read_dead
+from streamtask.partitioner import partition_of
+from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
+from streamtask.registry import Formats
+
+CHUNK_MAX = 500  # records under way at once: what a run that breaks off does not know about
+ACKNOWLEDGED_S = 45.0  # beyond the delivery timeout of the producer: every record has been reported by then
+RECORDS_MAX = 5_000
+POLL_S = 0.1
+_BEGINNING = -1  # Tail: a negative offset
+
+
+def read_plan(settings: Settings, choice: Choice, now_ms: int) -> Plan:
+    """Read the dead letters, make the tasks, tell which are known. Raises ClusterError."""
+    kafka, names = _kafka(settings), settings.topics
+    letters = read_dead(settings)
+    with closing(Formats(settings)) as formats:
+        builder = Builder(names, cluster_id(kafka), partition_count(kafka, names), formats.waiting)
+        found = plan(letters, choice, builder, now_ms)
+    known = known_ids(kafka, names, found.ready)
+    found.known = [item for item in found.ready if item.task_id in known]
+    found.ready = [item for item in found.ready if item.task_id not in known]
+    return found
+
+
+def known_ids(kafka: KafkaSettings, names: TopicNames, items: Sequence[Redrive]) -> set[str]:
+    """Of these tasks, those whose request or status is there.
+
+    Only what can hold one is read: the partition of its band from the offset that the workers have committed, and the
+    same partition of the status topic, which holds whatever lies below. Also what is not committed: a transaction of
+    somebody else must not hide a request of ours. Raises Unreachable, TopicsMissing.
+    """
+    wanted: dict[Place, set[str]] = defaultdict(set)
+    for item in items:
+        wanted[item.topic, item.partition].add(item.task_id)
+        wanted[names.status, item.partition].add(item.task_id)
+    if not wanted:
+        return set()
+    bands = [place for place in wanted if place[0] != names.status]
+    # Asked before the status topic is read to its end: what is finished below has its events there by then.
+    begin = dict.fromkeys(wanted, _BEGINNING) | group_offsets(kafka, names.group, bands)
+    decoder = RequestDecoder(names, "")  # ours are JSON and name their task_id: neither registry nor cluster is needed
+    of_topic = {topic: band for band, topic in enumerate(names.requests)}
+    known: set[str] = set()
+    with Tail(kafka, begin, read_committed=False, with_headers=True) as tail:
+        for record in _to_the_end(tail):
+            if record.topic == names.status:
+                task_id = (record.key or b"").decode("latin-1")
+            else:
+                topic, partition, offset, timestamp_ms, key, value, headers = record
+                task_id = decoder.decode(of_topic[topic], partition, offset, timestamp_ms, key, value, headers).task_id
+            if task_id in wanted[record.topic, record.partition]:
+                known.add(task_id)
+    return known
+
+
+def find_letter(kafka: KafkaSettings, names: TopicNames, task_id: str, origin: str) -> DeadRecord | None:
+    """The dead letter of the FAILED task with this history. origin "": the newest of that task that is no duplicate.
+
+    Letters are placed by their task_id: its partition is read first, the others only if it is not there (the topic has
+    been given more of them since). Raises Unreachable, TopicsMissing.
+    """
+    with Tail(kafka, (names.dead,), with_headers=True) as tail:
+        places = sorted(tail.positions())
+    own = (names.dead, partition_of(task_id.encode(), len(places)))
+    for part in ([own], [place for place in places if place != own]):
+        found: DeadRecord | None = None
+        with Tail(kafka, part, with_headers=True) as tail:
+            for record in _to_the_end(tail):
+                try:
+                    letter = decode_dead(*record[1:])
+                except DecodeError:
+                    continue  # somebody else's record; the audit names it
+                matches = letter.origin == origin if origin else letter.reason != ErrorCode.DUPLICATE
+                if letter.task_id == task_id and matches:
+                    found = letter
+        if found is not None:
+            return found
+    return None
+
+
+def send(
+    kafka: KafkaSettings,
+    items: Sequence[Redrive],
+    *,
+    rate: float | None = None,
+    wait: Callable[[float], object] = time.sleep,
+) -> Generator[tuple[Redrive, Delivery]]:
+    """Send them in order; yields each with what became of it. Whoever stops listening stops the sending.
+
+    rate  at most so many a second
+
+    Ends early, after the chunk with it, when Kafka did not take one for another reason than its size.
+    """
+    began = time.monotonic()
+    chunk = CHUNK_MAX if rate is None else max(1, min(CHUNK_MAX, int(rate / 10)))
+    with ClientProducer(kafka, linger_ms=0) as producer:
+        for at in range(0, len(items), chunk):
+            if rate is not None and (early_s := began + at / rate - time.monotonic()) > 0:
+                wait(early_s)
+            part = items[at : at + chunk]
+            told = _deliver(producer, part)
+            yield from zip(part, told, strict=True)
+            if any(one.error is not None and not too_large(one) for one in told):
+                return
+
+
+def too_large(delivery: Delivery) -> bool:
+    """True when the broker will never take this record."""
+    return "MSG_SIZE_TOO_LARGE" in delivery.code or "MSG_SIZE_TOO_LARGE" in (delivery.error or "")
+
+
+def _deliver(producer: ClientProducer, part: Sequence[Redrive]) -> list[Delivery]:
+    told: dict[int, Delivery] = {}
+    all_told = threading.Event()
+
+    def hear(index: int) -> Callable[[Delivery], None]:
+        def report(delivery: Delivery) -> None:
+            told[index] = delivery
+            if len(told) == len(part):
+                all_told.set()
+
+        return report
+
+    for index, item in enumerate(part):
+        try:
+            producer.send(
+                item.topic, item.key, item.value, item.headers, partition=item.partition, on_delivery=hear(index)
+            )
+        except SubmitError as error:
+            hear(index)(Delivery(item.topic, item.partition, -1, str(error)))
+    if not all_told.wait(ACKNOWLEDGED_S):
+        raise SubmitError(
+            "Kafka did not say what became of what was sent. Repeat the command: what is there is skipped."
+        )
+    return [told[index] for index in range(len(part))]
+
+
+def _to_the_end(tail: Tail) -> Iterator[TailRecord]:
+    """Records until the ends that the logs have now."""
+    goal: Mapping[Place, int] = tail.ends()
+    while not tail.caught_up(goal):
+        yield from tail.poll(RECORDS_MAX, POLL_S)
+
+
+def _kafka(settings: Settings) -> KafkaSettings:
+    return KafkaSettings(settings.bootstrap(), client_id="streamtask-redrive", extra=settings.kafka)

@@ -1,0 +1,201 @@
+"""Schemas by their ids: each is asked for once, and nobody waits long for one that cannot be had.
+
+Three ways to ask, for three kinds of readers. `get` never waits: it raises SchemaPending until the answer is there (the
+owner thread of a worker). `wait` waits (threads that only read). `insist` waits, and raises RegistryUnreachable where
+the others would call the record unreadable (readers that may not guess, and come again).
+
+What stays true:
+- What was found once is kept: ids never change their meaning.
+- An id that the registry does not know is answered at once, and for MISSING_S without asking again.
+- An id is waited for wait_s in all, however many records have it: after that it is given up, and known again only when
+  one of the questions that go on in the background (one a second) is answered. When the registry has not answered
+  anybody for wait_s it is *away*: then no id is waited for.
+- Questions are asked by one thread of the cache's own, which ends when there are none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+
+from streamtask.codec.confluent import WriterSchema, writer_schema
+from streamtask.errors import ClusterError, DecodeError, RegistryUnreachable, SchemaPending, SchemaUnavailable
+from streamtask.registry.client import Registry
+
+MISSING_S = 30.0
+AGAIN_S = 0.25  # between two questions of one round that failed
+PROBE_S = 1.0  # between two questions while the registry is away
+KNOWN_MAX = 10_000
+MISSING_MAX = 10_000
+
+
+class SchemaCache:
+    """What is known of one registry's ids. Any thread may ask.
+
+    wait_s  how long one id is waited for in all
+    """
+
+    def __init__(self, registry: Registry, wait_s: float) -> None:
+        self.registry = registry
+        self._wait_s = wait_s
+        self._known: OrderedDict[int, WriterSchema] = OrderedDict()
+        self._missing: OrderedDict[int, tuple[DecodeError, float]] = OrderedDict()  # why, until when
+        self._wanted: dict[int, float] = {}  # id: when it was first asked for; the next to ask for comes first
+        self._given_up: OrderedDict[int, None] = OrderedDict()
+        self._changed = threading.Condition()
+        self._asking = False
+        self._probe: int | None = None
+        self._away_since: float | None = None  # first question of those that all failed
+        self._why = ""
+        self._asked_at = self._answered_at = 0.0
+        self._closed = False
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def put(self, schema_id: int, schema: WriterSchema) -> None:
+        """Something that is known without asking."""
+        with self._changed:
+            self._keep(schema_id, schema)
+
+    # --- Asking -------------------------------------------------------------------------------------------------------
+
+    def get(self, schema_id: int) -> WriterSchema:
+        """Never waits. Raises SchemaPending, SchemaUnavailable, or DecodeError: no record by this id can be read."""
+        found = self._known.get(schema_id)
+        if found is not None:
+            return found
+        with self._changed:
+            return self._get(schema_id)
+
+    def wait(self, schema_id: int) -> WriterSchema:
+        """As `get`, after the wait. Raises SchemaUnavailable, DecodeError."""
+        while True:
+            try:
+                return self.get(schema_id)
+            except SchemaPending:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._left_s(schema_id) <= 0, self._left_s(schema_id))
+
+    def insist(self, schema_id: int) -> WriterSchema:
+        """As `wait`; RegistryUnreachable in place of SchemaUnavailable."""
+        try:
+            return self.wait(schema_id)
+        except SchemaUnavailable as error:
+            raise RegistryUnreachable(str(error)) from None
+
+    def _get(self, schema_id: int) -> WriterSchema:
+        now = time.monotonic()
+        found = self._known.get(schema_id)
+        if found is not None:
+            return found
+        held = self._missing.get(schema_id)
+        if held is not None:
+            if now < held[1]:
+                raise held[0]
+            del self._missing[schema_id]
+        if schema_id not in self._given_up and not self._away(now):
+            since = self._wanted.setdefault(schema_id, now)
+            if since == now:
+                self._begin()
+            if since == now or now - since < self._wait_s:
+                raise SchemaPending(f"schema {schema_id} is being asked for", lambda: self._left_s(schema_id) <= 0)
+        self._give_up(schema_id)
+        if now - self._asked_at >= PROBE_S:
+            self._probe = schema_id
+            self._begin()
+        why = self._why or f"The schema registry {self.registry.url} has not answered"
+        raise SchemaUnavailable(f"schema {schema_id}, by which these bytes were written, is not known: {why}")
+
+    def _away(self, now: float) -> bool:
+        return self._away_since is not None and now - self._away_since >= self._wait_s
+
+    def _give_up(self, schema_id: int) -> None:
+        """Nobody waits for this id again before it is known. If nobody was answered while it was waited for, the registry
+        has been away since then, whether its first question has failed yet or still hangs."""
+        since = self._wanted.pop(schema_id, None)
+        if since is not None and self._answered_at < since:
+            self._away_since = since if self._away_since is None else min(self._away_since, since)
+        self._given_up[schema_id] = None
+        while len(self._given_up) > MISSING_MAX:
+            self._given_up.popitem(last=False)
+
+    def _left_s(self, schema_id: int) -> float:
+        """How long this id is still waited for."""
+        since = self._wanted.get(schema_id)
+        now = time.monotonic()
+        return 0.0 if since is None or self._away(now) else max(since + self._wait_s - now, 0.0)
+
+    # --- The asking thread --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if not self._asking and not self._closed:
+            self._asking = True
+            threading.Thread(target=self._ask_all, name="schema-registry", daemon=True).start()
+
+    def _ask_all(self) -> None:
+        while True:
+            with self._changed:
+                schema_id = self._next()
+                if schema_id is None:
+                    self._asking = False
+                    return
+                self._asked_at = time.monotonic()
+            self._ask(schema_id)
+
+    def _next(self) -> int | None:
+        """The id to ask for now: after a failure with a pause, so that a registry that is away is not hammered."""
+        if self._away_since is not None and self._wanted:
+            self._changed.wait(AGAIN_S)
+        now = time.monotonic()
+        for schema_id in [held for held, since in self._wanted.items() if now - since >= self._wait_s]:
+            self._give_up(schema_id)
+        if self._closed:
+            return None
+        if self._wanted:
+            return next(iter(self._wanted))
+        probe, self._probe = self._probe, None
+        return probe
+
+    def _ask(self, schema_id: int) -> None:
+        began = time.monotonic()
+        found: WriterSchema | None = None
+        wrong: DecodeError | None = None
+        try:
+            held = self.registry.schema(schema_id)
+            if held is None:
+                wrong = DecodeError(f"the schema registry {self.registry.url} knows no schema {schema_id}")
+            else:
+                found = writer_schema(schema_id, held.kind, held.text, references=held.references)
+        except DecodeError as error:
+            wrong = error
+        except Exception as error:  # noqa: BLE001 the thread's last frame: whatever the client raises is no answer
+            why = str(error) if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
+            with self._changed:
+                self._why = why.rstrip(".")
+                self._away_since = began if self._away_since is None else self._away_since
+                if schema_id in self._wanted:
+                    self._wanted[schema_id] = self._wanted.pop(schema_id)  # the others' turn
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._away_since, self._why, self._answered_at = None, "", time.monotonic()
+            self._wanted.pop(schema_id, None)
+            self._given_up.pop(schema_id, None)
+            if found is not None:
+                self._keep(schema_id, found)
+            elif wrong is not None:
+                self._missing[schema_id] = (wrong, time.monotonic() + MISSING_S)
+                while len(self._missing) > MISSING_MAX:
+                    self._missing.popitem(last=False)
+            self._changed.notify_all()
+
+    def _keep(self, schema_id: int, schema: WriterSchema) -> None:
+        self._known[schema_id] = schema
+        while len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+        self._changed.notify_all()

@@ -1,0 +1,290 @@
+"""A worker's own small HTTP endpoint: /metrics (Prometheus), /health, /ready. Reads snapshots, never the engine.
+
+Bound to loopback unless told otherwise; answers GET alone; at most CONNECTIONS_MAX requests are under way, and a client that
+does not speak is dropped after CLIENT_S. The metrics are tabled below; docs/metrics.md is held equal to the table by a test.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from streamtask import telemetry
+from streamtask.config import TopicNames
+from streamtask.errors import ConfigError
+from streamtask.exposition import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
+from streamtask.kafka.lag import LogEnds
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.observe import COMMITS_S, DURATIONS_S, REBALANCES, Durations, Observer, Snapshot, log_backlog
+from streamtask.ports import Cell
+
+CONNECTIONS_MAX = 16
+CLIENT_S = 5.0
+
+#: name → (kind, labels, meaning). Kept apart by Prometheus' own labels `instance` and `job`; none is repeated here.
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    # tasks
+    "streamtask_tasks_created_total": (COUNTER, (), "Requests admitted: CREATED was published."),
+    "streamtask_tasks_ended_total": (COUNTER, ("task_type", "outcome"), "Tasks that ended completed, failed or "
+                                     "cancelled."),
+    "streamtask_task_duration_seconds": (HISTOGRAM, ("task_type",), "From the start of a task's last attempt to the "
+                                         "record of its end."),
+    "streamtask_attempts_total": (COUNTER, ("task_type",), "Executions started."),
+    "streamtask_retries_total": (COUNTER, ("task_type",), "Executions started after the first one of their task."),
+    "streamtask_dead_letters_total": (COUNTER, ("reason",), "Records written to the dead letter topic."),
+    "streamtask_deaths_total": (COUNTER, (), "Deaths charged to tasks: of workers before this one, of children."),
+    "streamtask_late_results_total": (COUNTER, (), "Results dropped because their shard had gone elsewhere."),
+    # what waits
+    "streamtask_backlog_tasks": (GAUGE, ("band",), "Requests read by this worker and not started."),
+    "streamtask_backlog_oldest_seconds": (GAUGE, ("band",), "Age of the one of them that has waited longest."),
+    "streamtask_log_backlog_tasks": (GAUGE, ("band",), "Requests of the owned shards that have not ended: log end less "
+                                     "position less what is done above it. Scale by the sum of this one."),
+    "streamtask_log_ends_age_seconds": (GAUGE, (), "How long ago the log ends were learned that this rests on."),
+    # what runs
+    "streamtask_in_flight_tasks": (GAUGE, (), "Handlers at work."),
+    "streamtask_overdue_tasks": (GAUGE, (), "Handlers that go on 5 s after they were told to stop; each holds its slot."),
+    "streamtask_abandoned_tasks": (GAUGE, (), "Coroutines that swallowed their cancel, were given up, and still run."),
+    "streamtask_abandoned_total": (COUNTER, (), "Coroutines that were given up."),
+    "streamtask_loop_blocked_seconds": (GAUGE, (), "For how long the handlers' event loop has not answered; 0 below 5."),
+    "streamtask_slots": (GAUGE, ("kind",), "Executions that may run at once, by kind of handler."),
+    "streamtask_slots_used": (GAUGE, ("kind",), "Slots that are held."),
+    # transactions and shards
+    "streamtask_commits_total": (COUNTER, (), "Transactions that committed."),
+    "streamtask_commit_events_total": (COUNTER, (), "Status events in them."),
+    "streamtask_commit_seconds": (HISTOGRAM, (), "From a transaction's first record to the answer to its end."),
+    "streamtask_shards": (GAUGE, ("state",), "Shards assigned to this worker: unclaimed, claimed, open, closing, "
+                          "refused."),
+    "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),
+    # the worker
+    "streamtask_notes_total": (COUNTER, ("event", "level"), "Events told to the operator, by name (the log has them)."),
+    "streamtask_owner_beat_age_seconds": (GAUGE, (), "Since the last sign of life of the owner thread."),
+    "streamtask_snapshot_age_seconds": (GAUGE, (), "How old what is shown here is; normally below 1.1."),
+    "streamtask_stalled_seconds": (GAUGE, (), "For how long work has waited and nothing started, ended or reported."),
+    "streamtask_healthy": (GAUGE, (), "1 when /health answers 200."),
+    "streamtask_ready": (GAUGE, (), "1 when /ready answers 200."),
+}  # fmt: skip
+
+
+def _histogram(name: str, bounds: Sequence[float], samples: Iterable[tuple[Sequence[str], Durations]]) -> Metric:
+    _, labels, meaning = METRICS[name]
+    made = HistogramMetricFamily(name, meaning, labels=labels)
+    for values, held in samples:
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, bounds), "+Inf"), held.counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        made.add_metric(values, buckets, held.seconds)
+    return made
+
+
+class WorkerCollector(Collector):
+    """The table above, of the last snapshot. beat_age_s: since the owner's last sign of life; ends: LogEnds' answer."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        beat_age_s: Callable[[], float],
+        ends: Callable[[], tuple[Mapping[Cell, int], float | None]],
+    ) -> None:
+        self._observer, self._beat_age_s, self._ends = observer, beat_age_s, ends
+
+    def collect(self) -> Iterator[Metric]:
+        seen, beat_age_s = self._observer.snapshot, self._beat_age_s()
+        for name, samples in self._samples(seen, beat_age_s).items():
+            yield family(METRICS, name, samples)
+        durations = [((name,), of.durations) for name, of in seen.types.items()]
+        yield _histogram("streamtask_task_duration_seconds", DURATIONS_S, durations)
+        if seen.commit_times.counts:
+            yield _histogram("streamtask_commit_seconds", COMMITS_S, [((), seen.commit_times)])
+        else:
+            yield _histogram("streamtask_commit_seconds", COMMITS_S, [])
+
+    def _samples(self, seen: Snapshot, beat_age_s: float) -> dict[str, Samples]:
+        bands, types = self._observer.bands, seen.types.items()
+        ends, ends_age_s = self._ends()
+        known = ends_age_s is not None
+        notes = ((name, logging.getLevelName(telemetry.EVENTS[name][0]).lower(), n) for name, n in seen.notes.items())
+        states = {**seen.shards, "refused": len(seen.refused)}
+        return {
+            "streamtask_tasks_created_total": [((), seen.created)],
+            "streamtask_tasks_ended_total": [((n, outcome), c) for n, of in types for outcome, c in of.ended.items()],
+            "streamtask_attempts_total": [((name,), of.attempts) for name, of in types],
+            "streamtask_retries_total": [((name,), of.retries) for name, of in types],
+            "streamtask_dead_letters_total": [((reason,), count) for reason, count in seen.dead.items()],
+            "streamtask_deaths_total": [((), seen.deaths)],
+            "streamtask_late_results_total": [((), seen.late_results)],
+            "streamtask_backlog_tasks": [((n,), of.tasks) for n, of in zip(bands, seen.bands, strict=False)],
+            "streamtask_backlog_oldest_seconds": [
+                ((name,), of.oldest_s) for name, of in zip(bands, seen.bands, strict=False)
+            ],
+            "streamtask_log_backlog_tasks": [
+                ((name,), log_backlog(seen, ends, band)) for band, name in enumerate(bands) if known
+            ],
+            "streamtask_log_ends_age_seconds": [((), ends_age_s)] if ends_age_s is not None else [],
+            "streamtask_in_flight_tasks": [((), seen.running)],
+            "streamtask_overdue_tasks": [((), seen.stragglers.overdue)],
+            "streamtask_abandoned_tasks": [((), seen.stragglers.abandoned)],
+            "streamtask_abandoned_total": [((), seen.stragglers.abandoned_total)],
+            "streamtask_loop_blocked_seconds": [((), seen.stragglers.blocked_s)],
+            "streamtask_slots": [((kind,), total) for kind, (_, total) in seen.slots.items()],
+            "streamtask_slots_used": [((kind,), used) for kind, (used, _) in seen.slots.items()],
+            "streamtask_commits_total": [((), seen.commits)],
+            "streamtask_commit_events_total": [((), seen.events)],
+            "streamtask_shards": [((state,), count) for state, count in states.items() if state != "gone"],
+            "streamtask_rebalances_total": [((kind,), seen.notes.get(n, 0)) for kind, n in REBALANCES.items()],
+            "streamtask_notes_total": [((name, level), count) for name, level, count in notes],
+            "streamtask_owner_beat_age_seconds": [((), beat_age_s)],
+            "streamtask_snapshot_age_seconds": [((), max(0.0, time.monotonic() - seen.at_s))],
+            "streamtask_stalled_seconds": [((), seen.stalled_s)],
+            "streamtask_healthy": [((), self._observer.health(beat_age_s)[0])],
+            "streamtask_ready": [((), self._observer.ready()[0])],
+        }
+
+
+class Endpoint:
+    """The HTTP side of one worker, in threads of its own.
+
+    host, port  where to listen; port 0: any free one (see `url`)
+
+    Raises ConfigError when it cannot listen there.
+    """
+
+    def __init__(self, observer: Observer, collector: WorkerCollector, *, host: str, port: int) -> None:
+        everything = Together(collector, ProcessCollector(registry=None))
+        beat_age_s = collector._beat_age_s
+        routes: dict[str, Callable[[str], _Answer]] = {
+            "/metrics": lambda accept: (200, *render(everything, accept)),
+            "/health": lambda _accept: _document(observer.health(beat_age_s())),
+            "/ready": lambda _accept: _document(observer.ready()),
+        }
+        try:
+            self._server = _Server((host, port), _handler(routes))
+        except (OSError, OverflowError) as error:  # OverflowError: a port plus its slot beyond 65,535
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(
+                f"metrics_host={host!r}, metrics_port={port}: cannot listen there ({why}). "
+                "Choose another port (each process takes one: the port plus its slot), or leave it out."
+            ) from None
+        address, found = self._server.server_address[:2]
+        self.url = f"http://[{address!s}]:{found}" if ":" in str(address) else f"http://{address!s}:{found}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="streamtask-metrics", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more requests. Those under way are not waited for."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+def open_endpoint(
+    observer: Observer,
+    kafka: KafkaSettings,
+    names: TopicNames,
+    beat_age_s: Callable[[], float],
+    *,
+    host: str,
+    port: int,
+) -> tuple[str, Callable[[], None]]:
+    """A worker's endpoint and the follower of its log ends, running. Returns (url, close). Raises ConfigError."""
+    ends = LogEnds(kafka, names, lambda: observer.snapshot.cells)
+    endpoint = Endpoint(
+        observer, WorkerCollector(observer, beat_age_s, lambda: (ends.ends, ends.age_s)), host=host, port=port
+    )
+    ends.start()
+    endpoint.start()
+
+    def close() -> None:
+        ends.close()
+        endpoint.close()
+
+    return endpoint.url, close
+
+
+_Answer = tuple[int, str, bytes]  # status, content type, body
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of the host's name: a resolver that is away would hold the start back."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away or said nothing is its own affair; the rest is ours."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def _handler(routes: Mapping[str, Callable[[str], _Answer]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = CLIENT_S
+        server_version, sys_version = "streamtask", ""
+
+        def do_GET(self) -> None:
+            route = routes.get(self.path.partition("?")[0])
+            if route is None:
+                text = f"Here are {', '.join(routes)}.\n"
+                self._send(404, "text/plain; charset=utf-8", text.encode())
+            else:
+                self._send(*route(self.headers.get("Accept", "")))
+
+        do_HEAD = do_GET
+
+        def _send(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """A probe every few seconds is no event."""
+
+    return Handler
+
+
+def _document(verdict: tuple[bool, dict[str, Any]]) -> _Answer:
+    good, facts = verdict
+    return 200 if good else 503, "application/json", json.dumps(facts).encode() + b"\n"

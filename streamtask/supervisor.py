@@ -1,0 +1,308 @@
+"""The parent of the worker processes: starts N of them, restarts the dead ones, passes signals on, and never lets one
+outlive it.
+
+Always true: a child dies with its supervisor, however that dies (`die_with_parent`: the kernel's own signal on Linux,
+a pipe that closes everywhere), because an orphan that works on is a second execution of its tasks. The first SIGTERM,
+SIGINT or SIGHUP drains (SIGTERM to every child), the second aborts (SIGTERM again), the third kills. A child that exits
+with 2 (its settings cannot work) is not restarted: the others are drained and the supervisor exits with 2.
+
+A child keeps its member id of the consumer group, and its signs of life, in a note (note.py): unlike a pipe it never
+fills up, is never behind, and can be read when the child is dead whoever inherited its descriptors. A child that lives
+and gives no sign of it is killed, and so replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from streamtask.note import NOTE_FD, NoteFile
+
+PARENT_FD = "STREAMTASK_PARENT_FD"  # environment of a child: the pipe that closes when its parent dies
+EXIT_CONFIG = 2
+KILL_AFTER_S = 5.0  # from the abort to SIGKILL
+SILENT_S = 30.0  # a worker's own watchdog needs 20; max.poll.interval.ms is 60
+LOOK_S = 1.0  # a signal that comes while we are frozen may go to another thread, which wakes nobody
+_PR_SET_PDEATHSIG = 1
+_STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+
+class Child(NamedTuple):
+    """One place among the N. pid None: it waits for its restart; `deaths` in a row without a stable time between."""
+
+    slot: int
+    pid: int | None
+    deaths: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Place:
+    slot: int
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    deaths: int = 0
+    start_at_s: float | None = 0.0  # when to start it; None: it runs, or must not start again
+    note: NoteFile | None = None  # of the process that runs
+    beats: int = 0  # that it had given at the last look
+    silent: int = 0  # looks in a row that found no new one
+
+
+class Supervisor:
+    """N processes of one command.
+
+    command        slot (0..N-1) → argv; the child calls die_with_parent() first thing
+    grace_s        a drain's time; a child that goes on past it is aborted, then killed
+    backoff_s      wait before the first restart, doubled for each death up to backoff_max_s
+    stable_s       a child that ran this long starts again from backoff_s
+    silent_s       a child that has given a sign of life (note.py) and then none for this long is killed
+    on_event       told what happens: child_started, child_ended, child_restarts, child_silent, draining, aborting,
+                   killing
+    on_death       told the member id that a child left behind when it ended without leaving the group; must not wait
+    """
+
+    def __init__(
+        self,
+        command: Callable[[int], Sequence[str]],
+        processes: int,
+        *,
+        grace_s: float = 30.0,
+        backoff_s: float = 0.5,
+        backoff_max_s: float = 30.0,
+        stable_s: float = 60.0,
+        kill_after_s: float = KILL_AFTER_S,
+        silent_s: float = SILENT_S,
+        environment: Mapping[str, str] | None = None,
+        on_event: OnEvent | None = None,
+        on_death: Callable[[str], None] | None = None,
+    ) -> None:
+        assert processes >= 1, f"{processes} processes"
+        self._command = command
+        self._places = [_Place(slot) for slot in range(processes)]
+        self._grace_s = grace_s
+        self._backoff_s = backoff_s
+        self._backoff_max_s = backoff_max_s
+        self._stable_s = stable_s
+        self._kill_after_s = kill_after_s
+        self._silent_s = silent_s
+        self._look_at_s = 0.0
+        self._environment = dict(os.environ if environment is None else environment)
+        self._on_event = on_event or (lambda _name, _fields: None)
+        self._on_death = on_death or (lambda _member: None)
+        # What happened: a place whose child has ended, or None for a stop signal. SimpleQueue: its put may be called
+        # from a signal handler.
+        self._happened: queue.SimpleQueue[_Place | None] = queue.SimpleQueue()  # bounded by children and Ctrl-Cs
+        self._stops = 0  # 0 running, 1 draining, 2 aborting, 3 killing
+        self._escalate_at_s: float | None = None
+        self._code = 0
+
+    def run(self) -> int:
+        """Start them and stay until all have ended for good. Returns the exit code: 0 after a clean drain, 2 when a
+        child's settings cannot work, 1 when a child had to be killed or failed while stopping.
+
+        Stop signals are taken over when this is the main thread; otherwise only stop() is heard. The calling thread
+        must live as long as the children: Linux counts its end as the parent's.
+        """
+        before = self._take_signals()
+        read_fd, write_fd = os.pipe()  # the write end stays here, unwritten; it closes when this process dies
+        try:
+            while True:
+                self._start_due(read_fd)
+                if self._stops and all(place.process is None for place in self._places):
+                    return self._code
+                self._next_event()
+                self._look()
+        finally:
+            for place in self._places:
+                if place.process is not None:  # an error in here: nobody is left behind
+                    place.process.kill()
+                self._drop_note(place)
+            os.close(write_fd)
+            os.close(read_fd)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """What a stop signal does: first drain, then abort, then kill. From any thread and from signal handlers."""
+        self._happened.put(None)
+
+    def children(self) -> list[Child]:
+        """The N places as they are now, from any thread."""
+        now = time.monotonic()
+        return [
+            Child(place.slot, process.pid if process else None, place.deaths, now - place.started_s if process else 0.0)
+            for place in self._places
+            for process in (place.process,)
+        ]
+
+    # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        numbers = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
+        return {number: signal.signal(number, lambda _number, _frame: self.stop()) for number in numbers}
+
+    def _start_due(self, read_fd: int) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if not self._stops and place.start_at_s is not None and place.start_at_s <= now:
+                self._start(place, read_fd)
+
+    def _start(self, place: _Place, read_fd: int) -> None:
+        argv = list(self._command(place.slot))
+        place.start_at_s = None
+        place.started_s = time.monotonic()
+        place.beats, place.silent = 0, 0
+        note = place.note = NoteFile()
+        try:
+            process = subprocess.Popen(
+                argv,
+                env={**self._environment, PARENT_FD: str(read_fd), NOTE_FD: str(note.fd)},
+                pass_fds=(read_fd, note.fd),
+                # A group of its own: Ctrl-C in the terminal reaches the supervisor alone. A child that got it too
+                # would take the SIGTERM that follows for the second one, and abort.
+                process_group=0,
+            )
+        except (FileNotFoundError, PermissionError):
+            raise  # no such program: waiting does not help
+        except OSError as error:  # no memory or no process table entry just now: the running ones go on
+            self._drop_note(place)
+            self._on_event("child_not_started", {"slot": place.slot, "error": str(error)})
+            self._restart_later(place, 0.0)
+            return
+        place.process = process
+        threading.Thread(target=self._await_end, args=(place, process), name=f"child-{place.slot}", daemon=True).start()
+        self._on_event("child_started", {"slot": place.slot, "pid": process.pid, "deaths": place.deaths})
+
+    def _await_end(self, place: _Place, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        self._happened.put(place)
+
+    def _next_event(self) -> None:
+        now = time.monotonic()
+        due = [place.start_at_s for place in self._places if place.start_at_s is not None and not self._stops]
+        if self._escalate_at_s is not None:
+            due.append(self._escalate_at_s)
+        try:
+            happened = self._happened.get(timeout=max(0.0, min([now + LOOK_S, *due]) - now))
+        except queue.Empty:
+            if self._escalate_at_s is not None and time.monotonic() >= self._escalate_at_s:
+                self._escalate("time")
+            return
+        if happened is None:
+            self._escalate("signal")
+        else:
+            self._ended(happened)
+
+    def _look(self) -> None:
+        """Kill who gives no sign of life any more, though its process lives: code that keeps the interpreter to itself
+        stops every thread of it, its own watchdog too, while its membership goes on. Looks are counted, not seconds: a
+        machine that stood still has not looked."""
+        now = time.monotonic()
+        if now < self._look_at_s:
+            return
+        self._look_at_s = now + LOOK_S
+        for place in self._places:
+            if place.process is None or place.note is None:
+                continue
+            beats = place.note.beats()
+            place.silent = place.silent + 1 if beats and beats == place.beats else 0  # none yet: it still starts
+            place.beats = beats
+            if place.silent * LOOK_S >= self._silent_s:
+                fields = {"slot": place.slot, "pid": place.process.pid, "seconds": place.silent * LOOK_S}
+                self._on_event("child_silent", fields)
+                place.silent = 0
+                place.process.kill()
+
+    def _ended(self, place: _Place) -> None:
+        process = place.process
+        assert process is not None, f"slot {place.slot} ended twice"
+        code = process.returncode
+        seconds = time.monotonic() - place.started_s
+        place.process = None
+        member = self._drop_note(place)
+        if member:
+            self._on_death(member)
+        fields = {"slot": place.slot, "pid": process.pid, "code": code, "seconds": round(seconds, 3)}
+        self._on_event("child_ended", fields)
+        if code == EXIT_CONFIG:
+            self._code = EXIT_CONFIG
+            if not self._stops:
+                self._escalate("config")
+        elif self._stops:
+            # Ended by the signal itself: it was still starting, had no handler for it yet, and held nothing.
+            if code not in (0, -signal.SIGTERM) and self._code == 0:
+                self._code = 1
+        else:
+            self._restart_later(place, seconds)
+
+    @staticmethod
+    def _drop_note(place: _Place) -> str:
+        """The member id that it held last; "" when it had left, or had not joined."""
+        note, place.note = place.note, None
+        if note is None:
+            return ""
+        try:
+            return note.member()
+        finally:
+            note.close()
+
+    def _restart_later(self, place: _Place, seconds: float) -> None:
+        place.deaths = 1 if seconds >= self._stable_s else place.deaths + 1
+        wait_s = min(self._backoff_max_s, self._backoff_s * 2.0 ** min(place.deaths - 1, 60))
+        place.start_at_s = time.monotonic() + wait_s
+        self._on_event("child_restarts", {"slot": place.slot, "wait_s": wait_s, "deaths": place.deaths})
+
+    def _escalate(self, why: str) -> None:
+        """One step further: drain, abort, kill."""
+        self._stops = min(self._stops + 1, 3)
+        number = signal.SIGKILL if self._stops == 3 else signal.SIGTERM
+        wait_s = {1: self._grace_s, 2: self._kill_after_s}.get(self._stops)
+        self._escalate_at_s = None if wait_s is None else time.monotonic() + wait_s
+        alive = [place.process for place in self._places if place.process is not None]
+        self._on_event(("draining", "aborting", "killing")[self._stops - 1], {"why": why, "children": len(alive)})
+        for process in alive:
+            process.send_signal(number)  # Popen looks first whether it has been reaped: no stranger's pid is hit
+
+
+def die_with_parent(fd: int | None = None) -> bool:
+    """In a child, first thing: end this process with SIGKILL the moment the supervisor is gone.
+
+    fd  the read end of the supervisor's pipe; default: from the environment (STREAMTASK_PARENT_FD)
+
+    False when there is no supervisor (the process was started by hand).
+    """
+    if fd is None:
+        text = os.environ.pop(PARENT_FD, "")  # popped: processes started from here are not the supervisor's children
+        if not text.isdigit():
+            return False
+        fd = int(text)
+    os.set_inheritable(fd, False)
+    if sys.platform == "linux":
+        # Sent by the kernel, so it works even while no Python thread can run. Lost if the parent died before this
+        # line: the pipe tells then.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_watch, args=(fd,), name="parent-watch", daemon=True).start()
+    return True
+
+
+def _watch(fd: int) -> None:
+    while True:
+        try:
+            if os.read(fd, 1) == b"":
+                break
+        except OSError:
+            break  # closed under us: nobody may work without this watch
+    os.kill(os.getpid(), signal.SIGKILL)

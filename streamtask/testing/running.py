@@ -1,0 +1,189 @@
+"""An App with a worker in this process, under a prefix of its own: what is patched, measured or debugged here is what runs.
+
+Always true: the App's settings are what they were when the block has ended, its clients are closed, its topics gone; a
+worker that failed fails the block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streamtask.app import App
+from streamtask.children.pipe import OVERRIDES_VARIABLE
+from streamtask.children.pool import Pool
+from streamtask.codec import decode_status
+from streamtask.errors import ConfigError
+from streamtask.kafka.admin import delete_topics, ensure_topics
+from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Tail
+from streamtask.model import HandlerKind, TaskResponse
+from streamtask.worker import Worker
+
+if TYPE_CHECKING:
+    from streamtask.audit import Report
+    from streamtask.client import Client
+    from streamtask.config import Settings
+
+PARTITIONS = 2
+READY_S, STOP_SPARE_S = 60.0, 15.0  # what an idle machine does in 1 s; the rest is for a loaded one
+ANSWER_S = 15.0  # of a broker that was there before
+# Shorter than in production, where nobody waits for them: a type that no handler knows, work at the end.
+DEFAULTS: dict[str, Any] = {"unknown_type_grace_s": 2.0, "drain_grace_s": 2.0}
+
+
+class Running:
+    """An App whose worker runs here. Its tasks' own submit() and submit_sync() work, too.
+
+    app, settings    the App, and the settings that hold while it runs
+    bootstrap        of the broker
+    prefix           of its topics
+    """
+
+    def __init__(self, app: App, settings: Settings, kafka: KafkaSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.bootstrap = settings.bootstrap()
+        self.prefix = settings.prefix
+        self._kafka = kafka
+
+    def __repr__(self) -> str:
+        return f"Running({self.app.name!r}, prefix={self.prefix!r}, bootstrap={self.bootstrap!r})"
+
+    @property
+    def client(self) -> Client:
+        """The app's client for plain code; in `async def` use `app.async_client()`."""
+        return self.app.client()
+
+    def history(self, task_id: str) -> list[TaskResponse]:
+        """The status events of a task so far, oldest first."""
+        from streamtask.registry import Formats
+
+        topic = self.settings.topics.status
+        ends = topic_ends(self._kafka, [topic])
+        found: list[TaskResponse] = []
+        with closing(Formats(self.settings)) as formats, Tail(self._kafka, [topic]) as tail:
+            while not tail.caught_up(ends):
+                for record in tail.poll(2_000, 0.2):
+                    if record.key == task_id.encode() and record.value is not None:
+                        found.append(decode_status(record.value, formats.insisting))
+        return found
+
+    def audit(self) -> Report:
+        """Read everything back and judge it: `assert running.audit().clean`."""
+        from streamtask.audit import run_audit
+
+        return run_audit(self._kafka, self.settings.topics)
+
+
+class RunApp(Protocol):
+    """What the fixture `streamtask_app` is."""
+
+    def __call__(self, app: App, **settings: Any) -> Running:
+        """Run a worker of `app` until the test has ended. settings: any field of config.Settings."""
+
+
+@contextmanager
+def running(
+    app: App, bootstrap: str, *, partitions: int = PARTITIONS, local: bool = True, **settings: Any
+) -> Iterator[Running]:
+    """Run a worker of `app` in this process while the block runs.
+
+    bootstrap   of a real Kafka, which gets topics under a random prefix
+    partitions  of them; as many shards
+    local       the broker speaks plain text, whatever security the app's settings name for another one
+    settings    any field of config.Settings
+
+    Raises ConfigError, Unreachable, LifespanError; what ended the worker meanwhile, at the end.
+    """
+    if not isinstance(app, App):
+        raise ConfigError(f"{app!r} is no App: pass the App object, e.g. streamtask_app(app).")
+    overrides: dict[str, Any] = {**DEFAULTS, "prefix": f"test.{secrets.token_hex(5)}", "url": "", **settings}
+    overrides["bootstrap_servers"] = bootstrap
+    if app.settings.metrics_port is not None:
+        overrides.setdefault("metrics_port", 0)  # any: tests may run side by side
+    if local and "kafka" not in settings and app.settings.kafka.get("security.protocol"):
+        overrides["kafka"] = {**app.settings.kafka, "security.protocol": "PLAINTEXT"}
+    with app.configured(**overrides) as found:
+        kafka = KafkaSettings(found.bootstrap(), client_id="streamtask-test", extra=found.kafka)
+        ensure_topics(kafka, found.topics, partitions=partitions, timeout_s=READY_S if local else ANSWER_S)
+        try:
+            with _worker(app, found, overrides):
+                yield Running(app, found, kafka)
+        finally:
+            app.close()
+            delete_topics(kafka, found.topics)
+
+
+@contextmanager
+def _worker(app: App, settings: Settings, overrides: dict[str, Any]) -> Iterator[None]:
+    """A worker in a thread of its own, drained at the end."""
+    worker = Worker(
+        app.name, app.registry, settings, lifespan=app.lifespan, children=_children(app, settings, overrides)
+    )
+    changed = threading.Event()  # it is ready, or has ended
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run(signals=False, ready=changed.set)
+        except BaseException as error:  # noqa: BLE001 - told to the test, whatever it is
+            failed.append(error)
+        finally:
+            changed.set()
+
+    thread = threading.Thread(target=run, name=f"streamtask-{settings.prefix}", daemon=True)
+    thread.start()
+    try:
+        if not changed.wait(READY_S):
+            raise ConfigError(f"The worker of {app.name!r} was not ready within {READY_S:g} s.")
+        if failed:
+            raise failed.pop()
+        yield
+    finally:
+        worker.stop()
+        thread.join(settings.drain_grace_s + STOP_SPARE_S)
+        if thread.is_alive():
+            worker.stop()
+            thread.join(STOP_SPARE_S)
+    if failed:
+        raise failed.pop()
+    assert not thread.is_alive(), f"the worker of {app.name!r} does not end"
+
+
+def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool | None:
+    """Where process handlers run. None: there are none, and nobody could load the app by a name."""
+    wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
+    path = path_of(app)
+    if path is None:
+        if wanted:
+            raise ConfigError(
+                f"app {app.name!r} has process handlers: it must be a name in a module that can be imported."
+            )
+        return None
+    return Pool(
+        path,
+        settings.children_max if wanted else 0,
+        grace_s=settings.kill_grace_s,
+        environment={
+            OVERRIDES_VARIABLE: json.dumps(overrides, default=str),
+            "PYTHONPATH": os.pathsep.join(one for one in sys.path if one),  # pytest has added to it
+        },
+    )
+
+
+def path_of(app: App) -> str | None:
+    """`module:name` of an App that some handler's module holds under a name of its own."""
+    modules = dict.fromkeys(handler.function.__module__ for handler in app.registry.values())
+    for module in modules:
+        for name, value in vars(sys.modules.get(module, object)).items():
+            if value is app and module != "__main__":
+                return f"{module}:{name}"
+    return None

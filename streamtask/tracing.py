@@ -1,0 +1,287 @@
+"""OpenTelemetry spans: one for each request that is sent, one for each attempt that runs. Nothing else knows the library.
+
+    Sending    PRODUCER, `send <task_type>`: its context goes into the headers of the request record
+    Attempt    CONSUMER, `process <task_type>`: a child of the request's context, current while the handler runs
+
+A provider is the user's to set (in the module of the app, or by `opentelemetry-instrument`). Without one nothing is made
+and nothing imported: whoever sets one has imported `opentelemetry.trace` before, so a look into sys.modules tells (0.1 µs).
+
+Status events carry the context of the request and not that of an attempt: docs/decisions/0011. A span is never worth a
+task: whatever a provider raises is logged once, and the task goes on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from streamtask.config import TopicNames
+from streamtask.identity import TRACE_HEADERS
+from streamtask.model import Ending, Outcome
+from streamtask.ports import Start, StopReason
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Headers = Sequence[tuple[str, bytes]]
+
+_MODULE = "opentelemetry.trace"
+
+log = logging.getLogger("streamtask.tracing")
+
+if "OTEL_PYTHON_TRACER_PROVIDER" in os.environ:  # the API itself loads that provider, once somebody asks for it
+    with contextlib.suppress(ImportError):
+        import opentelemetry.trace  # noqa: F401
+
+
+def _harmless(function: Callable[P, R]) -> Callable[P, R | None]:
+    """None in place of whatever it raises."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 providers, samplers and processors are other people's code
+            _complain(function.__qualname__, f"{type(error).__name__}: {error}")
+            return None
+
+    return guarded
+
+
+@functools.cache
+def _complain(what: str, error: str) -> None:
+    """Once for each error."""
+    log.warning("%s failed, tasks go on without spans: %s", what, error)
+
+
+def active() -> bool:
+    """True when somebody has set a provider."""
+    return _MODULE in sys.modules and tracer() is not None
+
+
+@_harmless
+def tracer() -> Tracer | None:
+    """None when there is no provider."""
+    module = sys.modules.get(_MODULE)
+    if module is None:
+        return None
+    provider = module.get_tracer_provider()
+    if isinstance(provider, module.ProxyTracerProvider | module.NoOpTracerProvider):
+        return None
+    made: Tracer = _tracer_of(provider)
+    return made
+
+
+@functools.lru_cache(maxsize=4)
+def _tracer_of(provider: Any) -> Any:
+    return provider.get_tracer("streamtask")
+
+
+def current_trace_id() -> str | None:
+    """Of the span that is current here, as 32 hex digits."""
+    module = sys.modules.get(_MODULE)
+    if module is None:
+        return None
+    held = module.get_current_span().get_span_context()
+    return f"{held.trace_id:032x}" if held.is_valid else None
+
+
+def _context_in(headers: Iterable[tuple[str, bytes]], within: Context | None = None) -> Context:
+    """`within` (None: an empty one) with the span that W3C headers name, if they do; of equal ones the last counts."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier = {name: held.decode("latin-1") for name, held in headers if name in TRACE_HEADERS}
+    return TraceContextTextMapPropagator().extract(carrier, Context() if within is None else within)
+
+
+def _headers_of(context: Context) -> list[tuple[str, bytes]]:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier, context)
+    return [(name, held.encode("latin-1")) for name, held in carrier.items()]
+
+
+def _fail(span: Span, code: str, error: str | None) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_attribute("error.type", code)
+    span.set_status(Status(StatusCode.ERROR, error))
+
+
+# --- Who asks ---------------------------------------------------------------------------------------------------------
+
+
+class Sending:
+    """A request on its way. headers: those of its record, with the context of this span."""
+
+    __slots__ = ("_span", "headers")
+
+    def __init__(self, span: Span, headers: list[tuple[str, bytes]]) -> None:
+        self._span = span
+        self.headers = headers
+
+    @_harmless
+    def end(self, partition: int = -1, offset: int = -1, error: str | None = None) -> None:
+        """partition, offset: where it lies; error: why it was not acknowledged."""
+        if error is not None:
+            _fail(self._span, "not_acknowledged", error)
+        elif offset >= 0:
+            self._span.set_attribute("messaging.destination.partition.id", str(partition))
+            self._span.set_attribute("messaging.kafka.offset", offset)
+        self._span.end()
+
+
+@_harmless
+def sending(task_type: str, task_id: str, topic: str, headers: Headers | None, *, door: bool = False) -> Sending | None:
+    """The span of a request that is about to be sent; None when there is no provider.
+
+    headers  of the record. A trace context among them is the caller's own and stays, without a span of ours
+    door     the headers are those of somebody who asked over HTTP: the span is a child of theirs, unless one is current
+    """
+    made = tracer()
+    if made is None:
+        return None
+    from opentelemetry import context as contexts
+    from opentelemetry.trace import SpanKind, get_current_span, set_span_in_context
+
+    given = list(headers or ())
+    here = contexts.get_current()
+    if any(name == "traceparent" for name, _ in given):
+        if not door:
+            return None
+        if not get_current_span(here).get_span_context().is_valid:
+            here = _context_in(given, here)
+    span = made.start_span(
+        f"send {task_type}",
+        here,
+        SpanKind.PRODUCER,
+        {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": topic,
+            "messaging.message.id": task_id,
+            "streamtask.task_type": task_type,
+        },
+    )
+    own = [item for item in given if item[0] not in TRACE_HEADERS]
+    return Sending(span, [*own, *_headers_of(set_span_in_context(span, here))])
+
+
+# --- Who works --------------------------------------------------------------------------------------------------------
+
+
+class Attempt:
+    """One execution of a handler. context: what it runs in, with this span as the current one."""
+
+    __slots__ = ("_held", "_span", "context")
+
+    def __init__(self, span: Span, within: Context) -> None:
+        from opentelemetry import context as contexts
+        from opentelemetry.trace import set_span_in_context
+
+        self._span = span
+        self._held = set_span_in_context(span, within)
+        self.context = contextvars.Context()
+        self.context.run(contexts.attach, self._held)
+
+    @property
+    def carried(self) -> Headers:
+        """Its context as it goes over the pipe, to a child (`attach`)."""
+        return _headers_of(self._held)
+
+    @_harmless
+    def end(self, outcome: Outcome, stopped: StopReason | None) -> None:
+        """stopped: why it was told to end, if it was."""
+        span, ending = self._span, outcome.ending
+        if ending is Ending.STOPPED and stopped is not StopReason.TIMEOUT:
+            span.set_attribute("streamtask.stopped", "cancel" if stopped is None else stopped.value)
+        elif ending is not Ending.RETURNED:
+            _fail(span, outcome.code, outcome.error)
+            if outcome.exception is not None:
+                told = {"exception.type": outcome.exception, "exception.message": outcome.error}
+                if outcome.traceback is not None:
+                    told["exception.stacktrace"] = outcome.traceback
+                span.add_event("exception", told)
+        span.end()
+
+
+class Attempts:
+    """Makes the spans of one worker's attempts."""
+
+    def __init__(self, names: TopicNames) -> None:
+        self._topics = names.requests
+        self._group = names.group
+
+    def beginner(self) -> Callable[[Start], Attempt | None] | None:
+        """`begin`, or None when there is no provider: asked once a batch."""
+        return self.begin if active() else None
+
+    @_harmless
+    def begin(self, start: Start) -> Attempt | None:
+        """The span of this attempt: a child of the context in its request's headers, else the root of a trace."""
+        made = tracer()
+        record = start.record
+        if made is None or record.request is None:
+            return None
+        from opentelemetry.trace import SpanKind
+
+        within = _context_in(record.headers)
+        task_type = record.request.task_type
+        span = made.start_span(
+            f"process {task_type}",
+            within,
+            SpanKind.CONSUMER,
+            {
+                "messaging.system": "kafka",
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": self._topics[record.band],
+                "messaging.destination.partition.id": str(record.partition),
+                "messaging.consumer.group.name": self._group,
+                "messaging.kafka.offset": record.offset,
+                "messaging.message.id": record.task_id,
+                "streamtask.task_type": task_type,
+                "streamtask.attempt": start.attempt,
+                "streamtask.shard": record.partition,
+            },
+        )
+        return Attempt(span, within)
+
+
+@_harmless
+def attach(carried: Headers) -> Any:
+    """In a child: the attempt's span, which lives in the worker, is the current one until `detach`. None: there is no
+    provider here."""
+    if _MODULE not in sys.modules:
+        return None
+    from opentelemetry import context as contexts
+
+    return contexts.attach(_context_in(carried))
+
+
+@_harmless
+def detach(token: Any) -> None:
+    from opentelemetry import context as contexts
+
+    contexts.detach(token)
+
+
+@_harmless
+def flush(timeout_s: float) -> None:
+    """Before an end that runs no exit handlers: what was recorded here goes to its exporter."""
+    if active():
+        provider: Any = sys.modules[_MODULE].get_tracer_provider()
+        if hasattr(provider, "force_flush"):
+            provider.force_flush(int(timeout_s * 1_000))

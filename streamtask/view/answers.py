@@ -1,0 +1,156 @@
+"""What the query service says beside the documents of the topics: answers over HTTP, frames of `/ws`.
+
+Nothing is made of these models: bodies go out as they were stored (http.py) or are put together by hand (socket.py).
+They are what is written about them, in OpenAPI, AsyncAPI and schemas/json; an acceptance test holds every answer and
+every frame of a real run to it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, RootModel
+
+from streamtask.model import TaskResponse, TaskStatus
+
+Count = Annotated[int, Field(ge=0)]
+LastId = Annotated[str, Field(description="Resume behind here; of a filtered stream it names every partition.")]
+Name = Annotated[str, Field(description="The name that the subscriber gave to its subscription.")]
+
+
+class TaskPage(BaseModel):
+    """Tasks, newest first."""
+
+    tasks: list[TaskResponse]
+    next_cursor: str | None = Field(description="The cursor of the next page; null: this is the last one.")
+
+
+class CancelBody(BaseModel):
+    """Why; nothing of it is needed."""
+
+    reason: str | None = Field(None, max_length=1_000)
+
+
+class CancelAsked(BaseModel):
+    """The wish is acknowledged; the task may not have ended yet."""
+
+    task_id: str
+    action: Literal["cancel"]
+    status: TaskStatus | None = Field(description="As far as this replica knows; null: the task is not known yet.")
+
+
+class Health(BaseModel):
+    """State of the view, and how far it has read."""
+
+    state: Literal["restoring", "ready", "failed"]
+    lag_records: Count = Field(description="Records that could be read and were not, at the last look.")
+    read_committed_age_s: float = Field(ge=0, description="For how long an open transaction has held back the end.")
+    looked_s_ago: float | None = Field(ge=0, description="null: not looked yet.")
+    records_to_go: Count | None = Field(None, description="Until it is ready.")
+    failure: str | None = None
+    notes: list[str] | None = None
+
+
+class ReadCounts(BaseModel):
+    """Records read since the start of this process."""
+
+    requests: Count
+    status_events: Count
+    cancels: Count
+    unreadable: Count
+
+
+class Stats(BaseModel):
+    """What this replica knows, and who waits."""
+
+    tasks: dict[TaskStatus, Count]
+    read: ReadCounts
+    waiting: Count = Field(description="Long polls and reads that wait for news.")
+    streams: Count = Field(description="Open live streams.")
+
+
+class FieldProblem(BaseModel):
+    """One wrong field: its path, and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457: every answer of 400 and above. `type` may be compared; `detail` is for people."""
+
+    type: str = Field(examples=["urn:streamtask:problem:invalid-request"])
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str | None = None
+    errors: list[FieldProblem] | None = None
+    task_id: str | None = None
+    health: Health | None = None
+
+
+class Gap(BaseModel):
+    """Events that the topic no longer holds: of one partition, from `wanted` to below `found`."""
+
+    partition: Count
+    wanted: Count
+    found: Count
+
+
+class LiveSubscribed(BaseModel):
+    """The subscription stands."""
+
+    type: Literal["subscribed"]
+    id: Name
+    last_event_id: LastId | None
+
+
+class LiveEvent(BaseModel):
+    """A status event, or where a task stands when its stream begins."""
+
+    type: Literal["event"]
+    id: Name
+    last_event_id: LastId
+    task: TaskResponse
+
+
+class LiveAlive(BaseModel):
+    """Nothing came for a while; all up to here was given."""
+
+    type: Literal["alive"]
+    id: Name
+    last_event_id: LastId | None
+
+
+class LiveGap(BaseModel):
+    """A part of what was asked for is gone."""
+
+    type: Literal["gap"]
+    id: Name
+    last_event_id: LastId
+    gap: Gap
+
+
+class LiveEnd(BaseModel):
+    """The subscription is over. ended: its task has; else subscribe again with the last id."""
+
+    type: Literal["end"]
+    id: Name
+    reason: Literal["ended", "unsubscribed", "unavailable", "slow", "restarted", "overrun", "stopping"]
+
+
+class LiveError(BaseModel):
+    """A frame of the wrong shape, or a subscription that is refused."""
+
+    type: Literal["error"]
+    id: Name | None = None
+    problem: Problem
+
+
+class LivePong(BaseModel):
+    """The answer to a ping."""
+
+    type: Literal["pong"]
+
+
+class LiveFrame(RootModel[LiveSubscribed | LiveEvent | LiveAlive | LiveGap | LiveEnd | LiveError | LivePong]):
+    """What `/ws` says: one JSON object a text frame, told apart by `type`."""

@@ -1,0 +1,51 @@
+"""What the routes ask of a request before they answer: is this a task, is the view fresh enough, is it there at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Path
+
+from streamtask.identity import canonical
+from streamtask.view.problems import Problem, invalid, unavailable
+from streamtask.view.service import Token, ViewService
+
+FRESH_S = 5.0  # how long a request waits for a view as fresh as its token
+
+
+def task_id_in_path(description: str = "UUID, in upper or lower case") -> Any:
+    """A UUID to readers of the OpenAPI document. `canonical_id` refuses others, in our own words."""
+    return Path(description=description, json_schema_extra={"format": "uuid"})
+
+
+def canonical_id(text: str) -> str:
+    """The one spelling of this task_id. Raises Problem."""
+    task_id = canonical(text)
+    if task_id is None:
+        raise invalid(f"{text[:80]!r} is not a UUID", {"task_id": "must be a UUID"})
+    return task_id
+
+
+async def be_fresh(headers: Mapping[str, str], service: ViewService, wait_s: float) -> None:
+    """Wait for what the Consistency-Token of this request names. Raises Problem."""
+    text = headers.get("consistency-token")
+    if text is not None:
+        await be_as_fresh(text, service, wait_s)
+
+
+async def be_as_fresh(text: str, service: ViewService, wait_s: float) -> None:
+    """Wait for what this Consistency-Token names. Raises Problem."""
+    try:
+        token = Token.parse(text, service.names)
+    except ValueError as error:
+        raise invalid(f"Consistency-Token: {error}", {"Consistency-Token": str(error)}) from None
+    if not await service.fresh(token, max(FRESH_S, wait_s)):
+        raise unavailable("not-fresh", "The view is not that fresh yet", f"It has not read up to {text} yet.")
+
+
+def unknown(task_id: str, service: ViewService) -> Problem:
+    """404; 503 while the view has not read everything."""
+    if not service.ready:
+        return unavailable("not-ready", "The view is not ready", f"Task {task_id} is not in what was read so far.")
+    return Problem(404, "unknown-task", "Nobody knows this task", f"Task {task_id} is not known.", task_id=task_id)

@@ -1,0 +1,161 @@
+"""The outermost layer of the HTTP service: who may come in, and the look-up answered without anything in between.
+
+`GET /tasks/{id}` without conditions is what is asked all day: the stored bytes go out at once, past routing and
+FastAPI (three times the rate; docs/decisions/0005). Whatever has a condition (query, If-None-Match, Consistency-Token)
+or is not found goes on to the routes, which answer the plain case with the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streamtask.errors import ConfigError
+from streamtask.identity import canonical
+from streamtask.view.problems import Problem
+from streamtask.view.service import ViewService
+
+# The page and the schema are the same for everybody and hold nothing about this service; a browser sends no key.
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+KEY_PROTOCOL = b"key."
+REFUSED = 1008
+_CONDITIONS = frozenset({b"if-none-match", b"consistency-token"})
+_TASKS = "/tasks/"
+_TASK_PATH_LENGTH = len(_TASKS) + 36
+
+
+class Gate:
+    """ASGI middleware. `api_key` None: everybody may come in (loopback, or --insecure)."""
+
+    def __init__(self, app: ASGIApp, service: ViewService, api_key: str | None) -> None:
+        self._app = app
+        self._service = service
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket" and not self._opens(scope["headers"]):
+                await send({"type": "websocket.close", "code": REFUSED})  # before it was accepted: 403
+            else:
+                await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if self._key is not None and path not in OPEN_PATHS and not self._admits(headers):
+            await _unauthorized().response()(scope, receive, send)
+            return
+        method = scope["method"]
+        if method == "GET":
+            if len(path) == _TASK_PATH_LENGTH and path.startswith(_TASKS) and not scope["query_string"]:
+                if await self._answer(path[len(_TASKS) :], headers, send):
+                    return
+        elif method not in READING and _is_foreign(headers):
+            await _foreign().response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, text: str, headers: list[tuple[bytes, bytes]], send: Send) -> bool:
+        """Send the stored row of this task; False when there is more to consider."""
+        for name, _ in headers:
+            if name in _CONDITIONS:
+                return False
+        task_id = canonical(text)
+        row = None if task_id is None else self._service.get(task_id)
+        if row is None:
+            return False
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", b"%d" % len(row.body)),
+                    (b"etag", b'"%d"' % row.version),
+                    (b"cache-control", b"no-cache"),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": row.body})
+        return True
+
+    def _opens(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether this WebSocket may be opened. Browsers keep a page from reading another site's answers, but not its
+        WebSockets."""
+        return not _is_foreign(headers) and (self._key is None or self._admits(headers))
+
+    def _admits(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """A key in one of the headers; or, since a browser cannot set those of a WebSocket, among its protocols."""
+        assert self._key is not None
+        for name, value in headers:
+            if name == b"x-api-key":
+                given = value
+            elif name == b"authorization" and value[:7].lower() == b"bearer ":
+                given = value[7:].strip()
+            elif name == b"sec-websocket-protocol":
+                given = _key_protocol(value)
+            else:
+                continue
+            if hmac.compare_digest(given, self._key):
+                return True
+        return False
+
+
+def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
+    """Raise ConfigError when anybody on the network could submit and read: not loopback, no key, not --insecure."""
+    if api_key is not None and not api_key.strip():
+        raise ConfigError("api_key is empty: set STREAMTASK_API_KEY to a secret, or leave it out.")
+    if not (_is_loopback(host) or api_key is not None or insecure):
+        raise ConfigError(
+            f"host={host!r} is reachable from other machines and nobody would be asked who they are. "
+            "Set STREAMTASK_API_KEY, or pass --insecure."
+        )
+
+
+def _key_protocol(value: bytes) -> bytes:
+    """The key in `streamtask, key.<base64url>`; b"" when there is none."""
+    for protocol in value.split(b","):
+        if protocol.strip().startswith(KEY_PROTOCOL):
+            text = protocol.strip()[len(KEY_PROTOCOL) :]
+            try:
+                return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            except ValueError:
+                return b""
+    return b""
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_foreign(headers: list[tuple[bytes, bytes]]) -> bool:
+    """A browser was sent here by another site's page: its Origin is not the host that it speaks to.
+
+    Without this any web page could submit tasks to a service on its visitor's loopback address.
+    """
+    named = dict(headers)
+    origin = named.get(b"origin")
+    return origin is not None and urlsplit(origin.decode("latin-1")).netloc != named.get(b"host", b"").decode("latin-1")
+
+
+def _unauthorized() -> Problem:
+    return Problem(
+        401,
+        "unauthorized",
+        "An API key is needed",
+        "Send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _foreign() -> Problem:
+    return Problem(403, "cross-origin", "Pages of other sites may not write here")

@@ -1,0 +1,292 @@
+"""Streams of status events: where one begins, what it missed, and how the past joins the present.
+
+A stream is an async generator of Push, the same for SSE and WebSocket. Its first Push is made once it is certain that
+there will be a stream: whatever is wrong was raised before that, as a Problem. It returns at its end, and raises Cut
+(or a Problem, or an Unreachable) when it ends before.
+
+Invariant: after a Push, its `id` names exactly what this stream has given or passed over; a stream resumed with it, on
+any replica, gives what follows, no more and no less. The id of a task's stream is `<partition>:<offset>` of the status
+event; the id of a filtered stream names every partition so, for there is no order between them.
+
+A listener is registered first, then the positions or the row are read, then the past up to there; what the listener
+holds below that is dropped (feed.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+from streamtask.model import ENDED
+from streamtask.view.asking import unknown
+from streamtask.view.feed import Cut, Heard, Listener
+from streamtask.view.past import PAST_OFFSETS_MAX, Gap, Past, Pasts, Positions
+from streamtask.view.problems import Problem, unavailable
+from streamtask.view.service import Token, ViewService
+from streamtask.view.store import Filter, Row
+
+HEARTBEAT_S = 15.0  # of silence: proxies give up a silent connection after 30 to 60 s
+BEHIND_S = 5.0  # how long a view that is behind the id (another replica gave it) is waited for
+TENANT_S = 1.0  # how long an event whose request was not read yet is held for a stream of one tenant
+NEAR_OFFSETS = 500  # a past this short is read while the listener holds what comes
+
+_ENDED = frozenset(status.value for status in ENDED)
+_ID = re.compile(r"([0-9]{1,9}):(-1|[0-9]{1,18})")
+
+
+class Push(NamedTuple):
+    """What a stream says next. id: resume here (None: nothing to resume from). All else None: it only is alive."""
+
+    id: str | None
+    event: Heard | None = None
+    row: Row | None = None  # where a task stands now: the first thing that its stream says
+    gap: Gap | None = None
+
+    @property
+    def body(self) -> bytes | None:
+        """The TaskResponse as JSON, if there is one to give."""
+        return self.event.body if self.event is not None else self.row.body if self.row is not None else None
+
+
+class Live:
+    """Makes the streams of one view."""
+
+    def __init__(self, service: ViewService) -> None:
+        self.service = service
+        self._pasts = Pasts(service)
+
+    # --- One task -----------------------------------------------------------------------------------------------------
+
+    async def of_task(self, task_id: str, last_id: str | None) -> AsyncGenerator[Push]:
+        """Where the task stands, then each of its events, until the terminal one; after `last_id` what follows it.
+
+        Nothing at all when `last_id` is that of the terminal event. Raises Problem, TooManyWaiters, ClusterError.
+        """
+        with self.service.feed.listen(task_id) as listener:
+            positions = self._positions()  # before the row: what is below them is in it
+            row = self.service.get(task_id)
+            if row is None:
+                raise unknown(task_id, self.service)
+            begin = None if last_id is None else await self._begin_of_task(last_id, row)
+            if begin is not None:
+                row = self.service.get(task_id) or row  # it may have been waited for
+                if row.version and row.version < begin:
+                    raise _bad_id(f"task {task_id} has no event at or behind it: its latest is {_id_of(row, {})}")
+                if row.version == begin and row.status in _ENDED:
+                    return
+            given = _Given(row, begin)
+            missed = begin is not None and row.version > begin
+            if begin is not None and missed and row.version - begin <= PAST_OFFSETS_MAX:
+                async with self._pasts.opened({row.partition: begin}) as past:
+                    yield Push(None)
+                    async for event in self._past_of_task(past, row):
+                        if given.takes(event):
+                            yield Push(f"{event.partition}:{event.offset}", event)
+                            if event.status in _ENDED:
+                                return
+            else:
+                yield Push(None)
+                if begin is None or missed:
+                    given.offset = row.version - 1
+                    yield Push(_id_of(row, positions), row=row)
+                    if row.status in _ENDED:
+                        return
+            async for push in self._present_of_task(listener, given):
+                yield push
+
+    async def _begin_of_task(self, last_id: str, row: Row) -> int:
+        """The first offset behind `last_id`, once the view has read up to there. Raises Problem."""
+        found = _ID.fullmatch(last_id.strip())
+        if found is None:
+            raise _bad_id("it is none: <partition>:<offset> is needed, e.g. 3:1042")
+        partition, begin = int(found[1]), int(found[2]) + 1
+        if partition != row.partition:
+            raise _bad_id(f"it is of partition {partition}; this task's events are in partition {row.partition}")
+        await self._reach({partition: begin})
+        return begin
+
+    async def _past_of_task(self, past: Past, row: Row) -> AsyncGenerator[Heard]:
+        key = row.task_id.encode()
+        async for found in past.read({row.partition: row.version}, lambda record: record.key == key):
+            for event in found:
+                if isinstance(event, Heard):  # a gap holds nothing of it: a topic keeps the latest of every task
+                    yield event
+
+    async def _present_of_task(self, listener: Listener, given: _Given) -> AsyncGenerator[Push]:
+        while True:
+            events = listener.take()
+            if not events:
+                if listener.cut is not None:
+                    raise Cut(listener.cut)
+                if not await listener.wait(HEARTBEAT_S):
+                    yield Push(None)
+            for event in events:
+                if given.takes(event):
+                    yield Push(f"{event.partition}:{event.offset}", event)
+                    if event.status in _ENDED:
+                        return
+
+    # --- Many tasks ---------------------------------------------------------------------------------------------------
+
+    async def matching(self, wanted: Filter, last_id: str | None) -> AsyncGenerator[Push]:
+        """Every event that matches from now on, or from `last_id` on. Raises Problem, TooManyWaiters, ClusterError."""
+        seen = self._positions() if last_id is None else await self._begin_of_all(last_id)
+        async with AsyncExitStack() as stack:
+            past: Past | None = None
+            if last_id is not None and self._behind(seen) > NEAR_OFFSETS:
+                past = await stack.enter_async_context(self._pasts.opened(seen))
+                yield Push(_id_of_all(seen))
+                while self._behind(seen) > NEAR_OFFSETS:
+                    async for push in self._past_of_all(past, wanted, seen):
+                        yield push
+            with self.service.feed.listen(status=wanted.status, task_type=wanted.task_type) as listener:
+                if last_id is None:
+                    seen = self._positions()  # again: the listener holds what comes from here on
+                elif self._behind(seen):
+                    if past is None:
+                        past = await stack.enter_async_context(self._pasts.opened(seen))
+                    async for push in self._past_of_all(past, wanted, seen):
+                        yield push
+                await stack.aclose()
+                yield Push(_id_of_all(seen))
+                async for push in self._present_of_all(listener, wanted, seen):
+                    yield push
+
+    async def _begin_of_all(self, last_id: str) -> Positions:
+        """The first offsets behind `last_id`. Raises Problem."""
+        begin: Positions = {}
+        there = self._positions()
+        for part in last_id.strip().split(","):
+            found = _ID.fullmatch(part)
+            if found is None or int(found[1]) in begin:
+                raise _bad_id("it is none: <partition>:<offset> of every partition is needed, e.g. 0:17,1:-1,2:1042")
+            if int(found[1]) not in there:
+                raise _bad_id(f"the topic has no partition {found[1]}")
+            begin[int(found[1])] = int(found[2]) + 1
+        for partition in sorted(there):
+            if partition not in begin:
+                if partition < max(begin):
+                    raise _bad_id(f"it does not name partition {partition}: is it of one task's stream?")
+                begin[partition] = 0  # added since
+        await self._reach(begin)
+        if self._behind(begin) > PAST_OFFSETS_MAX:
+            raise Problem(
+                410,
+                "resume-too-far",
+                "What came since is too much to be read again",
+                f"The id is more than {PAST_OFFSETS_MAX:,} offsets behind. List the tasks, then open it without an id.",
+            )
+        return begin
+
+    async def _past_of_all(self, past: Past, wanted: Filter, seen: Positions) -> AsyncGenerator[Push]:
+        """Up to where the view is now; `seen` moves along."""
+        goal = self._positions()
+        async for found in past.read(goal, lambda record: True):
+            for event in found:
+                if isinstance(event, Gap):
+                    yield Push(_id_of_all(seen), gap=event)
+                elif event.offset >= seen.get(event.partition, 0):
+                    seen[event.partition] = event.offset + 1
+                    if wanted.status in (None, event.status) and wanted.task_type in (None, event.task_type):
+                        if wanted.tenant is None or await self._is_of(wanted.tenant, event):
+                            yield Push(_id_of_all(seen), event)
+        _advance(seen, goal)
+
+    async def _present_of_all(self, listener: Listener, wanted: Filter, seen: Positions) -> AsyncGenerator[Push]:
+        while True:
+            events = listener.take()
+            if not events:
+                if listener.cut is not None:
+                    raise Cut(listener.cut)
+                if not await listener.wait(HEARTBEAT_S):
+                    _advance(seen, self.service.feed.positions)  # all that was offered is given
+                    yield Push(_id_of_all(seen))
+            for event in events:
+                if event.offset >= seen.get(event.partition, 0):
+                    seen[event.partition] = event.offset + 1
+                    if wanted.tenant is None or await self._is_of(wanted.tenant, event):
+                        yield Push(_id_of_all(seen), event)
+
+    async def _is_of(self, tenant: str, event: Heard) -> bool:
+        """Whether the task is this tenant's. Only its request says so, which may be read after the event."""
+        row = self.service.get(event.task_id)
+        if row is None or row.tenant is None:
+            try:
+                token = Token.parse(event.origin, self.service.names)
+            except ValueError:
+                return False
+            if not await self.service.fresh(token, TENANT_S):
+                return False
+            row = self.service.get(event.task_id)
+        return row is not None and row.tenant == tenant
+
+    # --- Both ---------------------------------------------------------------------------------------------------------
+
+    def _positions(self) -> Positions:
+        """Where the view is in the status topic. Raises Problem while it is not ready."""
+        if not self.service.ready:
+            raise unavailable("not-ready", "The view is not ready", "Streams begin when it has caught up.")
+        return self.service.status_positions()
+
+    def _behind(self, seen: Mapping[int, int]) -> int:
+        """How many offsets the view has read behind `seen`."""
+        return sum(max(0, at - seen.get(partition, 0)) for partition, at in self._positions().items())
+
+    async def _reach(self, begin: Mapping[int, int]) -> None:
+        """Wait until the view has read up to there. Raises Problem when the topic does not go that far."""
+        positions = self._positions()
+        ahead = {partition: at for partition, at in begin.items() if at > positions.get(partition, 0)}
+        if not ahead:
+            return
+        ends = await self._pasts.ends({partition: positions.get(partition, 0) for partition in ahead})
+        for partition, at in ahead.items():
+            if at > ends[partition]:
+                raise _bad_id(f"partition {partition} ends before offset {at - 1}: is it of another topic?")
+            if not await self.service.has_read(partition, at, BEHIND_S):
+                raise unavailable("not-fresh", "The view is not that fresh yet", "Another replica gave this id.")
+
+
+class _Given:
+    """What the stream of one task has given so far: the partition, and the offset of the last event.
+
+    Past and present may both bring an event, and the partition changes when an earlier history of the task is read
+    (core/fold.py, rule 4: the lower one stands).
+    """
+
+    __slots__ = ("offset", "origin", "partition")
+
+    def __init__(self, row: Row, begin: int | None) -> None:
+        self.partition = row.partition
+        self.origin = row.origin if row.version else ""
+        self.offset = -1 if begin is None else begin - 1
+
+    def takes(self, event: Heard) -> bool:
+        """True when the event is news, which it is no more afterwards."""
+        if event.partition == self.partition:
+            if event.offset <= self.offset:
+                return False
+        elif self.origin and event.partition > self.partition:
+            return False
+        self.partition, self.offset, self.origin = event.partition, event.offset, event.origin
+        return True
+
+
+def _id_of(row: Row, positions: Mapping[int, int]) -> str:
+    """The id of what a row says. Of a request alone: the last offset that holds nothing of the task."""
+    return f"{row.partition}:{(row.version or positions.get(row.partition, 0)) - 1}"
+
+
+def _id_of_all(seen: Mapping[int, int]) -> str:
+    return ",".join(f"{partition}:{at - 1}" for partition, at in sorted(seen.items()))
+
+
+def _advance(seen: Positions, positions: Mapping[int, int]) -> None:
+    for partition, at in positions.items():
+        if at > seen.get(partition, 0):
+            seen[partition] = at
+
+
+def _bad_id(why: str) -> Problem:
+    return Problem(400, "last-event-id", "Nothing can be resumed from this Last-Event-ID", f"Last-Event-ID: {why}.")

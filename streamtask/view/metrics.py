@@ -1,0 +1,118 @@
+"""/metrics of the query service: requests by route and answer, and how far the view has read.
+
+    observed(app, service) → the ASGI application to serve: `app` with a count of its answers around it
+
+Counted where an answer begins, so a long poll or a stream counts when it is answered. Routes are counted by their pattern,
+never by their path: task ids are not bounded. One scrape asks the store once for its counts (kept for a second).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fastapi import FastAPI, Request
+from prometheus_client import ProcessCollector
+from prometheus_client.core import Metric
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streamtask.exposition import COUNTER, GAUGE, Given, Samples, Table, Together, family, render
+from streamtask.view.examples import answer
+from streamtask.view.service import ViewService
+
+NO_ROUTE = "(none)"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_TASK = "/tasks/{task_id}"
+
+METRICS: Table = {
+    "streamtask_http_requests_total": (
+        COUNTER,
+        ("method", "route", "status"),
+        "Answers begun, by the pattern of their route.",
+    ),
+    "streamtask_view_tasks": (GAUGE, ("status",), "Rows of the store by status; created: not started yet."),
+    "streamtask_view_records_read_total": (
+        COUNTER,
+        ("kind",),
+        "Records folded since the start: requests, status_events, cancels, unreadable.",
+    ),
+    "streamtask_view_position": (GAUGE, ("topic", "partition"), "Next offset to read; all below is in the store."),
+    "streamtask_view_lag_records": (GAUGE, (), "Records that could be read and were not, at the last look."),
+    "streamtask_view_looked_age_seconds": (GAUGE, (), "How long ago that was; grows while no broker answers."),
+    "streamtask_view_read_committed_age_seconds": (
+        GAUGE,
+        (),
+        "For how long an open transaction has held back what may be read.",
+    ),
+    "streamtask_view_waiting": (GAUGE, (), "Long polls and reads that wait for news."),
+    "streamtask_view_streams": (GAUGE, (), "Open live streams."),
+    "streamtask_view_ready": (GAUGE, (), "1 when /ready answers 200."),
+    "streamtask_view_healthy": (GAUGE, (), "1 when /health answers 200."),
+}
+
+
+class _Counted:
+    """ASGI: counts every answer of the application inside."""
+
+    def __init__(self, app: ASGIApp, counts: Counter[tuple[str, str, str]]) -> None:
+        self._app, self._counts = app, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._counts[_key(scope, message["status"])] += 1
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+def _key(scope: Scope, status: int) -> tuple[str, str, str]:
+    method = scope["method"] if scope["method"] in METHODS else "(other)"
+    route = getattr(scope.get("route"), "path", None)
+    if route is None:  # the gate answered: a stored row, or a refusal
+        route = _TASK if status == 200 else NO_ROUTE
+    return method, route, str(status)
+
+
+def observed(app: FastAPI, service: ViewService) -> ASGIApp:
+    """`app` with the route /metrics, inside the gate (an API key is asked for where there is one), and counted."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    process = ProcessCollector(registry=None)
+
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Numbers for Prometheus",
+        response_class=Response,
+        responses={200: answer(None, "docs/metrics.md has every one", media_type="text/plain")},
+    )
+    async def metrics(request: Request) -> Response:
+        families = _families(counts, service, await service.stats())
+        content_type, body = render(Together(Given(families), process), request.headers.get("accept", ""))
+        return Response(body, 200, {"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    return _Counted(app, counts)
+
+
+def _families(counts: Counter[tuple[str, str, str]], service: ViewService, stats: dict[str, Any]) -> list[Metric]:
+    facts = service.health()
+    looked = facts["looked_s_ago"]
+    samples: dict[str, Samples] = {
+        "streamtask_http_requests_total": list(counts.items()),
+        "streamtask_view_tasks": [((status,), count) for status, count in stats["tasks"].items()],
+        "streamtask_view_records_read_total": [((kind,), count) for kind, count in stats["read"].items()],
+        "streamtask_view_position": [((topic, str(n)), at) for (topic, n), at in service.positions().items()],
+        "streamtask_view_lag_records": [((), facts["lag_records"])],
+        "streamtask_view_looked_age_seconds": [] if looked is None else [((), looked)],
+        "streamtask_view_read_committed_age_seconds": [((), facts["read_committed_age_s"])],
+        "streamtask_view_waiting": [((), stats["waiting"])],
+        "streamtask_view_streams": [((), stats.get("streams", 0))],
+        "streamtask_view_ready": [((), facts["state"] == "ready")],
+        "streamtask_view_healthy": [((), service.failure is None)],
+    }
+    return [family(METRICS, name, samples[name]) for name in METRICS]

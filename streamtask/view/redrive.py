@@ -1,0 +1,99 @@
+"""`POST /tasks/{id}/redrive`: a task that has failed is run again as a new one.
+
+The task_id of the new one is a function of the dead letter (streamtask/redrive), so asking twice names the same task:
+it is sent only when this view does not know it. One redrive at a time goes through a service, and each waits until the
+view has its record; two services asked in the same moment may both send one, and the workers refuse the second as a
+duplicate of the first as long as that is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Protocol
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from streamtask.model import RequestRecord, TaskStatus
+from streamtask.redrive import Redrive, Refusal
+from streamtask.view import examples
+from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
+from streamtask.view.examples import JSON, answer
+from streamtask.view.materialize import created_row
+from streamtask.view.problems import Problem, invalid, responses, unavailable
+from streamtask.view.service import Token, ViewService
+from streamtask.view.store import Row
+
+LANDED_S = 2.0  # how long to wait for the view to read the new request; then `get` answers from memory
+
+
+class Redriver(Protocol):
+    """Reads dead letters and writes requests for the route. Raises SubmitError, ClusterError, RequestRefused."""
+
+    async def find(self, task_id: str, origin: str) -> Redrive | Refusal | None:
+        """The new task of a FAILED one, or why there is none; None: its dead letter is not there."""
+
+    async def send(self, item: Redrive) -> RequestRecord:
+        """Returns when every in-sync replica has it."""
+
+
+def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -> None:
+    """The route. redriver None: it answers that this service cannot."""
+    one_at_a_time = asyncio.Lock()
+
+    @app.post(
+        "/tasks/{task_id}/redrive",
+        status_code=202,
+        tags=["tasks"],
+        summary="Run a task that has failed again, as a new task",
+        responses={
+            202: answer("TaskResponse", "The new task", headers=("Location",), example=examples.CREATED),
+            **responses(404, 409, 422, 503),
+        },
+    )
+    async def redrive(
+        request: Request, task_id: Annotated[str, task_id_in_path("UUID of the failed task")]
+    ) -> Response:
+        """`Location` is the new task, which has the label `redrive_of`. Asked again, the answer names the same one, as
+        it is by then. 409 when the task has not failed, or cannot be redriven; no body is taken."""
+        known_id = canonical_id(task_id)
+        await _no_body(request)
+        await be_fresh(request.headers, service, 0.0)
+        row = service.get(known_id)
+        if row is None or redriver is None:
+            raise unknown(known_id, service) if row is None else _cannot("This service has no access to dead letters.")
+        if row.status != TaskStatus.FAILED.value:
+            text = f"Task {known_id} is {row.status}."
+            raise Problem(409, "not-failed", "Only a task that has failed is redriven", text, task_id=known_id)
+        if not service.ready:  # it might not know yet what was redriven before
+            raise unavailable("not-ready", "The view is not ready", "It has not read everything yet.")
+        async with one_at_a_time:
+            made = await _redriven(service, redriver, row)
+        headers = {"Location": f"/tasks/{made.task_id}"} | ({"Consistency-Token": made.origin} if made.origin else {})
+        return Response(made.body, 202, headers, JSON)
+
+
+async def _redriven(service: ViewService, redriver: Redriver, row: Row) -> Row:
+    """The row of the new task; sends it when it is not known. Raises Problem."""
+    found = await redriver.find(row.task_id, row.origin)
+    if found is None:
+        raise _cannot("Its dead letter is not there: it was kept for its time, or written under another prefix.")
+    if isinstance(found, Refusal):
+        raise _cannot(found.why)
+    known = service.get(found.task_id)
+    if known is not None:
+        return known
+    made = created_row(await redriver.send(found), service.names, service.locale)
+    assert made.task_id == found.task_id, f"{made.task_id} was sent as {found.task_id}"
+    await service.landed(Token.parse(made.origin, service.names), made, LANDED_S)
+    return made
+
+
+def _cannot(why: str) -> Problem:
+    return Problem(409, "cannot-be-redriven", "The task cannot be redriven", why)
+
+
+async def _no_body(request: Request) -> None:
+    async for part in request.stream():
+        if part:
+            raise invalid("no body is taken: a redrive is the request as it was", {"": "must be empty"})

@@ -1,0 +1,184 @@
+"""Where the view begins to read, and when it must begin anew: the Kafka side of the service.
+
+A store that has offsets goes on from them. An empty one reads tasks.status from its start; of the bands only what the
+workers have not finished, which is everything from their committed offsets on (read unstable: an open transaction must
+not hold up a start; at worst a few finished requests are read too). A store that was filled from other topics - another
+cluster, or topics deleted and made again - is emptied first: its offsets mean nothing there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import orjson
+
+from streamtask.config import Settings, TopicNames
+from streamtask.errors import ClusterError, Unreachable
+from streamtask.kafka import admin
+from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offsets import group_offsets, log_starts
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Tail, TailRecord
+from streamtask.view.service import OnGap, Retention
+from streamtask.view.store import Partition, Store
+
+LOOK_S = 60.0  # between two looks whether the topics are still the same ones
+PAST_KBYTES = 4_096
+_BEGINNING = -1  # Tail: a negative offset
+
+
+class Facts(NamedTuple):
+    """What the topics of the view are. identity: of cluster and topics, as the store keeps it."""
+
+    cluster_id: str
+    identity: str
+    partitions: Mapping[str, int]
+    retention: Retention
+
+
+def topics_of(names: TopicNames) -> tuple[str, ...]:
+    """The topics that the view reads."""
+    return (*names.requests, names.status, names.control)
+
+
+def kafka_settings(settings: Settings) -> KafkaSettings:
+    return KafkaSettings(bootstrap=settings.bootstrap(), client_id="streamtask-view", extra=settings.kafka)
+
+
+def gather(kafka: KafkaSettings, names: TopicNames) -> Facts:
+    """Raises TopicsMissing, Unreachable, ClusterError."""
+    ids = admin.topic_ids(kafka, topics_of(names))
+    facts = admin.cluster_facts(kafka, names)
+    there = facts.topics
+    return Facts(
+        cluster_id=facts.cluster_id,
+        identity=_identity(facts.cluster_id, ids),
+        partitions={name: len(there[name].partitions) for name in ids},
+        retention=Retention(
+            status_ms=_retention_ms(there[names.status].config),
+            requests_ms=_longest([_retention_ms(there[name].config) for name in names.requests]),
+        ),
+    )
+
+
+class KafkaSource:
+    """A Tail that knows where to begin. Opened in the tail thread (`opener`), used by it alone.
+
+    note  told in words of what the operator should know: positions lost to retention, a store that was emptied
+    """
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, store: Store, note: Callable[[str], None]) -> None:
+        self._kafka = kafka
+        self._names = names
+        self._facts = gather(kafka, names)
+        self._look_at = time.monotonic() + LOOK_S
+        known = store.identity()
+        if known != self._facts.identity:
+            if known is not None:
+                note("The store was filled from other topics (another cluster, or made anew): it is rebuilt.")
+            store.reset(self._facts.identity)
+        bands = [(topic, shard) for topic in names.requests for shard in range(self._facts.partitions[topic])]
+        begin = starts(self._facts.partitions, names, store.offsets(), lambda: group_offsets(kafka, names.group, bands))
+        self._tail = Tail(
+            kafka,
+            within_logs(begin, log_starts(kafka, begin), topic_ends(kafka, self._facts.partitions), note),
+            with_headers=True,
+            on_gap=lambda place, wanted, found: note(_gap(place, wanted, found)),
+            on_error=note,
+        )
+
+    def poll(self, records_max: int, timeout_s: float) -> Sequence[TailRecord]:
+        return self._tail.poll(records_max, timeout_s)
+
+    def positions(self) -> Mapping[Partition, int]:
+        return self._tail.positions()
+
+    def ends(self) -> Mapping[Partition, int]:
+        return self._tail.ends()
+
+    def high_watermarks(self) -> Mapping[Partition, int]:
+        return self._tail.ends(read_committed=False)
+
+    def stale(self) -> bool:
+        """True when the topics are no longer those that were opened: others of that name, or with more partitions."""
+        if time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + LOOK_S
+        shards = min(count for name, count in self._facts.partitions.items() if name != self._names.control)
+        try:
+            ids = admin.topic_ids(self._kafka, topics_of(self._names))
+            grown = admin.partition_count(self._kafka, self._names) != shards
+        except Unreachable:
+            return False  # nobody knows: look again later
+        except ClusterError:
+            return True  # topics are missing: whoever opens the next source waits for them
+        return grown or _identity(self._facts.cluster_id, ids) != self._facts.identity
+
+    def close(self) -> None:
+        self._tail.close()
+
+
+def open_past(kafka: KafkaSettings, places: Mapping[Partition, int], on_gap: OnGap) -> Tail:
+    """Reads these places once more; small, for there may be several (past.py)."""
+    return Tail(replace(kafka, tail_kbytes=PAST_KBYTES), places, on_gap=on_gap)
+
+
+def starts(
+    partitions: Mapping[str, int],
+    names: TopicNames,
+    stored: Mapping[Partition, int],
+    committed: Callable[[], Mapping[Partition, int]],
+) -> dict[Partition, int]:
+    """The offset to begin at, per partition; negative: the beginning of the log.
+
+    `committed` is only asked for an empty store. A partition that a filled store does not know was added since: it is
+    read from its beginning.
+    """
+    begin = dict(stored) if stored else dict(committed())
+    unfinished = {place: at for place, at in begin.items() if stored or place[0] in names.requests}
+    return {
+        (topic, number): unfinished.get((topic, number), _BEGINNING)
+        for topic, count in partitions.items()
+        for number in range(count)
+    }
+
+
+def within_logs(
+    begin: Mapping[Partition, int],
+    firsts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+    note: Callable[[str], None],
+) -> dict[Partition, int]:
+    """The offsets to begin at, each one held by its log; where one is not, the log's start, and a note.
+
+    Below the start: the view was away for longer than the topic keeps records. Beyond the end: the topic was truncated
+    or restored, what it holds now is other than what was read.
+    """
+    out = {}
+    for place, wanted in begin.items():
+        out[place] = wanted if firsts[place] <= wanted <= ends[place] else firsts[place]
+        if wanted >= 0 and out[place] != wanted:
+            note(_gap(place, wanted, out[place]))
+    return out
+
+
+def _gap(place: Partition, wanted: int, found: int) -> str:
+    return f"{place[0]}-{place[1]} no longer holds offset {wanted}: read on from {found}."
+
+
+def _identity(cluster_id: str, ids: Mapping[str, str]) -> str:
+    return orjson.dumps({"cluster": cluster_id, "topics": dict(ids)}, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _retention_ms(config: Mapping[str, str]) -> int | None:
+    """None: for ever, or not known because the settings may not be read (then nothing is forgotten early)."""
+    text = config.get("retention.ms", "-1")
+    return int(text) if text.isdigit() else None
+
+
+def _longest(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None

@@ -1,0 +1,246 @@
+"""The view's store in one SQLite file: WAL, synchronous=NORMAL, one writing connection and two reading ones.
+
+A power cut may lose the last transactions (NORMAL), never half of one: rows and offsets are older together, and the
+topics still hold what is missing. So the file is a cache: a file of another format version is emptied and rebuilt.
+
+Three connections, because a reader must wait for nobody: the tail thread writes, `get` reads one row on the event loop
+(7 µs), `list` and `counts` scan in other threads. One process per file: an flock on `<file>.lock` keeps a second one
+out, which would move the offsets under the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamtask.errors import ConfigError
+from streamtask.model import TaskStatus
+from streamtask.view.store import LIST_MAX, Cursor, Filter, Known, Page, Partition, Row, key_of, page_of, text_of
+
+APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours
+FORMAT = 1  # of the tables below; another number in the file: emptied and rebuilt from the topics
+KEYS_PER_SELECT = 500  # bounds the number of different statements, and each one's variables (SQLite: 32,766)
+CACHE_KIB = 65_536
+
+_TABLES = """
+CREATE TABLE task (
+    task_id BLOB NOT NULL PRIMARY KEY, body BLOB NOT NULL, status TEXT NOT NULL, task_type TEXT, tenant TEXT,
+    priority INTEGER, created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, version INTEGER NOT NULL,
+    origin TEXT NOT NULL, partition INTEGER NOT NULL, band INTEGER NOT NULL
+);
+CREATE INDEX task_created ON task (created_ms, task_id);
+CREATE INDEX task_status ON task (status, created_ms, task_id);
+CREATE INDEX task_type ON task (task_type, created_ms, task_id);
+CREATE INDEX task_tenant ON task (tenant, created_ms, task_id) WHERE tenant IS NOT NULL;
+CREATE TABLE position (topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
+    PRIMARY KEY (topic, partition)) WITHOUT ROWID;
+CREATE TABLE identity (only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1), text TEXT NOT NULL);
+"""
+_DROP = "DROP TABLE IF EXISTS task; DROP TABLE IF EXISTS position; DROP TABLE IF EXISTS identity;"
+
+_COLUMNS = (
+    "task_id, body, status, task_type, tenant, priority, created_ms, updated_ms, version, origin, partition, band"
+)
+_UPSERT = f"""
+INSERT INTO task ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)
+ON CONFLICT (task_id) DO UPDATE SET
+    body = excluded.body, status = excluded.status, task_type = excluded.task_type,
+    tenant = CASE WHEN excluded.tenant IS NULL AND excluded.origin = origin THEN tenant ELSE excluded.tenant END,
+    priority = excluded.priority, created_ms = excluded.created_ms,
+    updated_ms = excluded.updated_ms, version = excluded.version, origin = excluded.origin,
+    partition = excluded.partition, band = excluded.band
+"""
+_MOVE = """
+INSERT INTO position (topic, partition, offset) VALUES (?,?,?)
+ON CONFLICT (topic, partition) DO UPDATE SET offset = excluded.offset
+"""
+_GET = f"SELECT {_COLUMNS} FROM task WHERE task_id = ?"
+_KNOWN = "SELECT task_id, status, updated_ms, version, origin, tenant FROM task WHERE task_id IN ({})"
+# created_ms <= updated_ms in every row, so the index on created_ms finds all candidates; among them only long-lived
+# tasks are passed over. What is known by its request alone is CREATED: the index on status finds it.
+_EXPIRE = "DELETE FROM task WHERE rowid IN (SELECT rowid FROM task WHERE created_ms < ? AND updated_ms < ? LIMIT ?)"
+_EXPIRE_UNSTARTED = """
+DELETE FROM task WHERE rowid IN
+    (SELECT rowid FROM task WHERE status = 'created' AND created_ms < ? AND version = 0 LIMIT ?)
+"""
+
+
+class SQLiteStore:
+    """The Store contract in a file. `path` None: a temporary file, gone with `close`.
+
+    Raises ConfigError when the file belongs to something else or is in use by another process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="streamtask-view-") if path is None else None
+        self.path = Path(self._temporary.name) / "view.db" if self._temporary else Path(str(path))
+        self._hold = _hold(self.path)
+        try:
+            _check_ours(self.path)
+            self._writer = _connect(self.path)
+            _prepare(self._writer)
+            self._getter, self._scanner = _connect(self.path), _connect(self.path)
+        except sqlite3.DatabaseError as error:
+            os.close(self._hold)
+            raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Name another file.") from None
+        except BaseException:
+            os.close(self._hold)
+            raise
+        # Python's sqlite3 runs one statement per connection at a time, but a cursor's steps are many statements.
+        self._write_lock, self._get_lock, self._scan_lock = threading.Lock(), threading.Lock(), threading.Lock()
+
+    def identity(self) -> str | None:
+        with self._write_lock:
+            row = self._writer.execute("SELECT text FROM identity").fetchone()
+        return None if row is None else str(row[0])
+
+    def reset(self, identity: str) -> None:
+        with self._writing() as writer:
+            writer.execute("DELETE FROM task")
+            writer.execute("DELETE FROM position")
+            writer.execute("INSERT OR REPLACE INTO identity (only, text) VALUES (1, ?)", (identity,))
+
+    def offsets(self) -> dict[Partition, int]:
+        with self._write_lock:
+            rows = self._writer.execute("SELECT topic, partition, offset FROM position").fetchall()
+        return {(topic, partition): offset for topic, partition, offset in rows}
+
+    def known(self, task_ids: Collection[str]) -> dict[str, Known]:
+        keys = [key_of(task_id) for task_id in task_ids]
+        out: dict[str, Known] = {}
+        with self._write_lock:
+            for first in range(0, len(keys), KEYS_PER_SELECT):
+                part = keys[first : first + KEYS_PER_SELECT]
+                # Padded with NULL (equal to nothing) to one length: one prepared statement for every batch.
+                values: list[bytes | None] = [*part, *[None] * (_padded(len(part)) - len(part))]
+                for key, *facts in self._writer.execute(_KNOWN.format(",".join("?" * len(values))), values):
+                    out[text_of(key)] = Known(*facts)
+        return out
+
+    def apply(
+        self, rows: Sequence[Row], offsets: Mapping[Partition, int], tenants: Mapping[str, str] | None = None
+    ) -> None:
+        with self._writing() as writer:
+            writer.executemany(_UPSERT, [(key_of(row[0]), *row[1:]) for row in rows])
+            if tenants:
+                named = [(tenant, key_of(task_id)) for task_id, tenant in tenants.items()]
+                writer.executemany("UPDATE task SET tenant = ? WHERE task_id = ?", named)
+            writer.executemany(_MOVE, [(topic, partition, at) for (topic, partition), at in offsets.items()])
+
+    def get(self, task_id: str) -> Row | None:
+        with self._get_lock:
+            row = self._getter.execute(_GET, (key_of(task_id),)).fetchone()
+        return None if row is None else Row(task_id, *row[1:])
+
+    def list(self, filter: Filter, cursor: Cursor | None, limit: int) -> Page:
+        assert 1 <= limit <= LIST_MAX, f"limit={limit}"
+        terms: list[str] = []
+        values: list[Any] = []
+        for term, value in (
+            ("status = ?", filter.status),
+            ("task_type = ?", filter.task_type),
+            ("tenant = ?", filter.tenant),
+            ("created_ms >= ?", filter.since_ms),
+        ):
+            if value is not None:
+                terms.append(term)
+                values.append(value)
+        if cursor is not None:
+            terms.append("(created_ms, task_id) < (?, ?)")
+            values += [cursor.created_ms, key_of(cursor.task_id)]
+        where = f"WHERE {' AND '.join(terms)}" if terms else ""
+        text = f"SELECT {_COLUMNS} FROM task {where} ORDER BY created_ms DESC, task_id DESC LIMIT ?"
+        with self._scan_lock:
+            rows = self._scanner.execute(text, [*values, limit + 1]).fetchall()
+        return page_of([Row(text_of(row[0]), *row[1:]) for row in rows], limit)
+
+    def counts(self) -> dict[str, int]:
+        with self._scan_lock:
+            found = dict(self._scanner.execute("SELECT status, count(*) FROM task GROUP BY status").fetchall())
+        return {status.value: found.get(status.value, 0) for status in TaskStatus}
+
+    def expire(self, before_ms: int, *, unstarted_before_ms: int, rows_max: int) -> int:
+        with self._writing() as writer:
+            gone = writer.execute(_EXPIRE, (before_ms, before_ms, rows_max)).rowcount
+            if gone < rows_max:
+                gone += writer.execute(_EXPIRE_UNSTARTED, (unstarted_before_ms, rows_max - gone)).rowcount
+        return gone
+
+    def close(self) -> None:
+        """Close the connections, give the file free; idempotent."""
+        for connection in (self._getter, self._scanner, self._writer):
+            connection.close()
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+
+def _padded(count: int) -> int:
+    """The next length among few: 1, 4, 16, 64, 256, 500."""
+    size = 1
+    while size < count:
+        size *= 4
+    return min(size, KEYS_PER_SELECT)
+
+
+def _hold(path: Path) -> int:
+    """The descriptor of `<path>.lock`, locked for this process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"store={str(path)!r} cannot be opened: {error.strerror}.") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"store={str(path)!r} is in use by another query service. Give each one a file of its own."
+        ) from None
+    return descriptor
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    return connection
+
+
+def _check_ours(path: Path) -> None:
+    """Raise ConfigError when the file holds something else; it is only read: WAL would write into its header."""
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise ConfigError(f"store={str(path)!r} is a database of something else. Name another file.")
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables; a file of another format is emptied."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (fmt,) = connection.execute("PRAGMA user_version").fetchone()
+    if (application, fmt) != (APPLICATION_ID, FORMAT):
+        pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+        connection.executescript(f"BEGIN IMMEDIATE; {_DROP} {_TABLES} {pragmas} COMMIT;")

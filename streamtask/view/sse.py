@@ -1,0 +1,194 @@
+"""Server-Sent Events: `GET /tasks/{id}/events` and `GET /events`.
+
+A refusal is a problem document, as everywhere: a stream begins only when it is certain that there will be one (live.py).
+What ends a stream later (a reader that is too slow, a view that begins anew, the end of the service) ends the response;
+EventSource then connects again by itself, with the id of what it got last.
+
+A reader that takes nothing for SEND_S is given up: its buffers here are free; the socket lives on until it closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Header, Query, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from streamtask.errors import ClusterError
+from streamtask.model import TaskStatus
+from streamtask.view import examples
+from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path
+from streamtask.view.feed import Cut
+from streamtask.view.live import Live, Push
+from streamtask.view.problems import Problem, invalid, responses, unknown_names
+from streamtask.view.store import Filter
+from streamtask.view.watch import TooManyWaiters
+
+SEND_S = 20.0
+STOP_S = 1.0  # for what is being written when the service ends
+RETRY_MS = 2_000  # after which EventSource connects again
+MEDIA_TYPE = "text/event-stream"
+ENDS_STREAM = (Cut, Problem, ClusterError, TooManyWaiters)  # whoever reads it resumes
+
+_NAMES = ("status", "task_type", "tenant", "last_event_id")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_HEADERS = {
+    "Content-Type": f"{MEDIA_TYPE}; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would keep events back
+}
+
+log = logging.getLogger("streamtask.view")
+
+LastId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The id of the last event that you have: go on behind it")
+]
+LastIdQuery = Annotated[
+    str | None,
+    Query(
+        alias="last_event_id",
+        description="The same for who cannot send a header; the header wins",
+        max_length=200_000,
+    ),
+]
+
+
+def add_streams(app: FastAPI, live: Live) -> None:
+    """The two routes."""
+    stream: dict[int | str, dict[str, Any]] = {
+        200: examples.answer(
+            None,
+            "A stream of events. `data` is a TaskResponse (of `event: gap` a Gap); `id` is for Last-Event-ID.",
+            media_type=MEDIA_TYPE,
+            example=examples.STREAM,
+        )
+    }
+
+    @app.get(
+        "/tasks/{task_id}/events",
+        tags=["live"],
+        summary="Follow a task to its end (Server-Sent Events)",
+        response_class=Response,
+        responses={
+            **stream,
+            204: {"description": "The task had ended with the event that Last-Event-ID names: do not connect again"},
+            **responses(400, 404, 422, 503),
+        },
+    )
+    async def follow(
+        request: Request,
+        task_id: Annotated[str, task_id_in_path()],
+        last_event_id: LastId = None,
+        last_event_id_query: LastIdQuery = None,
+    ) -> Response:
+        """Where the task stands, then each status event, until the terminal one. The id is `<partition>:<offset>` of
+        the event in the status topic. With `Last-Event-ID`, on any replica: the events behind it, without gap or
+        repeat. A reader that is slow gets the latest event in place of several."""
+        known_id = canonical_id(task_id)
+        await be_fresh(request.headers, live.service, 0.0)
+        return await _answer(live.of_task(known_id, last_event_id or last_event_id_query), live)
+
+    @app.get(
+        "/events",
+        tags=["live"],
+        summary="Follow all tasks that match (Server-Sent Events)",
+        response_class=Response,
+        responses={**stream, **responses(400, 410, 422, 503)},
+    )
+    async def follow_many(
+        request: Request,
+        status: Annotated[TaskStatus | None, Query()] = None,
+        task_type: Annotated[str | None, Query(max_length=255)] = None,
+        tenant: Annotated[str | None, Query(max_length=255)] = None,
+        last_event_id: LastId = None,
+        last_event_id_query: LastIdQuery = None,
+    ) -> Response:
+        """Every status event that matches, from now on. The id names every partition, `0:17,1:1042`: with
+        `Last-Event-ID`, on any replica, the stream goes on behind it, without gap or repeat. A reader that is slow is
+        disconnected, and resumes. `event: gap` says that the topic no longer holds a part of what was asked for."""
+        wrong = unknown_names(request.query_params, _NAMES)
+        if wrong:
+            raise invalid("; ".join(f"{name}: {text}" for name, text in wrong.items()), wrong)
+        wanted = Filter(status and status.value, task_type, tenant)
+        return await _answer(live.matching(wanted, last_event_id or last_event_id_query), live)
+
+
+async def _answer(pushes: AsyncGenerator[Push], live: Live) -> Response:
+    first = await anext(pushes, None)
+    return Response(status_code=204) if first is None else EventStream(first, pushes, live.service.feed.stopping)
+
+
+class EventStream(Response):
+    """Writes pushes until they end, the reader has gone, or the service ends."""
+
+    def __init__(self, first: Push, pushes: AsyncGenerator[Push], stopping: asyncio.Event) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._first = first
+        self._pushes = pushes
+        self._stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                group.create_task(self._write(send), name="sse"),
+                group.create_task(until_gone(receive), name="sse-gone"),
+                group.create_task(until_stopped(self._stopping), name="sse-stop"),
+            }
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _write(self, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await _send(send, b"retry: %d\n" % RETRY_MS + block(self._first))
+            try:
+                async for push in self._pushes:
+                    await _send(send, block(push))
+            except ENDS_STREAM as error:
+                log.info("A stream has ended: %s", error)
+            await _send(send, b"", more=False)
+        except TimeoutError:
+            log.info("A stream has ended: its reader took nothing for %g s.", SEND_S)
+        finally:
+            await self._pushes.aclose()
+
+
+async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
+    async with asyncio.timeout(SEND_S):
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the other side has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def until_stopped(stopping: asyncio.Event) -> None:
+    """Returns when the service ends, and what was being written had its time."""
+    await stopping.wait()
+    await asyncio.sleep(STOP_S)
+
+
+def block(push: Push) -> bytes:
+    """One push as it goes over the line. What has no data is no event, but its id counts."""
+    text = b"" if push.id is None else b"id: %b\n" % push.id.encode()
+    if push.gap is not None:
+        return text + b"event: gap\ndata: %b\n\n" % orjson.dumps(push.gap._asdict())
+    body = push.body
+    if body is None:
+        return (text or b": alive\n") + b"\n"
+    if b"\n" in body or b"\r" in body:  # JSON has line breaks between its parts alone: to the reader it is the same
+        body = b"\ndata: ".join(_LINE.split(body))
+    return text + b"data: %b\n\n" % body

@@ -1,0 +1,80 @@
+"""POST on its way to Kafka: one request or one cancel, acknowledged by all in-sync replicas or refused in time.
+
+The record is made and sent by the client's own `prepare` and `Sender`: a request looks the same in the topic whichever
+door it came through. What is added here is the time after which whoever asked is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from streamtask.client.build import prepare
+from streamtask.client.sending import Sender, failure_of
+from streamtask.codec.formats import Encoder
+from streamtask.config import TopicNames
+from streamtask.errors import SubmitError
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.model import TaskRequest
+
+ACKNOWLEDGED_S = 10.0  # a broker fails over within seconds; who asked by HTTP is better told than kept
+
+
+class Placed(NamedTuple):
+    """Where a submitted request lies."""
+
+    task_id: str
+    band: str
+    partition: int
+    offset: int
+
+
+class KafkaSubmitter:
+    """http.Submitter on a real cluster. Entered in the event loop that uses it."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, encoder: Encoder | None = None) -> None:
+        self._encoder = encoder or Encoder()
+        self._kafka = kafka
+        self._names = names
+        self._sender: Sender | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sender = Sender(self._kafka)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        assert self._sender is not None, "__aenter__ made it"
+        await self._sender.close()
+
+    async def submit(self, request: TaskRequest, headers: dict[str, str]) -> Placed:
+        """Raises RequestRefused (nothing was sent) or SubmitError (it may or may not be there)."""
+        made = prepare(request, self._names, headers, self._encoder)
+        again = f"Submit again with task_id {made.task_id}: while it is open it is not run twice."
+        async with self._in_time(f"The request of task {made.task_id}", again) as sender:
+            (place,) = await sender.requests([made], self._names, door=True)
+        failure = failure_of([(made.task_id, place)] if place.error is not None else [], 1)
+        if failure is not None:
+            raise failure
+        return Placed(made.task_id, self._names.bands[made.band].name, place.partition, place.offset)
+
+    async def cancel(self, task_id: str, reason: str | None) -> None:
+        """Raises SubmitError."""
+        async with self._in_time(f"The cancel of task {task_id}", "Ask again.") as sender:
+            await sender.cancel(task_id, reason, self._names, self._encoder)
+
+    @asynccontextmanager
+    async def _in_time(self, what: str, advice: str) -> AsyncIterator[Sender]:
+        """Raises SubmitError when the block takes too long."""
+        assert self._sender is not None, "used outside of its block"
+        try:
+            async with asyncio.timeout(ACKNOWLEDGED_S):
+                yield self._sender
+        except TimeoutError:
+            raise SubmitError(
+                f"{what} was not acknowledged within {ACKNOWLEDGED_S:g} s; it may still arrive. {advice}"
+            ) from None

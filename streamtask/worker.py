@@ -1,0 +1,497 @@
+"""One worker process: the owner loop that walks the corridor, and nothing that decides.
+
+Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
+loop; two bounded hand-overs join them, in batches. Each turn: poll -> facts into the engine -> protocol.step -> effects
+out. The loop never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an
+ended handler may both come, it polls briefly and sleeps on the handlers.
+
+First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grace, hand over, leave). The second: out at once.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from streamtask import telemetry
+from streamtask.children.pool import Pool
+from streamtask.codec import RequestDecoder, encode_dead
+from streamtask.config import EngineConfig, Settings, TopicNames
+from streamtask.core import ownership, protocol
+from streamtask.core.engine import Engine
+from streamtask.errors import ConfigError, StreamtaskError
+from streamtask.executor import Executor
+from streamtask.handlers import Handler, Lifespan
+from streamtask.kafka import admin, granted
+from streamtask.kafka.acls import Role
+from streamtask.kafka.rim import KafkaRim
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.trouble import hopeless
+from streamtask.model import DeadLetter, Ending, ErrorCode, HandlerKind, Outcome, now_ms
+from streamtask.noticing import Noticing
+from streamtask.observe import Observer
+from streamtask.ports import (
+    Answer,
+    Ask,
+    AwaitEnded,
+    EndTransaction,
+    Fault,
+    Note,
+    Now,
+    Pause,
+    ReadControl,
+    RecallStatus,
+    Resume,
+    Start,
+    Stop,
+)
+from streamtask.recovery import ControlReader, StatusRecall
+from streamtask.registry import Formats
+from streamtask.tracing import Attempts
+
+RECORDS_MAX = 2_000  # of one poll
+IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
+BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
+# The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
+# waits 20 ms whatever retry.backoff.ms says: one in eight of those that follow at once, after 2 ms none (measured).
+SETTLE_S = 0.0015
+LONG_AFTER_S = 0.25  # without anything to do
+REVOKE_WAIT_S = 3.0  # what handlers get to end in when their shard goes elsewhere
+STUCK_S = 20.0  # one broker call or turn without a sign of life: dump stacks and exit
+LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
+PARTIAL = "its partition does not exist in every topic"
+RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
+SIZE_SPARE_BYTES = 2_048
+REFERENCE_BYTES_MAX = 8_192  # of a dead letter whose bytes the broker refused
+EVENT_SPARE_BYTES = 1_024  # of an event beside its result and labels
+
+
+def clock() -> Now:
+    """Both clocks, now."""
+    return Now(now_ms(), time.monotonic_ns() // 1_000_000)
+
+
+class Worker:
+    """One worker process of an app. `run` returns its exit code.
+
+    handlers, lifespan  what it can do
+    slot                which of the supervisor's children this is: part of its transactional ids
+    children            where process handlers run, and who has died twice; needed when there are process handlers
+    on_beat             told once a second that this process can still run Python
+    on_member           told the group's id of this worker whenever it changes; "" while it is not a member
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Mapping[str, Handler],
+        settings: Settings,
+        *,
+        lifespan: Lifespan | None,
+        slot: int = 0,
+        children: Pool | None = None,
+        on_member: Callable[[str], None] = lambda _member: None,
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.names: TopicNames = settings.topics
+        host = socket.gethostname()
+        self.identity = f"{name}@{host}:{os.getpid()}"
+        self.kafka = KafkaSettings(
+            settings.bootstrap(),
+            client_id=f"streamtask-{name}@{host}-{os.getpid()}",
+            extra=settings.kafka,
+            session_timeout_ms=settings.session_timeout_ms,
+        )
+        self.formats = Formats(settings)
+        self.handlers = handlers
+        self.executor = Executor(
+            handlers,
+            threads=settings.threads,
+            lifespan=lifespan,
+            bands=self.names.bands,
+            on_event=self._app_event,
+            children=children,
+            attempts=Attempts(self.names),
+        )
+        self._children = children
+        self.slot = slot
+        self._on_member, self._on_beat = on_member, on_beat
+        self._signals = 0
+        self._hopeless: StreamtaskError | None = None
+        self._joined = False
+        self._beat = time.monotonic()
+        self._noticing = Noticing(self.names)
+        self._partitions = 0
+        self._event_bytes_max = 1_000_000
+        self._drained_at: float | None = None
+        self._committed_s = 0.0
+        self.stop_event = threading.Event()
+        self.observer: Observer | None = None  # of a worker that has a metrics_port
+        self._close_endpoint: Callable[[], None] = lambda: None
+        if settings.metrics_port is not None:
+            bands = (band.name for band in self.names.bands)
+            self.observer = Observer(handlers, bands, stalled_s=settings.health_stalled_s)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
+        """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
+        started = time.monotonic()
+        self._look()
+        if signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+        write_status = self.formats.encoder().status_writer(
+            self.names.status,
+            locale=self.settings.locale,
+            worker=self.identity,
+            tracebacks=self.settings.tracebacks == "events",
+        )
+        self.executor.start()
+        self.rim = KafkaRim(
+            self.kafka,
+            self.names,
+            slot=self.slot,
+            decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader).decode,
+            encode_event=write_status,
+            encode_dead=self._encode_dead,
+            on_assigned=self._assigned,
+            on_revoked=self._revoked,
+            on_lost=self._lost,
+            on_position_lost=self._position_lost,
+            on_error=self._kafka_error,
+            on_member=self._on_member,
+        )
+        self.engine = Engine(self._engine_config(), self.rim.transactional_id, random.Random())
+        self.control = ControlReader(self.kafka, self.names, self.formats.reader, self._kafka_error)
+        self.recall = StatusRecall(self.kafka, self.names, self.formats.reader, self._kafka_error)
+        self._on_beat()  # from here on silence counts: the first task may keep the interpreter within the first second
+        watchdog = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
+        watchdog.start()
+        fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
+        telemetry.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap()})
+        try:
+            self._close_endpoint = self._open_endpoint()
+            self.rim.join()
+            if ready is not None:
+                ready()
+            self._loop()
+            self._leave()
+        finally:
+            self.stop_event.set()
+            self._close_endpoint()
+            self.executor.close(1.0)
+            self.control.close()
+            self.recall.close()
+            self.rim.close()
+            self.formats.close()
+            telemetry.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
+        return 0
+
+    def stop(self) -> None:
+        """Drain, as SIGTERM does; a second call aborts. From any thread."""
+        self._signals += 1
+        self.executor.wake()
+
+    def _look(self) -> None:
+        """Refuse to start on a cluster that lacks what is needed."""
+        if not __debug__:
+            raise ConfigError("python -O takes the invariants out: run the worker without it.")
+        if not self.handlers:
+            raise ConfigError(f"app {self.name!r} has no task: decorate a function with @app.task.")
+        if self._children is None and any(one.kind is HandlerKind.PROCESS for one in self.handlers.values()):
+            raise ConfigError(f"app {self.name!r} has process handlers: run it with `streamtask worker MODULE:app`.")
+        self._partitions = granted.partition_count(self.kafka, self.names, Role.WORKER)
+        limit = admin.smallest_max_message_bytes(self.kafka, (self.names.status, self.names.dead))
+        self._event_bytes_max = limit - SIZE_SPARE_BYTES
+
+    def _open_endpoint(self) -> Callable[[], None]:
+        """/metrics, /health and /ready, if wanted; returns what ends them. Raises ConfigError."""
+        if self.observer is None or self.settings.metrics_port is None:
+            return lambda: None
+        from streamtask.scrape import open_endpoint  # only here: prometheus_client takes 40 ms to import
+
+        port = self.settings.metrics_port and self.settings.metrics_port + self.slot
+        host = self.settings.metrics_host
+        url, close = open_endpoint(
+            self.observer, self.kafka, self.names, lambda: time.monotonic() - self._beat, host=host, port=port
+        )
+        telemetry.emit("metrics_listening", {"url": url})
+        return close
+
+    def _engine_config(self) -> EngineConfig:
+        slots = {HandlerKind.ASYNC: self.settings.concurrency, HandlerKind.THREAD: self.settings.threads}
+        slots[HandlerKind.PROCESS] = self.settings.children_max if self._children is not None else 0
+        return EngineConfig(
+            bands=self.names.bands,
+            policies={name: handler.policy() for name, handler in self.handlers.items()},
+            slots=slots,
+            worker=self.identity,
+            unknown_type_grace_ms=int(self.settings.unknown_type_grace_s * 1_000),
+        )
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
+        self.executor.wake()
+
+    # -- the owner loop ------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        engine, executor, rim = self.engine, self.executor, self.rim
+        timeout_s, active_s, look_s = 0.0, time.monotonic(), 0.0
+        recommit_s = active_s + RECOMMIT_S
+        while True:
+            self._beat = time.monotonic()
+            records = rim.poll(timeout_s, RECORDS_MAX)
+            if records:
+                engine.fetched(records)
+                self._noticing.look(records, self._partitions)
+            if records or self.executor.ended:
+                self._let_settle()
+            told = self._read_control() | self._read_status()
+            told |= self._collect()
+            committed = self._drive(protocol.step(engine, clock))
+            self._dispatch()
+            now_s = time.monotonic()
+            if executor.failure is not None:
+                raise executor.failure
+            if self._hopeless is not None:
+                raise self._hopeless
+            if self._signals and not self._draining(now_s):
+                return
+            if now_s >= recommit_s:
+                ownership.recommit(engine)
+                recommit_s = now_s + RECOMMIT_S
+            if self.observer is not None and now_s >= self.observer.due_s:
+                self.observer.look(
+                    engine,
+                    now_s,
+                    wall_ms=now_ms(),
+                    running=len(executor),
+                    member=bool(rim.member_id),
+                    stragglers=executor.stragglers(),
+                )
+            if now_s >= look_s:
+                look_s = now_s + LOOK_S
+                if any(shard.refused == PARTIAL for shard in engine.shards.values()):
+                    self._count_partitions()
+                    self._refuse_partial()
+            if records or told or committed:
+                timeout_s, active_s = 0.0, now_s
+                continue
+            timeout_s = self._rest(now_s - active_s)
+
+    def _let_settle(self) -> None:
+        """Before a transaction that would follow the last one at once: see SETTLE_S. Under load the time is over already."""
+        left = self._committed_s + SETTLE_S - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+
+    def _rest(self, idle_s: float) -> float:
+        """Sleep on the handlers if any run; returns how long the next poll may wait."""
+        if len(self.executor):
+            self.executor.wait(BUSY_WAIT_S if idle_s < LONG_AFTER_S else BUSY_WAIT_LONG_S)
+            return 0.0
+        if self.recall or self.engine.fenced or ownership.unclaimed(self.engine):
+            return BUSY_WAIT_LONG_S
+        due = self.engine.next_due_ms(clock())
+        return IDLE_POLL_S if due is None else min(IDLE_POLL_S, due / 1_000)
+
+    def _read_control(self) -> bool:
+        cancelled, ready = self.control.poll()
+        if cancelled:
+            self.engine.cancel_read(cancelled, clock())
+        if ready:
+            ownership.control_read(self.engine, ready)
+        return bool(cancelled or ready)
+
+    def _read_status(self) -> bool:
+        if not self.recall:
+            return False
+        for shard, epoch, facts, done in self.recall.poll():
+            ownership.recalled(self.engine, shard, epoch, facts, done=done)
+        return True
+
+    def _collect(self) -> bool:
+        """What the executor has to tell, into the engine."""
+        done, progress = self.executor.drain()
+        if not done and not progress:
+            return False
+        now, engine = clock(), self.engine
+        for token, fraction, message in progress:
+            engine.progressed(token, fraction, message, now)
+        for token, outcome in done:
+            if outcome.result is not None and len(outcome.result) > self._event_bytes_max - EVENT_SPARE_BYTES - 100_000:
+                outcome = self._fitting(token, outcome)
+            engine.ended(token, outcome, now)
+        return True
+
+    def _fitting(self, token: int, outcome: Outcome) -> Outcome:
+        """A result that its event could not carry is a failure that no retry mends."""
+        claim = self.engine.running.get(token)
+        labels = claim.record.request.labels if claim is not None and claim.record.request is not None else None
+        size = len(outcome.result or b"") + EVENT_SPARE_BYTES
+        size += sum(len(k.encode()) + len(v.encode()) + 8 for k, v in (labels or {}).items())
+        if size <= self._event_bytes_max:
+            return outcome
+        text = f"the result has {len(outcome.result or b'')} bytes; an event holds {self._event_bytes_max}"
+        return Outcome(Ending.RAISED, code=ErrorCode.RESULT_TOO_LARGE, error=text, retryable=False)
+
+    def _dispatch(self) -> None:
+        """Effects out, in batches."""
+        starts: list[Start] = []
+        stops: list[Stop] = []
+        for effect in self.engine.take_effects():
+            match effect:
+                case Start():
+                    starts.append(effect)
+                case Stop():
+                    stops.append(effect)
+                case Pause(cells):
+                    self.rim.pause(cells)
+                case Resume(cells):
+                    if self._drained_at is None:
+                        self.rim.resume(cells)
+                case ReadControl(shards):
+                    self.control.await_end(shards)
+                case RecallStatus():
+                    self.recall.begin(effect)
+                case Note(name, fields):
+                    telemetry.emit(name, fields)
+        if starts:
+            self.executor.submit(starts)
+        if stops:
+            self.executor.stop(stops)
+
+    def _drive(self, flow: protocol.Flow) -> bool:
+        answer: Answer = None
+        while True:
+            try:
+                ask = flow.send(answer)
+            except StopIteration as end:
+                return bool(end.value)
+            answer = self._perform(ask)
+            self._beat = time.monotonic()
+
+    def _perform(self, ask: Ask) -> Answer:
+        if isinstance(ask, AwaitEnded):
+            return self._await_ended(ask)
+        answer = self.rim.perform(ask)
+        if isinstance(ask, EndTransaction):
+            self._committed_s = time.monotonic()
+        if self.observer is not None:
+            self.observer.performed(ask, answer)
+        return answer
+
+    def _await_ended(self, ask: AwaitEnded) -> None:
+        self._dispatch()
+        deadline = time.monotonic() + REVOKE_WAIT_S
+        while any(token in self.engine.running for token in ask.tokens):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self.executor.wait(min(left, 0.05))
+            self._collect()
+
+    # -- the group's callbacks, inside poll ----------------------------------------------------------------------------
+
+    def _assigned(self, shards: Sequence[int]) -> None:
+        self._joined = True
+        telemetry.emit("shards_assigned", {"shards": list(shards)})
+        if any(number >= self._partitions for number in shards):
+            self._count_partitions()
+        whole = [number for number in shards if number < self._partitions]
+        ownership.own(self.engine, [number for number in shards if number >= self._partitions])
+        self._refuse_partial()
+        if whole:
+            self._drive(protocol.assigned(self.engine, whole, clock))
+
+    def _count_partitions(self) -> None:
+        """Shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
+        counts = self.rim.partition_counts()
+        if not isinstance(counts, Fault):
+            needed = (*self.names.requests, self.names.status, self.names.schedule)
+            self._partitions = min(counts.get(topic, 0) for topic in needed)
+
+    def _refuse_partial(self) -> None:
+        """A shard whose partitions do not all exist is not claimed; it is looked at again from time to time."""
+        for number, shard in self.engine.shards.items():
+            if number >= self._partitions:
+                ownership.refuse(self.engine, number, PARTIAL)
+            elif shard.refused == PARTIAL:
+                shard.refused = None
+
+    def _revoked(self, shards: Sequence[int]) -> None:
+        self._collect()
+        clean = self._drive(protocol.revoked(self.engine, shards, clock))
+        self._dispatch()
+        telemetry.emit("shards_revoked", {"shards": list(shards), "clean": clean})
+
+    def _lost(self, shards: Sequence[int]) -> None:
+        protocol.lost(self.engine, shards)
+        self._dispatch()
+        telemetry.emit("shards_lost", {"shards": list(shards)})
+
+    def _position_lost(self, band: int, shard: int, offset: int) -> None:
+        """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
+        self.engine.position_lost((band, shard), offset)
+
+    def _kafka_error(self, text: str) -> None:
+        telemetry.emit("kafka_error", {"why": text})
+        found = hopeless(text, self.names.group, self.settings.session_timeout_ms, joined=self._joined)
+        self._hopeless = self._hopeless or found
+
+    # -- drain ---------------------------------------------------------------------------------------------------------
+
+    def _draining(self, now_s: float) -> bool:
+        """True while the worker stays to let something end."""
+        if self._drained_at is None:
+            self._drained_at = now_s
+            self.engine.drain()
+            self.rim.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
+            fields = {"running": len(self.executor), "grace_s": self.settings.drain_grace_s}
+            telemetry.emit("worker_draining", fields)
+        if self._signals > 1:
+            return False
+        busy = self.engine.running or self.engine.urgent
+        return bool(busy) and now_s - self._drained_at < self.settings.drain_grace_s
+
+    def _leave(self) -> None:
+        """Leave the group; on_revoke hands everything over."""
+        self.rim.leave()
+        self._dispatch()
+
+    # -- bytes ---------------------------------------------------------------------------------------------------------
+
+    def _encode_dead(self, letter: DeadLetter) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
+        limit = REFERENCE_BYTES_MAX if letter.reference else self._event_bytes_max
+        fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms()}
+        keeps = self.settings.tracebacks == "dead"
+        return encode_dead(letter, self.names, value_bytes_max=limit, traceback=keeps, **fields)
+
+    # -- watching ------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self.stop_event.wait(1.0):
+            self._on_beat()
+            if time.monotonic() - self._beat > STUCK_S:
+                telemetry.emit("worker_stuck", {"seconds": STUCK_S})
+                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+                os._exit(70)
+
+    @staticmethod
+    def _app_event(name: str, fields: Mapping[str, object]) -> None:
+        telemetry.emit("app_event", {"what": name, **fields})
