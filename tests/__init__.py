@@ -1,0 +1,1 @@
+"""The specification: read top to bottom, the tests tell the guarantees."""

@@ -1,0 +1,1 @@
+"""Real processes on a real Kafka, ended by the audit."""

@@ -1,0 +1,144 @@
+"""Process handlers of the acceptance tests; they keep the same record of executions as those of apps.py."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from streamtask import App, Context, Retry
+from tests.acceptance.apps import _write, recorded
+
+app = App("processes")
+
+
+@app.task(executor="process")
+def noop(ctx: Context, n: int = 0) -> int:
+    with recorded(ctx):
+        return n
+
+
+@app.task(executor="process")
+def hold(ctx: Context, path: str) -> str:
+    """Runs until somebody makes the file; so does a process that it has started and forgotten."""
+    with recorded(ctx):
+        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"], start_new_session=True)
+        ctx.progress(0.5, "half")
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        return path
+
+
+@app.task(executor="process", timeout=1.0)
+def spins(ctx: Context) -> int:
+    """A loop in C: no Python code of this process runs any more, and no signal handler."""
+    _write(ctx, "start")
+    return sum(range(10**15))
+
+
+@app.task(executor="process")
+def dies(ctx: Context) -> None:
+    _write(ctx, "start")
+    os.abort()
+
+
+@app.task(executor="process", memory_mb=64)
+def eats(ctx: Context, mb: int) -> int:
+    with recorded(ctx):
+        return len([bytearray(1024 * 1024) for _ in range(mb)])
+
+
+@app.task(executor="process", timeout=1.0)
+def ignores_term(ctx: Context) -> None:
+    _write(ctx, "start")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(3600)
+
+
+@app.task(executor="process", retry=Retry(backoff=0.0))
+def misbehaves(ctx: Context, kind: str) -> Any:
+    """What a handler may do to the child that it runs in."""
+    _write(ctx, "start")
+    channel = int(sys.argv[2])  # the child's end of its pipe, which is none of a handler's business
+    if kind == "returns garbage":
+        return threading.Lock()
+    if kind == "prints 10 MB":
+        sys.stdout.write("o" * 10_000_000 + "\n")
+        sys.stdout.flush()
+        sys.stderr.write("e" * 10_000_000 + "\n")
+        return kind
+    if kind == "forks":
+        if os.fork() == 0:
+            return "the copy"  # both copies come back from here
+        os.wait()
+        return kind
+    if kind == "segfaults":
+        ctypes.string_at(0)
+    if kind == "closes its pipe":
+        os.close(channel)
+    if kind == "writes into its pipe":
+        os.write(channel, b"this is no frame of ours, whatever it says\n")
+    if kind == "exits":
+        os._exit(0)
+    time.sleep(3600)
+    return None
+
+
+@app.task
+async def neighbour(ctx: Context, path: str) -> str:
+    """In the worker itself."""
+    with recorded(ctx):
+        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 the event comes from another process
+            await asyncio.sleep(0.01)
+        return path
+
+
+@app.task
+async def says(ctx: Context) -> None:
+    with recorded(ctx):
+        ctx.log.info("said", where="on the loop")
+
+
+@app.task
+def says_in_a_thread(ctx: Context) -> None:
+    with recorded(ctx):
+        ctx.log.info("said", where="in a thread")
+
+
+@app.task(executor="process")
+def says_in_a_child(ctx: Context) -> None:
+    with recorded(ctx):
+        ctx.log.info("said", where="in a child")
+
+
+@app.task
+async def kills_its_worker(ctx: Context) -> None:
+    """Wherever it runs: isolation does not hold this one."""
+    _write(ctx, "start")
+    for parent in (psutil.Process(), *psutil.Process().parents()):
+        if "streamtask.process" in parent.cmdline():
+            parent.kill()
+            break
+    await asyncio.Event().wait()
+
+
+@app.task
+async def dies_in_the_worker(ctx: Context) -> None:
+    _write(ctx, "start")
+    os._exit(3)
+
+
+@app.task
+async def long(ctx: Context, ms: int) -> int:
+    with recorded(ctx):
+        await asyncio.sleep(ms / 1_000)
+        return os.getpid()

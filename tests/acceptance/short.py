@@ -1,0 +1,25 @@
+"""A worker process whose long waits are short: `python -m tests.acceptance.short MODULE:app SLOT`.
+
+The waits of the engine that nobody may set from outside (ACCEPTANCE_ENGINE, JSON: fields of EngineConfig); all else is
+streamtask.process as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+from streamtask import process, worker
+from streamtask.config import EngineConfig
+
+
+class ShortWorker(worker.Worker):
+    def _engine_config(self) -> EngineConfig:
+        return dataclasses.replace(super()._engine_config(), **json.loads(os.environ["ACCEPTANCE_ENGINE"]))
+
+
+if __name__ == "__main__":
+    worker.Worker = ShortWorker  # type: ignore[misc]
+    sys.exit(process.main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""The life of a task, from outside: real workers, a real Kafka, and the audit at the end of each test."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from streamtask.errors import TaskFailed
+from streamtask.model import TaskRequest
+from tests.acceptance.harness import ROOT, Bench, until
+
+pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+
+SAMPLES = ROOT / "schemas" / "samples" / "v1"
+
+
+def test_tasks_run_and_tell_their_histories(bench: Bench) -> None:
+    bench.supervised()
+    quick = bench.client.submit("noop", {"n": 7})
+    assert quick.result(30) == 7
+    assert bench.client.submit("plain", {"n": 8}).result(30) == 8
+    assert bench.statuses(quick.task_id) == ["created", "running", "completed"]
+    bench.finish()
+
+
+def test_retries_back_off_until_one_succeeds_or_none_is_left(bench: Bench) -> None:
+    bench.worker()
+    mends, fails = bench.client.submit("flaky", {"failures": 2}), bench.client.submit("flaky", {"failures": 9})
+    waits, gives_up = bench.client.submit("later", {"after": 0.7}), bench.client.submit("hopeless")
+    assert mends.result(30) == 3
+    assert bench.end(fails.task_id).code == "handler_error"
+    assert [one.attempt for one in bench.starts(fails.task_id)] == [1, 2, 3]
+    assert waits.result(30) == 2
+    first, second = bench.starts(waits.task_id)
+    assert second.ms - first.ms >= 700, "RetryLater(after) is taken as it is"
+    assert bench.end(gives_up.task_id).code == "handler_error"
+    assert len(bench.starts(gives_up.task_id)) == 1, "GiveUp forbids another attempt"
+    assert bench.letter(fails.origin).attempt == 3
+    assert bench.letter(gives_up.origin).reason == "handler_error"
+    bench.finish()
+
+
+@pytest.mark.parametrize("task_type", ["wait_for", "block"])
+def test_a_timeout_ends_the_attempt_and_is_a_failure(bench: Bench, task_type: str) -> None:
+    bench.worker()
+    slow = bench.client.submit(task_type, {"path": str(bench.directory / "never")}, timeout=0.5)
+    end = bench.end(slow.task_id)
+    assert end.code == "timeout"
+    (start,) = bench.starts(slow.task_id)
+    assert 450 <= end.timestamp_ms - start.ms < 2_000
+    assert bench.letter(slow.origin).reason == "timeout"
+    bench.finish()
+
+
+@pytest.mark.parametrize("task_type", ["wait_for", "block"])
+def test_a_cancel_ends_what_runs(bench: Bench, task_type: str) -> None:
+    bench.worker()
+    task = bench.client.submit(task_type, {"path": str(bench.directory / "never")})
+    until(lambda: bench.starts(task.task_id), "it runs")
+    task.cancel()
+    assert bench.end(task.task_id).code == "cancelled"
+    assert bench.statuses(task.task_id) == ["created", "running", "cancelled"]
+    bench.finish()
+    assert not bench.letters(), "what was cancelled is no dead letter"
+
+
+def test_a_cancel_before_the_start_proves_that_nothing_ran(bench: Bench) -> None:
+    early = str(uuid.uuid4())
+    bench.client.cancel(early)  # before its request exists
+    known = bench.client.submit("noop", {"n": 1}, task_id=early)
+    bench.worker()
+    assert bench.end(known.task_id).status == "cancelled"
+    busy = bench.client.submit("one_at_a_time", {"ms": 1_500})
+    until(lambda: bench.starts(busy.task_id), "the first one runs")
+    queued = [bench.client.submit("one_at_a_time", {"ms": 1}) for _ in range(4)]
+    for one in queued:
+        bench.until_status(one.task_id, "created")
+        one.cancel()
+    for one in queued:
+        bench.end(one.task_id)
+    bench.finish()
+    never = [known, *(one for one in queued if bench.statuses(one.task_id) == ["created", "cancelled"])]
+    assert len(never) == 5, "all of them were cancelled while the slot of their type was busy"
+    assert not [one for one in never if bench.starts(one.task_id)]
+
+
+def test_a_cancel_is_known_to_a_worker_that_was_not_there(bench: Bench) -> None:
+    task = bench.client.submit("noop", {"n": 1})
+    task.cancel()
+    other = bench.client.submit("noop", {"n": 2})
+    bench.worker()
+    assert bench.end(task.task_id).code == "cancelled"
+    assert bench.end(other.task_id).status == "completed"
+    bench.finish()
+    assert not bench.starts(task.task_id)
+
+
+def test_what_expires_never_starts_and_not_before_waits(bench: Bench) -> None:
+    bench.worker()
+    now = datetime.now(UTC)
+    first = bench.client.submit("one_at_a_time", {"ms": 2_500})
+    until(lambda: bench.starts(first.task_id), "the slot is busy")
+    expires = bench.client.submit("one_at_a_time", {"ms": 1}, expires_at=datetime.now(UTC) + timedelta(seconds=0.8))
+    gone = bench.client.submit("noop", expires_at=now - timedelta(seconds=1))
+    due = datetime.now(UTC) + timedelta(seconds=1.5)
+    later = bench.client.submit("noop", {"n": 3}, not_before=due)
+    far = bench.client.submit("noop", not_before=now + timedelta(hours=2))
+    assert bench.end(expires.task_id).code == "expired"
+    assert bench.end(gone.task_id).code == "expired"
+    assert bench.statuses(expires.task_id) == ["created", "cancelled"]
+    assert bench.end(far.task_id).code == "invalid_parameters"
+    assert later.result(30) == 3
+    assert bench.starts(later.task_id)[0].ms >= due.timestamp() * 1_000 - 1
+    bench.finish()
+    assert not bench.starts(expires.task_id)
+
+
+def test_an_unknown_type_waits_for_its_grace_and_then_fails(bench: Bench) -> None:
+    bench.worker(engine={"unknown_type_grace_ms": 1_500})
+    task = bench.client.submit("nobody_knows", {"a": 1})
+    bench.until_status(task.task_id, "created")
+    end = bench.end(task.task_id)
+    assert end.code == "unknown_task_type"
+    created, running, failed = bench.history(task.task_id)
+    assert running.status == "running"
+    assert failed.timestamp_ms - created.timestamp_ms >= 1_400
+    assert bench.letter(task.origin).reason == "unknown_task_type"
+    bench.finish()
+
+
+def test_tasks_of_one_key_start_in_order_one_at_a_time_across_workers(bench: Bench) -> None:
+    workers = [bench.worker(), bench.worker()]
+    for worker in workers:
+        bench.until_owning(worker, 2)
+    requests = [
+        TaskRequest(task_type="nap", parameters={"ms": 20}, ordering_key=f"key-{n % 6}", priority=5) for n in range(90)
+    ]
+    receipts = bench.client.submit_many(requests)
+    bench.until_status(receipts[0].task_id, "running")
+    workers[0].drain()  # its keys move
+    bench.ends([one.task_id for one in receipts], 60)
+    bench.finish()
+    lines = bench.executions()
+    keys = {receipt.task_id: request.ordering_key for receipt, request in zip(receipts, requests, strict=True)}
+    for key in {f"key-{n}" for n in range(6)}:
+        order = [one.task_id for one in receipts if keys[one.task_id] == key]
+        ran = [line for line in lines if keys[line.id] == key]
+        first = list(dict.fromkeys(line.id for line in ran if line.what == "start"))
+        assert first == order
+        open_: str | None = None
+        for line in ran:
+            if line.what == "start":
+                assert open_ is None, f"{line.id} began while {open_} ran"
+                open_ = line.id
+            else:
+                assert open_ == line.id
+                open_ = None
+
+
+def test_high_starts_before_a_backlog_of_low(bench: Bench) -> None:
+    bench.worker(STREAMTASK_CONCURRENCY="4")
+    low = bench.client.submit_many(
+        [TaskRequest(task_type="nap", parameters={"ms": 50}, priority=1) for _ in range(200)]
+    )
+    bench.until_status(low[0].task_id, "created")
+    until(lambda: bench.executions(), "the backlog runs")
+    high = bench.client.submit_many([TaskRequest(task_type="nap", parameters={"ms": 1}, priority=10) for _ in range(5)])
+    bench.ends([one.task_id for one in high])
+    ended = sum(1 for events in bench.histories().values() if events[-1].event.ended)
+    assert ended < 150, f"{ended} had ended when the last of high did: it stood in the queue of low"
+    bench.ends([one.task_id for one in low], 60)
+    bench.finish()
+
+
+def test_results_and_parameters_that_do_not_fit_are_told_by_their_code(bench: Bench) -> None:
+    bench.worker()
+    large = bench.client.submit("large", {"size": 2_000_000})
+    fits = bench.client.submit("large", {"size": 500_000})
+    odd = bench.client.submit("odd")
+    wrong = [
+        bench.client.submit("typed", {"params": {"x": "no number"}}),
+        bench.client.submit("typed", {"x": "no number"}),
+        bench.client.submit("noop", {"nothing": 1}),
+        bench.client.submit("nap"),
+    ]
+    right = bench.client.submit("typed", {"x": 1, "y": 2})
+    assert bench.end(large.task_id).code == "result_too_large"
+    assert len(fits.result(30)) == 500_000
+    assert bench.end(odd.task_id).code == "not_serializable"
+    assert right.result(30) == 3
+    for one in wrong:
+        assert bench.end(one.task_id).code == "invalid_parameters"
+        assert bench.letter(one.origin).reason == "invalid_parameters"
+        assert not bench.starts(one.task_id)
+    with pytest.raises(TaskFailed, match="result"):
+        large.result(30)
+    bench.finish()
+
+
+def test_a_second_record_of_an_open_task_is_a_dead_duplicate_and_one_after_its_end_runs(bench: Bench) -> None:
+    bench.worker()
+    gate = bench.directory / "gate"
+    first = bench.client.submit("wait_for", {"path": str(gate)})
+    until(lambda: bench.starts(first.task_id), "the first one runs")
+    again = bench.client.submit("wait_for", {"path": str(gate)}, task_id=first.task_id)
+    letter = bench.letter(again.origin)
+    assert (letter.reason, letter.task_id) == ("duplicate", first.task_id)
+    gate.touch()
+    bench.end(first.task_id)
+    third = bench.client.submit("noop", {"n": 1}, task_id=first.task_id)
+    until(lambda: len([s for s in bench.history(first.task_id) if s.event.ended]) == 2, "the third one ran")
+    assert {seen.event.origin for seen in bench.history(first.task_id)} == {first.origin, third.origin}
+    assert bench.finish().duplicates == 1
+
+
+def test_progress_is_throttled_and_its_latest_wins(bench: Bench) -> None:
+    bench.worker()
+    task = bench.client.submit("counts", {"steps": 200, "ms": 5})
+    end = bench.end(task.task_id)
+    reports = [seen for seen in bench.history(task.task_id) if seen.status == "running" and seen.event.progress]
+    assert 3 <= len(reports) <= 2 + (end.timestamp_ms - bench.starts(task.task_id)[0].ms) // 100
+    told = [seen.event.progress or 0 for seen in reports]
+    assert told == sorted(told)
+    assert len(set(told)) == len(told)
+    assert all((seen.event.message or "").startswith("step ") for seen in reports)
+    gaps = [b.timestamp_ms - a.timestamp_ms for a, b in itertools.pairwise(reports)]
+    assert min(gaps) >= 90, f"events {min(gaps)} ms apart"
+    assert end.event.progress == 1.0
+    bench.finish()
+
+
+def _sample(name: str) -> dict[str, object]:
+    document = json.loads((SAMPLES / name).read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def test_the_golden_documents_in_chinese(bench: Bench, tmp_path: Path) -> None:
+    """What the samples say is what comes out, byte for byte in every field that they name."""
+    bench.worker(STREAMTASK_LOCALE="zh")
+    task_id = str(_sample("task_response.created.json")["task_id"])
+    raw = (SAMPLES / "task_request.long_inference.json").read_bytes()
+    origin = bench.produce(raw, task_id.encode(), band=0)
+    bench.end(task_id)
+    events = [json.loads(seen.value) for seen in bench.history(task_id)]
+    for wanted in ("created", "running", "completed"):
+        sample = _sample(f"task_response.{wanted}.json")
+        sample.pop("created_at", None)  # the time of this request
+        told = [event for event in events if sample.items() <= event.items()]
+        assert told, f"no event has {sample}: {events}"
+        assert told[0]["origin"] == origin
+    assert all(event["priority"] == 8 for event in events)
+    bench.finish()

@@ -1,0 +1,128 @@
+"""The real Kafka that tests share, and topics of their own on it.
+
+`broker`  one local Apache Kafka for the whole run, also under pytest-xdist, where the worker that needs it first starts
+          it and the last one to need it sees it end. STREAMTASK_TEST_BOOTSTRAP_SERVERS names another one instead.
+`prefix`  a random topic prefix, one per test.
+`make_topics(partitions)` and `topics` (4 partitions): the topics of that prefix, deleted after the test.
+
+Tests that kill, freeze or configure brokers start a DevBroker of their own. Acceptance tests come last, each alone on
+the machine, also under pytest-xdist: they start many processes, and wait for them with deadlines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from hypothesis import HealthCheck, settings
+
+from streamtask.config import TopicNames
+from streamtask.devbroker import QUICK, DevBroker
+from streamtask.kafka import admin
+from streamtask.testing import GIVEN, Broker, SharedBroker
+
+if TYPE_CHECKING:
+    from tests.secure_broker import SecureBroker
+
+# A machine that is shared takes its time: how long an example took says nothing.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
+
+# A run that was started in the background (`make test &`, some CI) ignores SIGINT, and so would every process that it
+# starts: tests that send one would wait for ever. A handler of our own is reset to the default in them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_SHARED = pytest.StashKey[SharedBroker]()
+
+
+def warm_up(bootstrap: str) -> None:
+    """Have Kafka make its internal topics (1-3 s), so that no test's deadline pays for it."""
+    name = f"warm.{secrets.token_hex(4)}"
+    Producer({"bootstrap.servers": bootstrap, "transactional.id": name}).init_transactions(60)
+    names = TopicNames(name)
+    admin.ensure_topics({"bootstrap.servers": bootstrap}, names, partitions=1)
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": name})
+    part = TopicPartition(names.requests[0], 0, 0)
+    try:
+        consumer.assign([part])
+        consumer.commit(offsets=[part], asynchronous=False)
+    finally:
+        consumer.close()
+    admin.delete_topics({"bootstrap.servers": bootstrap}, names)
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    given = os.environ.get(GIVEN)
+    if given:
+        yield Broker(given)
+    elif os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = SharedBroker(tmp_path_factory.getbasetemp().parent, warm_up=warm_up)
+        request.config.stash[_SHARED] = shared
+        yield shared.join()
+    else:
+        with DevBroker(config=QUICK) as kafka:
+            warm_up(kafka.bootstrap)
+            yield Broker(kafka.bootstrap)
+
+
+@pytest.fixture(scope="session")
+def secured() -> Iterator[SecureBroker]:
+    """A Kafka of its own that lets nobody in who is not known, and nobody do what is not allowed."""
+    from tests.secure_broker import Identities, SecureBroker
+
+    with Identities() as identities, SecureBroker(identities) as kafka:
+        yield kafka
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Not in the fixture: its end counts as part of the last test, whose time limit is not for waiting on others.
+    shared = session.config.stash.get(_SHARED, None)
+    if shared is not None:
+        shared.leave()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Waits here, outside of the test's time limit, until no acceptance test runs, or until none at all does."""
+    if not os.environ.get("PYTEST_XDIST_WORKER") or getattr(item.config, "cache", None) is None:
+        return (yield)
+    alone = item.get_closest_marker("acceptance") is not None
+    with (item.config.cache.mkdir("turns") / "turn").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{secrets.token_hex(5)}"
+
+
+@pytest.fixture
+def make_topics(broker: Broker, prefix: str) -> Iterator[Callable[[int], TopicNames]]:
+    settings = {"bootstrap.servers": broker.bootstrap}
+    names = TopicNames(prefix)
+
+    def make(partitions: int) -> TopicNames:
+        admin.ensure_topics(settings, names, partitions=partitions)
+        return names
+
+    yield make
+    admin.delete_topics(settings, names)
+
+
+@pytest.fixture
+def topics(make_topics: Callable[[int], TopicNames]) -> TopicNames:
+    return make_topics(4)

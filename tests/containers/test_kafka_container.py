@@ -1,0 +1,66 @@
+"""Workers on a Kafka that testcontainers brings up (extra `docker`), one of them killed at work."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamtask.config import TopicNames
+from streamtask.kafka.admin import ensure_topics
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.model import TaskRequest
+from tests.acceptance import harness
+from tests.acceptance.harness import Bench, until
+from tests.containers.host import Host
+from tests.containers.images import CONFLUENT
+
+pytestmark = [pytest.mark.docker, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(600)]
+
+if importlib.util.find_spec("testcontainers") is None:
+    pytest.skip("testcontainers is not installed: pip install 'streamtask[docker]'", allow_module_level=True)
+
+
+@pytest.fixture
+def bootstrap(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As in docs/containers.md."""
+    for name in ("DOCKER_HOST", "DOCKER_CONFIG"):
+        if name in host.environment:
+            monkeypatch.setenv(name, host.environment[name])
+    if host.own:  # its image registry is nowhere: no reaper, which would be pulled
+        monkeypatch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+    # In a container itself testcontainers would hand out the gateway's address, where nothing is published.
+    monkeypatch.setenv("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
+    from testcontainers.community.kafka import KafkaContainer
+
+    one = KafkaContainer(CONFLUENT).with_kraft()
+    one.with_env("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1")  # one broker: else no transaction ever begins
+    one.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
+    one.with_env("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "500")  # the bench's workers have a short one
+    with one as kafka:
+        yield kafka.get_bootstrap_server()
+
+
+@pytest.fixture
+def bench(bootstrap: str, tmp_path: Path) -> Iterator[Bench]:
+    names = TopicNames(f"t{secrets.token_hex(5)}")
+    ensure_topics(KafkaSettings(bootstrap, client_id="test"), names, partitions=4)
+    with harness.bench(bootstrap, names, tmp_path) as one:
+        yield one
+
+
+def test_workers_on_a_kafka_in_a_container_keep_their_promises_when_one_is_killed(bench: Bench) -> None:
+    parent = bench.supervised(2)
+    until(lambda: len(parent.children()) == 2, "two workers")
+    requests = [TaskRequest(task_type="nap", parameters={"ms": 100}) for _ in range(300)]
+    submitted = [one.task_id for one in bench.client.submit_many(requests)]
+    bench.until_more(50)
+    at_work = {one.pid for one in bench.running()} & set(parent.children())
+    psutil.Process(sorted(at_work)[0]).kill()
+    ends = bench.ends(submitted, 60)
+    assert {end.status for end in ends.values()} == {"completed"}
+    assert bench.finish().requests == 300

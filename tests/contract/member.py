@@ -1,0 +1,178 @@
+"""One member of the workers' group for the contract tests: a real KafkaRim, and callbacks that seat what comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from confluent_kafka import Consumer, Producer
+
+from streamtask.config import TopicNames
+from streamtask.kafka.consumer import Decode
+from streamtask.kafka.rim import Deadlines, KafkaRim
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.ports import (
+    Cell,
+    CommitPlan,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    OffsetCommit,
+    Produce,
+    Seat,
+    SendOffsets,
+)
+
+TASK_ID = "01939d5e-0000-7000-8000-000000000001"
+
+
+def raw_record(
+    band: int, partition: int, offset: int, timestamp_ms: int, key: bytes | None, value: bytes | None, headers: Any
+) -> RequestRecord:
+    """The place and the bytes; these tests do not look into requests."""
+    return RequestRecord(band, partition, offset, timestamp_ms, "", None, 5, timestamp_ms, value or b"", key)
+
+
+def raw_dead(letter: DeadLetter) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+    return letter.task_id.encode() or None, letter.record.value, [("reason", letter.reason.encode())]
+
+
+def event(shard: int, text: str = "event") -> StatusEvent:
+    return StatusEvent(TASK_ID, shard, TaskStatus.RUNNING, 0, 0, f"high-{shard}@0", message=text)
+
+
+def wait_until(reached: Callable[[], Any], timeout_s: float = 20.0, *, turn: Callable[[], Any] | None = None) -> None:
+    """Turn until it is reached, or fail."""
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < deadline, "not reached in time"
+        if turn is not None:
+            turn()
+
+
+class Member:
+    """A KafkaRim whose shards are seated at `positions` (0 where nothing is given) as soon as they come.
+
+    rebalances  what the group told, in order: ("assigned" | "revoked" | "lost", shards)
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        names: TopicNames,
+        *,
+        positions: dict[Cell, int] | None = None,
+        seat: bool = True,
+        deadlines: Deadlines | None = None,
+        decode: Decode = raw_record,
+    ) -> None:
+        self.names, self.positions, self.seat = names, positions or {}, seat
+        self.rebalances: list[tuple[str, tuple[int, ...]]] = []
+        self.records: list[RequestRecord] = []
+        self.lost_positions: list[tuple[int, int, int]] = []
+        self.errors: list[str] = []
+        self.when_revoked: Callable[[tuple[int, ...]], Any] = lambda shards: None
+        self.rim = KafkaRim(
+            settings,
+            names,
+            slot=0,
+            decode=decode,
+            encode_event=lambda held: (held.message or "").encode(),
+            encode_dead=raw_dead,
+            on_assigned=self._assigned,
+            on_revoked=self._revoked,
+            on_lost=lambda shards: self.rebalances.append(("lost", shards)),
+            on_position_lost=lambda *lost: self.lost_positions.append(lost),
+            on_error=self.errors.append,
+            deadlines=deadlines,
+        )
+        self.rim.join()
+
+    def cells(self, shards: Iterable[int]) -> dict[Cell, int]:
+        return {(b, s): self.positions.get((b, s), 0) for s in shards for b in range(len(self.names.bands))}
+
+    def _assigned(self, shards: tuple[int, ...]) -> None:
+        self.rebalances.append(("assigned", shards))
+        if self.seat:
+            assert self.rim.perform(Seat(self.cells(shards))) is None
+
+    def _revoked(self, shards: tuple[int, ...]) -> None:
+        self.rebalances.append(("revoked", shards))
+        self.when_revoked(shards)
+
+    def turn(self, timeout_s: float = 0.05, records_max: int = 1_000) -> None:
+        self.records += self.rim.poll(timeout_s, records_max)
+
+    @property
+    def shards(self) -> set[int]:
+        return set(self.rim.consumer.owned)
+
+    def owning(self, count: int, *others: Member) -> Member:
+        """Turn (with the others) until this one owns `count` shards."""
+        wait_until(lambda: len(self.shards) == count, turn=lambda: [member.turn() for member in (self, *others)])
+        return self
+
+    def commit(self, plan: CommitPlan) -> Fault | None:
+        """One whole transaction; the first Fault ends it."""
+        for ask in (Produce(plan), SendOffsets(plan), EndTransaction()):
+            answer: Fault | None = self.rim.perform(ask)
+            if answer is not None:
+                return answer
+        return None
+
+
+def plan(
+    shard: int, offset: int, text: str = "ledger", *, events: int = 1, dead: Iterable[DeadLetter] = ()
+) -> CommitPlan:
+    """`events` status events of one shard, and its lead offset."""
+    return CommitPlan(
+        [event(shard, f"{text}-{number}") for number in range(events)],
+        list(dead),
+        [OffsetCommit(0, shard, offset, text)],
+        (shard,),
+    )
+
+
+def kind(answer: Any) -> FaultKind | None:
+    """The kind of a Fault, None for an answer."""
+    return answer.kind if isinstance(answer, Fault) else None
+
+
+def fill(bootstrap: str, topic: str, partition: int, count: int, *, value: bytes = b"v") -> None:
+    """`count` records into one partition, acknowledged."""
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+    for _ in range(count):
+        producer.produce(topic, value, b"k", partition)
+        producer.poll(0)
+    assert producer.flush(20) == 0
+
+
+def read_values(bootstrap: str, topic: str, partition: int, until: bytes, *, committed: bool = True) -> list[bytes]:
+    """Values of a partition from its start to the one that equals `until`, which is not among them."""
+    from confluent_kafka import TopicPartition
+
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "reader",
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "fetch.wait.max.ms": 50,
+        }
+    )
+    values: list[bytes] = []
+    deadline = time.monotonic() + 20
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0)])
+        while time.monotonic() < deadline:
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            assert message.error() is None, message.error()
+            if message.value() == until:
+                return values
+            values.append(message.value() or b"")
+        raise AssertionError(f"{until!r} was not seen, only {values}")
+    finally:
+        consumer.close()

@@ -1,0 +1,175 @@
+"""A broker that is frozen or gone: every call ends by its deadline, says what it does not know, and work goes on after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from streamtask.config import TopicNames
+from streamtask.devbroker import QUICK, DevBroker
+from streamtask.kafka import admin
+from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.ports import (
+    AbortTransaction,
+    Answer,
+    Ask,
+    CommitPlain,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    FenceIds,
+    ListOffsets,
+    OffsetCommit,
+    Poll,
+    Produce,
+    ReadSettled,
+    RenewProducer,
+    SendOffsets,
+)
+from tests.conftest import warm_up
+from tests.contract.member import Member, kind, plan, wait_until
+
+pytestmark = pytest.mark.broker
+SHORT = Deadlines(
+    list_s=1.5,
+    fence_s=1.5,
+    settled_s=1.5,
+    plain_s=1.5,
+    produce_s=1.5,
+    offsets_s=1.5,
+    commit_s=2,
+    abort_s=1.5,
+    renew_s=2,
+)
+OVERHEAD_S = 8.0  # on a loaded machine; without a limit they take a minute
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[DevBroker]:
+    with DevBroker(config=QUICK) as broker:
+        warm_up(broker.bootstrap)
+        yield broker
+
+
+@pytest.fixture
+def member(kafka: DevBroker, prefix: str) -> Iterator[Member]:
+    settings, names = KafkaSettings(kafka.bootstrap), TopicNames(prefix)
+    admin.ensure_topics({"bootstrap.servers": kafka.bootstrap}, names, partitions=2)
+    made = Member(settings, names, deadlines=SHORT).owning(2)
+    made.turn()
+    yield made
+    made.rim.close()
+
+
+@pytest.fixture
+def frozen(kafka: DevBroker) -> Iterator[Callable[[], None]]:
+    """Freezes the broker; thawed when the test ends at the latest."""
+    yield lambda: kafka.freeze(1)
+    kafka.thaw(1)
+
+
+def timed(member: Member, ask: Ask, limit_s: float) -> Answer:
+    began = time.monotonic()
+    answer = member.rim.perform(ask)
+    assert time.monotonic() - began < limit_s + OVERHEAD_S, (
+        f"{type(ask).__name__} took {time.monotonic() - began:.1f} s"
+    )
+    return answer
+
+
+def renewed(member: Member) -> None:
+    """A new id, and the group served, as after FENCED and DOUBT."""
+
+    def again() -> bool:
+        member.rim.perform(Poll())
+        return isinstance(member.rim.perform(RenewProducer()), str)
+
+    wait_until(again, 60)
+    wait_until(lambda: member.rim.member_id and len(member.shards) == 2, 60, turn=member.turn)
+
+
+def test_each_step_of_a_claim_ends_while_the_broker_is_frozen(
+    member: Member, kafka: DevBroker, frozen: Callable[[], None]
+) -> None:
+    frozen()
+    assert kind(timed(member, ListOffsets((0, 1)), 0.5)) is FaultKind.RETRY
+    assert kind(timed(member, FenceIds(("one", "another")), 0.5)) is FaultKind.RETRY
+    assert kind(timed(member, ReadSettled((0, 1)), 0.5)) is FaultKind.RETRY
+    assert kind(timed(member, CommitPlain((OffsetCommit(0, 0, 1, "claim"),)), 0.5)) is FaultKind.DOUBT
+    kafka.thaw(1)
+
+    def landed() -> bool:  # the doubt was justified
+        answer = member.rim.perform(ListOffsets((0,)))
+        return not isinstance(answer, Fault) and answer[0, 0].text == "claim"
+
+    wait_until(landed)
+
+
+def test_records_that_are_not_acknowledged_are_aborted(
+    member: Member, kafka: DevBroker, frozen: Callable[[], None]
+) -> None:
+    frozen()
+    assert kind(timed(member, Produce(plan(0, 1)), 0.5)) is FaultKind.ABORT
+    answer = timed(member, AbortTransaction(), 0.5)  # None: the broker had not heard of the transaction
+    kafka.thaw(1)
+    if answer is not None:
+        wait_until(lambda: kind(member.rim.perform(AbortTransaction())) is not FaultKind.RETRY)
+        renewed(member)
+    wait_until(lambda: member.rim.consumer.group_metadata() is not None, turn=member.turn)
+    assert member.commit(plan(0, 1, "after")) is None
+
+
+def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
+    member: Member, kafka: DevBroker, frozen: Callable[[], None]
+) -> None:
+    doubtful = plan(0, 7, "in doubt")
+    assert member.rim.perform(Produce(doubtful)) is None
+    assert member.rim.perform(SendOffsets(doubtful)) is None
+    before = member.rim.transactional_id
+    frozen()
+    assert kind(timed(member, EndTransaction(), 1)) is FaultKind.DOUBT
+    assert kind(member.rim.perform(Produce(doubtful))) is FaultKind.FENCED  # nothing more under this id
+    assert kind(timed(member, RenewProducer(), 2)) is FaultKind.RETRY
+    kafka.thaw(1)
+    renewed(member)
+    assert member.rim.transactional_id != before
+    wait_until(lambda: member.rim.perform(FenceIds((before,))) is None)
+    answer = None
+    deadline = time.monotonic() + 20
+    while answer is None or isinstance(answer, Fault):
+        assert time.monotonic() < deadline, answer
+        answer = member.rim.perform(ReadSettled((0,)))
+    assert answer[0, 0].text in ("in doubt", None)
+    assert member.commit(plan(0, 8, "after")) is None
+
+
+def test_offsets_end_by_their_bound_when_the_broker_dies_before_them(member: Member, kafka: DevBroker) -> None:
+    assert member.rim.perform(Produce(plan(0, 1))) is None
+    kafka.kill(1)
+    try:
+        # Runs into the socket timeout whatever timeout was asked for.
+        assert kind(timed(member, SendOffsets(plan(0, 1)), 7.5)) in (FaultKind.ABORT, FaultKind.FENCED)
+        assert kind(timed(member, AbortTransaction(), 0.5)) in (FaultKind.RETRY, FaultKind.FENCED)
+        assert kind(timed(member, RenewProducer(), 2)) is FaultKind.RETRY
+    finally:
+        kafka.start(1)
+    renewed(member)
+    assert member.commit(plan(0, 2, "after")) is None
+
+
+def test_leaving_and_closing_end_although_the_broker_is_gone(kafka: DevBroker, prefix: str) -> None:
+    names = TopicNames(prefix)
+    admin.ensure_topics({"bootstrap.servers": kafka.bootstrap}, names, partitions=2)
+    member = Member(KafkaSettings(kafka.bootstrap), names, deadlines=Deadlines(close_s=2)).owning(2)
+    kafka.kill(1)
+    try:
+        began = time.monotonic()
+        member.rim.leave()
+        assert member.rebalances[-1] == ("revoked", (0, 1))
+        member.rim.close()
+        assert time.monotonic() - began < 4 + OVERHEAD_S
+    finally:
+        kafka.start(1)

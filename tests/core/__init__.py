@@ -1,0 +1,1 @@
+"""The core, exhaustively and without I/O."""

@@ -1,0 +1,212 @@
+"""Scenarios of deaths: who is charged when a worker or a child dies, who stands trial, who is quarantined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamtask.model import TaskStatus
+from streamtask.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets
+
+from .clients import Wish
+from .handlers import without_children
+from .process import Process
+from .promises import History
+from .stage import Stage, slot_of
+
+COMPLETED, FAILED = TaskStatus.COMPLETED, TaskStatus.FAILED
+A, B, C = 0, 1, 2
+
+
+def poison_before_its_first_commit() -> None:
+    """A handler whose first instruction kills its worker: quarantined after three deaths; its neighbours are not."""
+    stage = Stage(slots=2)
+    stage.cluster.restarts = True
+    stage.cluster.supervised = True
+    stage.start(A, B)
+    others = [stage.submit("long" if n % 2 else "ok", band=n % 3) for n in range(6)]
+    poison = stage.submit("kill", band=1)
+    stage.play(180_000)
+    stage.expect(poison, FAILED, attempt=3, lost=3)
+    assert poison.ended_code == "worker_lost", f"{poison}"
+    assert poison.letters == 1, f"not in tasks.dead: {poison}"
+    for other in others:
+        stage.expect(other, COMPLETED)
+
+
+def death_inside_the_first_transaction() -> None:
+    """The worker dies before the first commit of a request: nothing has happened, nobody is charged."""
+    stage = Stage()
+    stage.start(A)
+    task = stage.submit("ok")
+    stage.on(EndTransaction, stage.crash, where=slot_of(A))
+    stage.until_struck()
+    stage.start(B)
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=1, lost=0)
+
+
+def poison_of_its_child() -> None:
+    """A task whose child process dies each time: three deaths of its own, then it is quarantined. Its worker lives."""
+    stage = Stage(slots=1)
+    stage.start(A)
+    poison = stage.submit("crash")
+    other = stage.submit("long")
+    stage.play()
+    stage.expect(poison, FAILED, attempt=3, lost=3)
+    assert poison.ended_code == "worker_lost", f"{poison}"
+    assert poison.letters == 1, f"not in tasks.dead: {poison}"
+    stage.expect(other, COMPLETED, attempt=1, lost=0)
+
+
+def child_dies_and_then_its_worker() -> None:
+    """A's child dies under attempt 1, and A itself at any moment after that, until attempt 2 is granted: before the
+    transaction that charges the death, in it, or behind it. It is one death, charged once."""
+    for moment in range(40):
+        stage = Stage()
+        stage.start(A)
+        task = stage.submit("crash", "ok")
+        stage.until_running(task)
+
+        def after_the_death(process: Process, ask: Any, task: History = task) -> bool:
+            return task.attempt == 1 and process.slot == A and not process.executions and type(ask) is not Poll
+
+        stage.at_moment(moment, stage.crash, of=after_the_death)
+        stage.until(lambda stage=stage, task=task: bool(stage.struck) or task.attempt == 2, "A is dead, or too late")
+        if not stage.struck:
+            assert moment > 4, f"a death is charged in more moments than {moment}"
+            return
+        stage.start(B)
+        stage.play()
+        stage.expect(task, COMPLETED, attempt=2, lost=1)
+    raise AssertionError("the wait after a death never ends")
+
+
+def clean_handover_then_instant_death() -> None:
+    """A hands over cleanly; B dies right after its claim: the task has not run under B, so no death is its own."""
+    stage = Stage(slots=3)
+    stage.start(A, B)
+    task = stage.submit("long", "ok")
+    stage.until_running(task)
+    stage.on(CommitPlain, stage.crash, before=False, where=slot_of(B))
+    stage.move(0, B)
+    stage.until_struck()
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=2, lost=0)
+
+
+def clean_owner_is_not_fenced() -> None:
+    """Revoke returns only when its clean record is visible: the next owner fences nobody, A keeps its id."""
+    stage = Stage()
+    stage.start(A, B)
+    task = stage.submit("long", "ok")
+    stage.until_running(task)
+    stage.broker.delays.marker = (300, 300)
+    before = stage.process(A).producer
+    fenced: list[str] = []
+    stage.on(FenceIds, lambda _: fenced.append("fenced"), where=slot_of(B))
+    stage.move(0, B)
+    stage.play()
+    assert not fenced, "a clean owner was fenced"
+    assert stage.process(A).producer is before, "a healthy worker lost its id"
+    stage.expect(task, COMPLETED, attempt=2, lost=0)
+
+
+def trial_charges_the_suspect_alone() -> None:
+    """Two tasks have two deaths each. The one on trial dies with its worker; the other, and what runs beside, do not."""
+    stage = Stage(slots=2, config=without_children())
+    stage.cluster.restarts = True
+    stage.cluster.supervised = True
+    stage.start(A)
+    first = stage.submit("long", "long", "kill")
+    second = stage.submit("long", "long", "ok")
+    for attempt in (1, 2):
+        stage.until_running(first, attempt)
+        stage.until_running(second, attempt)
+        for process in list(stage.cluster.processes):
+            if process is not None and process.executions:
+                stage.crash(process)
+    stage.play(180_000)
+    stage.expect(first, FAILED, attempt=3, lost=3)
+    stage.expect(second, COMPLETED, lost=2)
+
+
+def poison_beside_one_that_is_never_quarantined() -> None:
+    """lost_max=0 and many deaths: it must not take the deaths upon itself that a poison beside it causes."""
+    stage = Stage(config=without_children())
+    stage.cluster.restarts = True
+    stage.cluster.supervised = True
+    stage.start(A)
+    steadfast = stage.submit(*["long"] * 40, task_type="steadfast")
+    for attempt in (1, 2):
+        stage.until_running(steadfast, attempt)
+        stage.crash(next(p for p in stage.cluster.processes if p is not None and p.executions))
+    poison = stage.submit("kill")
+    stage.play()
+    stage.expect(poison, FAILED, attempt=3, lost=3)
+    stage.expect(steadfast, COMPLETED)
+
+
+def second_record_of_a_running_task_changes_hands() -> None:
+    """The shard moves while the dead letter of a duplicate is owed: its next owner knows both records as open, and the
+    duplicate lies in the higher band."""
+    stage = Stage()
+    stage.start(A, B)
+    first = stage.submit("long", "ok", band=1)
+    stage.until_running(first)
+    stage.on(SendOffsets, lambda process: stage.move(0, B), where=lambda process, ask: bool(ask.plan.dead))
+    second = stage.submit("ok", band=0, task_id=first.record.task_id)
+    third = stage.put(Wish(0, 0, None, "0" * 8 + first.record.task_id[8:], problem=("invalid_request", "priority: 11")))
+    stage.play()
+    stage.expect(first, COMPLETED, attempt=2, lost=0)
+    stage.expect(third, FAILED)
+    assert second.letters == 1, f"{second}"
+    assert not second.created, f"{second}"
+
+
+def trace_death_charged_twice() -> None:
+    """crash=2: A dies under attempt 1; B claims, charges, and dies before it starts anything; A's successor starts it."""
+    stage = Stage(slots=3)
+    stage.start(A)
+    task = stage.submit("long", "ok")
+    stage.until_running(task)
+    stage.crash(stage.process(A))
+    stage.on(CommitPlain, stage.crash, before=False, where=slot_of(B))
+    stage.start(B)
+    stage.until_struck()
+    stage.start(C)
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=2, lost=1)
+
+
+def trace_death_charged_to_a_waiting_task() -> None:
+    """crash retry: attempt 1 has failed and waits for its retry; the death of the worker is not its own."""
+    stage = Stage()
+    stage.start(A)
+    task = stage.submit("later", "ok")
+    waits = lambda process, ask: any((e.message or "").startswith("attempt 1 failed") for e in ask.plan.events)  # noqa: E731
+    told = []
+    stage.on(SendOffsets, told.append, before=False, where=waits)
+    stage.until(lambda: bool(told), "its wait is sent")
+    stage.until(lambda: not task.running, "its wait is committed")
+    stage.crash(stage.process(A))
+    stage.start(B)
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=2, lost=0)
+
+
+def trace_death_hidden_by_a_clean_record() -> None:
+    """crash move: A is asked to give the shard up and dies on the way. Its handler was running, or a clean record says
+    that it was not: never neither."""
+    for moment in range(40):
+        stage = Stage()
+        stage.start(A, B)
+        task = stage.submit("long", "ok")
+        stage.until_running(task)
+        stage.move(0, B)
+        stage.at_moment(moment, stage.crash, of=lambda process, ask: process.slot == A and type(ask) is not Poll)
+        stage.play()
+        if not stage.struck:
+            assert moment > 6, f"a revoke has more moments than {moment}"
+            return
+        assert task.ended is COMPLETED, f"{task}"
+    raise AssertionError("a revoke never ends")

@@ -1,0 +1,367 @@
+"""Each rule of the protocol, taken out: by patching the core or by a driver that performs an ask differently.
+
+A mutation is a context manager; while it is active the scenarios named with it must fail. The table in
+docs/decisions/0006-rules-and-mutations.md is this file in prose; tests/sim/test_mutations.py holds the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from streamtask.core import endings, ownership, protocol
+from streamtask.core import shard as shard_room
+from streamtask.core.claim import Owed
+from streamtask.core.ledger import Draft, Ledger, charge
+from streamtask.core.offsetmap import Mark, entry_of
+from streamtask.core.recall import Recall
+from streamtask.core.shard import Standing
+from streamtask.model import TaskStatus
+from streamtask.ports import (
+    AwaitEnded,
+    CommitPlain,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    Produce,
+    ReadSettled,
+    SendOffsets,
+    Settled,
+    Stop,
+)
+
+from .process import Process
+
+FAR = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """rule: its name in the design; scenarios: each of them must fail without it; breaks: what then goes wrong."""
+
+    rule: str
+    active: Callable[[], Any]
+    scenarios: tuple[str, ...]
+    breaks: str
+
+
+def _write_ahead() -> Any:
+    """Handlers start when their RUNNING was produced, not when it was committed."""
+
+    def commit(engine: Any, batch: Any, clock: Any) -> Generator[Any, Any, bool]:
+        fault = yield Produce(batch.plan)
+        if fault is None:
+            engine.settle(batch, clock())
+            fault = yield SendOffsets(batch.plan)
+        if fault is None:
+            fault = yield EndTransaction()
+        if fault is None:
+            return True
+        return protocol._doubtful(engine, batch, fault)
+
+    return patch.object(protocol, "commit", commit)
+
+
+def _stable_read() -> Any:
+    """committed() does not wait for pending offsets."""
+    return patch.object(Process, "_read_settled", lambda self, ask, waited, twist: self.broker.read_settled(ask.shards))
+
+
+@contextmanager
+def _ownership_filter() -> Iterator[None]:
+    """A shard that was lost is not marked as gone: late results of its executions are committed."""
+    forget = ownership.forget
+
+    def forget_not(engine: Any, numbers: Any) -> None:
+        gone = [shard for number in numbers if (shard := engine.shards.get(number)) is not None]
+        forget(engine, numbers)
+        for shard in gone:
+            shard.standing = Standing.OPEN
+
+    # The bounds would notice the claim without a shard before any promise is broken: what breaks then is the question.
+    with patch.object(ownership, "forget", forget_not), patch.object(Process, "_bounded", lambda self: None):
+        yield
+
+
+def _read_back() -> Any:
+    """A doubtful batch counts as not landed."""
+
+    def resolve(engine: Any, settled: Any, now: Any) -> None:
+        engine.doubt = None
+
+    return patch.object(ownership, "resolve", resolve)
+
+
+def _batch_id_kept() -> Any:
+    """The read-back asks for the id in use, not for the id of the batch in doubt."""
+    renewed = ownership.renewed
+
+    def forgetful(engine: Any, owner: str) -> None:
+        if engine.doubt is not None:
+            engine.doubt.owner = owner
+        renewed(engine, owner)
+
+    return patch.object(ownership, "renewed", forgetful)
+
+
+def _running_mark() -> Any:
+    """Without the mark everybody who has started counts as running when an owner is gone."""
+
+    def everybody(ledgers: list[Ledger]) -> Any:
+        for ledger in ledgers:
+            for offset, entry in list(ledger.entries.items()):
+                if entry.mark == Mark.NONE:
+                    marked = entry_of(entry.attempt, entry.failed, entry.lost, Mark.RUNNING, entry.trial)
+                    ledger.state.entries[offset] = marked
+        return charge(ledgers)
+
+    return patch.object(shard_room, "charge", everybody)
+
+
+def _child_death_charged() -> Any:
+    """The death of a child ends the attempt and is nobody's: `lost` stays."""
+
+    def owed(*, message: str, failed: int, lost: int | None = None) -> Owed:
+        return Owed(message=message, failed=failed)
+
+    return patch.object(endings, "Owed", owed)
+
+
+def _child_death_clears_the_mark() -> Any:
+    """The transaction that charges a child's death leaves the running mark where it is: the next claim charges it too."""
+
+    def waiting(self: Draft, offset: int, failed: int, lost: int | None = None) -> None:
+        old = self._entry(offset)
+        mark = Mark.NONE if lost is None else old.mark
+        self._put(offset, entry_of(old.attempt, failed, old.lost if lost is None else lost, mark, old.trial))
+
+    return patch.object(Draft, "waiting", waiting)
+
+
+@contextmanager
+def _explicit_positions() -> Iterator[None]:
+    """auto.offset.reset=earliest in place of positions sought: the bounds of the log are not looked at."""
+    fetch = Process._fetch
+
+    def read_settled(self: Process, ask: ReadSettled, waited: int, twist: str) -> Any:
+        if self.broker.unstable(ask.shards):
+            return Fault(FaultKind.RETRY, "unstable")
+        found = self.broker.read_settled(ask.shards)
+        return {cell: Settled(s.offset, s.text, 0, FAR) for cell, s in found.items()}
+
+    def fetch_reset(self: Process) -> Any:
+        for cell, position in self.positions.items():
+            log = self.broker.logs[cell]
+            if not log.start <= position <= log.end:
+                self.positions[cell] = log.start
+        return fetch(self)
+
+    with patch.object(Process, "_read_settled", read_settled), patch.object(Process, "_fetch", fetch_reset):
+        yield
+
+
+def _facts_by_task_id() -> Any:
+    """A fact of tasks.status counts for whatever record stands at the offset that it names."""
+    return patch.object(Recall, "keep_own", lambda self, offset, task_id: None)
+
+
+def _claimed_again_when_torn() -> Any:
+    """An owner whose log was cut goes on with its ledger, from the end of the log."""
+    return patch.object(ownership, "torn", lambda engine: ())
+
+
+def _only_reports(plan: Any) -> bool:
+    return all(e.status is TaskStatus.RUNNING and e.progress is not None for e in plan.events) and not plan.dead
+
+
+@contextmanager
+def _fence_rule_and_fencing() -> Iterator[None]:
+    """A batch of mere progress sends no offsets, and nobody fences the recorded owner."""
+    send = Process._send_offsets
+
+    def send_offsets(self: Process, ask: SendOffsets, waited: int, twist: str) -> Any:
+        return None if _only_reports(ask.plan) else send(self, ask, waited, twist)
+
+    with (
+        patch.object(Process, "_send_offsets", send_offsets),
+        patch.object(Process, "_fence_ids", lambda self, ask, waited, twist: None),
+    ):
+        yield
+
+
+def _slow_id_ended() -> Any:
+    """A commit that was slow but answered keeps its id: a copy of its EndTxn may still come."""
+    end = Process._end_transaction
+
+    def lenient(self: Process, ask: EndTransaction, waited: int, twist: str) -> Any:
+        fault = end(self, ask, waited, twist)
+        return None if twist == "copy" else fault
+
+    return patch.object(Process, "_end_transaction", lenient)
+
+
+def _rejoin_after_doubt() -> Any:
+    """A claim commit without an answer in time counts as done."""
+    commit = Process._commit_plain
+
+    def lenient(self: Process, ask: CommitPlain, waited: int, twist: str) -> Any:
+        fault = commit(self, ask, waited, twist)
+        if twist == "copy":
+            self.claimed.update(o.shard for o in ask.offsets)
+            return None
+        return fault
+
+    return patch.object(Process, "_commit_plain", lenient)
+
+
+@contextmanager
+def _end_first() -> Iterator[None]:
+    """Revoke commits the clean record first and ends the handlers then."""
+    revoked, stop = protocol.revoked, Process._stop
+
+    def late(engine: Any, numbers: Any, clock: Any) -> Generator[Any, Any, Any]:
+        flow = revoked(engine, numbers, clock)
+        answer: Any = None
+        while True:
+            try:
+                ask = flow.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = None if type(ask) is AwaitEnded else (yield ask)
+
+    def stop_later(self: Process, effect: Stop) -> None:
+        self.do(100, lambda: stop(self, effect))
+
+    with patch.object(protocol, "revoked", late), patch.object(Process, "_stop", stop_later):
+        yield
+
+
+def _revoke_waits() -> Any:
+    """Revoke returns as soon as its commit was answered."""
+    revoked = protocol.revoked
+
+    def hasty(engine: Any, numbers: Any, clock: Any) -> Generator[Any, Any, Any]:
+        flow = revoked(engine, numbers, clock)
+        answer: Any = None
+        while True:
+            try:
+                ask = flow.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = None if type(ask) is ReadSettled else (yield ask)
+
+    return patch.object(protocol, "revoked", hasty)
+
+
+def _fencing() -> Any:
+    """Nobody fences the recorded owner: safe, but its open transaction is waited for until it times out."""
+    return patch.object(Process, "_fence_ids", lambda self, ask, waited, twist: None)
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "write_ahead": Mutation(
+        "write-ahead start",
+        _write_ahead,
+        ("poison_before_its_first_commit",),
+        "a handler starts before its RUNNING is committed: its deaths are never counted",
+    ),
+    "stable_read": Mutation(
+        "stable read of committed offsets",
+        _stable_read,
+        ("stable_read_of_a_decided_transaction",),
+        "a decided batch whose marker is late is not seen: second CREATED",
+    ),
+    "ownership_filter": Mutation(
+        "ownership filter",
+        _ownership_filter,
+        ("late_result_of_a_lost_shard",),
+        "a member of the group ends a task whose shard is another's, which runs it: the history goes back an attempt",
+    ),
+    "read_back": Mutation(
+        "read-back of a doubtful batch",
+        _read_back,
+        ("doubtful_commit_applied",),
+        "a batch that landed is sent again: second CREATED",
+    ),
+    "batch_id_kept": Mutation(
+        "id and sequence of the batch kept until it is resolved",
+        _batch_id_kept,
+        ("second_recovery_before_the_first_has_resolved", "trace_two_doubtful_commits"),
+        "the recovery compares with the wrong id: second CREATED",
+    ),
+    "running_mark": Mutation(
+        "running mark",
+        _running_mark,
+        ("trace_death_charged_twice", "trace_death_charged_to_a_waiting_task", "clean_handover_then_instant_death"),
+        "a death is charged again at every claim, or to a task that only waits",
+    ),
+    "child_death_charged": Mutation(
+        "a child's death is charged to its task",
+        _child_death_charged,
+        ("poison_of_its_child", "child_dies_and_then_its_worker"),
+        "deaths that take no worker along are never counted: their task is never isolated, never quarantined",
+    ),
+    "child_death_clears_the_mark": Mutation(
+        "the transaction that charges a child's death clears its mark",
+        _child_death_clears_the_mark,
+        ("child_dies_and_then_its_worker",),
+        "when the worker dies too, the next claim charges the same death again",
+    ),
+    "explicit_positions": Mutation(
+        "explicit positions",
+        _explicit_positions,
+        ("offset_beyond_the_log_end",),
+        "records at offsets that were once done are skipped: they never become terminal",
+    ),
+    "facts_by_task_id": Mutation(
+        "a fact of tasks.status counts only for its task_id",
+        _facts_by_task_id,
+        ("topic_made_anew", "log_cut_and_recovery_interrupted"),
+        "requests in a topic that was made anew are called done: they never run",
+    ),
+    "claimed_again_when_torn": Mutation(
+        "a log cut under its owner is claimed again",
+        _claimed_again_when_torn,
+        ("log_cut_under_its_owner",),
+        "what then stands at offsets that its ledger knows is taken for a repeat: it never runs",
+    ),
+    "fence_rule_and_fencing": Mutation(
+        "fence rule together with fencing",
+        _fence_rule_and_fencing,
+        ("zombie_whose_batch_has_no_offsets",),
+        "a zombie's events, fenced by nobody, appear after the terminal one",
+    ),
+    "fencing": Mutation(
+        "fencing of the recorded owner",
+        _fencing,
+        ("death_inside_the_first_transaction",),
+        "only a transaction timeout ends what the dead owner has open: everything waits 10-20 s",
+    ),
+    "slow_id_ended": Mutation(
+        "a slow commit ends its id",
+        _slow_id_ended,
+        ("trace_late_copy_of_end_txn",),
+        "a late copy of EndTxn ends the next batch early: its events appear without its offsets",
+    ),
+    "rejoin_after_doubt": Mutation(
+        "leave and join again after a doubtful claim commit",
+        _rejoin_after_doubt,
+        ("trace_late_copy_of_a_claim",),
+        "a late copy of the claim lands over a newer ledger: second CREATED",
+    ),
+    "end_first": Mutation(
+        "revoke ends what is open first",
+        _end_first,
+        ("trace_death_hidden_by_a_clean_record",),
+        "a death between the clean record and the end of the handlers is not counted",
+    ),
+    "revoke_waits": Mutation(
+        "revoke returns when its clean record is visible",
+        _revoke_waits,
+        ("clean_owner_is_not_fenced",),
+        "the next owner sees `open` and fences a healthy worker",
+    ),
+}

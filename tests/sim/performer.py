@@ -1,0 +1,177 @@
+"""How the asks of a process are performed on the model broker, each as the real rim performs it.
+
+One method for each ask: what it answers, BLOCKED when the broker says «try again», or a fault. `twist` is the adversary's
+word for what goes wrong with this one: `applied` (took effect, the answer is lost), `late` (takes effect later), `never`,
+`copy` (took effect, and a copy stays in the network).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from streamtask.ports import (
+    AbortTransaction,
+    Ask,
+    AwaitEnded,
+    Cell,
+    CommitPlain,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    FenceIds,
+    ListOffsets,
+    Poll,
+    Produce,
+    ReadSettled,
+    Rejoin,
+    RenewProducer,
+    Seat,
+    SendOffsets,
+)
+
+from .broker import Broker, Producer
+from .group import Membership
+from .handlers import Execution
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+CLAIM_DEADLINE_MS = 3_000
+REVOKE_DEADLINE_MS = 2_000
+
+
+class Blocked:
+    """The broker asks to try again."""
+
+
+BLOCKED = Blocked()
+
+
+class Performer:
+    """The part of a process that talks to the broker."""
+
+    cluster: Cluster
+    broker: Broker
+    rng: random.Random
+    producer: Producer
+    member: int | None
+    membership: Membership | None
+    held: set[int]
+    claimed: set[int]  # ghost: shards whose claim was answered since they were assigned
+    barrier: dict[int, int]  # ghost: end of tasks.control when the shard was claimed
+    positions: dict[Cell, int]
+    executions: dict[int, Execution]
+    _fencing: tuple[FenceIds | None, set[str]]
+
+    def next_id(self) -> str:
+        """A transactional id that was never used."""
+        raise NotImplementedError
+
+    def deliver(self) -> bool:
+        """Tell the engine which executions have ended."""
+        raise NotImplementedError
+
+    def _perform(self, ask: Ask, since_ms: int) -> Any:
+        twist = self.cluster.twist(self, ask)
+        if isinstance(twist, Fault):
+            return twist
+        waited = self.cluster.timeline.now - since_ms
+        return getattr(self, _PERFORM[type(ask)])(ask, waited, twist)
+
+    def _list_offsets(self, ask: ListOffsets, waited_ms: int, twist: str) -> Any:
+        return self.broker.list_offsets(ask.shards)
+
+    def _fence_ids(self, ask: FenceIds, waited_ms: int, twist: str) -> Any:
+        if ask is not self._fencing[0]:
+            self._fencing = (ask, set(ask.ids))
+        left = self._fencing[1]
+        left.difference_update([id for id in sorted(left) if self.broker.init(id)])
+        if not left:
+            return None
+        return BLOCKED if waited_ms < CLAIM_DEADLINE_MS else Fault(FaultKind.RETRY, "CONCURRENT_TRANSACTIONS")
+
+    def _read_settled(self, ask: ReadSettled, waited_ms: int, twist: str) -> Any:
+        if self.broker.unstable(ask.shards):
+            return BLOCKED if waited_ms < CLAIM_DEADLINE_MS else Fault(FaultKind.UNSTABLE, "UNSTABLE_OFFSET_COMMIT")
+        return self.broker.read_settled(ask.shards)
+
+    def _commit_plain(self, ask: CommitPlain, waited_ms: int, twist: str) -> Any:
+        fresh = frozenset(o.shard for o in ask.offsets) - self.claimed
+        membership = self.broker.group.capture(self.member)
+        if twist != "never" and twist != "late":
+            fault = self.broker.commit_plain(membership, ask.offsets, fresh=fresh)
+            if fault is not None:
+                return fault
+        if twist in ("late", "copy") and membership is not None:
+            self.broker.commit_plain_later(membership, ask.offsets, self.rng.randint(0, 300), fresh=fresh)
+        if twist:
+            return Fault(FaultKind.DOUBT, f"no answer ({twist})")
+        self.barrier.update(dict.fromkeys(fresh, len(self.broker.control)))
+        self.claimed.update(o.shard for o in ask.offsets)
+        return None
+
+    def _seat(self, ask: Seat, waited_ms: int, twist: str) -> Any:
+        for cell, position in ask.positions.items():
+            if cell[1] in self.held:
+                self.positions[cell] = position
+                self.cluster.seated(cell)
+
+    def _produce(self, ask: Produce, waited_ms: int, twist: str) -> Any:
+        if self.broker.busy(self.producer):
+            return BLOCKED
+        return self.broker.produce(self.producer, ask.plan)
+
+    def _send_offsets(self, ask: SendOffsets, waited_ms: int, twist: str) -> Any:
+        if self.broker.busy(self.producer):
+            return BLOCKED
+        return self.broker.send_offsets(self.producer, self.membership, ask.plan.offsets)
+
+    def _end_transaction(self, ask: EndTransaction, waited_ms: int, twist: str) -> Any:
+        if not twist:
+            return self.broker.end(self.producer)
+        if twist in ("applied", "copy"):
+            fault = self.broker.end(self.producer)
+            if fault is not None:
+                return fault
+        if twist in ("late", "copy"):
+            self.broker.end_later(self.producer, self.rng.choice((2, 20, 200, 2_000)))
+        return Fault(FaultKind.DOUBT, f"no answer ({twist})")
+
+    def _abort(self, ask: AbortTransaction, waited_ms: int, twist: str) -> Any:
+        return self.broker.abort(self.producer)
+
+    def _renew(self, ask: RenewProducer, waited_ms: int, twist: str) -> Any:
+        self.producer = self.broker.new_producer(self.next_id())
+        return self.producer.id
+
+    def _poll(self, ask: Poll, waited_ms: int, twist: str) -> Any:
+        return None
+
+    def _rejoin(self, ask: Rejoin, waited_ms: int, twist: str) -> Any:
+        if self.member is not None:
+            self.broker.group.remove(self.member)
+        return None
+
+    def _await_ended(self, ask: AwaitEnded, waited_ms: int, twist: str) -> Any:
+        if any(token in self.executions for token in ask.tokens) and waited_ms < REVOKE_DEADLINE_MS:
+            return BLOCKED
+        self.deliver()
+        return None
+
+
+_PERFORM: dict[type, str] = {
+    ListOffsets: "_list_offsets",
+    FenceIds: "_fence_ids",
+    ReadSettled: "_read_settled",
+    CommitPlain: "_commit_plain",
+    Seat: "_seat",
+    Produce: "_produce",
+    SendOffsets: "_send_offsets",
+    EndTransaction: "_end_transaction",
+    AbortTransaction: "_abort",
+    RenewProducer: "_renew",
+    Poll: "_poll",
+    Rejoin: "_rejoin",
+    AwaitEnded: "_await_ended",
+}

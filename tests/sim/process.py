@@ -1,0 +1,443 @@
+"""One worker process: the real core, driven one ask at a time against the model broker.
+
+The loop is the worker's: poll (group callbacks run nested flows), fetched records, endings, tick, one step of the
+owner, effects. Every ask is two moments, the one at which it takes effect at the broker and the one at which its answer
+arrives; between any two moments the adversary may act. A frozen process keeps what would have happened to it until it
+wakes; a dead one loses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from streamtask.core import ownership, protocol
+from streamtask.core.engine import Engine
+from streamtask.core.pace import WHOLE
+from streamtask.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
+from streamtask.ports import (
+    Ask,
+    Cell,
+    FenceIds,
+    Now,
+    Pause,
+    Poll,
+    ReadControl,
+    Recalled,
+    RecallStatus,
+    Resume,
+    Start,
+    Stop,
+)
+
+from .broker import Membership
+from .handlers import LOST, NOT_BEGUN, STOPPED, Execution, behaviour_of
+from .performer import BLOCKED, Performer
+from .promises import PromiseBroken
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+FETCH_MAX = 12
+REREAD_MS = (5, 40)
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing to do: sleep until something happens."""
+
+
+REST = Rest()
+Flow = Generator[Any, Any, Any]
+
+
+class Process(Performer):
+    """A worker from its start to its death."""
+
+    def __init__(self, cluster: Cluster, slot: int, incarnation: int) -> None:
+        self.cluster = cluster
+        self.broker = cluster.broker
+        self.rng = cluster.rng
+        self.name = f"{'ABCDEFGH'[slot]}{incarnation}"
+        self.slot = slot
+        self.alive = True
+        self.frozen = False
+        self.deferred: list[Callable[[], object]] = []
+        self.ids = 0
+        self.producer = self.broker.new_producer(self.next_id())
+        self.engine = Engine(cluster.config, self.producer.id, self.rng)
+        self.member: int | None = None
+        self.membership: Membership | None = None
+        self.held: set[int] = set()
+        self.claimed: set[int] = set()  # ghost: shards whose claim was answered since they were assigned
+        self.positions: dict[Cell, int] = {}
+        self.paused: set[Cell] = set()
+        self.executions: dict[int, Execution] = {}
+        self.endings: list[tuple[int, Outcome]] = []
+        self.progress: list[tuple[int, float]] = []
+        self.control_at = 0
+        self.control_wanted: list[tuple[int, tuple[int, ...]]] = []
+        self.recalls: list[tuple[RecallStatus, int]] = []
+        self._fencing: tuple[FenceIds | None, set[str]] = (None, set())
+        self.barrier: dict[int, int] = {}  # ghost: end of tasks.control when the shard was claimed
+        self.leaving = False
+        self._leaves_at = 0
+        self.skew_ms = cluster.adversary.skew_ms()
+        self.mono_from = self.rng.randrange(1_000_000)
+        self.doing = "starts"
+        self.resting = False
+        self.idle_rounds = 0
+        self._wake_serial = 0
+        self._flow = self._main()
+        self._resume(None)
+
+    def next_id(self) -> str:
+        self.ids += 1
+        return f"tasks.workers.{self.slot}.{self.name}-{self.ids}"
+
+    def now(self) -> Now:
+        at = self.cluster.timeline.now
+        return Now(self.cluster.epoch_ms + at + self.skew_ms, self.mono_from + at)
+
+    # -- moments -------------------------------------------------------------------------------------------------------
+
+    def do(self, delay_ms: int, action: Callable[[], object]) -> None:
+        """Something that happens inside this process: not when it is dead, and when it is frozen not before it wakes."""
+        self.cluster.timeline.after(delay_ms, lambda: self._happen(action))
+
+    def _happen(self, action: Callable[[], object]) -> None:
+        if not self.alive:
+            return
+        if self.frozen:
+            self.deferred.append(action)
+            return
+        action()
+
+    def wake(self) -> None:
+        self.frozen = False
+        deferred, self.deferred = self.deferred, []
+        for action in deferred:
+            self.do(self.rng.randint(0, 3), action)
+
+    def die(self) -> None:
+        """kill -9. Every handler dies with it."""
+        self.alive = False
+        for execution in self.executions.values():
+            stays = execution.told and execution.kind is HandlerKind.THREAD
+            if execution.begun and not stays:
+                self.cluster.promises.died(execution.record, execution.attempt)
+        self.executions.clear()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def _main(self) -> Flow:
+        engine = self.engine
+        while True:
+            yield from self._play(self._once(Poll()))
+            busy = self._facts()
+            yield from self._play(protocol.step(engine, self.now))
+            busy = self._effects() or busy
+            self._bounded()
+            self.idle_rounds = 0 if busy else self.idle_rounds + 1
+            if self.leaving and not (engine.running and self.cluster.timeline.now < self._leaves_at):
+                yield from self._leave_group()
+                return
+            yield REST
+
+    def drain(self, grace_ms: int) -> None:
+        """SIGTERM: start nothing more, let what runs end within the grace time, hand over, leave."""
+        self.leaving = True
+        self._leaves_at = self.cluster.timeline.now + grace_ms
+        self.engine.drain()
+        self.stir()
+
+    def _leave_group(self) -> Flow:
+        held = tuple(sorted(self.held))
+        self.membership = self.broker.group.capture(self.member)
+        if held and self.membership is not None:
+            yield from self._nested(protocol.revoked(self.engine, held, self.now))
+        self.cluster.left(self)
+
+    def _bounded(self) -> None:
+        """Whatever the backlog: what a worker holds is bounded."""
+        engine, config = self.engine, self.cluster.config
+        for kind, slots in config.slots.items():
+            running = [claim for claim in engine.running.values() if claim.kind is kind]
+            whole = sum(engine.schedule.parts_of(claim) == WHOLE for claim in running)
+            assert whole <= slots, f"{whole} whole executions in {slots} slots"
+            most = slots * (1 if kind is HandlerKind.ASYNC else WHOLE)
+            assert len(running) <= most, f"{len(running)} executions where {most} fit"
+        assert len(engine.cancels) <= config.cancels_max, f"{len(engine.cancels)} cancels are kept"
+        claims = sum(len(shard.claims) for shard in engine.shards.values())
+        owing = len(engine.urgent) + len(engine.fresh)
+        assert owing <= claims, f"{owing} claims owe something, {claims} are there"
+        for shard in engine.shards.values():
+            for backlog in shard.backlogs:
+                assert len(backlog.records) < config.backlog_max + FETCH_MAX, f"{len(backlog.records)} records wait"
+
+    @staticmethod
+    def _once(ask: Ask) -> Flow:
+        yield ask
+
+    def _play(self, flow: Flow) -> Flow:
+        """Drive a flow of the core; a poll runs the group's callbacks inside."""
+        answer: Any = None
+        while True:
+            try:
+                ask = flow.send(answer)
+            except StopIteration:
+                return
+            self._effects()  # what revoke told to stop has to hear of it before it is waited for
+            answer = yield ask
+            if type(ask) is Poll:
+                yield from self._callbacks()
+
+    def _callbacks(self) -> Flow:
+        group, engine = self.broker.group, self.engine
+        if not group.member(self.member):
+            if self.held:
+                lost, self.held = tuple(sorted(self.held)), set()
+                self._leave(lost)
+                protocol.lost(engine, lost)
+                self._effects()
+            self.member = group.join()
+            self.cluster.note(self.name, "joins the group")
+        self.membership = group.capture(self.member)
+        revoking = tuple(s for s in sorted(self.held) if s in group.revoking(self.member or 0))
+        if revoking:
+            self.cluster.note(self.name, f"revoke {revoking}")
+            yield from self._nested(protocol.revoked(engine, revoking, self.now))
+            self.held.difference_update(revoking)
+            self._leave(revoking)
+            group.release(self.member or 0, list(revoking))
+        fresh = tuple(s for s in sorted(group.held(self.member or 0)) if s not in self.held)
+        if fresh:
+            self.held.update(fresh)
+            self.membership = group.capture(self.member)
+            yield from self._nested(protocol.assigned(engine, fresh, self.now))
+        self.membership = group.capture(self.member)
+
+    def _nested(self, flow: Flow) -> Flow:
+        yield from self._play(flow)
+        self._effects()
+
+    def _leave(self, shards: tuple[int, ...]) -> None:
+        self.claimed.difference_update(shards)
+        for cell in [c for c in self.positions if c[1] in shards]:
+            del self.positions[cell]
+            self.paused.discard(cell)
+
+    def _resume(self, answer: Any) -> None:
+        """Give the owner thread its answer and let it run to its next ask."""
+        try:
+            ask = self._flow.send(answer)
+        except StopIteration:
+            return  # it has drained and left
+        if ask is REST:
+            self._rest()
+            return
+        self.doing = type(ask).__name__
+        self.do(self.cluster.latency(), lambda: self._arrive(ask, self.cluster.timeline.now))
+
+    def _rest(self) -> None:
+        self.resting = True
+        self.doing = "rests"
+        self._wake_serial += 1
+        serial = self._wake_serial
+        most = min(400, 2 << min(self.idle_rounds, 8))
+        self.do(self.rng.randint(1, most), lambda: self._rested(serial))
+
+    def _rested(self, serial: int) -> None:
+        if self.resting and serial == self._wake_serial:
+            self.resting = False
+            self._resume(None)
+
+    def stir(self) -> None:
+        """Something arrived for a resting owner."""
+        self.idle_rounds = 0
+        if self.resting:
+            self._wake_serial += 1
+            serial = self._wake_serial
+            self.do(self.rng.randint(0, 2), lambda: self._rested(serial))
+
+    # -- asks ----------------------------------------------------------------------------------------------------------
+
+    def _arrive(self, ask: Ask, since_ms: int) -> None:
+        """The ask reaches the broker, unless the adversary strikes first."""
+        cluster = self.cluster
+        if cluster.strikes(self, ask, before=True):
+            # Frozen with the request still in the process, or already on the wire: both are possible.
+            if self.alive:
+                self._happen(lambda: self._arrive(ask, since_ms))
+            return
+        answer = self._perform(ask, since_ms)
+        if answer is BLOCKED:
+            self.do(self.rng.randint(*REREAD_MS), lambda: self._arrive(ask, since_ms))
+            return
+        if type(ask) is not Poll:
+            cluster.note(self.name, ask if answer is None else (ask, answer))
+        self.do(cluster.latency(), lambda: self._resume(answer))
+        cluster.strikes(self, ask, before=False)
+
+    # -- facts and effects ---------------------------------------------------------------------------------------------
+
+    def deliver(self) -> bool:
+        endings, self.endings = self.endings, []
+        for token, outcome in endings:
+            self.engine.ended(token, outcome, self.now())
+        return bool(endings)
+
+    def _facts(self) -> bool:
+        """What has come in since the last turn. True when anything has."""
+        engine, now = self.engine, self.now()
+        records = self._fetch()
+        if records:
+            engine.fetched(records)
+        busy = bool(records) | self._read_control(now) | self._read_back()
+        progress, self.progress = self.progress, []
+        for token, fraction in progress:
+            engine.progressed(token, fraction, None, now)
+        busy = self.deliver() or busy or bool(progress)
+        engine.tick(now)
+        return busy
+
+    def _fetch(self) -> list[RequestRecord]:
+        out: list[RequestRecord] = []
+        for cell, position in self.positions.items():
+            if cell in self.paused:
+                continue
+            log = self.broker.logs[cell]
+            if position < log.start:
+                self.engine.position_lost(cell, log.start)
+                position = log.start
+            elif position > log.end:
+                self.engine.position_lost(cell, log.end)
+                position = log.end
+            room = self.rng.randint(1, FETCH_MAX)
+            while position < log.end and room:
+                record = log.records.get(position)
+                if record is not None:
+                    out.append(record)
+                    room -= 1
+                position += 1
+            self.positions[cell] = position
+        return out
+
+    def _read_control(self, now: Now) -> bool:
+        control = self.broker.control
+        news = control[self.control_at : self.control_at + self.rng.randint(1, 20)]
+        if news:
+            self.control_at += len(news)
+            self.engine.cancel_read(news, now)
+        due = [shards for end, shards in self.control_wanted if end <= self.control_at]
+        if due:
+            self.control_wanted = [w for w in self.control_wanted if w[0] > self.control_at]
+            for shards in due:
+                ownership.control_read(self.engine, shards)
+        return bool(news or due)
+
+    def _read_back(self) -> bool:
+        """Recall reads its status partition to the high watermark that it saw, as far as the LSO lets it."""
+        ready = [(ask, end) for ask, end in self.recalls if self.broker.status[ask.shard].stable >= end]
+        for item in ready:
+            self.recalls.remove(item)
+            ask, end = item
+            facts = [
+                Recalled(
+                    e.event.origin, e.event.task_id, e.event.status in ENDED, e.event.attempt or 0, e.event.updated_ms
+                )
+                for e in self.broker.status[ask.shard].entries[:end]
+                if e.fate
+            ]
+            ownership.recalled(self.engine, ask.shard, ask.epoch, facts, done=True)
+        return bool(ready)
+
+    def _effects(self) -> bool:
+        effects = self.engine.take_effects()
+        for effect in effects:
+            kind = type(effect)
+            if kind is Start:
+                self._start(effect)
+            elif kind is Stop:
+                self._stop(effect)
+            elif kind is Pause:
+                self.paused.update(effect.cells)
+            elif kind is Resume:
+                self.paused.difference_update(effect.cells)
+            elif kind is ReadControl:
+                self.control_wanted.append((len(self.broker.control), effect.shards))
+            elif kind is RecallStatus:
+                self.recalls.append((effect, self.broker.status[effect.shard].end))
+            else:
+                self.cluster.note(self.name, effect)
+        return bool(effects)
+
+    def _start(self, effect: Start) -> None:
+        assert effect.token not in self.executions, f"token {effect.token} is used twice"
+        execution = Execution(
+            effect.token,
+            effect.record,
+            effect.attempt,
+            effect.kind,
+            behaviour_of(effect.record, effect.attempt, self.rng),
+            isolated=effect.isolated,
+        )
+        self.executions[effect.token] = execution
+        self.do(self.cluster.latency(), lambda: self._begin(execution))
+
+    def _begin(self, execution: Execution) -> None:
+        if execution.token not in self.executions:
+            return  # it was told to stop before it began
+        cluster = self.cluster
+        if cluster.strikes(self, execution, before=True):
+            if self.alive:
+                self._happen(lambda: self._begin(execution))
+            return
+        shard, record = execution.record.partition, execution.record
+        owner = self.broker.group.owner.get(shard) == self.member and self.member is not None and shard in self.held
+        cluster.note(self.name, execution)
+        cluster.promises.started(record, execution.attempt, owner=owner)
+        if owner and record.task_id in self.broker.control[: self.barrier.get(shard, 0)]:
+            raise PromiseBroken(f"{record} starts, although it was cancelled before its shard was claimed")
+        execution.begun = True
+        behaviour = execution.behaviour
+        if behaviour.kills and execution.isolated and self.rng.random() < 0.5:
+            cluster.note(self.name, "loses the child of its own")
+            self._end(execution, LOST)
+            return
+        if behaviour.kills:  # if isolated: in a way that reaches its worker, too
+            cluster.note(self.name, "is killed by its handler")
+            cluster.crash(self)
+            return
+        for delay_ms, fraction in behaviour.progress:
+            self.do(delay_ms, lambda fraction=fraction: self._progress(execution.token, fraction))
+        if behaviour.outcome is not None:
+            outcome = behaviour.outcome
+            if execution.kind is not HandlerKind.ASYNC:  # short ones share slots from now on
+                outcome = replace(outcome, ran_ms=float(behaviour.takes_ms))
+            self.do(behaviour.takes_ms, lambda: self._end(execution, outcome))
+
+    def _progress(self, token: int, fraction: float) -> None:
+        if token in self.executions:
+            self.progress.append((token, fraction))
+            self.stir()
+
+    def _end(self, execution: Execution, outcome: Outcome | None) -> None:
+        if self.executions.pop(execution.token, None) is not None and outcome is not None:
+            if outcome.ending is Ending.LOST:
+                self.cluster.promises.child_died(execution.record, execution.attempt)
+            self.endings.append((execution.token, outcome))
+            self.stir()
+
+    def _stop(self, effect: Stop) -> None:
+        execution = self.executions.get(effect.token)
+        if execution is None:
+            return
+        execution.told = True
+        if not execution.begun:
+            self._end(execution, NOT_BEGUN)
+        elif not (execution.behaviour.stubborn and execution.kind is HandlerKind.THREAD):
+            self.do(self.rng.randint(0, 5), lambda: self._end(execution, STOPPED))
+        elif execution.behaviour.outcome is None:
+            self.do(self.rng.randint(100, 5_000), lambda: self._end(execution, STOPPED))

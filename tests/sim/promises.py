@@ -1,0 +1,423 @@
+"""What is promised (docs/guarantees.md), checked at every step of a run, from outside.
+
+The core is judged by what takes effect at the broker and by which handlers start, never by its own memory. Ghosts, as in
+the formal model: `granted`, `ended`, `running`, `must`, `may` follow what is *decided* at the transaction coordinator,
+`seen…` what a read_committed reader sees.
+
+A death *may* be charged when a new owner claims while the newest attempt was under way, and *must* be when a process
+died under it: once. When the next attempt, or `worker_lost`, commits, `lost` has grown by what must and may allow. A death
+in a trial is that one's alone; none outside a trial takes anyone from 2 to 3. A thread that goes on after it was told to
+stop is the one whose death may stay uncounted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from streamtask.core.ledger import SUSPECT_LOST
+from streamtask.core.offsetmap import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
+from streamtask.identity import Origin
+from streamtask.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.ports import Cell, OffsetCommit
+
+if TYPE_CHECKING:
+    from .broker import Broker, Entry
+
+TEXT_MAX = 4_000
+FOREVER = 1 << 60  # a log end that bounds nothing
+CREATED, RUNNING, FAILED, CANCELLED = (
+    TaskStatus.CREATED,
+    TaskStatus.RUNNING,
+    TaskStatus.FAILED,
+    TaskStatus.CANCELLED,
+)
+
+
+class PromiseBroken(AssertionError):
+    """A promise does not hold; the text says which, for whom, and when."""
+
+
+@dataclass(slots=True, repr=False)
+class History:
+    """All that is known about one request record.
+
+    excused  the log lost the record before it had ended (retention, truncation): it need not become terminal
+    running  its newest attempt may be under way, as far as committed events tell
+    died     a process died under its newest attempt
+    handed   a clean record says that its newest attempt, which was under way, has ended
+    charges, mark  what the newest committed ledger says
+    """
+
+    record: RequestRecord
+    origin: str
+    lost_max: int
+    seen: TaskStatus | None = None
+    seen_attempt: int = 0
+    seen_updated: int = 0
+    created: bool = False
+    attempt: int = 0
+    granted: set[int] = field(default_factory=set)
+    started: set[int] = field(default_factory=set)
+    ended: TaskStatus | None = None
+    ended_code: str | None = None
+    letters: int = 0
+    lost: int = 0
+    charges: int = 0
+    must: bool = False
+    may: bool = False
+    running: bool = False
+    died: bool = False
+    handed: bool = False
+    mark: int = Mark.NONE
+    blurred: bool = False  #: the group's offsets were lost: nobody can know its deaths until the next attempt
+    again: bool = False  #: a mere dead letter that a recovery may write once more
+    excused: bool = False
+
+    def __repr__(self) -> str:
+        request = self.record.request
+        asked = (request.task_type, (request.parameters or {}).get("script")) if request is not None else None
+        names = (
+            "seen seen_attempt attempt granted started ended ended_code letters lost charges must may running died mark"
+        )
+        facts = {name: value for name in names.split() if (value := getattr(self, name))}
+        return f"<{self.origin} {self.record.task_id[:8]} {asked} {facts}>"
+
+    @property
+    def finished(self) -> bool:
+        return self.ended is not None or (self.letters > 0 and not self.created)
+
+    @property
+    def open(self) -> bool:
+        """It has yet to become terminal."""
+        return not self.finished and not self.excused
+
+
+class Promises:
+    """Follows one run. Every method raises PromiseBroken when something promised does not hold."""
+
+    def __init__(self, bands: Sequence[str], clock: Callable[[], int]) -> None:
+        self.bands = list(bands)
+        self.clock = clock
+        self.broker: Broker
+        self.histories: dict[tuple[str, str], History] = {}
+        self.cells: dict[Cell, dict[int, History]] = defaultdict(dict)
+        self.keys: dict[tuple[int, int, str], list[History]] = defaultdict(list)
+        self.passed: dict[Cell, int] = {}
+        self.open_count = 0
+        self.executions = 0
+        self.events = 0
+        self.deaths = 0
+
+    # -- what exists ---------------------------------------------------------------------------------------------------
+
+    def appended(self, record: RequestRecord, lost_max: int) -> None:
+        """A client's record is acknowledged."""
+        origin = str(Origin(self.bands[record.band], record.partition, record.offset))
+        history = History(record, origin, lost_max)
+        self.histories[origin, record.task_id] = history
+        self.cells[record.band, record.partition][record.offset] = history
+        if record.request is not None and record.request.ordering_key is not None:
+            self.keys[record.band, record.partition, record.request.ordering_key].append(history)
+        self.open_count += 1
+
+    def removed(self, cell: Cell, offsets: Iterable[int]) -> None:
+        """The log lost these records: those not finished are excused."""
+        for offset in offsets:
+            history = self.cells[cell].pop(offset, None)
+            if history is not None and not history.finished and not history.excused:
+                history.excused = True
+                self.open_count -= 1
+
+    def truncated(self, cell: Cell, end: int) -> None:
+        """The log is shorter than the ledger thought: its text cannot be believed, tasks.status is read in its place."""
+        self.passed[cell] = min(self.passed.get(cell, 0), end)
+        self._recalled(cell[1], (cell,))
+
+    def forgotten(self, shard: int) -> None:
+        """The group's offsets of this shard are gone."""
+        cells = [(band, shard) for band in range(len(self.bands))]
+        for cell in cells:
+            self.passed[cell] = 0
+        self._recalled(shard, cells)
+
+    def _recalled(self, shard: int, cells: Iterable[Cell]) -> None:
+        """What only the offsets told may be gone: deaths of the shard, and which records of these cells had become a mere
+        dead letter (docs/decisions/0007: such a recovery writes those again, or runs one as a history of its own)."""
+        for history in self._of_shard(shard):
+            history.blurred = True
+        for cell in cells:
+            for history in self.cells[cell].values():
+                history.again = history.letters > 0 and not history.created
+
+    def _of_shard(self, shard: int) -> Iterable[History]:
+        for band in range(len(self.bands)):
+            yield from self.cells[band, shard].values()
+
+    def unfinished(self) -> list[History]:
+        return [history for history in self.histories.values() if history.open]
+
+    def _find(self, origin: str, task_id: str, what: str) -> History:
+        found = self.histories.get((origin, task_id))
+        if found is None:
+            raise self._broken(f"{what} of {origin} / {task_id}: no such request record")
+        return found
+
+    def _broken(self, why: str, history: History | None = None) -> PromiseBroken:
+        about = "" if history is None else f"\n  {history}"
+        return PromiseBroken(f"at {self.clock()} ms: {why}{about}")
+
+    # -- decided at the coordinator ------------------------------------------------------------------------------------
+
+    def decided(self, entries: Sequence[Entry], dead: Sequence[DeadLetter], commits: Sequence[OffsetCommit]) -> None:
+        """A transaction was committed: from here on all of it will be seen."""
+        texts = {(c.band, c.shard): self._read(c) for c in commits}
+        touched = self._touched(entries, dead)
+        open_before = sum(history.open for history in touched)
+        for entry in entries:
+            self._event(entry.event, texts)
+        self._letters(dead, entries)
+        self.open_count += sum(history.open for history in touched) - open_before
+        for commit in commits:
+            self._passes_nothing_open(commit, texts)
+        self._marks(texts)
+
+    def _touched(self, entries: Sequence[Entry], dead: Sequence[DeadLetter]) -> list[History]:
+        keys = {(e.event.origin, e.event.task_id) for e in entries} | {(d.origin, d.record.task_id) for d in dead}
+        return [history for key in keys if (history := self.histories.get(key)) is not None]
+
+    def _event(self, event: StatusEvent, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
+        self.events += 1
+        history = self._find(event.origin, event.task_id, f"event {event.status}")
+        if event.partition != history.record.partition:
+            raise self._broken(f"event in partition {event.partition}", history)
+        if history.ended is not None:
+            raise self._broken(f"{event.status} is committed after the terminal event", history)
+        attempt = event.attempt or 0
+        if event.status is CREATED:
+            if history.created:
+                raise self._broken("a second CREATED is committed", history)
+            if history.letters:
+                self._runs_after_all(history)
+            history.created = True
+        elif event.status is RUNNING:
+            if attempt == history.attempt + 1:
+                self._next_attempt(history, attempt, texts)
+            elif attempt != history.attempt:
+                raise self._broken(f"RUNNING {attempt} is committed after attempt {history.attempt}", history)
+            elif (event.message or "").startswith(f"attempt {attempt} failed"):
+                history.running = False  # it waits for its retry: no death is its own now
+            elif (event.message or "").startswith(f"attempt {attempt} was lost"):
+                if not history.may:
+                    raise self._broken("a child's death was told that did not happen", history)
+                history.must = True  # its own, by the death of its child; the mark is cleared with it
+                history.running = False
+        else:
+            self._terminal(history, event, attempt)
+
+    def _runs_after_all(self, history: History) -> None:
+        """A duplicate, before its first task had ended and the offsets were lost: now it has a history of its own."""
+        if not history.again:
+            raise self._broken("CREATED is committed of a request that became a dead letter", history)
+        history.letters = 0
+        history.again = False
+
+    def _next_attempt(self, history: History, attempt: int, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
+        cell = (history.record.band, history.record.partition)
+        found = texts.get(cell)
+        entry = found[0].entries.get(history.record.offset) if found is not None else None
+        if entry is not None:
+            history.charges = entry.lost
+        self._deaths(history)
+        history.attempt = attempt
+        history.handed = False
+        history.granted.add(attempt)
+        history.running = True
+
+    def _terminal(self, history: History, event: StatusEvent, attempt: int) -> None:
+        if event.status is CANCELLED:
+            if attempt == 0 and history.started:
+                raise self._broken("CREATED -> CANCELLED of a request that has run", history)
+        elif attempt != history.attempt or not attempt:
+            raise self._broken(f"{event.status} of attempt {attempt} after attempt {history.attempt}", history)
+        if event.error_code == "worker_lost":
+            if (event.error or "").startswith("its process died"):
+                history.charges += 1  # charged and ended in one: no ledger says it any more
+            self._deaths(history)
+            if history.charges < history.lost_max or not history.lost_max:
+                raise self._broken(f"worker_lost after {history.charges} deaths of {history.lost_max}", history)
+        history.ended = event.status
+        history.ended_code = event.error_code
+        history.running = False
+
+    def _deaths(self, history: History) -> None:
+        """`lost` has grown by exactly what has happened since it was last committed."""
+        if history.blurred:
+            history.blurred = False
+        else:
+            history.must = history.must or history.died
+            grown = history.charges - history.lost
+            if grown < history.must and history.charges < LOST_MAX:
+                raise self._broken("a death was not counted", history)
+            if grown > history.may:
+                raise self._broken(f"{grown} deaths were counted that did not happen, or twice", history)
+            self.deaths += grown
+        history.lost = history.charges
+        history.must = history.may = history.died = False
+
+    def _letters(self, dead: Sequence[DeadLetter], entries: Sequence[Entry]) -> None:
+        lettered = set()
+        for letter in dead:
+            history = self._find(letter.origin, letter.record.task_id, f"dead letter {letter.reason}")
+            history.letters = 1 if history.again else history.letters + 1
+            history.again = False
+            lettered.add(letter.origin)
+            if history.letters > 1:
+                raise self._broken("a second dead letter is committed", history)
+        for entry in entries:
+            event = entry.event
+            if event.status is FAILED and event.origin not in lettered:
+                raise self._broken(f"{event.origin} FAILED without a dead letter in its transaction")
+            if event.status in (CANCELLED, TaskStatus.COMPLETED) and event.origin in lettered:
+                raise self._broken(f"{event.origin} is {event.status} and a dead letter")
+
+    # -- offsets and ledgers -------------------------------------------------------------------------------------------
+
+    def recorded(self, commits: Sequence[OffsetCommit], *, fresh: frozenset[int]) -> None:
+        """A plain commit took effect."""
+        texts = {(c.band, c.shard): self._read(c) for c in commits}
+        for commit in commits:
+            self._passes_nothing_open(commit, texts)
+        for shard in fresh:
+            self._claimed(shard)
+        self._marks(texts)
+
+    def _claimed(self, shard: int) -> None:
+        """A new owner: who may be, and who must be charged for the end of the last one."""
+        ran = [h for h in self._of_shard(shard) if h.running]
+        trial = any(h.mark == Mark.TRIAL for h in ran)
+        for history in ran:
+            own = history.mark == Mark.TRIAL if trial else history.charges < SUSPECT_LOST
+            history.may = history.may or own
+            history.must = history.must or (own and history.died)
+            history.running = history.died = False
+
+    def _read(self, commit: OffsetCommit) -> tuple[OffsetMap, Head | None]:
+        if len(commit.text) > TEXT_MAX:
+            raise self._broken(f"a ledger of {len(commit.text)} characters")
+        try:
+            found = decode(commit.text, commit.offset, log_start=0, log_end=FOREVER)
+        except (LedgerUnreadable, UnknownVersion) as why:
+            raise self._broken(f"unreadable ledger: {why}") from why
+        if found is None:
+            raise self._broken(f"a ledger that is not ours: {commit}")
+        if (found[1] is not None) != (commit.band == 0):
+            raise self._broken(f"head on the wrong cell, or none on the lead cell: {commit}")
+        return found
+
+    def _passes_nothing_open(self, commit: OffsetCommit, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
+        cell = (commit.band, commit.shard)
+        log = self.broker.logs[cell]
+        if commit.offset > log.end:
+            raise self._broken(f"{cell}: committed {commit.offset} beyond the log end {log.end}")
+        records = self.cells[cell]
+        for offset in range(self.passed.get(cell, 0), commit.offset):
+            history = records.get(offset)
+            if history is not None and not history.finished:
+                raise self._broken(f"{cell}: the committed offset {commit.offset} passes an unfinished one", history)
+        state = texts[cell][0]
+        at = commit.offset
+        for low, high in zip(state.starts, state.ends, strict=True):
+            self._done(cell, records, at, low)
+            at = high
+        self._done(cell, records, at, state.end)
+        self.passed[cell] = commit.offset
+
+    def _done(self, cell: Cell, records: dict[int, History], low: int, high: int) -> None:
+        for offset in range(low, high):
+            history = records.get(offset)
+            if history is not None and not history.finished:
+                raise self._broken(f"{cell}: the ledger calls {offset} done, which is not", history)
+
+    def _marks(self, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
+        """Follow what the committed ledgers say about deaths and running executions."""
+        for cell, (state, head) in texts.items():
+            if head is not None and head.state == "clean":
+                for history in self._of_shard(cell[1]):
+                    history.handed = history.handed or history.running
+                    history.running = False
+            records = self.cells[cell]
+            for offset, entry in state.entries.items():
+                history = records.get(offset)
+                if history is None:
+                    continue
+                history.charges = entry.lost
+                history.mark = entry.mark
+
+    # -- handlers ------------------------------------------------------------------------------------------------------
+
+    def started(self, record: RequestRecord, attempt: int, *, owner: bool) -> None:
+        """A handler's first instruction. owner: the group says that this process owns the shard now."""
+        origin = str(Origin(self.bands[record.band], record.partition, record.offset))
+        history = self._find(origin, record.task_id, "start")
+        self.executions += 1
+        if attempt not in history.granted:
+            raise self._broken(f"a handler starts before its RUNNING {attempt} is committed", history)
+        if attempt in history.started:
+            raise self._broken(f"two executions share attempt {attempt}", history)
+        history.started.add(attempt)
+        if owner and history.ended is not None:
+            raise self._broken("its owner starts a request whose terminal event is committed", history)
+        if owner and record.request is not None and record.request.ordering_key is not None:
+            self._in_order(history, record.request.ordering_key)
+
+    def _in_order(self, history: History, key: str) -> None:
+        for other in self.keys[history.record.band, history.record.partition, key]:
+            if other is history:
+                return
+            if not other.finished and not other.excused:
+                raise self._broken(f"{history.origin} starts before {other.origin} of the same ordering key", other)
+
+    def died(self, record: RequestRecord, attempt: int) -> None:
+        """A process died under a running execution."""
+        origin = str(Origin(self.bands[record.band], record.partition, record.offset))
+        history = self._find(origin, record.task_id, "death")
+        if attempt != history.attempt or history.ended is not None:
+            return
+        if history.handed:
+            raise self._broken("a process died under a handler that a clean record says to have ended", history)
+        history.died = history.died or history.running
+
+    def child_died(self, record: RequestRecord, attempt: int) -> None:
+        """The child process of a running execution died, and its worker lives: its death may be charged now."""
+        origin = str(Origin(self.bands[record.band], record.partition, record.offset))
+        history = self._find(origin, record.task_id, "death of a child")
+        if attempt == history.attempt and history.ended is None:
+            history.may = history.may or history.running
+
+    # -- read committed ------------------------------------------------------------------------------------------------
+
+    def visible(self, event: StatusEvent) -> None:
+        """What a read_committed reader of tasks.status sees, in its order."""
+        history = self._find(event.origin, event.task_id, "event")
+        before, attempt = history.seen, event.attempt or 0
+        if before in ENDED:
+            raise self._broken(f"{event.status} is read after {before}", history)
+        if event.status is CREATED:
+            walks = before is None
+        elif event.status is RUNNING:
+            walks = (before is CREATED and attempt == 1) or (
+                before is RUNNING and attempt in (history.seen_attempt, history.seen_attempt + 1)
+            )
+        elif event.status is CANCELLED:
+            walks = before is CREATED or (before is RUNNING and attempt == history.seen_attempt)
+        else:
+            walks = before is RUNNING and attempt == history.seen_attempt
+        if not walks:
+            raise self._broken(f"{event.status} {attempt} is read after {before} {history.seen_attempt}", history)
+        if event.updated_ms < history.seen_updated or event.updated_ms < event.created_ms:
+            raise self._broken(f"updated_at falls to {event.updated_ms} from {history.seen_updated}", history)
+        history.seen, history.seen_updated = event.status, event.updated_ms
+        history.seen_attempt = max(history.seen_attempt, attempt)

@@ -1,0 +1,170 @@
+"""One seed: a drawn cluster, drawn clients, a drawn adversary; then calm, and everything must become terminal.
+
+In the calm no transaction ever times out and nobody is woken, as long as one process is not frozen: what a dead or a
+frozen owner left behind has to be cleared by the protocol alone. After the end the frozen wake, and the promises are
+held to for a while longer.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .adversary import Adversary, Mix
+from .clients import Clients
+from .cluster import EPOCH_MS, Cluster
+
+CALM_LIMIT_MS = 600_000
+AFTERMATH_MS = 15_000
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run met, for the summary."""
+
+    seed: int
+    requests: int
+    executions: int
+    events: int
+    deaths: int
+    moments: int
+    simulated_ms: int
+    struck: dict[str, int]
+
+
+class SeedFailed(AssertionError):
+    """A run that broke a promise: its seed, what broke, its last steps."""
+
+
+def run(seed: int, *, verbose: bool = False) -> Result:
+    """Play one seed to its end. Raises SeedFailed."""
+    story = Story(seed, verbose)
+    try:
+        return story.play()
+    except Exception as why:  # whatever it is, the seed and the last steps are what one needs
+        left = "\n  ".join(map(str, story.cluster.promises.unfinished()[:5]))
+        text = f"seed {seed}: {type(why).__name__}: {why}\nunfinished:\n  {left}\nlast steps:\n{story.cluster.report()}"
+        raise SeedFailed(text) from why
+
+
+class Story:
+    """The course of one seed."""
+
+    def __init__(self, seed: int, verbose: bool) -> None:
+        rng = random.Random(seed ^ 0x5EED)
+        self.seed = seed
+        self.rng = rng
+        shards = rng.choice((1, 1, 2, 3))
+        mix = Mix.drawn(rng)
+        self.cluster = Cluster(
+            seed,
+            shards=shards,
+            slots=rng.choice((1, 2, 2, 3, 4)),
+            adversary=Adversary(random.Random(seed ^ 0xFA017), mix),
+            latency_ms=rng.choice(((0, 1), (0, 3), (0, 30))),
+            verbose=verbose,
+        )
+        self.clients = Clients(rng, self.cluster.broker.bands, shards, EPOCH_MS)
+        self.requests = rng.choice((4, 8, 16, 30))
+        self.busy_ms = rng.choice((200, 2_000, 15_000, 30_000))
+        self.submitted = 0
+
+    def play(self) -> Result:
+        cluster = self.cluster
+        cluster.start_all()
+        self._schedule()
+        cluster.timeline.after(self.busy_ms, lambda: None)
+        cluster.run(lambda: cluster.timeline.now >= self.busy_ms, limit_ms=self.busy_ms + 60_000, what="the busy phase")
+        self._calm()
+        cluster.run(lambda: not cluster.promises.open_count, limit_ms=CALM_LIMIT_MS, what="everything terminal")
+        assert not cluster.promises.unfinished(), f"miscounted: {cluster.promises.unfinished()}"
+        for process in cluster.processes:
+            if process is not None and process.frozen:
+                cluster.thaw(process)
+        cluster.run_for(AFTERMATH_MS)
+        self._all_read()
+        promises = cluster.promises
+        return Result(
+            self.seed,
+            len(promises.histories),
+            promises.executions,
+            promises.events,
+            promises.deaths,
+            cluster.moments,
+            cluster.timeline.now,
+            cluster.adversary.struck,
+        )
+
+    def _schedule(self) -> None:
+        cluster, rng, shares = self.cluster, self.rng, self.cluster.adversary.mix.shares
+        for _ in range(self.requests):
+            cluster.timeline.after(rng.randint(0, self.busy_ms * 3 // 4), self._submit)
+        for _ in range(rng.choice((0, 1, 4))):
+            cluster.timeline.after(rng.randint(0, self.busy_ms), self._cancel)
+        for kind, strike in (("retention", self._retention), ("gap", self._gap), ("outage", self._outage)):
+            if kind in shares and rng.random() < 0.5:
+                cluster.timeline.after(rng.randint(0, self.busy_ms), strike)
+
+    def _submit(self) -> None:
+        self.cluster.submit(self.clients.next(self.cluster.timeline.now))
+
+    def _cancel(self) -> None:
+        known = self.clients.known
+        stranger = not known or self.rng.random() < 0.2
+        self.cluster.cancel(self.clients.task_id() if stranger else self.rng.choice(known)[0])
+
+    def _cell(self) -> tuple[int, int]:
+        return self.rng.randrange(self.cluster.broker.bands), self.rng.randrange(self.cluster.broker.shards)
+
+    def _retention(self) -> None:
+        cell = self._cell()
+        log = self.cluster.broker.logs[cell]
+        if log.end > log.start:
+            self.cluster.retain(cell, self.rng.randint(log.start, log.end))
+
+    def _gap(self) -> None:
+        cell = self._cell()
+        if cell not in self.cluster.blocked_cells:
+            self.cluster.gap(cell, self.rng.choice((1, 1, 7, 70)))
+
+    def _outage(self) -> None:
+        """Everybody dies; when the group is empty, offsets or log ends are lost; then they come back."""
+        cluster = self.cluster
+        cluster.note("outage", "begins")
+        for process in list(cluster.processes):
+            if process is not None:
+                cluster.crash(process, restart=False)
+        cluster.timeline.after(25_000, self._outage_over)
+
+    def _outage_over(self) -> None:
+        cluster, rng = self.cluster, self.rng
+        for id in list(cluster.broker.transactions):
+            cluster.time_out(id)  # it has lasted longer than any transaction may
+        if not any(cluster.processes) and not cluster.broker.group.members and not cluster.broker.pending:
+            for shard in range(cluster.broker.shards):
+                loss = rng.random()
+                if loss < 0.3:
+                    cluster.forget_offsets(shard)
+                elif loss < 0.5:
+                    cell = (rng.randrange(cluster.broker.bands), shard)
+                    cluster.truncate(cell, rng.randint(0, cluster.broker.logs[cell].end))
+        cluster.note("outage", "ends")
+        for slot, process in enumerate(cluster.processes):
+            if process is None:
+                cluster.timeline.after(rng.randint(0, 200), lambda slot=slot: cluster.restart(slot))
+
+    def _calm(self) -> None:
+        cluster = self.cluster
+        cluster.note("adversary", "rests")
+        cluster.adversary.calm = True
+        processes = [p for p in cluster.processes if p is not None]
+        cluster.timeouts = bool(processes) and all(p.frozen for p in processes)
+        if cluster.timeouts:
+            cluster.thaw(self.rng.choice(processes))
+            cluster.timeouts = False
+
+    def _all_read(self) -> None:
+        """Whatever was decided has become visible: no transaction is left open, no reader is stuck."""
+        for history in self.cluster.promises.histories.values():
+            if history.ended is not None:
+                assert history.seen is history.ended, f"{history.seen} is read of {history}"

@@ -1,0 +1,32 @@
+"""The public face: what `import streamtask` offers, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import streamtask
+
+
+def test_every_public_name_can_be_had_and_is_documented() -> None:
+    for name in streamtask.__all__:
+        found = getattr(streamtask, name)
+        assert found.__doc__, f"{name} has no docstring"
+        assert name in dir(streamtask)
+
+
+def test_the_names_and_their_homes_are_the_same_set() -> None:
+    assert sorted(streamtask.__all__) == sorted(streamtask._HOME_OF)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(streamtask, "Worker")
+
+
+def test_importing_streamtask_and_its_core_never_drags_kafka_in() -> None:
+    code = (
+        "import sys, streamtask, streamtask.core.engine, streamtask.core.protocol, streamtask.app;"
+        "print([name for name in sys.modules if name.startswith(('confluent_kafka', 'fastapi', 'granian'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,133 @@
+"""An executor with children, and what tests do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streamtask.app import load_app
+from streamtask.children.pool import Pool
+from streamtask.executor import Executor
+from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.ports import Start, Stop, StopReason
+
+APP = "tests.unit.children_app:app"
+WAIT_S = 30.0
+GRACE_S = 0.5
+T = TypeVar("T")
+
+
+def until(happened: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + WAIT_S
+    waiter = Waiter()
+    while not (found := happened()):
+        assert time.monotonic() < deadline, f"not within {WAIT_S:g} s: {what}"
+        waiter.tick()
+    return found
+
+
+class Waiter:
+    """Something to look at again soon: a condition in another process has no event here."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+
+    def tick(self) -> None:
+        import select
+
+        select.select([self._read], [], [], 0.005)
+
+    def __del__(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Hand:
+    """An executor with children, and its executions by token."""
+
+    def __init__(self, children: int = 1, app: str = APP) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.pool = Pool(
+            app, children, grace_s=GRACE_S, on_event=lambda name, fields: self.events.append((name, {**fields}))
+        )
+        loaded = load_app(APP)
+        self.executor = Executor(loaded.registry, children=self.pool, lifespan=loaded.lifespan)
+        self.executor.start()
+        self.outcomes: dict[int, Outcome] = {}
+        self.progress: list[tuple[int, float, str | None]] = []
+        self._tokens = 0
+
+    def begin(self, task_type: str, *, isolated: bool = False, **parameters: Any) -> int:
+        start = self._start(task_type, parameters, isolated=isolated)
+        self.executor.submit([start])
+        return start.token
+
+    def begin_many(self, *wanted: tuple[str, dict[str, Any]]) -> list[int]:
+        """Short ones, which are handed to a child together: the pool's thread sees none before it sees all."""
+        starts = [self._start(task_type, parameters, shares=True) for task_type, parameters in wanted]
+        all_there = threading.Event()
+        self.pool._wish(lambda: assert_(all_there.wait(WAIT_S)))
+        self.executor.submit(starts)
+        all_there.set()
+        return [start.token for start in starts]
+
+    def _start(self, task_type: str, parameters: dict[str, Any], **more: bool) -> Start:
+        self._tokens += 1
+        token = self._tokens
+        request = TaskRequest(task_type=task_type, parameters=parameters, labels={"n": str(token)})
+        task_id = f"0190a0a0-0000-7000-8000-{token:012d}"
+        record = RequestRecord(1, 3, token, 0, task_id, request, 5, 0, b"{}", headers=(("traceparent", b"00"),))
+        return Start(token, record, 4, HandlerKind.PROCESS, None, **more)
+
+    def look(self) -> None:
+        done, progress = self.executor.drain()
+        self.outcomes.update(done)
+        self.progress += progress
+
+    def end(self, token: int) -> Outcome:
+        deadline = time.monotonic() + WAIT_S
+        while token not in self.outcomes:
+            assert time.monotonic() < deadline, f"execution {token} does not end; {self.events}"
+            self.executor.wait(0.1)
+            self.look()
+        return self.outcomes[token]
+
+    def until_progress(self, token: int, fraction: float, message: str) -> None:
+        def seen() -> bool:
+            self.executor.wait(0.1)
+            self.look()
+            return (token, fraction, message) in self.progress
+
+        until(seen, f"{fraction} {message!r}; there is {self.progress}")
+
+    def end_all(self, tokens: Sequence[int]) -> list[Outcome]:
+        return [self.end(token) for token in tokens]
+
+    def run(self, task_type: str, **parameters: Any) -> Outcome:
+        return self.end(self.begin(task_type, **parameters))
+
+    def result(self, task_type: str, **parameters: Any) -> Any:
+        outcome = self.run(task_type, **parameters)
+        assert outcome.ending is Ending.RETURNED, outcome
+        return None if outcome.result is None else json.loads(outcome.result)
+
+    def stop(self, token: int, reason: StopReason = StopReason.TIMEOUT) -> Outcome:
+        self.executor.stop([Stop(token, reason)])
+        return self.end(token)
+
+    def still_works(self) -> None:
+        assert self.result("noop", n=42) == 42
+
+
+def assert_(true: bool) -> None:
+    assert true
+
+
+def ready(path: Path) -> int:
+    """The pid that a handler wrote when it had begun."""
+    return int(until(lambda: path.read_text() if path.exists() else None, f"{path.name} is there"))

@@ -1,0 +1,192 @@
+"""What a stranger reads is held to the code: blocks, links, names of tests, tables, commands.
+
+The tables between `<!-- generated: … -->` and `<!-- /generated -->` are written anew by `python -m tests.unit.test_docs`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pytest
+from typer.main import get_command
+
+from streamtask.cli import app
+from streamtask.config import Settings, TopicNames
+from streamtask.kafka.acls import Resource, Role, acls_of
+from streamtask.telemetry import EVENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+OPERATIONS, SECURITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "security.md"
+HANDLER = ROOT / "examples" / "quickstart" / "app.py"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# --- Generated tables -------------------------------------------------------------------------------------------------
+
+
+def events_table() -> str:
+    rows = ["| event | level | |", "|---|---|---|"]
+    rows += [
+        f"| `{name}` | {logging.getLevelName(level).lower()} | {meaning} |" for name, (level, meaning) in EVENTS.items()
+    ]
+    return "\n".join(rows)
+
+
+def _kind(annotation: Any) -> str:
+    arguments = [one for one in get_args(annotation) if one is not type(None)]
+    if get_origin(annotation) is dict:
+        return "table"
+    if arguments and all(isinstance(one, str) for one in arguments):
+        return " or ".join(f"`{one}`" for one in arguments)
+    kind = arguments[0] if arguments else annotation
+    return {"str": "text", "int": "number", "float": "number", "Path": "file", "SecretStr": "secret"}[kind.__name__]
+
+
+def settings_table() -> str:
+    rows = ["| setting | environment | | default | |", "|---|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, {}) else f"`{default}`"
+        kind = _kind(field.annotation)
+        rows.append(f"| `{name}` | `STREAMTASK_{name.upper()}` | {kind} | {shown} | {field.description or ''} |")
+    return "\n".join(rows)
+
+
+def acls_table() -> str:
+    """Rows that differ only in the topic are one."""
+    names = TopicNames()
+    rows = ["| role | allowed | on | | without it |", "|---|---|---|---|---|"]
+    for role in Role:
+        alike: dict[tuple[str, str, bool, str], list[str]] = {}
+        for acl in acls_of(role, names):
+            kind = {Resource.TOPIC: "", Resource.CLUSTER: "cluster "}.get(
+                acl.resource, acl.resource.value.lower().replace("_", " ") + " "
+            )
+            name = "" if acl.resource is Resource.CLUSTER else f"`{acl.name}{'*' if acl.prefixed else ''}`"
+            alike.setdefault((acl.operation.value, kind, acl.must, acl.without), []).append(name)
+        for (operation, kind, must, without), found in alike.items():
+            where = f"{kind}{', '.join(found)}".strip()
+            rows.append(f"| {role.value} | {operation} | {where} | {'!' if must else ''} | {without} |")
+    return "\n".join(rows)
+
+
+GENERATED = {OPERATIONS: {"settings": settings_table, "events": events_table}, SECURITY: {"acls": acls_table}}
+
+
+def regenerated(page: Path) -> str:
+    text = page.read_text()
+    for name, table in GENERATED[page].items():
+        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
+        text, count = re.subn(pattern, lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", text, flags=re.S)
+        assert count == 1, f"{name_of(page)} has {count} places for {name}"
+    return text
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=name_of)
+def test_tables_that_are_generated_are_those_of_the_code(page: Path) -> None:
+    assert page.read_text() == regenerated(page), "run: python -m tests.unit.test_docs"
+
+
+# --- Blocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_and_json_blocks_parse(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block)
+    for block in blocks(page, "json"):
+        for line in block.splitlines():
+            json.loads(line)
+
+
+def test_the_handler_of_the_readme_is_the_one_of_the_example() -> None:
+    """But for the docstring, which the page says around it."""
+    code = HANDLER.read_text().split('"""', 2)[2].strip()
+    shown = [block.strip() for block in blocks(README, "python")]
+    assert code in shown
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10, "a handler in ten lines"
+
+
+def test_the_page_about_handlers_runs() -> None:
+    """Its blocks make one module; the tests that it shows pass."""
+    names: dict[str, Any] = {"__name__": "handlers_page"}
+    for block in blocks(ROOT / "docs" / "handlers.md", "python"):
+        exec(compile(block, "docs/handlers.md", "exec"), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) >= 3
+    for test in tests:
+        test()
+
+
+def test_the_documents_of_the_contract_are_the_golden_samples() -> None:
+    (block,) = blocks(ROOT / "docs" / "wire.md", "json")
+    samples = ROOT / "schemas" / "samples" / "v1"
+    names = ("request.long_inference", "response.created", "response.running", "response.completed")
+    golden = [json.loads((samples / f"task_{name}.json").read_text()) for name in names]
+    assert [json.loads(line) for line in block.splitlines()] == golden
+
+
+# --- Links, names, commands -------------------------------------------------------------------------------------------
+
+
+def _anchors(page: Path) -> set[str]:
+    """As GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def _links(page: Path) -> Iterator[tuple[str, str]]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            path, _, anchor = target.partition("#")
+            yield path, anchor
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in _links(page):
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{path} does not exist"
+        assert not anchor or anchor in _anchors(there), f"{path}#{anchor}: no such heading"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = {(README.parent / path).resolve() for path, _ in _links(README)}
+    missing = [name_of(page) for page in PAGES if page != README and not {page, page.parent} & linked]
+    assert not missing
+
+
+def test_every_test_that_is_named_exists() -> None:
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+?)(?:\[[^`]*)?`", page.read_text()):
+            assert f"def {name}(" in code, f"{name_of(page)} names {name}"
+
+
+def test_every_command_is_mentioned() -> None:
+    text = README.read_text()
+    root: Any = get_command(app)
+    for name, command in root.commands.items():
+        assert re.search(rf"`{name}\b", text), f"the README does not mention the command {name}"
+        for inner in getattr(command, "commands", {}):
+            assert re.search(rf"\b{name} (\w+\|)*{inner}\b", text), f"the README does not mention {name} {inner}"
+
+
+if __name__ == "__main__":
+    for page in GENERATED:
+        page.write_text(regenerated(page))

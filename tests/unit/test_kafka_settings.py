@@ -1,0 +1,120 @@
+"""The properties that decide about a promise, and what of them a user may change."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from streamtask.errors import ConfigError
+from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
+from streamtask.sources import shown
+
+SETTINGS = KafkaSettings("127.0.0.1:1")
+
+
+def test_librdkafka_takes_every_property_of_every_client() -> None:
+    Consumer(SETTINGS.consumer("group")).close()
+    Consumer(SETTINGS.tail()).close()
+    Producer(SETTINGS.transactional("id"))
+    Producer(SETTINGS.idempotent())
+    Producer(SETTINGS.idempotent(reports=False, linger_ms=0))
+    AdminClient(SETTINGS.admin())
+
+
+def test_every_client_notices_a_frozen_broker_in_six_seconds() -> None:
+    kinds = (
+        SETTINGS.consumer("g"),
+        SETTINGS.transactional("t"),
+        SETTINGS.idempotent(),
+        SETTINGS.tail(),
+        SETTINGS.admin(),
+    )
+    assert {properties["socket.timeout.ms"] for properties in kinds} == {SOCKET_TIMEOUT_MS} == {6_000}
+    assert {properties["retry.backoff.ms"] for properties in kinds} == {1}
+    assert {properties["enable.metrics.push"] for properties in kinds} == {False}
+
+
+def test_a_record_does_not_outlive_its_transaction() -> None:
+    properties = SETTINGS.transactional("id")
+    assert properties["message.timeout.ms"] <= properties["transaction.timeout.ms"] <= SETTINGS.session_timeout_ms
+    assert 2 * properties["batch.size"] < 1_048_588  # Kafka's default max.message.bytes counts the batch
+
+
+def test_all_producers_place_keys_as_java_does() -> None:
+    assert {p["partitioner"] for p in (SETTINGS.transactional("t"), SETTINGS.idempotent())} == {"murmur2_random"}
+
+
+def test_the_users_settings_pass_to_every_client_and_win() -> None:
+    settings = KafkaSettings("b:1", extra={"security.protocol": "SSL", "linger.ms": 7, "session.timeout.ms": 45_000})
+    assert settings.idempotent()["linger.ms"] == 7
+    assert settings.consumer("g")["session.timeout.ms"] == 45_000
+    for properties in (settings.consumer("g"), settings.transactional("t"), settings.tail(), settings.admin()):
+        assert properties["security.protocol"] == "SSL"
+
+
+def test_what_a_client_is_cannot_be_overridden() -> None:
+    """Without these the promises do not hold, whatever anybody sets."""
+    extra = {
+        "group.id": "x",
+        "enable.auto.commit": True,
+        "isolation.level": "read_uncommitted",
+        "auto.offset.reset": "latest",
+        "partition.assignment.strategy": "range",
+        "transactional.id": "x",
+        "enable.idempotence": False,
+    }
+    settings = KafkaSettings("b:1", extra=extra)
+    consumer, producer = settings.consumer("g"), settings.transactional("t")
+    assert (consumer["group.id"], consumer["enable.auto.commit"], consumer["isolation.level"]) == (
+        "g",
+        False,
+        "read_committed",
+    )
+    assert (consumer["auto.offset.reset"], consumer["partition.assignment.strategy"]) == ("error", "cooperative-sticky")
+    assert (producer["transactional.id"], producer["enable.idempotence"]) == ("t", True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"bootstrap": ""}, "bootstrap"),
+        ({"session_timeout_ms": 1_000}, "session_timeout_ms"),
+        ({"max_poll_interval_ms": 9_000}, "max_poll_interval_ms"),
+        ({"batch_bytes": 2_000_000}, "batch_bytes"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        KafkaSettings(**{"bootstrap": "b:1", **wrong})  # type: ignore[arg-type]
+
+
+def test_secrets_are_not_shown() -> None:
+    given = {
+        "bootstrap.servers": "b:1",
+        "sasl.username": "alice",
+        "sasl.password": "s1",
+        "ssl.key.pem": "s2",
+        "ssl.key.password": "s3",
+        "ssl.keystore.password": "s4",
+        "ssl.certificate.pem": "s5",
+        "sasl.oauthbearer.client.secret": "s6",
+        "sasl.oauthbearer.config": "s7",
+        "sasl.oauthbearer.assertion.private.key.passphrase": "s8",
+    }
+    told = {name: shown(name, value) for name, value in given.items()}
+    assert not any(str(value).startswith("s") and str(value)[1:].isdigit() for value in told.values())
+    assert (told["bootstrap.servers"], told["sasl.username"]) == ("b:1", "alice")
+
+
+def test_a_function_may_be_named_and_is_found_when_the_settings_are_made() -> None:
+    kafka = KafkaSettings("b:1", extra={"oauth_cb": "json:loads"})
+    assert all(one["oauth_cb"] is json.loads for one in (kafka.consumer("g"), kafka.tail(), kafka.admin()))
+
+
+@pytest.mark.parametrize("path", ["nowhere_at_all:f", "json:nothing", "json", ":f", "json:decoder.x"])
+def test_a_function_that_cannot_be_found_is_refused_by_name(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"kafka\.oauth_cb"):
+        KafkaSettings("b:1", extra={"oauth_cb": path})

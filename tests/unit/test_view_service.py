@@ -1,0 +1,217 @@
+"""The view without HTTP: what it makes of records in any order, and how its thread lives."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamtask.errors import Unreachable
+from streamtask.identity import derived, new_task_id
+from streamtask.view import service as view_service
+from streamtask.view.materialize import Materializer, _ms
+from streamtask.view.service import Retention, ViewService
+from streamtask.view.sqlite import SQLiteStore
+from streamtask.view.store import MemoryStore, Row
+from tests.unit.view_bench import CLUSTER, NAMES, T0, Log, LogRecord, bench, until
+
+TASK = new_task_id()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def all_records(log: Log) -> list[LogRecord]:
+    return list(itertools.chain.from_iterable(log._records.values()))
+
+
+def folded(records: Sequence[LogRecord], cuts: Sequence[int] = ()) -> Row | None:
+    """The row of TASK after these records, applied in batches that end at `cuts`."""
+    store = MemoryStore()
+    view = Materializer(store, NAMES, CLUSTER)
+    edges = [0, *sorted(set(cuts)), len(records)]
+    for start, end in itertools.pairwise(edges):
+        view.apply(records[start:end], {})
+    return store.get(TASK)
+
+
+def a_history() -> list[LogRecord]:
+    log = Log()
+    origin = log.request(1, 0, {"task_type": "x", "task_id": TASK, "tenant": "acme"})
+    log.status(TASK, "created", origin)
+    log.status(TASK, "running", origin, attempt=1)
+    log.status(TASK, "running", origin, attempt=1, progress=0.5)
+    log.status(TASK, "completed", origin, attempt=1)
+    again = log.request(2, 0, {"task_type": "x", "task_id": TASK, "tenant": "other"})
+    log.status(TASK, "created", again)
+    log.status(TASK, "failed", again)
+    return all_records(log)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.randoms(use_true_random=False), st.lists(st.integers(0, 8), max_size=4))
+def test_any_order_in_any_batches_folds_to_the_same_row(order: random.Random, cuts: list[int]) -> None:
+    records = a_history()
+    expected = folded(records)
+    assert expected is not None
+    assert (expected.status, expected.version, expected.origin, expected.band) == ("completed", 4, "normal-0@0", 1)
+    order.shuffle(records)
+    found = folded(records, [cut for cut in cuts if cut <= len(records)])
+    assert found is not None
+    assert found._replace(tenant=None) == expected._replace(tenant=None)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_tenant_of_the_request_is_kept_whichever_comes_first(order: tuple[int, ...]) -> None:
+    history = [record for record in a_history() if record.topic != "t.requests.low"]
+    records = [history[number] for number in order]
+    for cuts in ([], [1], [2], [1, 2]):
+        row = folded(records, cuts)
+        assert row is not None
+        assert row.tenant == "acme", (order, cuts)
+
+
+def test_the_tenant_of_another_request_with_the_same_id_is_never_taken() -> None:
+    for order in itertools.permutations(a_history()[:3]):  # two requests, and an event of the first
+        for cuts in ([], [1], [2], [1, 2]):
+            row = folded(order, cuts)
+            assert row is not None
+            assert (row.origin, row.tenant) in {("normal-0@0", "acme"), ("normal-0@0", None)}
+
+
+def test_a_request_without_an_id_has_the_derived_one_and_one_that_is_wrong_is_shown_if_it_names_one() -> None:
+    log = Log()
+    log.request(0, 1, {"task_type": "x"})
+    log.request(0, 1, {"task_type": "", "task_id": TASK})
+    log.request(0, 1, {"task_type": "x", "task_id": "no uuid"})
+    log.append("t.requests.low", 0, None, None)
+    store = MemoryStore()
+    view = Materializer(store, NAMES, CLUSTER)
+    assert set(view.apply(all_records(log), {})) == {derived(CLUSTER, "t.requests.high", 1, 0, T0), TASK}
+    assert (view.tally.requests, view.tally.unreadable) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, b"", b"x", b"[]", b'{"task_id":"x","status":"running"}', b'{"task_id":"%s"}' % TASK.encode()],
+    ids=["null", "empty", "text", "array", "no uuid", "no status"],  # TASK differs in every process
+)
+def test_a_status_record_that_cannot_be_read_stops_nothing(value: bytes | None) -> None:
+    view = Materializer(MemoryStore(), NAMES, CLUSTER)
+    assert view.apply([LogRecord("t.status", 0, 0, T0, None, value)], {}) == []
+    assert view.tally.unreadable == 1
+
+
+def test_columns_take_only_what_has_the_right_type() -> None:
+    body = orjson.dumps({"task_id": TASK, "status": "running", "priority": "5", "task_type": 7, "created_at": "x"})
+    row = folded([LogRecord("t.status", 0, 9, T0, None, body)])
+    assert row == Row(TASK, body, "running", None, None, None, T0, T0, 10, "", 0, -1)
+
+
+@given(st.integers(0, 253_402_300_799_999))
+def test_a_time_of_ours_is_read_the_same_the_first_and_the_second_time(ms: int) -> None:
+    from streamtask.codec.wire import time_text
+
+    assert (_ms(time_text(ms), -1), _ms(time_text(ms), -1)) == (ms, ms)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 24, "2026-11-24T07:26:00", "2026-11-24T07:26:00.1²3Z", None, 5])
+def test_what_is_no_time_is_the_records_own(text: object) -> None:
+    assert _ms("2026-11-24T07:26:00.123Z", -1) > 0
+    assert _ms(text, T0) == T0
+
+
+@pytest.mark.anyio
+async def test_batches_are_long_while_restoring_and_short_while_serving() -> None:
+    log = Log()
+    for _ in range(1_000):
+        log.request(1, 0, {"task_type": "x"})
+    async with bench(log) as view:
+        await view.until_ready()
+        assert max(log.batches) == 1_000
+        log.batches.clear()
+        log.hold()
+        for _ in range(1_000):
+            log.request(1, 0, {"task_type": "x"})
+        log.release()
+        await view.until_read()
+        assert max(log.batches) <= view_service.SERVING_RECORDS
+
+
+@pytest.mark.anyio
+async def test_topics_that_are_not_the_same_any_more_are_opened_anew_and_nothing_is_ready_until_then() -> None:
+    async with bench() as view:
+        await view.until_ready()
+        view.log.hold()
+        view.log.request(1, 0, {"task_type": "x"})
+        view.log.go_stale()
+        await until(lambda: view.log.opened == 2)
+        assert not view.service.ready
+        view.log.release()
+        await until(lambda: view.service.ready)
+
+
+@pytest.mark.anyio
+async def test_a_cluster_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_service, "REOPEN_S", 0.01)
+    async with bench() as view:
+        await view.until_ready()
+        view.log.broken = Unreachable("no broker")
+        await until(lambda: view.log.opened > 3)
+        view.log.broken = None
+        await until(lambda: view.service.ready)
+        assert any("no broker" in note for note in view.service.health()["notes"])
+        assert view.service.failure is None
+
+
+@pytest.mark.anyio
+async def test_an_open_transaction_shows_in_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_service, "LOOK_S", 0.001)
+    log = Log()
+    origin = log.request(1, 0, {"task_type": "x", "task_id": TASK})
+    log.status(TASK, "created", origin)
+    log.open_transaction["t.status", 0] = 1
+    async with bench(log) as view:
+        await view.until_ready()
+        await until(lambda: view.service.health()["read_committed_age_s"] > 0)
+        log.open_transaction.clear()
+        await until(lambda: view.service.health()["read_committed_age_s"] == 0)
+
+
+@pytest.mark.anyio
+async def test_the_view_forgets_what_the_topics_forget() -> None:
+    log = Log()
+    old, unstarted, fresh = new_task_id(), new_task_id(), new_task_id()
+    origin = log.request(1, 0, {"task_type": "x", "task_id": old}, timestamp_ms=1_000)
+    log.status(old, "completed", origin, updated_ms=2_000)
+    log.request(1, 0, {"task_type": "x", "task_id": unstarted}, timestamp_ms=view_service.now_ms() - 60_000)
+    log.request(1, 0, {"task_type": "x", "task_id": fresh}, timestamp_ms=view_service.now_ms())
+    store = SQLiteStore(None)
+    # The event's created_at is T0, in the future of a clock that is behind: only its own times count.
+    retention = Retention(status_ms=view_service.now_ms() - T0 - 5_000, requests_ms=30_000)
+    service = ViewService(store, log.open, NAMES, CLUSTER, retention=retention)
+    async with service.running():
+        await until(lambda: service.ready and service.get(unstarted) is None and service.get(old) is None)
+        assert service.get(fresh) is not None
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_a_store_that_fails_ends_the_view_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(MemoryStore):
+        def apply(self, *_: object) -> None:
+            raise OSError("disk full")
+
+    log = Log()
+    log.request(1, 0, {"task_type": "x"})
+    async with bench(log, Full()) as view:
+        await until(view.service.ended.is_set)
+        assert view.service.failure == "OSError: disk full"
+    assert "disk full" in caplog.text
