@@ -1,0 +1,79 @@
+"""The jobs of the benchmarks, in each kind of handler: a no-op with three parameters, whose result is stored, and one that
+runs until it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from streamtask import App, Context
+
+app = App("benchmark")
+
+
+@app.task("noop")
+async def noop(path: str, size: int, deep: bool) -> dict[str, Any]:
+    return {"path": path, "size": size}
+
+
+@app.task("noop_thread")
+def noop_thread(path: str, size: int, deep: bool) -> dict[str, Any]:
+    return {"path": path, "size": size}
+
+
+@app.task("noop_process", executor="process")
+def noop_process(path: str, size: int, deep: bool) -> dict[str, Any]:
+    return {"path": path, "size": size}
+
+
+TASK_TYPES = {"async": "noop", "thread": "noop_thread", "process": "noop_process"}
+
+
+def parameters(number: int) -> dict[str, Any]:
+    """The parameters of the request with this number."""
+    return {"path": f"lib/module_{number}.py", "size": number, "deep": True}
+
+
+@app.task("until_cancelled")
+async def until_cancelled(ctx: Context, marks: str) -> None:
+    _mark(ctx, marks, "began")
+    try:
+        await asyncio.sleep(3_600)
+    except asyncio.CancelledError:
+        _mark(ctx, marks, "cancelled")
+        raise
+
+
+@app.task("until_cancelled_thread")
+def until_cancelled_thread(ctx: Context, marks: str) -> None:
+    _mark(ctx, marks, "began")
+    while not ctx.cancelled:
+        time.sleep(0.001)
+    _mark(ctx, marks, "cancelled")
+
+
+@app.task("until_cancelled_process", executor="process")
+def until_cancelled_process(ctx: Context, marks: str) -> None:
+    _mark(ctx, marks, "began")
+    try:
+        time.sleep(3_600)
+    except asyncio.CancelledError:
+        _mark(ctx, marks, "cancelled")
+        raise
+
+
+UNTIL_CANCELLED = {
+    "async": "until_cancelled",
+    "thread": "until_cancelled_thread",
+    "process": "until_cancelled_process",
+}
+
+
+def _mark(ctx: Context, marks: str, what: str) -> None:
+    """A line of its own, whoever writes beside it."""
+    at_ms = time.time() * 1_000
+    place = os.open(marks, os.O_WRONLY | os.O_APPEND)
+    os.write(place, f"{ctx.task_id} {what} {at_ms:.3f}\n".encode())
+    os.close(place)

@@ -1,0 +1,106 @@
+"""The raw loop: what a transactional Python process can do at most with the same requests, and with no task system at all.
+
+One process: consume up to 1,000 requests, decode them with orjson, encode three status events each of the size that ours
+have with orjson, produce them keyed, flush, send offsets, commit; lz4, retry.backoff.ms=1. It has no ledger, no schedule,
+no handler, no validation and no write-ahead: the limit, not a peer.
+
+    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC TASKS      prints one line of JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from streamtask.config import TopicNames
+
+CONSUME_MAX = 1_000
+CONSUME_S = 0.05
+DEADLINE_S = 300.0
+WORKER = f"benchmark@{socket.gethostname()}:{os.getpid()}"  # as in our events
+
+
+def run(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str, Any]:
+    """Read `tasks` requests from their start and write their events to `status`."""
+    group = f"raw-{secrets.token_hex(4)}"
+    common = {"bootstrap.servers": bootstrap, "retry.backoff.ms": 1}
+    consumer = Consumer(
+        common
+        | {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
+        | {"partition.assignment.strategy": "cooperative-sticky"}
+    )
+    producer = Producer(common | {"transactional.id": group, "compression.type": "lz4"})
+    producer.init_transactions(30)
+    consumer.subscribe(list(names.requests))
+    done, began_s, deadline_s, size = 0, 0.0, time.monotonic() + DEADLINE_S, 0
+    while done < tasks:
+        assert time.monotonic() < deadline_s, f"the raw loop saw {done} of {tasks} requests"
+        messages = [m for m in consumer.consume(CONSUME_MAX, CONSUME_S) if m.error() is None]
+        if not messages:
+            continue
+        if not began_s:
+            began_s, cpu_s = time.monotonic(), time.process_time()
+        producer.begin_transaction()
+        offsets, size = _produce(producer, status, messages, size)
+        producer.flush()
+        places = [TopicPartition(topic, partition, at) for (topic, partition), at in offsets.items()]
+        producer.send_offsets_to_transaction(places, consumer.consumer_group_metadata(), 30)
+        producer.commit_transaction(30)
+        done += len(messages)
+    took_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
+    consumer.close()
+    return {"tasks_per_s": done / took_s, "cpu_us_per_task": cpu_s / done * 1e6, "event_bytes": size / done / 3}
+
+
+def _produce(producer: Producer, status: str, messages: list[Any], size: int) -> tuple[dict[Any, int], int]:
+    offsets: dict[tuple[str, int], int] = {}
+    produce, dumps, loads = producer.produce, orjson.dumps, orjson.loads
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    for message in messages:
+        request = loads(message.value())
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        offsets[topic, partition] = offset + 1
+        origin = f"{topic[topic.rindex('.') + 1 :]}-{partition}@{offset}"
+        key, task_type, priority = request["task_id"], request["task_type"], request["priority"]
+        made = request.get("created_at", now)
+        created = {
+            "task_id": key,
+            "status": "created",
+            "created_at": made,
+            "updated_at": now,
+            "message": "Task created",
+        }
+        created |= {"task_type": task_type, "priority": priority, "worker": WORKER, "origin": origin}
+        running = {"task_id": key, "status": "running", "created_at": made, "updated_at": now}
+        running |= {"message": "Task status: running", "task_type": task_type, "priority": priority, "attempt": 1}
+        running |= {"started_at": now, "worker": WORKER, "origin": origin}
+        parameters = request["parameters"]
+        result = {"path": parameters["path"], "size": parameters["size"]}
+        ended = {"task_id": key, "status": "completed", "progress": 1.0, "result": result, "created_at": made}
+        ended |= {"updated_at": now, "message": "Task status: completed", "task_type": task_type}
+        ended |= {"priority": priority, "attempt": 1, "started_at": now, "finished_at": now}
+        ended |= {"worker": WORKER, "origin": origin}
+        for event in (created, running, ended):
+            value = dumps(event)
+            size += len(value)
+            produce(status, value, key, partition)
+    return offsets, size
+
+
+def main(argv: list[str]) -> int:
+    bootstrap, prefix, status, tasks = argv
+    print(json.dumps(run(bootstrap, TopicNames(prefix), status, int(tasks))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

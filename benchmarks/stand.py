@@ -1,0 +1,171 @@
+"""What benchmarks stand on: a broker of their own, topics, one real worker process, and who measured it.
+
+Everything that is started here ends with its `with`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+
+import streamtask
+from streamtask.codec import peek_status
+from streamtask.config import TopicNames
+from streamtask.devbroker import DevBroker
+from streamtask.devjars import KAFKA_VERSION
+from streamtask.errors import StreamtaskError
+from streamtask.kafka.admin import delete_topics, ensure_topics
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Tail, TailRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTITIONS = 12
+STOP_S = 40.0
+
+
+class Failed(StreamtaskError):
+    """The benchmark could not measure what it is about."""
+
+
+@contextlib.contextmanager
+def broker(bootstrap: str | None) -> Iterator[str]:
+    """The address of the given broker, else of one that is started for this run."""
+    if bootstrap:
+        yield bootstrap
+        return
+    with DevBroker() as kafka:
+        yield kafka.bootstrap
+
+
+@contextlib.contextmanager
+def topics(bootstrap: str, prefix: str, partitions: int) -> Iterator[TopicNames]:
+    """The topics of a prefix that is this run's alone; deleted at the end."""
+    names = TopicNames(f"{prefix}{secrets.token_hex(3)}")
+    ensure_topics(kafka(bootstrap), names, partitions=partitions)
+    try:
+        yield names
+    finally:
+        delete_topics(kafka(bootstrap), names)
+
+
+def kafka(bootstrap: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap, client_id="benchmarks")
+
+
+class WorkerProcess:
+    """One worker of benchmarks.app in a process of its own, as `streamtask worker` starts them."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def check(self) -> None:
+        """Raises Failed when it has ended."""
+        if self.process.poll() is not None:
+            text = self._log.read_text(errors="replace")[-3_000:]
+            raise Failed(f"The worker ended with exit code {self.process.returncode}:\n{text}")
+
+    def troubles(self) -> list[str]:
+        """What it warned of, by event name."""
+        return [line for line in self._log.read_text(errors="replace").splitlines() if '"level": "warning"' in line]
+
+
+@contextlib.contextmanager
+def worker(bootstrap: str, prefix: str, concurrency: int) -> Iterator[WorkerProcess]:
+    """A real worker process; drained at the end."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMTASK_")}
+    environment |= {
+        "STREAMTASK_BOOTSTRAP_SERVERS": bootstrap,
+        "STREAMTASK_PREFIX": prefix,
+        "STREAMTASK_CONCURRENCY": str(concurrency),
+    }
+    with tempfile.TemporaryDirectory(prefix="streamtask-bench-") as directory:
+        log = Path(directory) / "worker.log"
+        with log.open("wb") as out:
+            command = [sys.executable, "-m", "streamtask.process", "benchmarks.app:app", "0"]
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        try:
+            yield WorkerProcess(process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def status_records(bootstrap: str, names: TopicNames) -> Iterator[list[TailRecord]]:
+    """Everything that is committed in tasks.status now."""
+    with Tail(kafka(bootstrap), [names.status]) as tail:
+        ends = tail.ends(read_committed=True)
+        while not tail.caught_up(ends):
+            yield tail.poll(10_000, 0.1)
+
+
+def check_histories(counts: Counter[str], tasks: int) -> None:
+    """Every task has its CREATED, RUNNING and COMPLETED, once."""
+    wanted = {"created": tasks, "running": tasks, "completed": tasks}
+    if counts != wanted:
+        raise Failed(f"{tasks} tasks should have left {wanted}, but there are {dict(counts)}: nothing was measured.")
+
+
+def status_of(record: TailRecord) -> str:
+    return str(peek_status(record.value)["status"])
+
+
+# --- Who measured -----------------------------------------------------------------------------------------------------
+
+
+def circumstances() -> dict[str, Any]:
+    """Machine, versions and commit, as they stand beside every figure."""
+    return {
+        "machine": {
+            "system": f"{platform.system()} {platform.release()}",
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        },
+        "versions": {
+            "streamtask": streamtask.__version__,
+            "python": platform.python_version(),
+            "confluent_kafka": confluent_kafka.__version__,
+            "librdkafka": confluent_kafka.libversion()[0],
+            "kafka": KAFKA_VERSION,
+        },
+        "commit": _commit(),
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The short id, with `+` when the package differs from it; "" outside a checkout."""
+    try:
+        said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "streamtask"], cwd=ROOT, capture_output=True)
+    except OSError:
+        return ""
+    return said.stdout.strip() + ("+" if changed.stdout.strip() else "") if said.returncode == 0 else ""

@@ -1,0 +1,130 @@
+"""Tasks a second of one worker process that has a backlog before it, and of the raw loop over the same requests.
+
+The backlog is submitted first, with the priorities 1..10 in turn, so that all bands have work. Then one worker process
+starts. Timed from its first to its last terminal event, by the timestamps of their records, read committed afterwards:
+no reader takes part in the run. The raw loop reads the same requests, before and after; its best of three counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import psutil
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from benchmarks.app import TASK_TYPES, parameters
+from benchmarks.stand import (
+    ROOT,
+    Failed,
+    WorkerProcess,
+    check_histories,
+    kafka,
+    status_of,
+    status_records,
+    topics,
+    worker,
+)
+from streamtask.client import AsyncClient
+from streamtask.config import TopicNames
+from streamtask.kafka.ends import topic_ends
+
+LOOK_S = 0.1
+STALL_S = 60.0  # without any progress
+RAW_RUNS = 3
+
+
+def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, handler: str = "async") -> dict[str, Any]:
+    """The figures; see the module. handler: its kind, a name in TASK_TYPES."""
+    with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
+        submit_per_s = asyncio.run(_submit(bootstrap, names, tasks, TASK_TYPES[handler]))
+        raws = [_raw(bootstrap, names, raw.status, tasks)]
+        with worker(bootstrap, names.prefix, concurrency) as process:
+            cpu_us = follow(bootstrap, names, process, tasks)
+        found = _rate(bootstrap, names, tasks)
+        raws += [_raw(bootstrap, names, raw.status, tasks) for _ in range(RAW_RUNS - 1)]
+    best = max(raws, key=lambda raw: float(raw["tasks_per_s"]))
+    return {
+        "tasks_per_s": round(found["tasks_per_s"]),
+        "raw_tasks_per_s": round(best["tasks_per_s"]),
+        "ratio": round(found["tasks_per_s"] / best["tasks_per_s"], 3),
+        "cpu_us_per_task": round(cpu_us, 1),
+        "raw_cpu_us_per_task": round(best["cpu_us_per_task"], 1),
+        "raw_runs_per_s": [round(raw["tasks_per_s"]) for raw in raws],
+        "event_bytes": round(found["event_bytes"]),
+        "raw_event_bytes": round(best["event_bytes"]),
+        "submit_per_s": round(submit_per_s),
+        "handler": handler,
+        "tasks": tasks,
+        "partitions": partitions,
+    }
+
+
+async def _submit(bootstrap: str, names: TopicNames, tasks: int, task_type: str) -> float:
+    """The backlog; returns requests a second, acknowledged."""
+    async with AsyncClient(bootstrap, prefix=names.prefix) as client:
+        began_s = time.monotonic()
+        requests = ({"task_type": task_type, "parameters": parameters(i), "priority": i % 10 + 1} for i in range(tasks))
+        await client.submit_bulk(requests)
+        await client.flush(120)
+        return tasks / (time.monotonic() - began_s)
+
+
+def _raw(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.raw", bootstrap, names.prefix, status, str(tasks)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if said.returncode:
+        raise Failed(f"The raw loop failed:\n{said.stderr[-3_000:]}")
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found
+
+
+def follow(bootstrap: str, names: TopicNames, process: WorkerProcess, tasks: int) -> float:
+    """Wait until all requests, this many, are committed as done. Returns the CPU time of the worker without its start, µs
+    a task."""
+    goal = {place: end for place, end in topic_ends(kafka(bootstrap), names.requests).items() if end}
+    admin = AdminClient(kafka(bootstrap).admin())
+    ask = [ConsumerGroupTopicPartitions(names.group, [TopicPartition(*place) for place in goal])]
+    seen = psutil.Process(process.pid)
+    first: tuple[int, float] | None = None
+    done, moved_s = 0, time.monotonic()
+    while done < tasks:
+        time.sleep(LOOK_S)
+        process.check()
+        try:
+            listed = admin.list_consumer_group_offsets(ask)[names.group].result().topic_partitions or []
+        except KafkaException:
+            listed = []  # a new broker makes its offsets topic first; whoever never answers is a stall
+        at = sum(max(part.offset, 0) for part in listed)
+        cpu_s = sum(seen.cpu_times()[:2])
+        if at > done:
+            first = first or (at, cpu_s)
+            done, moved_s = at, time.monotonic()
+        elif time.monotonic() - moved_s > STALL_S:
+            raise Failed(f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one.")
+    assert first is not None, "no task, no figure"
+    return (cpu_s - first[1]) / max(tasks - first[0], 1) * 1e6
+
+
+def _rate(bootstrap: str, names: TopicNames, tasks: int) -> dict[str, float]:
+    """Tasks a second between the first and the last terminal event; those of the first moment are not counted."""
+    counts: Counter[str] = Counter()
+    ends: Counter[int] = Counter()  # terminal events by their time, ms
+    size = 0
+    for records in status_records(bootstrap, names):
+        for record in records:
+            status = status_of(record)
+            counts[status] += 1
+            size += len(record.value or b"")
+            if status == "completed":
+                ends[record.timestamp_ms] += 1
+    check_histories(counts, tasks)
+    began, ended = min(ends), max(ends)
+    counted = tasks - ends[began]
+    return {"tasks_per_s": counted / max(ended - began, 1) * 1_000, "event_bytes": size / (3 * tasks)}
