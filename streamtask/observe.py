@@ -26,6 +26,7 @@ from streamtask.ports import Answer, Ask, Cell, CommitPlan, EndTransaction, Prod
 from streamtask.whereabouts import Stragglers
 
 EVERY_S = 1.0  # between two snapshots
+CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
 BEAT_MAX_S = 10.0  # without a sign of life of the owner; the watchdog ends the process after 20
 CLAIM_MAX_S = 30.0  # a shard that was assigned this long ago and is not claimed yet: something is in the way
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
@@ -276,8 +277,11 @@ class Observer:
 
     # --- Anybody's side -----------------------------------------------------------------------------------------------
 
-    def health(self, beat_age_s: float) -> tuple[bool, dict[str, Any]]:
-        """(healthy, facts); `problems` says what is wrong, in whole sentences."""
+    def health(self, beat_age_s: float, silent_s: float = 0.0) -> tuple[bool, dict[str, Any]]:
+        """(healthy, facts); `problems` says what is wrong, in whole sentences.
+
+        silent_s  since when no broker has answered: told, and no reason for a restart, which would not help
+        """
         seen = self.snapshot
         problems = [f"shard {number} is refused: {why}" for number, why in seen.refused.items()]
         if beat_age_s > BEAT_MAX_S:
@@ -292,9 +296,11 @@ class Observer:
             problems.append(
                 f"the handlers' event loop has been blocked for {late.blocked_s:.0f} s at {late.blocked_at}"
             )
+        well = CUT_OFF if silent_s else "draining" if seen.draining else "healthy"
         facts = {
-            "state": "unhealthy" if problems else "draining" if seen.draining else "healthy",
+            "state": "unhealthy" if problems else well,
             "problems": problems,
+            "kafka": _silence(silent_s) or "answers",
             "running": seen.running,
             "overdue": late.overdue,
             "abandoned": late.abandoned,
@@ -305,8 +311,8 @@ class Observer:
         }
         return not problems, facts
 
-    def ready(self) -> tuple[bool, dict[str, Any]]:
-        """(ready, facts). A member without a shard is ready: it stands by."""
+    def ready(self, silent_s: float = 0.0) -> tuple[bool, dict[str, Any]]:
+        """(ready, facts). A member without a shard is ready: it stands by. silent_s: as for health()."""
         seen = self.snapshot
         opening = sum(count for name, count in seen.shards.items() if name != "open") + len(seen.refused)
         why = ""
@@ -316,6 +322,8 @@ class Observer:
             why = "it has not joined the group"
         elif opening:
             why = f"{opening} of its shards are not open"
+        elif silent_s:
+            why = _silence(silent_s)
         facts = {"ready": not why, "why": why or None, "shards": {n: c for n, c in seen.shards.items() if c}}
         return not why, facts | ({"refused": dict(seen.refused)} if seen.refused else {})
 
@@ -329,6 +337,10 @@ def log_backlog(seen: Snapshot, ends: Mapping[Cell, int], band: int) -> int:
 
 def _any(of: _Type) -> int:
     return of.completed + of.failed + of.cancelled
+
+
+def _silence(silent_s: float) -> str:
+    return f"no broker has answered for {silent_s:.0f} s" if silent_s else ""
 
 
 def _refused(seen: Snapshot) -> dict[str, int]:

@@ -25,10 +25,9 @@ from streamtask import telemetry
 from streamtask.config import TopicNames
 from streamtask.errors import ConfigError
 from streamtask.exposition import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
-from streamtask.kafka.lag import LogEnds
+from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.observe import COMMITS_S, DURATIONS_S, REBALANCES, Durations, Observer, Snapshot, log_backlog
-from streamtask.ports import Cell
 
 CONNECTIONS_MAX = 16
 CLIENT_S = 5.0
@@ -72,6 +71,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_owner_beat_age_seconds": (GAUGE, (), "Since the last sign of life of the owner thread."),
     "streamtask_snapshot_age_seconds": (GAUGE, (), "How old what is shown here is; normally below 1.1."),
     "streamtask_stalled_seconds": (GAUGE, (), "For how long work has waited and nothing started, ended or reported."),
+    "streamtask_kafka_silent_seconds": (GAUGE, (), "For how long no broker has answered; 0 while one does."),
     "streamtask_healthy": (GAUGE, (), "1 when /health answers 200."),
     "streamtask_ready": (GAUGE, (), "1 when /ready answers 200."),
 }  # fmt: skip
@@ -90,15 +90,23 @@ def _histogram(name: str, bounds: Sequence[float], samples: Iterable[tuple[Seque
 
 
 class WorkerCollector(Collector):
-    """The table above, of the last snapshot. beat_age_s: since the owner's last sign of life; ends: LogEnds' answer."""
+    """The table above, of the last snapshot. beat_age_s: since the owner's last sign of life; ends: LogEnds.seen."""
 
     def __init__(
         self,
         observer: Observer,
         beat_age_s: Callable[[], float],
-        ends: Callable[[], tuple[Mapping[Cell, int], float | None]],
+        ends: Callable[[], Seen],
     ) -> None:
         self._observer, self._beat_age_s, self._ends = observer, beat_age_s, ends
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """See Observer.health."""
+        return self._observer.health(self._beat_age_s(), self._ends().silent_s)
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """See Observer.ready."""
+        return self._observer.ready(self._ends().silent_s)
 
     def collect(self) -> Iterator[Metric]:
         seen, beat_age_s = self._observer.snapshot, self._beat_age_s()
@@ -113,8 +121,8 @@ class WorkerCollector(Collector):
 
     def _samples(self, seen: Snapshot, beat_age_s: float) -> dict[str, Samples]:
         bands, types = self._observer.bands, seen.types.items()
-        ends, ends_age_s = self._ends()
-        known = ends_age_s is not None
+        logs = self._ends()
+        known = logs.age_s is not None
         notes = ((name, logging.getLevelName(telemetry.EVENTS[name][0]).lower(), n) for name, n in seen.notes.items())
         states = {**seen.shards, "refused": len(seen.refused)}
         return {
@@ -130,9 +138,9 @@ class WorkerCollector(Collector):
                 ((name,), of.oldest_s) for name, of in zip(bands, seen.bands, strict=False)
             ],
             "streamtask_log_backlog_tasks": [
-                ((name,), log_backlog(seen, ends, band)) for band, name in enumerate(bands) if known
+                ((name,), log_backlog(seen, logs.ends, band)) for band, name in enumerate(bands) if known
             ],
-            "streamtask_log_ends_age_seconds": [((), ends_age_s)] if ends_age_s is not None else [],
+            "streamtask_log_ends_age_seconds": [((), logs.age_s)] if logs.age_s is not None else [],
             "streamtask_in_flight_tasks": [((), seen.running)],
             "streamtask_overdue_tasks": [((), seen.stragglers.overdue)],
             "streamtask_abandoned_tasks": [((), seen.stragglers.abandoned)],
@@ -148,8 +156,9 @@ class WorkerCollector(Collector):
             "streamtask_owner_beat_age_seconds": [((), beat_age_s)],
             "streamtask_snapshot_age_seconds": [((), max(0.0, time.monotonic() - seen.at_s))],
             "streamtask_stalled_seconds": [((), seen.stalled_s)],
-            "streamtask_healthy": [((), self._observer.health(beat_age_s)[0])],
-            "streamtask_ready": [((), self._observer.ready()[0])],
+            "streamtask_kafka_silent_seconds": [((), logs.silent_s)],
+            "streamtask_healthy": [((), self.health()[0])],
+            "streamtask_ready": [((), self.ready()[0])],
         }
 
 
@@ -161,13 +170,12 @@ class Endpoint:
     Raises ConfigError when it cannot listen there.
     """
 
-    def __init__(self, observer: Observer, collector: WorkerCollector, *, host: str, port: int) -> None:
+    def __init__(self, collector: WorkerCollector, *, host: str, port: int) -> None:
         everything = Together(collector, ProcessCollector(registry=None))
-        beat_age_s = collector._beat_age_s
         routes: dict[str, Callable[[str], _Answer]] = {
             "/metrics": lambda accept: (200, *render(everything, accept)),
-            "/health": lambda _accept: _document(observer.health(beat_age_s())),
-            "/ready": lambda _accept: _document(observer.ready()),
+            "/health": lambda _accept: _document(collector.health()),
+            "/ready": lambda _accept: _document(collector.ready()),
         }
         try:
             self._server = _Server((host, port), _handler(routes))
@@ -202,9 +210,7 @@ def open_endpoint(
 ) -> tuple[str, Callable[[], None]]:
     """A worker's endpoint and the follower of its log ends, running. Returns (url, close). Raises ConfigError."""
     ends = LogEnds(kafka, names, lambda: observer.snapshot.cells)
-    endpoint = Endpoint(
-        observer, WorkerCollector(observer, beat_age_s, lambda: (ends.ends, ends.age_s)), host=host, port=port
-    )
+    endpoint = Endpoint(WorkerCollector(observer, beat_age_s, ends.seen), host=host, port=port)
     ends.start()
     endpoint.start()
 

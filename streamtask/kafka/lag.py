@@ -2,7 +2,8 @@
 
 A client of its own that never joins, reads or commits. What the owner's consumer knows of the ends is not enough: of a paused
 cell, which is where the backlog is, it learns nothing. Always true: no call outlives `timeout_s` by much, and no operating
-error is raised: the last answer stays, and its age is told.
+error is raised: the last answer stays, and its age is told. It is also who knows for how long no broker has answered: an
+idle owner asks nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
 from streamtask.kafka import claim
@@ -23,11 +25,22 @@ TIMEOUT_S = 3.0
 _LATEST = -1  # the protocol's special timestamp: the end of the log
 
 
-class LogEnds:
-    """Follows the ends of the cells that `wanted` names, from start() to close().
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of the log ends at one moment.
 
-    ends   {cell: offset behind its last record}, as of the last answer
+    ends      {cell: offset behind its last record}, as of the last answer
+    age_s     since that answer; None: there was none yet
+    silent_s  since the first question that no broker has answered; 0: the last one was answered
     """
+
+    ends: Mapping[Cell, int] = field(default_factory=dict)
+    age_s: float | None = None
+    silent_s: float = 0.0
+
+
+class LogEnds:
+    """Follows the ends of the cells that `wanted` names, from start() to close()."""
 
     def __init__(
         self,
@@ -38,16 +51,20 @@ class LogEnds:
         every_s: float = EVERY_S,
     ) -> None:
         self._settings, self._names, self._wanted, self._every_s = settings, names, wanted, every_s
-        self.ends: Mapping[Cell, int] = {}
-        self._asked_s: float | None = None
+        self._ends: Mapping[Cell, int] = {}
+        self._answered_s: float | None = None
+        self._silent_since_s: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="streamtask-log-ends", daemon=True)
 
-    @property
-    def age_s(self) -> float | None:
-        """Seconds since the last answer; None: there was none yet."""
-        asked_s = self._asked_s
-        return None if asked_s is None else time.monotonic() - asked_s
+    def seen(self) -> Seen:
+        """From any thread."""
+        now_s, answered_s, since_s = time.monotonic(), self._answered_s, self._silent_since_s
+        return Seen(
+            self._ends,
+            None if answered_s is None else now_s - answered_s,
+            0.0 if since_s is None else now_s - since_s,
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -58,22 +75,34 @@ class LogEnds:
 
     def _follow(self) -> None:
         reader = claim.reader(self._settings, self._names.group)
-        topics, wait_s = self._names.requests, 0.0
+        wait_s = 0.0
         while not self._stop.wait(wait_s):
             cells = tuple(self._wanted())
             wait_s = self._every_s if cells else min(1.0, self._every_s)
-            if not cells:
-                continue
+            asked_s = time.monotonic()
             try:
-                found = reader.offsets_for_times(
-                    [TopicPartition(topics[band], shard, _LATEST) for band, shard in cells], timeout=TIMEOUT_S
-                )
-            except KafkaException:
-                continue  # asked again in a while; age_s grows
-            self.ends = {
-                cell: part.offset
-                for cell, part in zip(cells, found, strict=True)
-                if part.error is None and part.offset >= 0
-            }
-            self._asked_s = time.monotonic()
+                if cells:
+                    self._ends = self._ask(reader, cells)
+                    self._answered_s = time.monotonic()
+                else:  # nothing to learn but that somebody is there
+                    reader.list_topics(self._names.requests[0], timeout=TIMEOUT_S)
+            except KafkaException:  # asked again in a while
+                if self._silent_since_s is None:
+                    self._silent_since_s = asked_s
+            else:
+                self._silent_since_s = None
         reader.close()
+
+    def _ask(self, reader: Consumer, cells: Iterable[Cell]) -> Mapping[Cell, int]:
+        """Raises KafkaException when no broker answered for any of them."""
+        topics = self._names.requests
+        asked = [TopicPartition(topics[band], shard, _LATEST) for band, shard in cells]
+        found = reader.offsets_for_times(asked, timeout=TIMEOUT_S)
+        known = {
+            cell: part.offset
+            for cell, part in zip(cells, found, strict=True)
+            if part.error is None and part.offset >= 0
+        }
+        if not known:
+            raise KafkaException(found[0].error)
+        return known

@@ -21,7 +21,7 @@ from streamtask.core import ownership, protocol
 from streamtask.errors import ConfigError
 from streamtask.handlers import Context
 from streamtask.identity import trace_id
-from streamtask.kafka.lag import LogEnds
+from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.observe import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
@@ -298,6 +298,17 @@ def test_an_owner_without_a_sign_of_life_is_unhealthy() -> None:
     assert "no sign of life for 12 s" in facts["problems"][0]
 
 
+def test_while_no_broker_answers_health_says_so_and_asks_for_no_restart_and_ready_is_no() -> None:
+    d = desk()
+    observer = d.look()
+    assert (observer.health(0.0)[1]["state"], observer.health(0.0)[1]["kafka"]) == ("healthy", "answers")
+    healthy, facts = observer.health(0.0, 12.0)
+    assert (healthy, facts["state"], facts["problems"]) == (True, "cut_off", [])
+    assert facts["kafka"] == observer.ready(12.0)[1]["why"] == "no broker has answered for 12 s"
+    assert (observer.ready()[0], observer.ready(12.0)[0]) == (True, False)
+    assert observer.health(BEAT_MAX_S + 2, 12.0)[1]["state"] == "unhealthy", "what a restart mends comes first"
+
+
 # --- Ready ------------------------------------------------------------------------------------------------------------
 
 
@@ -341,9 +352,7 @@ ENDS: dict[Cell, int] = {(1, 0): 7}
 @pytest.fixture
 def endpoint() -> Iterator[tuple[ObservedDesk, Endpoint]]:
     d = desk()
-    made = Endpoint(
-        d.observer, WorkerCollector(d.observer, lambda: 0.25, lambda: (ENDS, 1.5)), host="127.0.0.1", port=0
-    )
+    made = Endpoint(WorkerCollector(d.observer, lambda: 0.25, lambda: Seen(ENDS, 1.5)), host="127.0.0.1", port=0)
     made.start()
     yield d, made
     made.close()
@@ -382,13 +391,13 @@ def test_a_port_that_is_taken_is_an_error_that_says_so(endpoint: tuple[ObservedD
     d, made = endpoint
     port = int(made.url.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match=f"metrics_port={port}: cannot listen"):
-        Endpoint(d.observer, WorkerCollector(d.observer, float, lambda: ({}, None)), host="127.0.0.1", port=port)
+        Endpoint(WorkerCollector(d.observer, float, Seen), host="127.0.0.1", port=port)
 
 
 def test_a_port_beyond_the_last_one_is_an_error_too() -> None:
     observer = desk().observer
     with pytest.raises(ConfigError, match="metrics_port=65536"):
-        Endpoint(observer, WorkerCollector(observer, float, lambda: ({}, None)), host="127.0.0.1", port=65_536)
+        Endpoint(WorkerCollector(observer, float, Seen), host="127.0.0.1", port=65_536)
 
 
 def test_while_no_broker_answers_no_log_end_is_known_and_nobody_is_disturbed() -> None:
@@ -406,7 +415,9 @@ def test_while_no_broker_answers_no_log_end_is_known_and_nobody_is_disturbed() -
     ends.close()
     ends._thread.join(20)
     assert not ends._thread.is_alive()
-    assert (len(asked) >= 2, ends.ends, ends.age_s) == (True, {}, None)
+    seen = ends.seen()
+    assert (len(asked) >= 2, seen.ends, seen.age_s) == (True, {}, None)
+    assert seen.silent_s > 0, "since the first question"
 
 
 def test_the_settings_have_their_bounds() -> None:
