@@ -113,7 +113,14 @@ class Running:
             return []
 
     def send(self, number: signal.Signals) -> None:
+        """Not before it could hear it: a process that is a moment old ends by any signal."""
+        until(lambda: self.process.poll() is not None or self._began(), lambda: f"{self.log.name} has begun")
         self.process.send_signal(number)
+
+    def _began(self) -> bool:
+        """It has told of its start (supervisor, worker, query service), and so has its handlers for signals."""
+        text = self.text()
+        return any(mark in text for mark in ('"child_started"', '"worker_started"', "ready: http"))
 
     def kill(self) -> None:
         self.expected = None
