@@ -115,7 +115,7 @@ class KafkaSettings:
             "queued.max.messages.kbytes": 16_384,  # all partitions together
             "allow.auto.create.topics": False,  # a missing topic is an error, not a topic of one partition
         }
-        return self._with_extra(
+        made = self._with_extra(
             properties,
             {
                 "group.id": group,
@@ -128,6 +128,13 @@ class KafkaSettings:
                 "isolation.level": "read_committed",  # foreign producers may use transactions
             },
         )
+        poll, session = str(made["max.poll.interval.ms"]), str(made["session.timeout.ms"])
+        if poll.isdigit() and session.isdigit() and int(poll) < int(session):  # else librdkafka says what is wrong
+            raise ConfigError(
+                f"kafka: max.poll.interval.ms={poll} is below session.timeout.ms={session}: "
+                "librdkafka refuses that. Raise it, or lower session_timeout_ms."
+            )
+        return made
 
     def _producer(self) -> Properties:
         return self._common() | {
@@ -186,6 +193,9 @@ class KafkaSettings:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,  # positions pass over markers and compacted ends
+                # It joins nothing; but beside librdkafka's own 45 s a max.poll.interval.ms that is meant for the workers
+                # would be refused.
+                "session.timeout.ms": 3 * HEARTBEAT_INTERVAL_MS,
                 "isolation.level": "read_committed" if read_committed else "read_uncommitted",
             },
         )

@@ -91,6 +91,21 @@ def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object],
         KafkaSettings(**{"bootstrap": "b:1", **wrong})  # type: ignore[arg-type]
 
 
+def test_a_short_max_poll_interval_of_the_users_is_taken_by_every_client() -> None:
+    """Bug: beside librdkafka's own session of 45 s it refused whatever only reads, and the worker died with a traceback."""
+    settings = KafkaSettings("127.0.0.1:1", extra={"max.poll.interval.ms": "10000", "session.timeout.ms": 10_000})
+    Consumer(settings.consumer("group")).close()
+    Consumer(settings.tail()).close()
+    Producer(settings.transactional("id"))
+    AdminClient(settings.admin())
+
+
+@pytest.mark.parametrize("extra", [{"max.poll.interval.ms": 9_999}, {"session.timeout.ms": "60001"}])
+def test_a_poll_interval_below_the_session_is_refused_by_name(extra: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"max\.poll\.interval\.ms=\d+ is below session\.timeout\.ms=\d+"):
+        KafkaSettings("b:1", extra=extra).consumer("group")
+
+
 def test_secrets_are_not_shown() -> None:
     given = {
         "bootstrap.servers": "b:1",
