@@ -36,7 +36,7 @@ from pathlib import Path
 from streamtask.devjars import ALTERNATIVES, KAFKA_VERSION, cache_directory, jars, java, java_environment, sole_user
 from streamtask.errors import DevBrokerUnavailable
 
-START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 10.0  # 3 s and 0.6 s on an idle two-core machine; the rest is for a loaded one
+START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 10.0  # 3 s and 0.6 s on an idle two-core machine; the rest is for a loaded one
 
 # Small enough for a laptop; DevBroker(config=…) overrides any of them.
 DEFAULTS: Mapping[str, str] = {
