@@ -5,7 +5,8 @@ never the engine. What is counted is what the broker has said yes to: an aborted
 of a worker agree with its status events. One pass over the events of a transaction: 0.15 us an event.
 
 Health is a statement about progress: a worker is unhealthy when work waits and nothing starts, ends or reports for
-`stalled_s`, when one of its shards is refused or does not come to be claimed, or when its owner thread gives no sign of life.
+`stalled_s`, when one of its shards does not come to be claimed, or when its owner thread gives no sign of life. What a restart
+would not help is told and is no reason for one: no broker answers, or a shard is refused.
 Ready is a statement about membership: in the group, every owned shard open, not draining.
 """
 
@@ -27,6 +28,7 @@ from streamtask.whereabouts import Stragglers
 
 EVERY_S = 1.0  # between two snapshots
 CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
+REFUSING = "refusing"  # this release cannot read a shard's ledger, or partitions are missing: the other shards go on
 BEAT_MAX_S = 10.0  # without a sign of life of the owner; the watchdog ends the process after 20
 CLAIM_MAX_S = 30.0  # a shard that was assigned this long ago and is not claimed yet: something is in the way
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
@@ -283,7 +285,8 @@ class Observer:
         silent_s  since when no broker has answered: told, and no reason for a restart, which would not help
         """
         seen = self.snapshot
-        problems = [f"shard {number} is refused: {why}" for number, why in seen.refused.items()]
+        refused = [f"shard {number} is refused: {why}" for number, why in seen.refused.items()]
+        problems = []
         if beat_age_s > BEAT_MAX_S:
             problems.append(f"the owner thread gave no sign of life for {beat_age_s:.0f} s")
         if seen.stalled_s > self.stalled_s:
@@ -296,10 +299,10 @@ class Observer:
             problems.append(
                 f"the handlers' event loop has been blocked for {late.blocked_s:.0f} s at {late.blocked_at}"
             )
-        well = CUT_OFF if silent_s else "draining" if seen.draining else "healthy"
+        well = CUT_OFF if silent_s else REFUSING if refused else "draining" if seen.draining else "healthy"
         facts = {
             "state": "unhealthy" if problems else well,
-            "problems": problems,
+            "problems": [*refused, *problems],
             "kafka": _silence(silent_s) or "answers",
             "running": seen.running,
             "overdue": late.overdue,

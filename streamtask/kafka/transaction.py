@@ -127,8 +127,11 @@ class StatusTransaction:
             self._enqueue(producer, plan, deadline)
             left = producer.flush(max(deadline - time.monotonic(), 0.05))
         except (KafkaException, SystemError) as error:
-            if error_of(error) is None:
+            found = error_of(error)
+            if found is None:
                 raise  # a SystemError that is not Kafka's
+            if found.code() == KafkaError._UNKNOWN_PARTITION:
+                self._look_again(producer, deadline)
             return self._over(fault(error, Call.PRODUCE))
         except BufferError:
             return Fault(FaultKind.ABORT, f"produce: the queue was full for {timeout_s} s")
@@ -137,6 +140,14 @@ class StatusTransaction:
         if left:
             return Fault(FaultKind.ABORT, f"produce: {left} records not acknowledged after {timeout_s} s")
         return None
+
+    def _look_again(self, producer: Producer, deadline: float) -> None:
+        """Partitions were added since the producer looked: by itself it looks every five minutes, and until then every
+        batch with a record for one of them would be aborted, with all that it holds for other shards."""
+        try:
+            producer.list_topics(self._names.status, timeout=max(deadline - time.monotonic(), 0.05))
+        except KafkaException:
+            pass  # the next batch asks again
 
     def _check(self, plan: CommitPlan) -> None:
         """The fence rule."""

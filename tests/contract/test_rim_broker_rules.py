@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.config import TopicNames
 from streamtask.kafka.rim import Deadlines
@@ -316,6 +317,26 @@ def test_an_unknown_partition_aborts_and_the_producer_goes_on(member: Member) ->
     assert kind(member.rim.perform(Produce(plan(77, 1)))) is FaultKind.ABORT
     assert member.rim.perform(AbortTransaction()) is None
     assert member.commit(plan(0, 1)) is None
+
+
+def test_a_partition_that_was_added_is_known_to_the_producer_after_an_aborted_batch(
+    settings: KafkaSettings, topics: TopicNames, transaction: Callable[[], StatusTransaction]
+) -> None:
+    """Bug: every batch with a record for it was aborted, with all that it held for other shards, for up to five minutes."""
+    one = transaction()
+    assert one.produce(plan(0, 1), 5) is None
+    assert one.abort(5) is None
+    admin = AdminClient(settings.admin())
+    admin.create_partitions([NewPartitions(topics.status, 5)])[topics.status].result(30)
+    answers: list[Fault | None] = []
+
+    def produced() -> bool:
+        answers.append(one.produce(plan(4, 1), 5))
+        assert one.abort(5) is None
+        return answers[-1] is None
+
+    wait_until(produced)
+    assert {kind(answer) for answer in answers[:-1]} <= {FaultKind.ABORT}
 
 
 def test_records_without_their_lead_offset_are_an_illegal_move(

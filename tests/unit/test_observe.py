@@ -242,14 +242,18 @@ def test_a_worker_whose_end_cannot_be_committed_is_unhealthy() -> None:
     assert not d.look().health(0.0)[0], "its end is owed, and nobody says yes"
 
 
-def test_a_refused_shard_is_unhealthy_and_named() -> None:
+def test_a_refused_shard_is_named_and_not_ready_and_no_reason_for_a_restart() -> None:
+    """Bug: a liveness probe restarted the worker of a roll-back again and again, and each time its other shards moved."""
     d = desk()
     ownership.own(d.engine, (3,))
     ownership.refuse(d.engine, 3, "a newer release wrote it")
     healthy, facts = d.look().health(0.0)
-    assert not healthy
+    assert (healthy, facts["state"]) == (True, "refusing")
     assert facts["problems"] == ["shard 3 is refused: a newer release wrote it"]
     assert facts["shards"] == {"open": 1, "refused": 1}
+    assert not d.look().ready()[0]
+    healthy, facts = d.look().health(BEAT_MAX_S + 2)
+    assert (healthy, facts["state"], len(facts["problems"])) == (False, "unhealthy", 2)
 
 
 def test_a_blocked_loop_is_unhealthy_after_a_while_and_stragglers_are_counted() -> None:
