@@ -29,7 +29,7 @@ from streamtask.whereabouts import Stragglers
 EVERY_S = 1.0  # between two snapshots
 CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
 REFUSING = "refusing"  # this release cannot read a shard's ledger, or partitions are missing: the other shards go on
-BEAT_MAX_S = 10.0  # without a sign of life of the owner; the watchdog ends the process after 20
+BEAT_MAX_S = 15.0  # without a sign of life of the owner: a broker call takes 10 at most; the watchdog ends it after 20
 CLAIM_MAX_S = 30.0  # a shard that was assigned this long ago and is not claimed yet: something is in the way
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
 COMMITS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)

@@ -243,4 +243,4 @@ def test_after_an_outage_of_all_brokers_everything_goes_on_by_itself(tmp_path: P
 
 def _health(url: str) -> set[str]:
     answer: dict[str, Any] = httpx.get(f"{url}/health", timeout=30.0).json()
-    return {str(answer["state"])}
+    return {str(answer["state"]), *map(str, answer["problems"])}

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from streamtask.errors import ConfigError
 from streamtask.handlers import Context
 from streamtask.identity import trace_id
 from streamtask.kafka.lag import LogEnds, Seen
+from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.observe import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
 from streamtask.ports import Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.scrape import METRICS, Endpoint, WorkerCollector
 from streamtask.whereabouts import Stragglers
+from streamtask.worker import STUCK_S
 from tests.core.desk import RETURNED, Desk, raised
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -299,7 +302,14 @@ def test_an_owner_without_a_sign_of_life_is_unhealthy() -> None:
     assert observer.health(BEAT_MAX_S)[0]
     healthy, facts = observer.health(BEAT_MAX_S + 2)
     assert not healthy
-    assert "no sign of life for 12 s" in facts["problems"][0]
+    assert "no sign of life for 17 s" in facts["problems"][0]
+
+
+def test_the_longest_call_of_a_broker_that_is_away_is_no_silence_of_the_owner() -> None:
+    """Bug: in an outage each try for a new producer takes 10 s, and a probe at its end found the worker unhealthy."""
+    longest_s = max(astuple(Deadlines()))
+    assert desk().look().health(longest_s + 3.0)[0]
+    assert BEAT_MAX_S < STUCK_S - 2.0, "told before the watchdog acts"
 
 
 def test_while_no_broker_answers_health_says_so_and_asks_for_no_restart_and_ready_is_no() -> None:
