@@ -232,13 +232,19 @@ def _as_json(document: dict[str, Any]) -> bytes:
         raise DecodeError(f"cannot be written as JSON: {error}") from None
 
 
-def encode_request(request: TaskRequest) -> bytes:
+def encode_request(request: TaskRequest, task_id: str | None = None, priority: int | None = None) -> bytes:
     """The request as JSON; what was not given is left out.
+
+    task_id, priority  in place of its own ones: copying the model costs 2 us more
 
     Raises DecodeError when `parameters` cannot be written as JSON (NaN, an object of an unknown kind).
     """
     # The model's own dict, in the order of its fields: half the time of model_dump.
     document = {name: held for name, held in request.__dict__.items() if held is not None}
+    if task_id is not None:
+        document["task_id"] = task_id
+    if priority is not None:
+        document["priority"] = priority
     if not request.description:
         document.pop("description", None)
     if request.parameters is not None:

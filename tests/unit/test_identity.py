@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import uuid
 
 import pytest
@@ -102,3 +105,20 @@ def test_the_id_of_a_redrive_depends_on_each_part_of_the_letters_place() -> None
     parts = ("t", 0, 0, 0)
     others = [("u", 0, 0, 0), ("t", 1, 0, 0), ("t", 0, 1, 0), ("t", 0, 0, 1)]
     assert len({redriven(*parts), *(redriven(*other) for other in others)}) == 5
+
+
+def test_no_two_threads_and_no_forked_process_draw_the_same_id() -> None:
+    ids: list[str] = [new_task_id()]  # parts of further ones are drawn by now
+    threads = [threading.Thread(target=lambda: ids.extend(new_task_id() for _ in range(5_000))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    code = (
+        "import os; from streamtask.identity import new_task_id; new_task_id(); os.fork();"
+        "os.write(1, (new_task_id() + chr(10)).encode())"
+    )
+    forked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    tails = [text[14:] for text in [*ids, *forked.stdout.split()]]
+    assert len(tails) == 20_003
+    assert len(set(tails)) == 20_003, "the random parts differ, whatever the clock says"
