@@ -5,7 +5,9 @@ use crate::rules::Cfg;
 use crate::state::*;
 
 /// Its next run is (or the present one began as) a trial.
-pub fn suspect(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && m.lost >= cfg.suspect() && (m.trial || !(cfg.child || cfg.proc)) }
+pub fn suspect(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && m.lost >= cfg.suspect() && (m.trial > 0 || !(cfg.child || cfg.proc)) }
+/// That trial is one that it stands alone.
+fn alone(m: &Mem, cfg: &Cfg) -> bool { suspect(m, cfg) && m.trial == 2 && !m.over_ok }
 /// It runs in a child of its own.
 pub fn isolated(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && (cfg.proc || (cfg.child && m.lost >= cfg.suspect())) }
 /// Until this stands in the ledgers, the head says so.
@@ -17,7 +19,7 @@ pub fn written(m: &Mem, cfg: &Cfg, clean: bool) -> L {
     let runs = !matches!(m.ph, Ph::No | Ph::Wait);
     let trial = suspect(m, cfg) && !m.over_ok;
     let mark = if clean || !cfg.mark { 0 } else if runs { if trial { 2 } else { 1 } } else { m.keep as u8 };
-    L { st: m.st, att: m.att, lost, mark, trial: m.trial || (trial && runs) }
+    L { st: m.st, att: m.att, lost, mark, trial: m.trial.max((trial && runs) as u8) }
 }
 
 pub fn apply(m: &mut [Mem; R], plan: &[Op; R], cfg: &Cfg) {
@@ -28,7 +30,7 @@ pub fn apply(m: &mut [Mem; R], plan: &[Op; R], cfg: &Cfg) {
             Op::Create => x.st = St::Created,
             Op::Both => { x.st = St::Started; x.att = 1; x.ph = Ph::Granted }
             Op::Start => { x.st = St::Started; x.att += 1; x.lost += x.chg as u8; x.chg = false; x.ph = Ph::Granted; x.prog = false;
-                x.trial = x.trial || suspect(x, cfg); x.over = false; x.over_ok = false; x.keep = false }
+                x.trial = x.trial.max(suspect(x, cfg) as u8); x.over = false; x.over_ok = false; x.keep = false }
             Op::Progress => x.prog = false,
             Op::Survive => { x.over = false; x.over_ok = true }
             Op::Retry => { x.ph = Ph::Wait; x.over_ok = false }
@@ -106,6 +108,11 @@ pub fn begin(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
         if plan == [Op::No; R] && !(w.hrec && !recovering(w)) { continue }
         let more = (0..R).filter(|r| plan[*r] == Op::Start && suspect(&w.m[*r], cfg)).count();
         if cfg.one_trial && more > 0 && trials + more > 1 { continue }
+        let starts = (0..R).filter(|r| matches!(plan[*r], Op::Start | Op::Both)).count();
+        let tried = w.m.iter().any(|m| alone(m, cfg) && !matches!(m.ph, Ph::No | Ph::Wait));
+        let goes = (0..R).any(|r| plan[r] == Op::Start && alone(&Mem { over_ok: false, ..w.m[r] }, cfg));
+        let busy = w.m.iter().any(|m| matches!(m.ph, Ph::Granted | Ph::Exec));
+        if cfg.held && starts > 0 && (tried || (goes && (busy || starts > 1))) { continue }
         push(out, "begins a batch", i, 0, Class::Step, s, |n| { let v = &mut n.w[i]; v.plan = plan; v.meta = s.memb[i]; v.pc = Pc::T1 })
     } }
 }

@@ -150,11 +150,11 @@ fn adopt(n: &mut State, i: usize, cfg: &Cfg) {
     }
     if cfg.iso {
         let trial = (0..R).any(|r| m[r].chg && com.l[r].mark == 2);
-        let unclear = cfg.beside && trial && (0..R).any(|r| m[r].chg && com.l[r].mark == 1 && m[r].lost >= cfg.suspect());
+        let convicts = if cfg.alone { (0..R).any(|r| m[r].chg && com.l[r].mark == 2 && com.l[r].trial == 2) } else { trial };
         for r in 0..R { if m[r].chg {
-            let own = if unclear { m[r].lost < cfg.suspect() } else if trial { com.l[r].mark == 2 || !cfg.trial_alone } else { m[r].lost < cfg.suspect() || !cfg.spare };
+            let own = if convicts { com.l[r].mark == 2 || !cfg.trial_alone } else { !trial && (m[r].lost < cfg.suspect() || !cfg.spare) };
             m[r].chg = own;
-            if (!trial || unclear) && !own { m[r].trial = true }
+            if !convicts && !own && m[r].lost >= cfg.suspect() { m[r].trial = m[r].trial.max(com.l[r].mark) }
         } }
     }
     let w = &mut n.w[i];

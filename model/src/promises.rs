@@ -72,13 +72,13 @@ pub fn died(s: &mut State, ex: [u8; R], cfg: &Cfg) {
 /// A new owner has claimed: who may, and who must, be charged for the end of the last one. Reads the record before the claim's.
 pub fn claimed_anew(s: &mut State, cfg: &Cfg) {
     let marked = |r: usize, mark: u8| s.g[r].run && s.com.l[r].mark == mark;
-    let unclear = cfg.beside && (0..R).any(|r| marked(r, 1) && s.com.l[r].lost >= cfg.suspect());
-    let trial = !unclear && (0..R).any(|r| marked(r, 2));
+    let trial = (0..R).any(|r| marked(r, 2));
+    let convicts = if cfg.alone { (0..R).any(|r| marked(r, 2) && s.com.l[r].trial == 2) } else { trial };
     for r in 0..R {
         let l = s.com.l[r];
         let g = &mut s.g[r];
         if !g.run { continue }
-        let own = !cfg.iso || if trial { l.mark == 2 } else { l.lost < cfg.suspect() };
+        let own = !cfg.iso || if convicts { l.mark == 2 } else { !trial && l.lost < cfg.suspect() };
         g.may = g.may || own;
         g.must = g.must || (own && g.died);
         g.run = false; g.died = false;

@@ -62,7 +62,8 @@ rules! {
     trial_alone = true: "a death in a trial is charged to the one on trial alone",
     spare = true: "a death outside a trial takes no suspect further; its next run is a trial",
     one_trial = true: "one suspect on trial at a time",
-    beside = false: "hole: a death in a trial is nobody's if another suspect, who had survived his, ran beside it",
+    alone = true: "only a death in a trial stood alone is charged; one beside others is nobody's, and that one's next trial is alone",
+    held = true: "nothing else starts beside a trial that is stood alone, and what runs is waited for",
     // Positions.
     bounds = true: "what the committed text says is held to the bounds of the log",
     skip = true: "a claim goes on at the log start: open requests that the log lost are dropped",

@@ -42,8 +42,8 @@ faults! {
 
 small! {
     pub enum St { New, Created, Started, Done }
-    /// One request in a ledger. mark: 0 none, 1 running, 2 on trial; trial: its next run is one.
-    pub struct L { pub st: St, pub att: u8, pub lost: u8, pub mark: u8, pub trial: bool }
+    /// One request in a ledger. mark: 0 none, 1 running, 2 on trial; trial: its next run is one (1), stood alone (2).
+    pub struct L { pub st: St, pub att: u8, pub lost: u8, pub mark: u8, pub trial: u8 }
     /// Committed offset metadata of the shard: head + ledgers. An offset is the first entry of its cell that is not Done.
     pub struct Rec { pub set: bool, pub id: u8, pub seq: u8, pub clean: bool, pub recov: bool, pub l: [L; R] }
     pub enum K { Created, Running, Retry, Died, Ended, Lost, Cancelled }
@@ -65,7 +65,7 @@ small! {
     /// and no ledger says yet (0 nothing, ENDED, else 1 + attempt); over: its trial is (owed), over_ok: (committed);
     /// keep: a mark that was not cleared (mutation).
     pub struct Mem { pub st: St, pub att: u8, pub lost: u8, pub chg: bool, pub ph: Ph, pub prog: bool, pub sch: bool,
-        pub trial: bool, pub over: bool, pub over_ok: bool, pub keep: bool, pub have: bool, pub fact: u8 }
+        pub trial: u8, pub over: bool, pub over_ok: bool, pub keep: bool, pub have: bool, pub fact: u8 }
     /// What a batch does to a request; `Both`: CREATED and RUNNING 1 in one transaction.
     pub enum Op { No, Create, Both, Start, Progress, Survive, Retry, Long, Died, Finish, Cancel, Lost }
     /// A record of tasks.schedule: absent, or the request with attempt, lost and its running mark.
@@ -113,8 +113,8 @@ pub struct State {
     pub bad: Option<&'static str>,
 }
 
-pub const L0: L = L { st: St::New, att: 0, lost: 0, mark: 0, trial: false };
-pub const M0: Mem = Mem { st: St::New, att: 0, lost: 0, chg: false, ph: Ph::No, prog: false, sch: false, trial: false, over: false,
+pub const L0: L = L { st: St::New, att: 0, lost: 0, mark: 0, trial: 0 };
+pub const M0: Mem = Mem { st: St::New, att: 0, lost: 0, chg: false, ph: Ph::No, prog: false, sch: false, trial: 0, over: false,
     over_ok: false, keep: false, have: false, fact: 0 };
 pub const DONE: Mem = Mem { st: St::Done, have: true, ..M0 };
 pub const S0: Sv = Sv { on: false, att: 0, lost: 0, run: false };

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from streamtask.core.ledger import SUSPECT_LOST
+from streamtask.core.ledger import ALONE, SUSPECT_LOST
 from streamtask.identity import TRACE_HEADERS
 from streamtask.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
 
@@ -157,6 +157,11 @@ class Claim:
     def isolated(self) -> bool:
         """It has died so often that it runs in a child of its own, where there are children."""
         return self.lost >= SUSPECT_LOST
+
+    @property
+    def alone(self) -> bool:
+        """The trial that it is to stand is one that nothing else of this worker runs beside."""
+        return self.suspect and self.trial >= ALONE
 
     def __repr__(self) -> str:
         return f"<Claim {self.origin} {self.phase.name} attempt {self.attempt}>"

@@ -29,6 +29,7 @@ from streamtask.core.batch import (
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
+from streamtask.core.ledger import ALONE
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
 from streamtask.core.retry import Again, decide, trial_ms
@@ -51,7 +52,7 @@ class Engine:
         self.rng = rng
         self.shards: dict[int, Shard] = {}
         limits = {name: policy.concurrency for name, policy in config.policies.items()}
-        self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, config.ageing_ms)
+        self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, config.ageing_ms, config.alone_ms)
         self.wall: Deadlines[Claim] = Deadlines()
         self.mono: Deadlines[Claim] = Deadlines()
         self.running: dict[int, Claim] = {}  # by token; executions of shards that have gone stay until they really end
@@ -337,7 +338,8 @@ class Engine:
         if claim.suspect:
             claim.armed = True
             self.trial = claim
-            length = trial_ms(self.config.trial_ms, claim.trial, self.config.trial_max_ms, timeout_ms)
+            exponent = claim.trial % ALONE or 1
+            length = trial_ms(self.config.trial_ms, exponent, self.config.trial_max_ms, timeout_ms)
             self.mono.arm(claim, now.mono_ms + length, TRIAL)
         shares = self.schedule.parts_of(claim) < WHOLE
         self.effects.append(Start(token, claim.record, claim.attempt, claim.kind, timeout_ms, claim.isolated, shares))

@@ -37,7 +37,8 @@ from streamtask.core.offsetmap import (
 from streamtask.core.recall import Recall
 
 GAP_ROOM: Final = 1 << 19  # offsets that may be gaps while one answer of room() is used up
-SUSPECT_LOST: Final = 2  # deaths after which a request is isolated, and no death outside a trial is its own
+SUSPECT_LOST: Final = 2  # deaths after which a request is isolated; from then on they are its own only in a trial
+ALONE: Final = 16  # in Entry.trial, above its exponent: it has died in a trial, so it stands the next ones alone
 
 _CREATED, _ENTRY, _DONE = 0, 1, 2
 
@@ -385,9 +386,11 @@ def _created_beyond(state: OffsetMap, created: int, known: dict[int, int], recei
 def charge(ledgers: Sequence[Ledger]) -> list[tuple[int, int]]:
     """The owner of these cells (one shard, all of them) died: charge the deaths to who was running, clear all marks.
 
-    If anyone was on trial, the death is that one's alone. Otherwise each one that ran is charged, except suspects
-    (lost >= 2): they survived their trial, so their next one is longer. So no death outside a trial takes
-    anyone from 2 to 3.
+    If anyone stood trial alone, the death is that one's. If one stood trial beside others, it may be theirs (a poison that
+    had outlived its own trial, or one that nobody suspects yet): then it is nobody's, and that one stands its next
+    trial alone. Otherwise each one that ran is charged, except suspects (lost >= 2). Suspects that were not charged
+    stand longer trials; who stands them alone does not: it has died in one half as long, and others wait meanwhile.
+    So only a death in a trial that it stood alone takes anyone from 2 to 3.
 
     Returns (index of the ledger, offset) of each request whose `lost` rose.
     """
@@ -397,19 +400,17 @@ def charge(ledgers: Sequence[Ledger]) -> list[tuple[int, int]]:
         for offset, entry in ledger.entries.items()
         if entry.mark != Mark.NONE
     ]
-    trial = any(entry.mark == Mark.TRIAL for _, _, entry in marked)
+    tried = [entry for _, _, entry in marked if entry.mark == Mark.TRIAL]
+    alone = any(entry.trial & ALONE for entry in tried)
     charged = []
     for cell, offset, entry in marked:
-        lost, exponent = entry.lost, entry.trial
-        if trial:
-            own = entry.mark == Mark.TRIAL
-        else:
-            own = entry.lost < SUSPECT_LOST
-            exponent += not own
-        if own:
+        lost, trial, on_trial = entry.lost, entry.trial, entry.mark == Mark.TRIAL
+        if on_trial if alone else not tried and lost < SUSPECT_LOST:
             lost += 1
             charged.append((cell, offset))
-        ledgers[cell].entries[offset] = entry_of(entry.attempt, entry.failed, lost, Mark.NONE, exponent)
+        elif not alone and trial < ALONE and (on_trial or lost >= SUSPECT_LOST):
+            trial = min(trial + 1, ALONE - 1) + (ALONE if on_trial else 0)
+        ledgers[cell].entries[offset] = entry_of(entry.attempt, entry.failed, lost, Mark.NONE, trial)
     return charged
 
 

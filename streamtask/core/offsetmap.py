@@ -106,7 +106,7 @@ class Entry:
     failed   of these: handler errors and timeouts
     lost     deaths of a worker charged to it
     mark     see Mark
-    trial    its next or current trial lasts trial_ms * 2 ** (trial - 1); 0 = none yet
+    trial    its next or current trial lasts trial_ms * 2 ** (trial % 16 - 1), from 16 on alone; 0 = none yet
     """
 
     attempt: int = 0

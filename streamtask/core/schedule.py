@@ -15,6 +15,8 @@ other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 +
 
 Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
 executions of threads and children share slots (core/pace.py): a claim is picked while less than all slots are taken.
+A suspect that is to be *alone* goes first: nothing else starts while it is on trial, nor, for at most alone_ms (a long
+execution must not hold the others up), while it waits for what runs.
 Claims of the same (shard, band, ordering_key) run one at a time, in the order in which they were first shown to the
 schedule, which is that of their offsets. A claim whose type is at its limit, or a suspect while another one is on
 trial, is put aside, and comes back in its place when what it lacks is given back.
@@ -41,7 +43,7 @@ _GARBAGE_MIN: Final = 64
 
 
 class Item(Protocol):
-    """What the schedule reads of a claim. Compared by identity; only the last three ever change."""
+    """What the schedule reads of a claim. Compared by identity; only the last four ever change."""
 
     @property
     def band(self) -> int: ...
@@ -63,6 +65,8 @@ class Item(Protocol):
     def suspect(self) -> bool: ...
     @property
     def isolated(self) -> bool: ...
+    @property
+    def alone(self) -> bool: ...
 
 
 T = TypeVar("T", bound=Item)
@@ -95,10 +99,12 @@ class Schedule(Generic[T]):
         slots: Mapping[HandlerKind, int],
         limits: Mapping[str, int | None],
         ageing_ms: int,
+        alone_ms: int,
     ) -> None:
         assert ageing_ms > 0, f"ageing_ms {ageing_ms}"
         self._weights = [band.weight for band in bands]
         self._ageing_ms = ageing_ms
+        self._alone_ms = alone_ms
         self.pace = Pace()
         # In parts, by _index(kind). shared: what all bands but the first may use together.
         self._slots = [slots.get(kind, 0) * WHOLE for kind in KINDS]
@@ -119,6 +125,7 @@ class Schedule(Generic[T]):
         self._lane_of: dict[T, _Lane[T]] = {}  # of claims that are shown or aside in one
         self._lines: dict[tuple[int, int, str], dict[T, bool]] = {}  # first one holds the key; True: it is queued
         self._trial: T | None = None
+        self._alone: dict[T, int] = {}  # queued, and to be alone → until when others wait; 0: not yet
         self._garbage = 0
 
     # --- What is ---
@@ -191,6 +198,9 @@ class Schedule(Generic[T]):
         if not limited and not item.suspect:
             heapq.heappush(home, (key, item))
             return
+        if item.suspect and item.alone and self._slots[_index(kind)]:
+            self._alone[item] = 0
+            return
         name = (band, item.kind, task_type if limited else None, item.suspect)
         lane = self._lanes.get(name)
         if lane is None:
@@ -232,6 +242,13 @@ class Schedule(Generic[T]):
         (async_, thread, process), slots = self._used, self._slots
         if async_ >= slots[0] and thread >= slots[1] and process >= slots[2]:
             return None
+        trial = self._trial
+        if trial is not None and trial.alone:
+            return None
+        if self._alone and trial is None:
+            item, until = self._next_alone(now_ms)
+            if item is not None or now_ms < until:
+                return None if item is None else self._take(item)
         turns = self._turns
         idle: tuple[int, list[tuple[int, T]]] | None = None  # first band with something to run, but no turn left
         for band, left in enumerate(turns):
@@ -239,12 +256,25 @@ class Schedule(Generic[T]):
                 home = self._best(band)
                 if home is not None:
                     if left > 0:
-                        return self._take(band, home)
+                        return self._take(heapq.heappop(home)[1])
                     idle = (band, home)
         if idle is None:
             return None
         self._new_round(now_ms)
-        return self._take(*idle)
+        return self._take(heapq.heappop(idle[1])[1])
+
+    def _next_alone(self, now_ms: int) -> tuple[T | None, int]:
+        """The first of those that are to be alone, if it goes now; until when others wait for it, if it does not. That needs
+        no wake-up: something runs meanwhile."""
+        item = next(iter(self._alone))
+        until = self._alone[item] = self._alone[item] or now_ms + self._alone_ms
+        if self._held:
+            kind, limit = _index(item.kind), self._limits.get(item.task_type)
+            full = limit is not None and self._types[item.task_type] >= limit
+            if now_ms < until or full or self._used[kind] >= self._slots[kind]:
+                return None, until
+        del self._alone[item]
+        return item, until
 
     def pick_many(self, limit: int, now_ms: int) -> list[T]:
         """Up to `limit` picks."""
@@ -293,8 +323,8 @@ class Schedule(Generic[T]):
                     lane.shown = 0  # aside, until what it lacks is given back
             heapq.heappop(home)
 
-    def _take(self, band: int, home: list[tuple[int, T]]) -> T:
-        _, item = heapq.heappop(home)
+    def _take(self, item: T) -> T:
+        band = item.band
         self._turns[band] -= 1
         del self._keys[item]
         self._queued[band] -= 1
@@ -355,6 +385,7 @@ class Schedule(Generic[T]):
         if key is None:
             return
         self._queued[item.band] -= 1
+        self._alone.pop(item, None)
         lane = self._lane_of.pop(item, None) if self._lane_of else None
         if lane is not None and lane.shown == key:
             lane.shown = 0
@@ -401,6 +432,7 @@ class Schedule(Generic[T]):
         """Rebuild the heaps without what is not queued any more."""
         keys = self._keys
         self._garbage = 0
+        self._alone = {item: until for item, until in self._alone.items() if item in keys}
         self._lane_of = {item: lane for item, lane in self._lane_of.items() if item in keys}
         for lane in self._lanes.values():
             lane.heap[:] = [entry for entry in lane.heap if keys.get(entry[1]) == entry[0]]

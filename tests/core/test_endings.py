@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamtask.core import protocol
+from streamtask.core.ledger import ALONE
 from streamtask.core.offsetmap import LOST_MAX, Entry, Mark
 from streamtask.core.retry import Again, after_death
 from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
@@ -247,14 +248,73 @@ def test_where_a_worker_dies_with_isolated_ones_they_run_next_on_trial_one_at_a_
     d.settle()
     (start,) = d.running.values()
     assert (start.isolated, entry(d, start.record.offset).mark) == (True, Mark.TRIAL)
+
+
+def died_on_trial(children: int, count: int = 2) -> tuple[Desk, RequestRecord, list[RequestRecord]]:
+    """A worker has died while one of so many stood trial, beside one that nobody suspected: (the next one, it, others)."""
+    d, records = died_twice(ready(children=children), count)
+    if children:
+        d = d.successor()
+        d.feed(*records)
+    unsuspected = d.submit()
+    d.settle()
+    (tried,) = (start.record for start in d.running.values() if start.record is not unsuspected)
+    assert entry(d, tried.offset) == Entry(entry(d, tried.offset).attempt, lost=2, mark=Mark.TRIAL, trial=1)
+    assert len(d.running) == 2
+    return d.successor(), tried, [record for record in (*records, unsuspected) if record is not tried]
+
+
+@pytest.mark.parametrize("children", [3, 0])
+def test_a_death_in_a_trial_beside_others_is_nobodys_and_that_one_stands_the_next_one_alone(children: int) -> None:
+    d, tried, others = died_on_trial(children)
+    assert [entry(d, record.offset).lost for record in (tried, *others)] == [2, 2, 0]
+    new = d.record(band=0)
+    d.feed(new, *sorted([*others, tried], key=lambda record: record.offset))
+    d.settle()
+    (start,) = d.running.values()
+    assert start.record is tried, "first, whatever its priority, and nothing beside it"
+    assert entry(d, tried.offset).mark == Mark.TRIAL
     d = d.successor()
-    assert sorted(entry(d, record.offset).lost for record in records) == [2, 3], "that one's alone"
-    d.feed(*records)
+    assert [entry(d, record.offset).lost for record in (tried, *others)] == [3, 2, 0], "now it is its own"
+    d.feed(new, *sorted([*others, tried], key=lambda record: record.offset))
     d.settle()
-    (last,) = d.running.values()
-    d.end(last.record)
+    for _ in range(3):
+        for start in list(d.running.values()):
+            d.end(start.record)
+        d.settle()
+    assert [d.history(record)[-1] for record in (tried, new, *others)] == ["failed"] + ["completed"] * 3
+
+
+def test_a_ledger_that_says_alone_and_not_how_long_is_taken_for_a_first_trial() -> None:
+    d, tried, others = died_on_trial(3)
+    ledger = d.engine.shards[0].ledgers[1]
+    ledger.state.entries[tried.offset] = Entry(4, lost=2, trial=ALONE)
+    d.feed(*sorted([*others, tried], key=lambda record: record.offset))
     d.settle()
-    assert sorted(d.history(record)[-1] for record in records) == ["completed", "failed"]
+    assert [start.record for start in d.running.values()] == [tried]
+    d.later(d.engine.config.trial_ms)
+    d.settle()
+    assert entry(d, tried.offset) == Entry(5, lost=2, mark=Mark.RUNNING, trial=ALONE)
+    assert len(d.running) > 1
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_others_start_when_a_trial_that_is_stood_alone_is_over(survives: bool) -> None:
+    d, tried, others = died_on_trial(3)
+    d.feed(*sorted([*others, tried], key=lambda record: record.offset))
+    d.settle()
+    assert [start.record for start in d.running.values()] == [tried]
+    unsuspected = others[-1]
+    assert d.history(unsuspected)[-1] == "running 1", "of the worker that has died"
+    if survives:
+        d.later(d.engine.config.trial_ms * 2 - 1)
+        d.settle()
+        assert len(d.running) == 1, "its second trial is twice as long"
+        d.later(1)
+    else:
+        d.end(tried)
+    d.settle()
+    assert d.history(unsuspected)[-1] == "running 2"
 
 
 def test_an_isolated_one_whose_child_dies_is_charged_and_the_others_run_on() -> None:

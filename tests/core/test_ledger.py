@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamtask.core.ledger import GAP_ROOM, Ledger, charge
+from streamtask.core.ledger import ALONE, GAP_ROOM, Ledger, charge
 from streamtask.core.offsetmap import (
     ATTEMPT_MAX,
     FAILED_MAX,
@@ -306,23 +306,44 @@ def test_outside_a_trial_a_death_is_charged_below_two_and_makes_the_next_trial_l
     assert ledger.entries == {0: after, 1: Entry(3, 1, lost, Mark.NONE, trial)}
 
 
-def test_a_death_in_a_trial_charges_that_one_alone_over_the_whole_shard() -> None:
-    ledgers = [
+def three_cells(trial: int) -> list[Ledger]:
+    """One on trial, beside one that has never died, one that had survived its trial, and one that waits."""
+    return [
         of(Entry(1, mark=Mark.RUNNING), Entry(4, lost=2, mark=Mark.RUNNING, trial=1)),
-        of(),
-        of(Entry(), Entry(3, lost=2, mark=Mark.TRIAL, trial=2)),
+        of(Entry(2, lost=2, trial=3)),
+        of(Entry(), Entry(3, lost=2, mark=Mark.TRIAL, trial=trial)),
     ]
+
+
+def test_a_death_in_a_trial_beside_others_is_nobodys_and_the_next_one_is_longer_and_stood_alone() -> None:
+    ledgers = three_cells(trial=2)
+    assert charge(ledgers) == []
+    assert ledgers[0].entries == {0: Entry(1), 1: Entry(4, lost=2, trial=2)}, "who survived his stands a longer one too"
+    assert ledgers[1].entries == {0: Entry(2, lost=2, trial=3)}
+    assert ledgers[2].entries == {1: Entry(3, lost=2, trial=ALONE + 3)}
+
+
+def test_a_death_in_a_trial_stood_alone_charges_that_one_over_the_whole_shard() -> None:
+    ledgers = three_cells(trial=ALONE + 2)
     assert charge(ledgers) == [(2, 1)]
-    assert ledgers[0].entries == {0: Entry(1), 1: Entry(4, lost=2, trial=1)}
-    assert ledgers[2].entries == {1: Entry(3, lost=3, trial=2)}
+    assert ledgers[0].entries == {0: Entry(1), 1: Entry(4, lost=2, trial=1)}, "it is not charged"
+    assert ledgers[1].entries == {0: Entry(2, lost=2, trial=3)}
+    assert ledgers[2].entries == {1: Entry(3, lost=3, trial=ALONE + 2)}
 
 
-def test_no_death_outside_a_trial_takes_anyone_from_two_to_three() -> None:
-    marks = [Mark.NONE, Mark.RUNNING, Mark.TRIAL]
-    for lost, first, second in itertools.product(range(5), marks, marks):
-        ledger = of(Entry(1, lost=lost, mark=first), Entry(1, lost=2, mark=second))
+def test_who_has_died_in_a_trial_stands_all_later_ones_alone() -> None:
+    ledger = of(Entry(3, lost=2, mark=Mark.RUNNING, trial=ALONE + 1))
+    assert charge([ledger]) == []
+    assert ledger.entry(0) == Entry(3, lost=2, trial=ALONE + 1), "and they become no longer: others wait meanwhile"
+    assert restart((ledger.position, ledger.text())).entry(0) == Entry(3, lost=2, trial=ALONE + 1)
+
+
+def test_no_death_but_in_a_trial_stood_alone_takes_anyone_from_two_to_three() -> None:
+    marks, trials = [Mark.NONE, Mark.RUNNING, Mark.TRIAL], [1, 2, ALONE + 1]
+    for lost, first, second, trial in itertools.product(range(5), marks, marks, trials):
+        ledger = of(Entry(1, lost=lost, mark=first, trial=1), Entry(1, lost=2, mark=second, trial=trial))
         charge([ledger])
-        assert ledger.entry(1).lost == (3 if second == Mark.TRIAL else 2)
+        assert ledger.entry(1).lost == (3 if second == Mark.TRIAL and trial > ALONE else 2)
         assert all(entry.mark == Mark.NONE for entry in ledger.entries.values())
 
 
@@ -335,12 +356,15 @@ def test_a_death_is_charged_once_however_often_the_shard_is_claimed() -> None:
 
 
 def test_counters_stay_at_their_bounds() -> None:
-    ledger = of(Entry(1, lost=LOST_MAX, mark=Mark.TRIAL), Entry(1, lost=2, mark=Mark.RUNNING, trial=TRIAL_MAX))
+    ledger = of(Entry(1, lost=LOST_MAX, mark=Mark.TRIAL, trial=TRIAL_MAX), Entry(1, lost=2, mark=Mark.RUNNING))
     charge([ledger])
     assert ledger.entry(0).lost == LOST_MAX
     ledger = of(Entry(1, lost=2, mark=Mark.RUNNING, trial=TRIAL_MAX))
     charge([ledger])
     assert ledger.entry(0) == Entry(1, lost=2, trial=TRIAL_MAX)
+    ledger = of(Entry(1, lost=2, mark=Mark.RUNNING, trial=ALONE - 1))
+    charge([ledger])
+    assert ledger.entry(0) == Entry(1, lost=2, trial=ALONE - 1), "a trial that is long is none that is stood alone"
 
 
 # --- The log is not as it was ---

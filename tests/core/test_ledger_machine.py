@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamtask.core.ledger import Draft, Ledger, charge
+from streamtask.core.ledger import ALONE, Draft, Ledger, charge
 from streamtask.core.offsetmap import Entry, Head, Mark, decode
 
 CHOICE = st.integers(0, 1_000_000)
@@ -207,12 +207,18 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(record in self.done for record in self.records[: self.fetched]), "work was lost"
 
     def _charge(self) -> None:
-        trial = any(entry.mark == Mark.TRIAL for entry in self.entries.values())
+        on_trial = [entry.trial for entry in self.entries.values() if entry.mark == Mark.TRIAL]
+        alone = any(trial >= ALONE for trial in on_trial)
         expected = []
         for offset, old in self.entries.items():
-            own = old.mark != Mark.NONE and (old.mark == Mark.TRIAL if trial else old.lost < 2)
-            longer = old.mark != Mark.NONE and not trial and not own
-            self.entries[offset] = Entry(old.attempt, old.failed, old.lost + own, Mark.NONE, old.trial + longer)
+            trial, own = old.trial, False
+            if old.mark == Mark.TRIAL:
+                own = alone
+                trial = trial if alone else ALONE + min(trial + 1, ALONE - 1)
+            elif old.mark == Mark.RUNNING:
+                own = not on_trial and old.lost < 2
+                trial += not own and not alone and old.lost >= 2 and trial < ALONE - 1
+            self.entries[offset] = Entry(old.attempt, old.failed, old.lost + own, Mark.NONE, trial)
             if own:
                 expected.append((0, offset))
         assert sorted(charge([self.ledger])) == sorted(expected)

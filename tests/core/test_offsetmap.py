@@ -86,6 +86,7 @@ def test_the_worked_example_of_the_decision_record_is_true() -> None:
         (map_of(5, "oo.."), "st1|A|DA|"),
         (map_of(5, "ooo", {5: Entry(attempt=1, mark=1)}, created=8), "st1|D||RB"),
         (map_of(5, "ooo", {7: Entry(attempt=1, mark=1)}, created=8), "st1|D||xRB"),
+        (map_of(5, "ooo", {5: Entry(attempt=3, lost=2, mark=2, trial=16 + 2)}, created=8), "st1|D||tDCS"),
     ],
 )
 def test_what_is_not_there_costs_nothing(state: OffsetMap, text: str) -> None:

@@ -408,11 +408,12 @@ def test_a_task_that_waits_for_its_retry_is_not_charged() -> None:
     assert taken.engine.shards[0].ledgers[1].entries[record.offset].lost == 0
 
 
-def test_three_deaths_of_its_own_are_quarantine() -> None:
+def test_who_kills_its_worker_twice_and_in_both_its_trials_is_quarantined() -> None:
+    """Without children. Only the second trial is one that it stands alone, so of the two deaths only that one counts."""
     d = ready()
     record = d.submit()
     d.turn()
-    for attempt in (2, 3):
+    for attempt in (2, 3, 4):
         d = d.successor()
         d.feed(record)
         d.settle()

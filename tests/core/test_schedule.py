@@ -16,6 +16,7 @@ from streamtask.model import BANDS, HandlerKind
 
 ASYNC, THREAD, PROCESS = HandlerKind.ASYNC, HandlerKind.THREAD, HandlerKind.PROCESS
 AGEING_MS = 30_000
+ALONE_MS = 5_000
 HIGH, NORMAL, LOW = range(3)
 
 
@@ -31,11 +32,12 @@ class Item:
     queued_ms: int = 0
     suspect: bool = False
     isolated: bool = False
+    alone: bool = False
 
 
 def schedule(slots: int = 1_000, *, limits: dict[str, int | None] | None = None, **kinds: int) -> Schedule[Item]:
     counts = {ASYNC: slots, **{HandlerKind(kind): count for kind, count in kinds.items()}}
-    return Schedule(BANDS, counts, limits or {}, AGEING_MS)
+    return Schedule(BANDS, counts, limits or {}, AGEING_MS, ALONE_MS)
 
 
 def add(to: Schedule[Item], *items: Item, now_ms: int = 0) -> None:
@@ -366,6 +368,96 @@ def test_the_end_of_a_suspect_ends_its_trial() -> None:
     assert plan.pick_many(9, 0) == [second]
 
 
+def lone(**fields: object) -> Item:
+    return Item(suspect=True, isolated=True, alone=True, **fields)  # type: ignore[arg-type]
+
+
+def test_one_that_is_to_be_alone_goes_first_when_all_has_ended_and_nothing_starts_beside_it() -> None:
+    plan = schedule(process=2)
+    running, urgent, alone = Item(), Item(band=HIGH, priority=9), lone(kind=PROCESS, band=LOW, priority=1)
+    add(plan, running)
+    assert plan.pick(0) is running
+    add(plan, urgent, alone)
+    assert plan.pick(1) is None, "what runs is waited for"
+    plan.release(running)
+    assert plan.pick_many(9, 2) == [alone]
+    assert plan.pick(3) is None
+    plan.trial_over()  # it survived
+    assert plan.pick_many(9, 4) == [urgent]
+
+
+def test_one_that_is_to_be_alone_waits_only_so_long_for_what_runs() -> None:
+    plan = schedule()
+    endless, other, alone = Item(), Item(), lone()
+    add(plan, endless)
+    assert plan.pick(0) is endless
+    add(plan, other, alone)
+    assert plan.pick(10) is None
+    assert plan.pick(10 + ALONE_MS - 1) is None
+    assert plan.pick(10 + ALONE_MS) is alone, "the endless one is beside it"
+    assert plan.pick(10 + 100 * ALONE_MS) is None, "nothing starts beside it, however long its trial is"
+    plan.trial_over()
+    assert plan.pick(10 + 100 * ALONE_MS) is other
+
+
+@pytest.mark.parametrize("limits", [{}, {"any": 1}], ids=["no slot is free", "its type is at its limit"])
+def test_one_that_is_to_be_alone_and_cannot_start_holds_nobody_up_for_ever(limits: dict[str, int | None]) -> None:
+    plan = schedule(process=2 if limits else 1, limits=limits)
+    endless, other, alone = Item(kind=PROCESS, band=HIGH), Item(task_type="other"), lone(kind=PROCESS, band=HIGH)
+    add(plan, endless)
+    assert plan.pick(0) is endless
+    add(plan, alone, other)
+    assert plan.pick(1) is None
+    assert plan.pick_many(9, 1 + ALONE_MS) == [other]
+    plan.release(endless)
+    assert plan.pick_many(9, 2 + ALONE_MS) == [alone], "before anything else"
+
+
+def test_one_of_a_kind_that_this_worker_has_no_slots_for_holds_nobody_up() -> None:
+    plan = schedule(process=0)
+    other = Item()
+    add(plan, lone(kind=PROCESS), other)
+    assert plan.pick_many(9, 0) == [other]
+
+
+@pytest.mark.parametrize("goes", ["cancelled", "with its shard", "unpicked"])
+def test_one_that_was_to_be_alone_and_is_gone_holds_nobody_up(goes: str) -> None:
+    plan = schedule()
+    running, other, alone = Item(shard=1), Item(shard=1), lone()
+    add(plan, running)
+    assert plan.pick(0) is running
+    add(plan, alone, other)
+    assert plan.pick(1) is None
+    if goes == "cancelled":
+        plan.finish(alone)
+    elif goes == "with its shard":
+        plan.forget_shard(0)
+    else:
+        plan.release(running)
+        assert plan.pick(2) is alone
+        plan.release(alone)
+        plan.trial_over()
+    assert plan.pick_many(9, 2) == [other]
+
+
+def test_who_is_to_be_alone_waits_for_the_trial_of_another_and_then_for_what_started_meanwhile() -> None:
+    plan = schedule()
+    suspect, beside, first, second = Item(suspect=True), Item(), lone(offset=1), lone(offset=2)
+    add(plan, suspect)
+    assert plan.pick(0) is suspect
+    add(plan, first, second, beside)
+    assert plan.pick_many(9, 1) == [beside], "that trial is not stood alone"
+    plan.release(suspect)
+    plan.finish(suspect)
+    assert plan.pick(2) is None
+    plan.release(beside)
+    assert plan.pick_many(9, 3) == [first]
+    plan.release(first)
+    assert plan.pick(4) is None, "its end is not settled yet"
+    plan.finish(first)
+    assert plan.pick_many(9, 5) == [second]
+
+
 # --- Counts, shards, bounds ---
 
 
@@ -449,6 +541,7 @@ class NaiveSchedule:
         self.taken: dict[Item, int] = {}  # parts of a slot, by what runs
         self.parts: dict[str, int] = {}  # what a type takes as a thread or in a child, when it is known
         self.runnable_since: list[Item] = []
+        self.waits_until: dict[Item, int] = {}  # of those that are to be alone: how long others wait for them
 
     @staticmethod
     def line(item: Item) -> tuple[int, int, str]:
@@ -462,24 +555,51 @@ class NaiveSchedule:
         self.runnable_since = [item for item in self.runnable_since if item in self.queue]
         self.runnable_since += [item for item in self.queue if self.front(item) and id(item) not in known]
 
+    def room_of(self, kind: HandlerKind) -> bool:
+        return sum(self.taken[other] for other in self.running if other.kind is kind) < SLOTS[kind] * WHOLE
+
+    def has_room(self, item: Item) -> bool:
+        limit = TYPES[item.task_type]
+        of_type = sum(other.task_type == item.task_type for other in self.running)
+        return self.room_of(item.kind) and (limit is None or of_type < limit)
+
     def may_run(self, item: Item) -> bool:
         kind = [other for other in self.running if other.kind is item.kind]
         slots = SLOTS[item.kind]
         kept = max(1, slots // 8) if slots >= 2 else 0
         others = [self.taken[other] for other in kind if other.band != HIGH]
-        limit = TYPES[item.task_type]
         return (
             self.front(item)
-            and sum(self.taken[other] for other in kind) < slots * WHOLE
+            and self.has_room(item)
             and (item.band == HIGH or sum(others) < (slots - kept) * WHOLE)
-            and (limit is None or sum(other.task_type == item.task_type for other in self.running) < limit)
             and not (item.suspect and self.trial is not None)
         )
 
+    def pick_alone(self, now_ms: int) -> tuple[Item | None, bool]:
+        """The one that goes alone now; whether others wait for the sake of one."""
+        if self.trial is not None:
+            return None, self.trial.alone
+        self.note_runnable()
+        first = next((item for item in self.runnable_since if item.alone), None)
+        if first is None:
+            return None, False
+        until = self.waits_until.setdefault(first, now_ms + ALONE_MS)
+        if self.running and (now_ms < until or not self.has_room(first)):
+            return None, now_ms < until
+        return self.take(first), True
+
     def pick(self, now_ms: int) -> Item | None:
+        if self.queue and any(self.room_of(kind) for kind in SLOTS):
+            alone, holds = self.pick_alone(now_ms)
+            if alone is not None or holds:
+                return alone
         best: dict[int, Item] = {}
         for item in self.queue:
-            if self.may_run(item) and (item.band not in best or item.priority > best[item.band].priority):
+            if (
+                not item.alone
+                and self.may_run(item)
+                and (item.band not in best or item.priority > best[item.band].priority)
+            ):
                 best[item.band] = item
         if not best:
             return None
@@ -488,9 +608,11 @@ class NaiveSchedule:
                 waiting = [item for item in self.runnable_since if item.band == band]
                 aged = (now_ms - waiting[0].queued_ms) // AGEING_MS if waiting else 0
                 self.turns[band] = weight + min(aged, AGED_TURNS_MAX)
-        band = min(band for band in best if self.turns[band] > 0)
-        self.turns[band] -= 1
-        item = best[band]
+        return self.take(best[min(band for band in best if self.turns[band] > 0)])
+
+    def take(self, item: Item) -> Item:
+        self.turns[item.band] -= 1
+        self.waits_until.pop(item, None)
         self.queue.remove(item)
         self.running.append(item)
         whole = item.kind is ASYNC or item.isolated
@@ -503,7 +625,7 @@ class NaiveSchedule:
 class ScheduleMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.plan: Schedule[Item] = Schedule(BANDS, SLOTS, TYPES, AGEING_MS)
+        self.plan: Schedule[Item] = Schedule(BANDS, SLOTS, TYPES, AGEING_MS, ALONE_MS)
         self.naive = NaiveSchedule()
         self.now_ms = 0
         self.offset = 0
@@ -519,16 +641,18 @@ class ScheduleMachine(RuleBasedStateMachine):
         shard=st.integers(0, 1),
         suspect=st.integers(0, 4).map(lambda value: value == 0),
         isolated=st.integers(0, 4).map(lambda value: value == 0),
+        alone=st.integers(0, 2).map(lambda value: value == 0),
         hold=st.integers(0, 5).map(lambda value: value == 0),
         count=st.integers(1, 4),
     )
     def claims_come(
         self, band: int, priority: int, kind: HandlerKind, task_type: str, key: str | None, shard: int,
-        suspect: bool, isolated: bool, hold: bool, count: int,
+        suspect: bool, isolated: bool, alone: bool, hold: bool, count: int,
     ) -> None:  # fmt: skip
         for _ in range(count):
             self.offset += 1
             item = Item(band, priority, self.offset, kind, task_type, key, shard, self.now_ms, suspect, isolated)
+            item.alone = suspect and alone
             if hold:
                 self.plan.hold(item)
                 self._into_line(item)
@@ -548,7 +672,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._into_line(item)
         self.naive.queue.append(item)
 
-    @rule(ms=st.sampled_from([1, 500, AGEING_MS, 5 * AGEING_MS]))
+    @rule(ms=st.sampled_from([1, 500, ALONE_MS, AGEING_MS, 5 * AGEING_MS]))
     def time_passes(self, ms: int) -> None:
         self.now_ms += ms
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from streamtask.core.ledger import ALONE
+from streamtask.core.offsetmap import Mark
 from streamtask.model import TaskStatus
 from streamtask.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets
 
@@ -112,12 +114,13 @@ def clean_owner_is_not_fenced() -> None:
 
 
 def trial_charges_the_suspect_alone() -> None:
-    """Two tasks have two deaths each. The one on trial dies with its worker; the other, and what runs beside, do not."""
+    """Two tasks have two deaths each. The one on trial dies with its worker, and again when it stands it alone; the other
+    does not."""
     stage = Stage(slots=2, config=without_children())
     stage.cluster.restarts = True
     stage.cluster.supervised = True
     stage.start(A)
-    first = stage.submit("long", "long", "kill")
+    first = stage.submit("long", "long", "slay")
     second = stage.submit("long", "long", "ok")
     for attempt in (1, 2):
         stage.until_running(first, attempt)
@@ -126,8 +129,45 @@ def trial_charges_the_suspect_alone() -> None:
             if process is not None and process.executions:
                 stage.crash(process)
     stage.play(180_000)
-    stage.expect(first, FAILED, attempt=3, lost=3)
+    stage.expect(first, FAILED, attempt=4, lost=3)
     stage.expect(second, COMPLETED, lost=2)
+
+
+def poison_that_kills_in_the_trial_of_another() -> None:
+    """It outlives its own trial and kills its worker while an innocent one stands trial: that one is not quarantined. Its
+    trials become longer until it dies in one, and then in one that it stands alone."""
+    stage = Stage(slots=1)
+    stage.cluster.restarts = True
+    stage.cluster.supervised = True
+    stage.start(A)
+    poison, innocent = stage.submit("slay_late", band=0), stage.submit("long", band=0)
+    stage.until_running(innocent, 4)
+    assert (poison.attempt, poison.mark, innocent.mark) == (4, Mark.RUNNING, Mark.TRIAL), "it has outlived its own"
+    stage.play()
+    stage.expect(poison, FAILED, attempt=6, lost=3)
+    stage.expect(innocent, COMPLETED, lost=2)
+
+
+def poison_that_nobody_suspects_kills_in_the_trial_of_another() -> None:
+    """Three workers have died of something else under an innocent one. While it stands trial a new poison kills the
+    worker; then the innocent one stands trial alone, and the poison has to wait."""
+    stage = Stage(slots=1)
+    stage.cluster.restarts = True
+    stage.cluster.supervised = True
+    stage.start(A)
+    innocent = stage.submit("long", band=0)
+    for attempt in (1, 2, 3):
+        stage.until_running(innocent, attempt)
+        stage.crash(stage.process(A))
+    stage.until_running(innocent, 4)
+    assert innocent.mark == Mark.TRIAL
+    poison = stage.submit("slay", band=0)
+    stage.until_running(poison)
+    stage.until_running(innocent, 5)
+    assert (innocent.mark, innocent.trial) == (Mark.TRIAL, ALONE + 2)
+    stage.play()
+    stage.expect(poison, FAILED, lost=3)
+    stage.expect(innocent, COMPLETED, lost=2)
 
 
 def poison_beside_one_that_is_never_quarantined() -> None:
@@ -140,9 +180,9 @@ def poison_beside_one_that_is_never_quarantined() -> None:
     for attempt in (1, 2):
         stage.until_running(steadfast, attempt)
         stage.crash(next(p for p in stage.cluster.processes if p is not None and p.executions))
-    poison = stage.submit("kill")
+    poison = stage.submit("slay")
     stage.play()
-    stage.expect(poison, FAILED, attempt=3, lost=3)
+    stage.expect(poison, FAILED, attempt=4, lost=3)
     stage.expect(steadfast, COMPLETED)
 
 

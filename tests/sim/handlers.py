@@ -42,6 +42,7 @@ def config(**changes: object) -> EngineConfig:
         "refresh_ms": 6_000,
         "trial_ms": 200,
         "trial_max_ms": 2_000,
+        "alone_ms": 600,
         "cancels_max": 1_000,
     }
     limits.update(changes)
@@ -55,12 +56,13 @@ def without_children() -> EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """One execution. outcome None: it never ends by itself. kills: its first instruction ends the process."""
+    """One execution. outcome None: it never ends by itself. kills: after takes_ms it ends its process."""
 
     takes_ms: int = 0
     outcome: Outcome | None = None
     progress: tuple[tuple[int, float], ...] = ()
     kills: bool = False
+    slays: bool = False  #: its worker too, when it has a child of its own
     stubborn: bool = False  #: a thread that does not look at ctx.cancelled
 
 
@@ -73,6 +75,7 @@ _INVALID = Outcome(Ending.INVALID, code="invalid_parameters", error="wrong")
 LOST = Outcome(Ending.LOST, code="worker_lost", error="its process died")
 WORDS = ("ok", "ok", "ok", "fail", "give_up", "later", "invalid", "big", "progress", "long", "hang", "stubborn", "kill")
 WORDS += ("crash",)
+SLAYS_AFTER_MS = {"slay": 0, "slay_late": 500}  #: late: later than a first trial takes
 
 
 def behaviour_of(record: RequestRecord, attempt: int, rng: random.Random) -> Behaviour:
@@ -104,6 +107,8 @@ def behaviour_of(record: RequestRecord, attempt: int, rng: random.Random) -> Beh
         return Behaviour(short, LOST)
     if word == "kill":
         return Behaviour(kills=True)
+    if word in SLAYS_AFTER_MS:
+        return Behaviour(SLAYS_AFTER_MS[word], kills=True, slays=True)
     assert word == "ok", f"unknown word {word!r}"
     return Behaviour(short, _OK)
 

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 from streamtask.core import endings, ownership, protocol
 from streamtask.core import shard as shard_room
-from streamtask.core.claim import Owed
-from streamtask.core.ledger import Draft, Ledger, charge
+from streamtask.core.claim import Claim, Owed
+from streamtask.core.ledger import ALONE, Draft, Ledger, charge
 from streamtask.core.offsetmap import Mark, entry_of
 from streamtask.core.recall import Recall
 from streamtask.core.shard import Standing
@@ -119,6 +119,27 @@ def _running_mark() -> Any:
         return charge(ledgers)
 
     return patch.object(shard_room, "charge", everybody)
+
+
+@contextmanager
+def _trial_alone_convicts() -> Iterator[None]:
+    """A death in any trial is that of the one that stands it."""
+
+    def convict(ledgers: list[Ledger]) -> Any:
+        for ledger in ledgers:
+            for offset, entry in list(ledger.entries.items()):
+                if entry.mark == Mark.TRIAL:
+                    trial = entry.trial | ALONE
+                    ledger.state.entries[offset] = entry_of(entry.attempt, entry.failed, entry.lost, entry.mark, trial)
+        return charge(ledgers)
+
+    with patch.object(shard_room, "charge", convict):
+        yield
+
+
+def _alone_is_alone() -> Any:
+    """One that is to stand its trial alone stands it beside the others."""
+    return patch.object(Claim, "alone", False)
 
 
 def _child_death_charged() -> Any:
@@ -297,6 +318,18 @@ MUTATIONS: dict[str, Mutation] = {
         _running_mark,
         ("trace_death_charged_twice", "trace_death_charged_to_a_waiting_task", "clean_handover_then_instant_death"),
         "a death is charged again at every claim, or to a task that only waits",
+    ),
+    "trial_alone_convicts": Mutation(
+        "only a death in a trial that it stood alone quarantines a suspect",
+        _trial_alone_convicts,
+        ("poison_that_kills_in_the_trial_of_another", "poison_that_nobody_suspects_kills_in_the_trial_of_another"),
+        "an innocent one is quarantined for a death that another caused during its trial",
+    ),
+    "alone_is_alone": Mutation(
+        "nothing starts beside one that stands its trial alone",
+        _alone_is_alone,
+        ("poison_that_nobody_suspects_kills_in_the_trial_of_another",),
+        "the same, in its next trial",
     ),
     "child_death_charged": Mutation(
         "a child's death is charged to its task",

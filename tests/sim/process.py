@@ -402,13 +402,11 @@ class Process(Performer):
             raise PromiseBroken(f"{record} starts, although it was cancelled before its shard was claimed")
         execution.begun = True
         behaviour = execution.behaviour
-        if behaviour.kills and execution.isolated and self.rng.random() < 0.5:
-            cluster.note(self.name, "loses the child of its own")
-            self._end(execution, LOST)
+        if behaviour.kills and behaviour.takes_ms:
+            self.do(behaviour.takes_ms, lambda: self._kills(execution))
             return
-        if behaviour.kills:  # if isolated: in a way that reaches its worker, too
-            cluster.note(self.name, "is killed by its handler")
-            cluster.crash(self)
+        if behaviour.kills:
+            self._kills(execution)
             return
         for delay_ms, fraction in behaviour.progress:
             self.do(delay_ms, lambda fraction=fraction: self._progress(execution.token, fraction))
@@ -417,6 +415,16 @@ class Process(Performer):
             if execution.kind is not HandlerKind.ASYNC:  # short ones share slots from now on
                 outcome = replace(outcome, ran_ms=float(behaviour.takes_ms))
             self.do(behaviour.takes_ms, lambda: self._end(execution, outcome))
+
+    def _kills(self, execution: Execution) -> None:
+        if execution.token not in self.executions:
+            return  # it has been stopped
+        if execution.isolated and not execution.behaviour.slays and self.rng.random() < 0.5:
+            self.cluster.note(self.name, "loses the child of its own")
+            self._end(execution, LOST)
+        else:  # if isolated: in a way that reaches its worker, too
+            self.cluster.note(self.name, "is killed by its handler")
+            self.cluster.crash(self)
 
     def _progress(self, token: int, fraction: float) -> None:
         if token in self.executions:

@@ -6,7 +6,8 @@ the formal model: `granted`, `ended`, `running`, `must`, `may` follow what is *d
 
 A death *may* be charged when a new owner claims while the newest attempt was under way, and *must* be when a process
 died under it: once. When the next attempt, or `worker_lost`, commits, `lost` has grown by what must and may allow. A death
-in a trial is that one's alone; none outside a trial takes anyone from 2 to 3. A thread that goes on after it was told to
+in a trial that was stood alone is that one's, one in a trial beside others is nobody's, and none but the first takes anyone
+from 2 to 3. A thread that goes on after it was told to
 stop is the one whose death may stay uncounted.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamtask.core.ledger import SUSPECT_LOST
+from streamtask.core.ledger import ALONE, SUSPECT_LOST
 from streamtask.core.offsetmap import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
 from streamtask.identity import Origin
 from streamtask.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus
@@ -48,7 +49,7 @@ class History:
     running  its newest attempt may be under way, as far as committed events tell
     died     a process died under its newest attempt
     handed   a clean record says that its newest attempt, which was under way, has ended
-    charges, mark  what the newest committed ledger says
+    charges, mark, trial  what the newest committed ledger says
     """
 
     record: RequestRecord
@@ -72,6 +73,7 @@ class History:
     died: bool = False
     handed: bool = False
     mark: int = Mark.NONE
+    trial: int = 0
     blurred: bool = False  #: the group's offsets were lost: nobody can know its deaths until the next attempt
     again: bool = False  #: a mere dead letter that a recovery may write once more
     excused: bool = False
@@ -79,10 +81,8 @@ class History:
     def __repr__(self) -> str:
         request = self.record.request
         asked = (request.task_type, (request.parameters or {}).get("script")) if request is not None else None
-        names = (
-            "seen seen_attempt attempt granted started ended ended_code letters lost charges must may running died mark"
-        )
-        facts = {name: value for name in names.split() if (value := getattr(self, name))}
+        names = "seen seen_attempt attempt granted started ended ended_code letters lost charges must may running died"
+        facts = {name: value for name in [*names.split(), "mark", "trial"] if (value := getattr(self, name))}
         return f"<{self.origin} {self.record.task_id[:8]} {asked} {facts}>"
 
     @property
@@ -297,9 +297,10 @@ class Promises:
     def _claimed(self, shard: int) -> None:
         """A new owner: who may be, and who must be charged for the end of the last one."""
         ran = [h for h in self._of_shard(shard) if h.running]
-        trial = any(h.mark == Mark.TRIAL for h in ran)
+        trials = [h.trial for h in ran if h.mark == Mark.TRIAL]
+        alone = any(trial >= ALONE for trial in trials)
         for history in ran:
-            own = history.mark == Mark.TRIAL if trial else history.charges < SUSPECT_LOST
+            own = history.mark == Mark.TRIAL if alone else not trials and history.charges < SUSPECT_LOST
             history.may = history.may or own
             history.must = history.must or (own and history.died)
             history.running = history.died = False
@@ -355,6 +356,7 @@ class Promises:
                     continue
                 history.charges = entry.lost
                 history.mark = entry.mark
+                history.trial = entry.trial
 
     # -- handlers ------------------------------------------------------------------------------------------------------
 
