@@ -1,7 +1,7 @@
 """A worker process whose long waits are short: `python -m tests.acceptance.short MODULE:app SLOT`.
 
-The waits of the engine that nobody may set from outside (ACCEPTANCE_ENGINE, JSON: fields of EngineConfig); all else is
-streamtask.process as it is.
+The waits of the engine that nobody may set from outside (ACCEPTANCE_ENGINE, JSON: fields of EngineConfig), and the one between
+two recommits (ACCEPTANCE_RECOMMIT_S); all else is streamtask.process as it is.
 """
 
 from __future__ import annotations
@@ -22,4 +22,5 @@ class ShortWorker(worker.Worker):
 
 if __name__ == "__main__":
     worker.Worker = ShortWorker  # type: ignore[misc]
+    worker.RECOMMIT_S = float(os.environ.get("ACCEPTANCE_RECOMMIT_S", worker.RECOMMIT_S))
     sys.exit(process.main(sys.argv[1:]))

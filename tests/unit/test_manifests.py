@@ -192,6 +192,37 @@ def test_a_pod_has_the_time_that_its_end_takes(settings: Settings) -> None:
     assert f"up to {ENDS_S:.0f} s more" in pages["containers.md"]
 
 
+def probe_of(component: str, name: str) -> str:
+    probe = container(component)[f"{name}Probe"]
+    return f"{probe['periodSeconds']} s × {probe.get('failureThreshold', 3)}"
+
+
+def test_the_runbooks_table_is_what_the_manifests_say() -> None:
+    page = (ROOT / "docs" / "runbook.md").read_text()
+    found = re.search(r"<!-- manifests -->\n(.*?)<!-- /manifests -->", page, re.S)
+    assert found
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()[2:]]
+    said = {(where, what.replace("`", "")): value for where, what, value, _ in rows}
+    config = one("ConfigMap", "streamtask")["data"]
+    spec = {name: pods()[name]["spec"] for name in ("worker", "query")}
+    update = one("Deployment", "streamtask-worker")["spec"]["strategy"]["rollingUpdate"]
+    budget = {name: one("PodDisruptionBudget", f"streamtask-{name}")["spec"] for name in spec}
+    limits = container("worker")["resources"]["limits"]
+    assert said == {
+        ("config", "STREAMTASK_DRAIN_GRACE_S"): config["STREAMTASK_DRAIN_GRACE_S"],
+        ("config", "STREAMTASK_HEALTH_STALLED_S"): config["STREAMTASK_HEALTH_STALLED_S"],
+        ("worker", "terminationGracePeriodSeconds"): str(spec["worker"]["terminationGracePeriodSeconds"]),
+        **{("worker", f"{name}Probe"): probe_of("worker", name) for name in ("startup", "liveness", "readiness")},
+        ("worker", "limits.memory"): limits["memory"],
+        ("worker", "maxSurge, maxUnavailable"): f"{update['maxSurge']}, {update['maxUnavailable']}",
+        ("query", "terminationGracePeriodSeconds"): str(spec["query"]["terminationGracePeriodSeconds"]),
+        ("query", "readinessProbe"): probe_of("query", "readiness"),
+        **{(f"{name}-budget", "maxUnavailable"): str(budget[name]["maxUnavailable"]) for name in budget},
+    }
+    patience = container("worker")["livenessProbe"]
+    assert f"{patience['periodSeconds'] * patience['failureThreshold']} s, longer" in found[1]
+
+
 def test_selectors_select() -> None:
     labels = {component: pod["metadata"]["labels"] for component, pod in pods().items()}
     for _, document in documents():
