@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from confluent_kafka import KafkaException
+
+from streamtask.errors import Unreachable
 from tests.chaos.faults import Acting, Fault
 from tests.chaos.schedule import Planned
 from tests.chaos.stage import Stage
@@ -28,6 +31,7 @@ class Player:
     ) -> None:
         self.stage = stage
         self.skipped = 0
+        self.given_up = 0
         self._plan = list(plan)
         self._faults = faults
         self._between = between
@@ -82,3 +86,8 @@ class Player:
                 active.due = time.monotonic() + next(active.acting)
             except StopIteration:
                 self._active.remove(active)
+            except (KafkaException, Unreachable, TimeoutError) as error:
+                # The fault's own question to the cluster: no promise is broken when that is not answered in time.
+                self._active.remove(active)
+                self.stage.note(f"{active.fault.name} gave up: {error}")
+                self.given_up += 1

@@ -17,6 +17,7 @@ from streamtask import App, Context, Retry
 from tests.acceptance.apps import _write, recorded
 
 app = App("chaos")
+WAITS_MS = 90_000
 
 
 # --- Well-behaved -----------------------------------------------------------------------------------------------------
@@ -59,6 +60,27 @@ async def async_counts(ctx: Context, ms: int) -> int:
             ctx.progress((step + 1) / 5, f"step {step + 1}")
             await asyncio.sleep(ms / 5_000)
         return ms
+
+
+# They last far longer than it takes a cancel to reach them, and are always cancelled.
+
+
+@app.task
+async def async_waits(ctx: Context) -> None:
+    with recorded(ctx):
+        await asyncio.sleep(WAITS_MS / 1_000)
+
+
+@app.task
+def thread_waits(ctx: Context) -> None:
+    with recorded(ctx):
+        _nap(ctx, WAITS_MS)
+
+
+@app.task("process_waits", executor="process")
+def process_waits(ctx: Context) -> None:
+    with recorded(ctx):
+        _nap(ctx, WAITS_MS)
 
 
 @app.task

@@ -12,18 +12,31 @@ import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.acceptance.harness import Bench, Running
+from tests.chaos.checks import Trouble
 from tests.chaos.control import Control
 
 APP = "tests.chaos.app:app"
 RESTART_S = 0.5
+FOREVER_MS = 1 << 62
+# A worker whose session is over hears it from a coordinator that answers; the longest outage of a run is shorter than this.
+UNHEARD_MS = 30_000
+EXIT_CONFIG = 2
+UNREACHED = "broker answered"  # of a supervisor that starts while its brokers are away: 2, as documented
+# 0 drained; 1 failed, or a second SIGTERM; 3 is that of async_exits; killed; ended by a signal before it could hear it.
+WORKER_CODES = frozenset({0, 1, 3, -signal.SIGKILL, -signal.SIGTERM})
+WATCHED = frozenset(
+    {"position_unknown", "position_recovered", "records_lost", "record_refused", "shard_refused", "worker_stuck"}
+)
 ENVIRONMENT = {
     "STREAMTASK_CONCURRENCY": "40",
     "STREAMTASK_THREADS": "8",
@@ -67,11 +80,19 @@ class Fleet:
         self.bench = bench
         self.hosts: list[Host] = []
         self.deaths: dict[int, int] = {}  # pid → ms
-        self.disturbed: dict[int, str] = {}  # pid of a worker → what it suffered: see checks.Facts
+        self.troubles: dict[int, list[Trouble]] = defaultdict(list)  # see checks.Facts
+        self.moves: dict[int, list[int]] = defaultdict(list)  # likewise
+        self.told: list[
+            tuple[str, dict[str, Any]]
+        ] = []  # what the logs say of positions and records, with the log's name
+        self.codes: dict[int, int] = {}  # of worker processes that their supervisors saw end
+        self.missing = ""  # a topic that was not there for a moment
+        self.surprises: list[str] = []  # hosts that ended though nobody wanted it
         self.frozen: set[int] = set()
         self._directory = directory
         self._bootstraps = dict(bootstraps)
         self._old: list[Host] = []
+        self._killed: set[int] = set()
 
     # --- Hosts --------------------------------------------------------------------------------------------------------
 
@@ -102,6 +123,7 @@ class Fleet:
             if host.wanted:
                 if not host.restart_at:
                     host.restart_at = now + RESTART_S
+                    self._ended(host)
                 elif now >= host.restart_at:
                     host.restart_at = 0.0
                     host.running.expected = None
@@ -110,8 +132,23 @@ class Fleet:
                 self.hosts.remove(host)
                 self._old.append(host)
 
+    def _ended(self, host: Host) -> None:
+        """By itself, or because a fault killed it: what it may end with. docs/operations.md, exit codes."""
+        code, text = host.running.process.returncode, host.running.text()
+        if host.running.pid in self._killed or self.excused(host.running):
+            return
+        if host.held and code in WORKER_CODES:
+            return
+        self.surprises.append(f"host {host.number} ended by itself with exit code {code}: {text[-500:]}")
+
+    def excused(self, running: Running) -> bool:
+        """Exit code 2, because no broker answered or a topic was missing when it started."""
+        text = running.text()
+        why = UNREACHED in text or (self.missing != "" and self.missing in text)
+        return running.process.returncode == EXIT_CONFIG and why
+
     def died(self, pid: int) -> None:
-        self.deaths.setdefault(pid, time.time_ns() // 1_000_000)
+        self.deaths.setdefault(pid, now_ms())
 
     def wanted(self) -> list[Host]:
         return [host for host in self.hosts if host.wanted]
@@ -141,15 +178,15 @@ class Fleet:
         return sorted(found)
 
     def drain(self, host: Host) -> None:
-        """SIGTERM; it is gone when it is gone."""
+        """SIGTERM; it is gone when it is gone. One that still starts ends by the signal itself, and holds nothing."""
         host.wanted = False
         host.running.expected = None
-        if host.alive:
-            host.running.send(signal.SIGTERM)
+        host.running.process.send_signal(signal.SIGTERM)
 
     def abandon(self, host: Host) -> None:
         """Kill it at once, and what it has started with it."""
         host.wanted = False
+        self._killed.add(host.running.pid)
         for pid in host.workers():
             self.died(pid)
         host.running.kill()
@@ -161,12 +198,13 @@ class Fleet:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         self.died(pid)
+        self._killed.add(pid)
         for host in self.hosts:
             if pid == host.running.pid:
                 host.running.expected = None
 
     def freeze(self, pid: int) -> bool:
-        self.disturbed[pid] = "frozen"
+        self.suffers(pid, "frozen")
         try:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:
@@ -174,8 +212,20 @@ class Fleet:
         self.frozen.add(pid)
         return True
 
+    def suffers(self, pid: int, why: str, clock_ms: int = 0) -> None:
+        """From now on, until it is over."""
+        self.troubles[pid].append(Trouble(why, now_ms(), FOREVER_MS, clock_ms))
+
+    def over(self, pid: int, why: str) -> None:
+        """Of all that began and is not over yet."""
+        self.troubles[pid] = [
+            replace(one, until_ms=now_ms()) if one.why == why and one.until_ms == FOREVER_MS else one
+            for one in self.troubles[pid]
+        ]
+
     def thaw(self, pid: int) -> None:
         self.frozen.discard(pid)
+        self.over(pid, "frozen")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
@@ -194,7 +244,7 @@ class Fleet:
     # --- What the logs say --------------------------------------------------------------------------------------------
 
     def read_logs(self) -> None:
-        """Ends of worker processes that their supervisors saw, and who lost a shard unasked."""
+        """Ends of worker processes that their supervisors saw; who lost or gave back shards; what was told of positions."""
         for worker in self.bench.workers:
             pid = worker.pid
             for line in worker.text().splitlines():
@@ -204,13 +254,24 @@ class Fleet:
                     told = json.loads(line)
                 except ValueError:  # torn by a process that printed between
                     continue
-                if told.get("event") == "supervisor_event" and told.get("what") == "child_ended":
-                    self.deaths[told["pid"]] = _ms(told["timestamp"])
-                elif told.get("event") == "worker_started":
+                name = told.get("event")
+                if name == "worker_started":
                     pid = int(told["worker"].rsplit(":", 1)[1])
-                elif told.get("event") in ("shards_lost", "shard_taken") or told.get("fault") == "fenced":
-                    self.disturbed.setdefault(pid, "lost shards")
+                elif name == "supervisor_event" and told.get("what") == "child_ended":
+                    self.deaths[told["pid"]] = min(at_ms(told), self.deaths.get(told["pid"], FOREVER_MS))
+                    self.codes[told["pid"]] = told["code"]
+                elif name in ("shards_lost", "shard_taken") or told.get("fault") == "fenced":
+                    self.troubles[pid].append(Trouble("lost shards", at_ms(told) - UNHEARD_MS, at_ms(told)))
+                elif name in ("shards_revoked", "worker_draining"):
+                    self.moves[pid].append(at_ms(told))
+                elif name in WATCHED:
+                    self.told.append((worker.log.name, told))
 
 
-def _ms(text: str) -> int:
-    return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1_000)
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def at_ms(told: Mapping[str, Any]) -> int:
+    """When a line of a log was written."""
+    return int(datetime.fromisoformat(told["timestamp"].replace("Z", "+00:00")).timestamp() * 1_000)

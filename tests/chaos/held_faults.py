@@ -95,12 +95,20 @@ def jump_clock(stage: Stage, args: Mapping[str, Any]) -> Acting:
     host = _held(stage)
     if host is None or host.control is None:
         return
-    stage.say(f"clock of worker {host.running.pid} jumps by {args['ms']} ms for {args['hold_s']} s")
-    host.control.clock_ms = int(args["ms"])
+    pid, ms = host.running.pid, int(args["ms"])
+    stage.say(f"clock of worker {pid} jumps by {ms} ms for {args['hold_s']} s")
+    stage.fleet.suffers(pid, "clock", ms)
+    host.control.clock_ms = ms
     try:
-        yield float(args["hold_s"])
+        until = time.monotonic() + float(args["hold_s"])
+        while time.monotonic() < until:
+            if host.running.pid != pid:  # started again meanwhile: the same strip of memory, the same clock
+                pid = host.running.pid
+                stage.fleet.suffers(pid, "clock", ms)
+            yield 0.1
     finally:
         host.control.clock_ms = 0
+        stage.fleet.over(pid, "clock")
     stage.say("its clock is right again", undone=True)
 
 

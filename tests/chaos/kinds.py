@@ -1,7 +1,7 @@
 """What a chaos run submits: kinds of requests, how often each, and how it may end when the system keeps its promises.
 
-`CALM` ends are those of any task: cancelled if somebody asked for it, worker_lost if its workers were taken away three
-times (checks.py wants to see those deaths).
+Any task may also be cancelled if somebody asked for it, and worker_lost if its workers were taken away three times;
+checks.py wants to see the wish, and those deaths.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 COMPLETED = "completed"
+LARGE = 30_000  # bytes of a result: more than a narrowed status topic takes
 LONG_S = 10.0  # of a run of 5 minutes or more; a shorter one scales it
 
 
@@ -54,8 +55,11 @@ def kinds(long_s: float = LONG_S) -> tuple[Kind, ...]:
         Kind("async_nap", 25, done, _ms(long, long), 30),
         Kind("thread_nap", 8, done, _ms(long, long), 12),
         Kind("process_nap", 4, done, _ms(long, long), 4),
+        Kind("async_waits", 8, frozenset(), _nothing, 8),
+        Kind("thread_waits", 4, frozenset(), _nothing, 4),
+        Kind("process_waits", 4, frozenset(), _nothing, 4),
         Kind("async_counts", 60, done, _ms(100, 600)),
-        Kind("async_large", 15, done | {"result_too_large"}, lambda rng: {"size": rng.choice((1_000, 30_000))}),
+        Kind("async_large", 15, done, lambda rng: {"size": rng.choice((1_000, LARGE))}),
         Kind("async_flaky", 50, done, _failures),
         Kind("thread_flaky", 25, done, _failures),
         Kind("process_flaky", 15, done, _failures),
@@ -64,11 +68,9 @@ def kinds(long_s: float = LONG_S) -> tuple[Kind, ...]:
         Kind("async_nap", 10, frozenset({"invalid_parameters"}), lambda _rng: {"ms": "soon"}),
         Kind("nobody_knows", 6, frozenset({"unknown_task_type"}), _nothing, 12),
         Kind("async_hangs", 10, timeout, _nothing, 30),
-        Kind(
-            "thread_hangs", 4, timeout | done, _nothing, 6
-        ),  # told to stop because its shard goes, it may still return
+        Kind("thread_hangs", 4, timeout, _nothing, 6),
         Kind("process_hangs", 4, timeout, _nothing, 6),
-        Kind("async_ignores", 6, timeout | done, _nothing, 12),
+        Kind("async_ignores", 6, timeout, _nothing, 12),
         Kind("async_blocks", 6, done, _ms(100, 900), 8),
         Kind("async_exits", 2, frozenset({"worker_lost"}), _nothing, 1),
         Kind("process_segfaults", 3, frozenset({"worker_lost"}), _nothing, 3),

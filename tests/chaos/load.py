@@ -11,7 +11,7 @@ import json
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,36 +21,43 @@ from confluent_kafka import Producer
 
 from streamtask.errors import SubmitError, Unreachable
 from streamtask.identity import new_task_id
-from streamtask.model import TaskRequest
+from streamtask.model import TaskRequest, to_ms
 from tests.acceptance.harness import Bench
-from tests.chaos.kinds import Kind, kinds
+from tests.chaos.kinds import LARGE, Kind, kinds
 
 BACKLOG = 160  # open at once
 RATE = 25.0  # requests a second, where the backlog allows it
 BATCH = 10
+WAITS_S = 5.0  # until what waits for its cancel is cancelled, at most
 KEYS = 8  # ordering keys
 GARBAGE = (b"", b"\x00", b"\xc3\x01not avro", b"{", b"[]", b'{"task_type": ""}', b'{"priority": 11, "task_type": "x"}')
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of an acknowledged record. ends: see Kind; None: it is no request at all."""
+    """What is known of an acknowledged record. ends: see Kind; None: it is no request at all. large: its result is."""
 
     task_id: str | None
     ends: frozenset[str] | None
     task_type: str = ""
     result: int | None = None
     key: tuple[int, str] | None = None  # band and ordering key
+    not_before_ms: int | None = None
+    expires_ms: int | None = None
+    large: bool = False
 
 
 class Load:
-    """start(), stop(). `acked`: by origin; `maybe_cancelled`: task_ids whose end may be CANCELLED."""
+    """start(), stop(). `acked`: by origin; `cancelled`: task_ids for which a cancel was sent, acknowledged or not; `sent`: how
+    often each task_id was sent, likewise; `heard`: when a cancel of it was acknowledged."""
 
     def __init__(self, bench: Bench, seed: int, long_s: float, minutes: float, rate: float = RATE) -> None:
         self.bench = bench
         self.rate = rate
         self.acked: dict[str, Expected] = {}
-        self.maybe_cancelled: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.sent: Counter[str] = Counter()
+        self.heard: dict[str, int] = {}
         self.unacknowledged = self.cancels = 0
         self.failure: BaseException | None = None
         self._rng = random.Random(f"load {seed}")
@@ -138,12 +145,13 @@ class Load:
             fields["ordering_key"] = f"key-{rng.randrange(KEYS)}"
         elif special < 0.18:
             fields["expires_at"] = datetime.now(UTC) + timedelta(seconds=rng.uniform(0.1, 3.0))
-            self.maybe_cancelled.add(fields["task_id"])
         elif special < 0.21:
             fields["not_before"] = datetime.now(UTC) + timedelta(seconds=rng.uniform(0.5, 4.0))
         request = TaskRequest(**fields)
         wish = rng.random()
-        if wish < 0.02:
+        if kind.task_type.endswith("_waits"):  # it ends by its cancel alone
+            self._cancel_at.append((time.monotonic() + rng.uniform(0.0, WAITS_S), fields["task_id"]))
+        elif wish < 0.02:
             self._cancel(fields["task_id"])  # before it is there
         elif wish < 0.06:
             self._cancel_at.append((time.monotonic() + rng.uniform(0.0, 3.0), fields["task_id"]))
@@ -154,6 +162,7 @@ class Load:
     def _send(self, made: list[tuple[TaskRequest, Kind]]) -> None:
         for request, _ in made:
             assert request.task_id is not None
+            self.sent[request.task_id] += 1
         try:
             receipts = self.bench.client.submit_many([request for request, _ in made])
         except (SubmitError, Unreachable):
@@ -163,23 +172,25 @@ class Load:
         for (request, kind), receipt in zip(made, receipts, strict=True):
             band = bands.band_named(receipt.band)
             parameters = request.parameters or {}
-            # A worker whose clock is 40 days behind refuses what it takes for a date in a month.
-            ends = kind.ends | {"invalid_parameters"} if request.not_before is not None else kind.ends
             self.acked[receipt.origin] = Expected(
                 receipt.task_id,
-                ends,
+                kind.ends,
                 kind.task_type,
                 parameters.get("ms") if kind.task_type.endswith("_nap") else None,
                 (band, request.ordering_key) if band is not None and request.ordering_key else None,
+                to_ms(request.not_before) if request.not_before is not None else None,
+                to_ms(request.expires_at) if request.expires_at is not None else None,
+                parameters.get("size", 0) >= LARGE,
             )
 
     def _cancel(self, task_id: str) -> None:
-        self.maybe_cancelled.add(task_id)
+        self.cancelled.add(task_id)
         self.cancels += 1
         try:
             self.bench.client.cancel(task_id, "chaos")
         except (SubmitError, Unreachable):
-            pass
+            return
+        self.heard.setdefault(task_id, time.time_ns() // 1_000_000)
 
     def _due(self, *, everything: bool = False) -> None:
         now = time.monotonic()

@@ -19,19 +19,23 @@ def disturb(mode: str, says: str) -> Callable[[Stage, Mapping[str, Any]], Acting
         assert network is not None, "these workers have no proxies"
         names, hold_s = args["networks"], float(args.get("hold_s", 0.0))
         stage.say(f"network {' and '.join(names)} {says.format(**args)}")
-        for host in stage.fleet.hosts:
-            if host.network in names and mode != "delay":
-                for pid in host.workers():
-                    stage.fleet.disturbed.setdefault(pid, "cut off")
+        hit = [host for host in stage.fleet.hosts if host.network in names and mode != "delay"]
+        pids = [pid for host in hit for pid in host.workers()]
+        for pid in pids:
+            stage.fleet.suffers(pid, "cut off")
         for name in names:
             network.order(name, mode, float(args.get("delay_s", 0.0)))
         if mode == "reset":
+            for pid in pids:
+                stage.fleet.over(pid, "cut off")
             return
         try:
             yield hold_s
         finally:
             for name in names:
                 network.order(name, "pass")
+            for pid in pids:
+                stage.fleet.over(pid, "cut off")
         stage.say(f"network {' and '.join(names)} is whole", undone=True)
 
     return act

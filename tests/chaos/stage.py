@@ -36,7 +36,10 @@ class Stage:
         self.kafka, self.bench, self.fleet, self.load, self.network = kafka, bench, fleet, load, network
         self.struck: Counter[str] = Counter()
         self.deleted: dict[tuple[str, int], int] = {}
-        self.offsets_touched = False
+        self.narrow: list[tuple[int, int]] = []  # likewise
+        self.offsets_touched_ms: int | None = None  # the first time
+        self.control_anew_ms: int | None = None  # the last time
+        self.grown = False  # partitions were added
         self.partitions = PARTITIONS
         self.acting = ""  # the name of the fault that speaks
         self._tell = tell

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.checks import Overlap
-from tests.chaos.run import Outcome
+from tests.chaos.outcome import Outcome
 
 LISTED_MAX = 20
 
@@ -40,7 +40,7 @@ def _table(outcome: Outcome) -> Table:
         f"away before their first instruction; {counts.late_starts} old attempts began late",
         "deaths": f"{outcome.deaths} processes",
         "faults": ", ".join(f"{number} {name}" for name, number in outcome.struck.most_common()) or "none",
-        "not begun": f"{outcome.skipped} faults, for want of time",
+        "not begun": f"{outcome.skipped} faults, for want of time; {outcome.given_up} given up, for want of an answer",
         **_overlaps(outcome.overlaps),
         "finished": f"{outcome.finish_s:.1f} s after the last fault",
     }
@@ -57,10 +57,12 @@ def _table(outcome: Outcome) -> Table:
 
 def _overlaps(found: list[Overlap]) -> dict[str, str]:
     """By kind and by what the worker of the older execution had suffered."""
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Overlap]] = defaultdict(list)
     for one in found:
-        groups[one.kind, one.why or "no fault known"].append(one.ms)
+        kind = f"{one.kind}, deaf" if one.deaf else one.kind
+        groups[kind, one.why or "no fault known"].append(one)
     return {
-        f"overlap, {kind}, {why}": f"{len(times)}, at most {max(times)} ms, half of them up to {median(times):.0f} ms"
-        for (kind, why), times in sorted(groups.items())
+        f"overlap, {kind}, {why}": f"{len(group)}, at most {max(one.ms for one in group)} ms, half of them up to "
+        f"{median(one.ms for one in group):.0f} ms; at most {max(one.beyond_ms for one in group)} ms after it was over"
+        for (kind, why), group in sorted(groups.items())
     } or {"overlaps": "none"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamtask.model import TaskResponse, TaskStatus
 from tests.acceptance.harness import Execution, Seen
-from tests.chaos.checks import Facts, check, overlaps
+from tests.chaos.checks import Facts, Overlap, Trouble, check, overlaps, too_long
 from tests.chaos.load import Expected
 
 ORIGIN, TASK = "normal-0@5", "0190c1a2-0000-7000-8000-000000000001"
@@ -33,7 +33,7 @@ def seen(
             "error_details": details,
         }
     )
-    return Seen(event, 0, offset, ms, b"")
+    return Seen(event.model_copy(update={"worker": "chaos@host:10"}), 0, offset, ms, b"")
 
 
 def ran(attempt: int, start: int, end: int | None, *, pid: int = 10, origin: str = ORIGIN) -> list[Execution]:
@@ -58,7 +58,13 @@ def test_a_good_run_is_good() -> None:
 def test_an_acknowledged_request_without_an_end_is_lost() -> None:
     assert "lost: normal-0@5" in found(histories={ORIGIN: HISTORY[:2]})[0]
     assert "lost: normal-0@5" in found(histories={}, executions=[])[0]
-    assert found(histories={}, executions=[], letters={ORIGIN: ["duplicate"]}) == []
+    assert "dead letters ['duplicate']" in found(histories={}, executions=[], letters={ORIGIN: ["duplicate"]})[0]
+    assert found(histories={}, executions=[], letters={ORIGIN: ["duplicate"]}, repeated={TASK}) == []
+    assert found(histories={}, executions=[], letters={ORIGIN: ["invalid_request"]}, repeated={TASK}) != []
+    assert (
+        found(acked={ORIGIN: Expected(None, None)}, histories={}, executions=[], letters={ORIGIN: ["invalid_request"]})
+        == []
+    )
 
 
 def test_what_was_deleted_on_purpose_is_not_lost() -> None:
@@ -72,8 +78,13 @@ def test_an_end_that_the_request_must_not_have_is_told() -> None:
     assert "returned 7" in found(histories={ORIGIN: [*HISTORY[:2], seen("completed", 1, 130, 2, result=8)]})[0]
     cancelled = [*HISTORY[:2], seen("cancelled", 1, 130, 2)]
     assert "ended as cancelled" in found(histories={ORIGIN: cancelled})[0]
-    assert found(histories={ORIGIN: cancelled}, maybe_cancelled={TASK}) == []
+    assert found(histories={ORIGIN: cancelled}, cancelled={TASK}) == []
     assert "is no request" in found(acked={ORIGIN: Expected(None, None)})[0]
+
+
+def test_events_of_another_task_than_the_one_that_was_acknowledged_are_told() -> None:
+    acked = {ORIGIN: dataclasses.replace(DONE, task_id="0190c1a2-0000-7000-8000-000000000002")}
+    assert "its events are of" in found(acked=acked)[0]
 
 
 def test_two_executions_of_one_attempt_are_told() -> None:
@@ -84,36 +95,131 @@ def test_an_execution_without_its_running_or_before_it_is_told() -> None:
     assert "has no RUNNING" in found(executions=ran(1, 120, 125) + ran(2, 121, 126))[0]
     assert "before its RUNNING was written" in found(executions=ran(1, 109, 125))[0]
     never = [seen("created", None, 100, 0), seen("cancelled", None, 105, 1)]
-    assert "has no RUNNING" in found(histories={ORIGIN: never}, maybe_cancelled={TASK})[0]
+    assert "has no RUNNING" in found(histories={ORIGIN: never}, cancelled={TASK})[0]
 
 
 def test_an_old_attempt_may_begin_after_the_end_only_where_its_worker_was_disturbed() -> None:
     history = [*HISTORY[:2], seen("running", 2, 115, 2), seen("completed", 2, 130, 3, result=7)]
+    much_later = Trouble("frozen", 50_000, 60_000)
     late = ran(1, 140, 150, pid=11) + ran(2, 120, 125)
     assert "after the end" in found(histories={ORIGIN: history}, executions=late)[0]
+    assert found(histories={ORIGIN: history}, executions=late, troubles={11: [much_later]}) != []
     violations, counts = check(
-        dataclasses.replace(GOOD, histories={ORIGIN: history}, executions=late, disturbed={11: "frozen"})
+        dataclasses.replace(
+            GOOD, histories={ORIGIN: history}, executions=late, troubles={11: [Trouble("frozen", 100, 139)]}
+        )
     )
     assert violations == []
     assert counts.late_starts == 1
 
 
 def test_an_end_by_a_handler_that_never_ran_is_told() -> None:
-    assert "a handler that never ran" in found(executions=[])[0]
+    assert "a handler that never ran" in found(executions=[])[1]
 
 
-def test_an_attempt_that_was_taken_away_before_its_first_instruction_is_counted() -> None:
+def test_the_handler_that_ended_it_began_before_that() -> None:
+    assert (
+        "a handler that never ran" in found(executions=ran(1, 131, 135), troubles={10: [Trouble("frozen", 0, 140)]})[0]
+    )
+
+
+def test_an_attempt_without_an_execution_needs_a_reason_and_is_counted() -> None:
     history = [*HISTORY[:2], seen("running", 2, 115, 2), seen("completed", 2, 130, 3, result=7)]
-    violations, counts = check(dataclasses.replace(GOOD, histories={ORIGIN: history}, executions=ran(2, 120, 125)))
-    assert violations == []
-    assert (counts.attempts, counts.without_execution) == (2, 1)
+    facts = dataclasses.replace(GOOD, histories={ORIGIN: history}, executions=ran(2, 120, 125))
+    assert "attempt 1 never ran" in check(facts)[0][0]
+    for why in (
+        {"deaths": {10: 112}},
+        {"troubles": {10: [Trouble("frozen", 100, 200)]}},
+        {"moves": {10: [113]}},
+    ):
+        violations, counts = check(dataclasses.replace(facts, **why))  # type: ignore[arg-type]
+        assert violations == []
+        assert (counts.attempts, counts.without_execution) == (2, 1)
+    assert "attempt 1 never ran" in check(dataclasses.replace(facts, deaths={11: 112}))[0][0]
+    refused = [*HISTORY[:2], seen("failed", 1, 130, 2, code="invalid_parameters")]
+    bad = {ORIGIN: dataclasses.replace(DONE, ends=frozenset({"invalid_parameters"}))}
+    assert found(acked=bad, histories={ORIGIN: refused}, executions=[]) == []
+
+
+def test_a_timeout_wants_a_handler_that_ran() -> None:
+    slow = {ORIGIN: dataclasses.replace(DONE, ends=frozenset({"timeout"}))}
+    history = [*HISTORY[:2], seen("failed", 1, 130, 2, code="timeout")]
+    assert found(acked=slow, histories={ORIGIN: history}) == []
+    assert "never ran" in found(acked=slow, histories={ORIGIN: history}, executions=[])[0]
+
+
+def test_an_expiry_comes_after_its_time_unless_the_workers_clock_was_ahead() -> None:
+    history = [seen("created", None, 100, 0), seen("cancelled", None, 130, 1, code="expired")]
+    for expires_ms, clock_ms, fine in ((130, 0, True), (131, 0, False), (131, 2_000, True), (131, -2_000, False)):
+        acked = {ORIGIN: dataclasses.replace(DONE, expires_ms=expires_ms)}
+        troubles = {10: [Trouble("clock", 0, 1_000, clock_ms)]} if clock_ms else {}
+        assert (found(acked=acked, histories={ORIGIN: history}, executions=[], troubles=troubles) == []) is fine
+    assert found(histories={ORIGIN: history}, executions=[], cancelled={TASK}) != []
+
+
+def test_nothing_begins_before_its_not_before_unless_the_workers_clock_was_ahead() -> None:
+    acked = {ORIGIN: dataclasses.replace(DONE, not_before_ms=121)}
+    assert "before its not_before" in found(acked=acked)[0]
+    assert found(acked={ORIGIN: dataclasses.replace(DONE, not_before_ms=120)}) == []
+    assert found(acked=acked, troubles={10: [Trouble("clock", 0, 119, 2_000)]}) == []
+    assert "before its not_before" in found(acked=acked, troubles={10: [Trouble("clock", 0, 119, -2_000)]})[0]
+
+
+def test_a_not_before_is_refused_only_by_a_worker_whose_clock_is_an_hour_behind() -> None:
+    history = [*HISTORY[:2], seen("failed", 1, 130, 2, code="invalid_parameters")]
+    acked = {ORIGIN: dataclasses.replace(DONE, not_before_ms=2_000)}
+    for clock_ms, fine in ((-3_600_000, True), (-60_000, False), (3_600_000, False)):
+        violations = found(
+            acked=acked, histories={ORIGIN: history}, executions=[], troubles={10: [Trouble("clock", 0, 200, clock_ms)]}
+        )
+        assert (violations == []) is fine
+
+
+def test_a_handler_that_ignores_its_timeout_completes_only_where_its_shard_moved() -> None:
+    acked = {ORIGIN: Expected(TASK, frozenset({"timeout"}), "async_ignores")}
+    history = [*HISTORY[:2], seen("completed", 1, 2_700, 4)]
+    at_work = {
+        "other": [seen("running", 1, 1_800, 3, origin="normal-0@6")]
+    }  # written by the same worker, after the timeout
+
+    def violations(**changes: Any) -> list[str]:
+        return found(acked=acked, histories={ORIGIN: history, **at_work}, executions=ran(1, 120, 2_620), **changes)
+
+    assert "ended as completed" in violations()[0]
+    assert violations(moves={10: [2_621]}) == []
+    assert "ended as completed" in violations(moves={10: [119]})[0]
+    at_work["other"] = [seen("running", 1, 700, 3, origin="normal-0@6")]
+    assert [one for one in violations() if "ends" in one] == [], "its owner wrote nothing: it waited for Kafka"
+
+
+def test_a_result_is_too_large_only_while_the_topic_is_narrow() -> None:
+    history = [*HISTORY[:2], seen("failed", 1, 130, 2, code="result_too_large")]
+    acked = {ORIGIN: dataclasses.replace(DONE, large=True)}
+    assert "result_too_large" in found(acked=acked, histories={ORIGIN: history})[0]
+    assert found(acked=acked, histories={ORIGIN: history}, narrow=[(100, 120)]) == []
+    assert found(histories={ORIGIN: history}, narrow=[(100, 120)]) != []
+
+
+def test_an_acknowledged_cancel_ends_what_runs() -> None:
+    end_ms = 100_000
+    history = [*HISTORY[:2], seen("completed", 1, end_ms, 2)]
+    acked = {ORIGIN: Expected(TASK, frozenset(), "async_waits")}
+
+    def violations(**changes: Any) -> list[str]:
+        return found(acked=acked, histories={ORIGIN: history}, **changes)
+
+    assert "ended as completed" in violations(heard={TASK: 5_000})[0]
+    assert violations() == [], "nobody asked"
+    assert violations(heard={TASK: 90_000}) == [], "the wish came late"
+    assert violations(heard={TASK: 5_000}, control_anew_ms=5_001) == [], "the wish was forgotten"
+    assert violations(heard={TASK: 5_000}, control_anew_ms=4_999) != []
 
 
 def test_a_request_that_starts_before_the_one_ahead_of_it_has_ended_is_told() -> None:
     ahead = "normal-0@4"
     keyed = {
         ORIGIN: dataclasses.replace(DONE, key=(1, "k")),
-        ahead: dataclasses.replace(DONE, task_id="other", key=(1, "k")),
+        ahead: dataclasses.replace(DONE, key=(1, "k")),
     }
     before = [seen("created", None, 90, 0, origin=ahead), seen("running", 1, 91, 1, origin=ahead)]
     before.append(seen("completed", 1, 95, 2, result=7, origin=ahead))
@@ -122,7 +228,9 @@ def test_a_request_that_starts_before_the_one_ahead_of_it_has_ended_is_told() ->
     assert found(acked=keyed, histories={ahead: before, ORIGIN: after}, executions=executions) == []
     early = [after[0], dataclasses.replace(after[1], offset=1), after[2]]
     late = [before[0], dataclasses.replace(before[1], offset=0), dataclasses.replace(before[2], offset=4)]
-    assert "order: " in found(acked=keyed, histories={ahead: late, ORIGIN: early}, executions=executions)[0]
+    twisted: dict[str, Any] = {"acked": keyed, "histories": {ahead: late, ORIGIN: early}, "executions": executions}
+    assert "order: " in found(**twisted)[0]
+    assert found(**twisted, letters={ahead: ["duplicate"]}) == [], "it was refused, and ran when that was forgotten"
 
 
 def test_a_neighbour_that_is_quarantined_is_told() -> None:
@@ -133,15 +241,25 @@ def test_a_neighbour_that_is_quarantined_is_told() -> None:
     ]
     three = ran(1, 111, None) + ran(2, 121, None) + ran(3, 131, None)
     assert found(histories={ORIGIN: lost}, executions=three) == []
-    assert "only [1, 2] were lost" in found(histories={ORIGIN: lost}, executions=three[:2] + ran(3, 131, 135))[0]
+    two = three[:2] + ran(3, 131, 135)
+    assert "only [1, 2] were lost" in found(histories={ORIGIN: lost}, executions=two)[0]
+    assert found(histories={ORIGIN: lost}, executions=two, deaths={10: 136}) == [], "its end was lost with its worker"
+    assert found(histories={ORIGIN: lost}, executions=two, troubles={10: [Trouble("frozen", 132, 139)]}) == []
 
 
 def test_an_overlap_lasts_until_the_older_execution_ended_or_its_process_died() -> None:
     both = ran(1, 120, 150) + ran(2, 130, 160, pid=11)
-    (one,), unknown = overlaps(dataclasses.replace(GOOD, executions=both, disturbed={10: "frozen"}))
-    assert (one.ms, one.kind, one.why, unknown) == (20, "async", "frozen", 0)
+    (one,), unknown = overlaps(dataclasses.replace(GOOD, executions=both, troubles={10: [Trouble("frozen", 100, 139)]}))
+    assert (one.ms, one.beyond_ms, one.kind, one.why, unknown) == (20, 11, "async", "frozen", 0)
     dead = ran(1, 120, None) + ran(2, 130, 160, pid=11)
     (one,), unknown = overlaps(dataclasses.replace(GOOD, executions=dead, deaths={10: 135}))
     assert (one.ms, one.why, unknown) == (5, "", 0)
     assert overlaps(dataclasses.replace(GOOD, executions=dead)) == ([], 1)
     assert overlaps(dataclasses.replace(GOOD, executions=dead, deaths={10: 129})) == ([], 0)
+
+
+def test_an_overlap_that_lasts_beyond_its_bound_is_told() -> None:
+    fine = [Overlap(ORIGIN, "async", 9_000, "frozen", 5_000), Overlap(ORIGIN, "thread", 9_000, "", 9_000, deaf=True)]
+    assert list(too_long(fine)) == []
+    assert len(list(too_long([Overlap(ORIGIN, "async", 9_000, "frozen", 5_001)]))) == 1
+    assert len(list(too_long([Overlap(ORIGIN, "process", 1_001, "", 1_001)]))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from tests.chaos.acting import Player
 from tests.chaos.control import POINTS, Control
@@ -86,6 +87,9 @@ class _Quiet:
     def begin(self) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 def _fault(name: str, log: list[str], claims: str, steps: int = 2) -> Fault:
     def act(_stage: object, _args: object) -> Acting:
@@ -135,6 +139,22 @@ def test_a_fault_that_fails_leaves_nothing_of_the_others_behind() -> None:
     with pytest.raises(AssertionError, match="a promise was broken"):
         _play([_fault("a", log, "workers", steps=10**9), broken], 5.0)
     assert log == ["a begins", "a is undone"]
+
+
+def test_a_fault_whose_own_question_is_not_answered_gives_up_and_the_run_goes_on() -> None:
+    log: list[str] = []
+
+    def asks(_stage: object, _args: object) -> Acting:
+        try:
+            yield 0.0
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        finally:
+            log.append("asks is undone")
+
+    asking = Fault("asks", "", "", asks, lambda _rng: {}, frozenset({"brokers"}))  # type: ignore[arg-type]
+    player = _play([asking, _fault("b", log, "brokers")], 1.0)
+    assert log == ["asks is undone", "b begins", "b is undone"]
+    assert player.given_up == 1
 
 
 def test_the_page_lists_every_fault() -> None:

@@ -1,16 +1,16 @@
-"""What happens to topics and offsets under running work: grown, narrowed, cut, forgotten.
+"""What happens to topics and offsets under running work: grown, narrowed, cut, forgotten, made anew.
 
-A topic is never made anew: nothing is promised for that but by the view (docs/operations.md), since the status events of
-requests that ran would be gone with it.
+Only tasks.control is made anew. Where a request topic is, the audit is not clean by its own rule (docs/audit.md): events of
+two requests name one origin. Where tasks.status is, the histories are gone that a run is judged by.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -20,10 +20,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from streamtask.errors import Unreachable
+from streamtask.errors import StreamtaskError, Unreachable
+from streamtask.kafka import admin
 from tests.acceptance.harness import SESSION_MS
 from tests.chaos.faults import PARTS, Acting, Fault, lasting, pick
-from tests.chaos.fleet import Host
+from tests.chaos.fleet import FOREVER_MS, Host, now_ms
 from tests.chaos.stage import PARTITIONS, Stage
 
 TOPICS = frozenset({"topics", "brokers"})  # the admin client's questions want all of them there
@@ -32,10 +33,25 @@ PARTITIONS_MAX = 12
 SMALL_BYTES = 20_000
 TRIES = 5
 LEADER_TRIES = 60
+MAKE_TRIES = 60
 
 
 def _admin(stage: Stage) -> AdminClient:
     return AdminClient({"bootstrap.servers": stage.kafka.bootstrap, "log_level": 0})
+
+
+def _surely(stage: Stage, change: Callable[[], object]) -> Acting:
+    """Also where the controller has just moved; a change that was made though its answer was lost is made."""
+    for left in reversed(range(TRIES)):
+        try:
+            yield from stage.aside(change)
+            return
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.INVALID_PARTITIONS:
+                return
+            if not left:
+                raise
+            yield 2.0
 
 
 def add_partitions(stage: Stage, args: Mapping[str, Any]) -> Acting:
@@ -43,12 +59,12 @@ def add_partitions(stage: Stage, args: Mapping[str, Any]) -> Acting:
     names, count = stage.bench.names, stage.partitions + 1
     if count > PARTITIONS_MAX:
         return
-    admin = _admin(stage)
+    client = _admin(stage)
     stage.say(f"partitions from {stage.partitions} to {count}, topic by topic")
-    stage.partitions = count
+    stage.partitions, stage.grown = count, True
     for topic in (names.status, names.schedule, *names.requests[1:], names.requests[0]):
-        yield from stage.aside(
-            lambda topic=topic: admin.create_partitions([NewPartitions(topic, count)])[topic].result(ANSWER_S)
+        yield from _surely(
+            stage, lambda topic=topic: client.create_partitions([NewPartitions(topic, count)])[topic].result(ANSWER_S)
         )
         yield float(args["hold_s"]) / 4
     for _ in range(LEADER_TRIES):  # the new ones have no leader yet
@@ -62,20 +78,29 @@ def add_partitions(stage: Stage, args: Mapping[str, Any]) -> Acting:
 
 def lower_max_bytes(stage: Stage, args: Mapping[str, Any]) -> Acting:
     """Of the status topic, while larger results are under way."""
-    admin, topic = _admin(stage), stage.bench.names.status
+    client, topic = _admin(stage), stage.bench.names.status
 
     def set_to(value: str | None) -> None:
         operation = AlterConfigOpType.SET if value is not None else AlterConfigOpType.DELETE
         entry = ConfigEntry("max.message.bytes", value, incremental_operation=operation)
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-        admin.incremental_alter_configs([resource])[resource].result(ANSWER_S)
+        client.incremental_alter_configs([resource])[resource].result(ANSWER_S)
 
     stage.say(f"max.message.bytes of {topic} = {SMALL_BYTES} for {args['hold_s']} s")
+    since_ms = now_ms()
+    stage.narrow.append((since_ms, FOREVER_MS))
     try:
         yield from stage.aside(lambda: set_to(str(SMALL_BYTES)))
         yield float(args["hold_s"])
     finally:
-        set_to(None)
+        for left in reversed(range(TRIES)):
+            try:
+                set_to(None)
+                break
+            except KafkaException:
+                if not left:
+                    raise
+        stage.narrow[-1] = (since_ms, now_ms())
     stage.say("max.message.bytes restored", undone=True)
 
 
@@ -95,14 +120,39 @@ def delete_records(stage: Stage, args: Mapping[str, Any]) -> Acting:
     below = open_[len(open_) // 2] + 1
     stage.deleted[name, partition] = max(below, stage.deleted.get((name, partition), 0))
     stage.say(f"records of {topic} [{partition}] below {below}, {len(open_) // 2 + 1} of them open")
-    admin = _admin(stage)
+    client = _admin(stage)
     part = TopicPartition(topic, partition, below)
 
     def delete() -> None:
-        for future in admin.delete_records([part]).values():
+        for future in client.delete_records([part]).values():
             future.result(ANSWER_S)
 
     yield from stage.aside(delete)
+
+
+def remake_control(stage: Stage, args: Mapping[str, Any]) -> Acting:
+    """Under running workers. What it said is forgotten, also what is said while they still read the old one; whatever is
+    said later is heard."""
+    names, kafka = stage.bench.names, {"bootstrap.servers": stage.kafka.bootstrap}
+    client = _admin(stage)
+    stage.say(f"{names.control} deleted and made anew")
+    stage.control_anew_ms = FOREVER_MS
+    stage.fleet.missing = names.control
+    old = admin.topic_ids(kafka, [names.control])
+    yield from stage.aside(lambda: client.delete_topics([names.control])[names.control].result(ANSWER_S))
+    for _ in range(MAKE_TRIES):
+        try:
+            yield from stage.aside(lambda: admin.ensure_topics(kafka, names, partitions=PARTITIONS))
+            if admin.topic_ids(kafka, [names.control]) != old:
+                break
+        except (StreamtaskError, KafkaException):  # it is still being deleted
+            pass
+        yield 0.5
+    else:
+        raise AssertionError(f"{names.control} cannot be made again")
+    yield float(args["hold_s"])
+    stage.control_anew_ms = now_ms()
+    stage.say("wishes are heard again", undone=True)
 
 
 def _empty(stage: Stage) -> Acting:
@@ -142,7 +192,7 @@ def _without_workers(stage: Stage, what: str, change: Any) -> Acting:
     held = sum(host.held for host in stage.fleet.wanted())
     hosts = len(stage.fleet.wanted()) - held
     stage.say(f"all {hosts + held} hosts stopped, the group's offsets {what}")
-    stage.offsets_touched = True
+    stage.offsets_touched_ms = stage.offsets_touched_ms or now_ms()
     try:
         yield from _empty(stage)
         for _ in range(TRIES):
@@ -160,24 +210,24 @@ def _without_workers(stage: Stage, what: str, change: Any) -> Acting:
 
 
 def _delete_group(stage: Stage) -> None:
-    admin, group = _admin(stage), stage.bench.names.group  # kept until it has answered: one that goes answers nothing
-    admin.delete_consumer_groups([group])[group].result(ANSWER_S)
+    client, group = _admin(stage), stage.bench.names.group  # kept until it has answered: one that goes answers nothing
+    client.delete_consumer_groups([group])[group].result(ANSWER_S)
 
 
 def _reset(stage: Stage, offset: int | None = 0) -> None:
     names = stage.bench.names
-    admin = _admin(stage)
+    client = _admin(stage)
     parts = []
     for topic in names.requests:
-        for partition in admin.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions:
+        for partition in client.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions:
             parts.append(TopicPartition(topic, partition, offset if offset is not None else 0))
     if offset is None:
         from confluent_kafka.admin import OffsetSpec
 
-        asked = admin.list_offsets({part: OffsetSpec.latest() for part in parts})
+        asked = client.list_offsets({part: OffsetSpec.latest() for part in parts})
         parts = [TopicPartition(part.topic, part.partition, f.result(ANSWER_S).offset) for part, f in asked.items()]
     request = ConsumerGroupTopicPartitions(names.group, parts)
-    answer = admin.alter_consumer_group_offsets([request])[names.group].result(ANSWER_S)
+    answer = client.alter_consumer_group_offsets([request])[names.group].result(ANSWER_S)
     for part in answer.topic_partitions:
         if part.error is not None:
             raise KafkaException(part.error)
@@ -210,6 +260,16 @@ FAULTS = (
         lasting(3, 15),
         TOPICS,
         2,
+    ),
+    Fault(
+        "remake_control",
+        "tasks.control deleted and made anew under running workers",
+        "never: cancels until then may be forgotten",
+        remake_control,
+        lasting(10, 15),
+        TOPICS | {"workers", "frozen", "network"},
+        1,
+        most=1,
     ),
     Fault(
         "delete_records",

@@ -80,7 +80,7 @@ def abort_host(stage: Stage, args: Mapping[str, Any]) -> Acting:
     if host.alive:
         for pid in host.workers():
             stage.fleet.died(pid)
-        host.running.send(signal.SIGTERM)
+        host.running.process.send_signal(signal.SIGTERM)
     yield from stage.gone(host)
     stage.say(f"host {stage.fleet.start().number} in its place", undone=True)
 
