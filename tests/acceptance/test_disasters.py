@@ -107,6 +107,7 @@ def listed(url: str, **filters: str) -> set[str]:
     return {one["task_id"] for one in got.json()["tasks"]}
 
 
+@pytest.mark.timeout(300)
 def test_a_view_whose_file_was_deleted_while_it_was_down_answers_as_before(bench: Bench) -> None:
     store = bench.directory / "view.db"
     worker = bench.worker()
