@@ -197,14 +197,14 @@ def test_a_task_that_has_died_twice_takes_its_worker_along_no_more(bench: Bench)
     bench.finish()
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(540)
 @pytest.mark.parametrize("processes", [1, 2], ids=["one worker", "two workers"])
 def test_neighbours_of_a_poison_that_kills_whole_workers_are_never_quarantined(bench: Bench, processes: int) -> None:
     parent = bench.supervised(processes, app=APP, STREAMTASK_CONCURRENCY="60", STREAMTASK_CHILDREN="6")
     before = bench.client.submit_many([TaskRequest(task_type="long", parameters={"ms": 1_500}) for _ in range(100)])
     poison = bench.client.submit("kills_its_worker")
     after = bench.client.submit_many([TaskRequest(task_type="long", parameters={"ms": 1_500}) for _ in range(100)])
-    end = bench.end(poison.task_id, 180)
+    end = bench.end(poison.task_id, 270)
     assert (end.status, end.code) == ("failed", "worker_lost")
     deaths = bench.starts(poison.task_id)
     assert len(deaths) in (4, 5), "two are charged, one finds it isolated, one on trial, one on trial alone"
