@@ -31,7 +31,7 @@ from tests.acceptance import harness
 from tests.acceptance.harness import Bench, Running, until
 from tests.conftest import Broker
 
-pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
 ENDED = {"completed", "failed", "cancelled"}
 NOOP = json.dumps({"task_type": "noop", "parameters": {"n": 1}}).encode()
@@ -418,7 +418,6 @@ def a_few(bench: Bench) -> list[str]:
     return task_ids
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_after_a_week_of_idleness_in_which_kafka_forgets_offsets_and_producers_everything_goes_on(
     tmp_path: Path,
@@ -462,7 +461,6 @@ def test_after_a_week_of_idleness_in_which_kafka_forgets_offsets_and_producers_e
 # --- A container that is killed as a whole --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_container_that_is_killed_as_a_whole_costs_attempts_and_only_the_poison_its_life(
     bench: Bench, tmp_path: Path

@@ -19,7 +19,7 @@ from streamtask.codec.wire import time_text
 from streamtask.model import TaskRequest
 from tests.acceptance.harness import ROOT, Bench, Running, until
 
-pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
 NEXT = "tests.acceptance.release_app:app"
 PATIENCE_S = 90.0
@@ -70,7 +70,6 @@ def until_problems(worker: Running, problems: list[str]) -> None:
 # --- Releases -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_type_of_the_next_release_waits_through_a_rolling_deploy_and_runs_there(bench: Bench) -> None:
     """Producers before workers is the wrong order, and costs nothing while a deploy takes less than five minutes."""
@@ -209,7 +208,6 @@ def told_by(bench: Bench, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_partitions_are_added_by_the_command_under_load_and_worked_after_one_restart(bench: Bench) -> None:
     names = bench.names
