@@ -10,6 +10,7 @@ First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grac
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import os
 import random
@@ -59,6 +60,7 @@ from streamtask.registry import Formats
 from streamtask.tracing import Attempts
 
 RECORDS_MAX = 2_000  # of one poll
+TAIL_KBYTES = 8_192  # fetched ahead of cancels and of a lost ledger's status events, each
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
 BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
 # The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
@@ -174,8 +176,9 @@ class Worker:
             on_member=self._on_member,
         )
         self.engine = Engine(self._engine_config(), self.rim.transactional_id, random.Random())
-        self.control = ControlReader(self.kafka, self.names, self.formats.reader, self._kafka_error)
-        self.recall = StatusRecall(self.kafka, self.names, self.formats.reader, self._kafka_error)
+        beside = dataclasses.replace(self.kafka, tail_kbytes=TAIL_KBYTES)
+        self.control = ControlReader(beside, self.names, self.formats.reader, self._kafka_error)
+        self.recall = StatusRecall(beside, self.names, self.formats.reader, self._kafka_error)
         self._on_beat()  # from here on silence counts: the first task may keep the interpreter within the first second
         watchdog = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
         watchdog.start()

@@ -28,6 +28,7 @@ APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours
 FORMAT = 1  # of the tables below; another number in the file: emptied and rebuilt from the topics
 KEYS_PER_SELECT = 500  # bounds the number of different statements, and each one's variables (SQLite: 32,766)
 CACHE_KIB = 65_536
+SCAN_CACHE_KIB = 4_096  # the counts read a whole index: kept, it would grow with the tasks until the cache is full
 
 _TABLES = """
 CREATE TABLE task (
@@ -84,9 +85,9 @@ class SQLiteStore:
         self._hold = _hold(self.path)
         try:
             _check_ours(self.path)
-            self._writer = _connect(self.path)
+            self._writer = _connect(self.path, CACHE_KIB)
             _prepare(self._writer)
-            self._getter, self._scanner = _connect(self.path), _connect(self.path)
+            self._getter, self._scanner = _connect(self.path, CACHE_KIB), _connect(self.path, SCAN_CACHE_KIB)
         except sqlite3.DatabaseError as error:
             os.close(self._hold)
             raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Name another file.") from None
@@ -220,11 +221,11 @@ def _hold(path: Path) -> int:
     return descriptor
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
     return connection
 
 
