@@ -6,23 +6,27 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import audit, cancel, garbage, latency, rooms, throughput
+from benchmarks import audit, cancel, garbage, latency, memory, rooms, throughput
 from benchmarks.app import TASK_TYPES
+from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
 from streamtask.errors import StreamtaskError
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "throughput": (throughput.measure, 60_000),
     "garbage": (garbage.measure, 60_000),
     "latency": (latency.measure, 400),
     "cancel": (cancel.measure, 200),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
+    "memory": (memory.measure, 1_000_000),
+    "soak": (soak.measure, 0),
 }
-WITHOUT_BROKER = ("rooms", "audit")
+WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
+OPTIONS = {"throughput": ("handler",), "soak": ("minutes", "rate", "keep")}  # that others do not have
 CONCURRENCY = 1_000
 ALWAYS = ("tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms")  # null where not measured
 
@@ -33,10 +37,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--concurrency", type=_positive, default=CONCURRENCY, help="handlers at once (1000)")
-    parser.add_argument("--tasks", type=_positive, help="how many (60000; latency 400, cancel 200, audit 200000)")
+    parser.add_argument(
+        "--tasks", type=_positive, help="how many (60000; latency 400, cancel 200, audit 200000, memory 1000000)"
+    )
     parser.add_argument("--partitions", type=_positive, default=PARTITIONS, help="of every topic (12)")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
     parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="kind, of throughput (async)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
+    parser.add_argument("--rate", type=float, default=300.0, help="of the soak: requests a second (300)")
+    parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
     return parser.parse_args(argv)
 
 
@@ -57,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             tasks=options.tasks or tasks,
             concurrency=options.concurrency,
             partitions=options.partitions,
-            **({"handler": options.handler} if options.name == "throughput" else {}),
+            **{name: getattr(options, name) for name in OPTIONS.get(options.name, ())},
         )
     return {"benchmark": options.name, **dict.fromkeys(ALWAYS), **found, "concurrency": options.concurrency, **about}
 
@@ -84,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     print(table(found))
     if options.json:
         print(json.dumps(found))
-    return 0
+    return 1 if found.get("grown") else 0
 
 
 if __name__ == "__main__":

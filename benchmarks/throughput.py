@@ -8,16 +8,17 @@ no reader takes part in the run. The raw loop reads the same requests, before an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import psutil
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from benchmarks.app import TASK_TYPES, parameters
 from benchmarks.stand import (
@@ -33,17 +34,19 @@ from benchmarks.stand import (
 )
 from streamtask.client import AsyncClient
 from streamtask.config import TopicNames
+from streamtask.kafka import claim
 from streamtask.kafka.ends import topic_ends
 
 LOOK_S = 0.1
 STALL_S = 60.0  # without any progress
+ANSWER_S = 10.0
 RAW_RUNS = 3
 
 
 def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, handler: str = "async") -> dict[str, Any]:
     """The figures; see the module. handler: its kind, a name in TASK_TYPES."""
     with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
-        submit_per_s = asyncio.run(_submit(bootstrap, names, tasks, TASK_TYPES[handler]))
+        submit_per_s = asyncio.run(submit(bootstrap, names, tasks, TASK_TYPES[handler]))
         raws = [_raw(bootstrap, names, raw.status, tasks)]
         with worker(bootstrap, names.prefix, concurrency) as process:
             cpu_us = follow(bootstrap, names, process, tasks)
@@ -66,7 +69,7 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
     }
 
 
-async def _submit(bootstrap: str, names: TopicNames, tasks: int, task_type: str) -> float:
+async def submit(bootstrap: str, names: TopicNames, tasks: int, task_type: str) -> float:
     """The backlog; returns requests a second, acknowledged."""
     async with AsyncClient(bootstrap, prefix=names.prefix) as client:
         began_s = time.monotonic()
@@ -85,12 +88,24 @@ def _raw(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str
     return found
 
 
-def follow(bootstrap: str, names: TopicNames, process: WorkerProcess, tasks: int) -> float:
+def follow(
+    bootstrap: str,
+    names: TopicNames,
+    process: WorkerProcess,
+    tasks: int,
+    look: Callable[[int], None] = lambda _done: None,
+) -> float:
     """Wait until all requests, this many, are committed as done. Returns the CPU time of the worker without its start, µs
-    a task."""
+    a task. look: told how many are done, ten times a second."""
     goal = {place: end for place, end in topic_ends(kafka(bootstrap), names.requests).items() if end}
-    admin = AdminClient(kafka(bootstrap).admin())
-    ask = [ConsumerGroupTopicPartitions(names.group, [TopicPartition(*place) for place in goal])]
+    # Not the admin client: asked of a broker that has never had a group it crashed the process (streamtask/kafka/offsets.py).
+    with contextlib.closing(claim.reader(kafka(bootstrap), names.group)) as reader:
+        return _follow(reader, [TopicPartition(*place) for place in goal], process, tasks, look)
+
+
+def _follow(
+    reader: Consumer, places: list[TopicPartition], process: WorkerProcess, tasks: int, look: Callable[[int], None]
+) -> float:
     seen = psutil.Process(process.pid)
     first: tuple[int, float] | None = None
     done, moved_s = 0, time.monotonic()
@@ -98,11 +113,12 @@ def follow(bootstrap: str, names: TopicNames, process: WorkerProcess, tasks: int
         time.sleep(LOOK_S)
         process.check()
         try:
-            listed = admin.list_consumer_group_offsets(ask)[names.group].result().topic_partitions or []
+            listed = reader.committed(places, timeout=ANSWER_S)
         except KafkaException:
             listed = []  # a new broker makes its offsets topic first; whoever never answers is a stall
         at = sum(max(part.offset, 0) for part in listed)
         cpu_s = sum(seen.cpu_times()[:2])
+        look(at)
         if at > done:
             first = first or (at, cpu_s)
             done, moved_s = at, time.monotonic()
