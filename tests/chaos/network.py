@@ -85,6 +85,8 @@ class Network:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 # --- The process of the proxies ---------------------------------------------------------------------------------------
