@@ -45,6 +45,7 @@ from streamtask.kafka.topics import DEAD_ROOM_BYTES, config_of, replication, rul
 from streamtask.kafka.trouble import Heard, hidden_topics
 
 TIMEOUT_S = 10.0
+CONTROLLER_S = 5.0  # of one question that waits for the controller
 CREATE_TIMEOUT_S = 30.0  # three brokers agreeing on 84 partitions on a loaded machine
 MESSAGE_MAX_BYTES = 1_048_588  # Kafka's default, where the broker's own may not be read
 
@@ -277,9 +278,18 @@ class Session:
 
     def cluster(self) -> tuple[str, tuple[int, ...]]:
         """(cluster id, ids of the brokers that are up)."""
-        found = self.answer(self.client.describe_cluster(request_timeout=self.left()))
-        assert found is not None
-        return found.cluster_id, tuple(sorted(node.id for node in found.nodes))
+        while True:
+            try:
+                found = self.answer(self.client.describe_cluster(request_timeout=min(CONTROLLER_S, self.left())))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._TIMED_OUT or not self.in_time:
+                    raise
+                # A broker that was just thawed or started names no controller for a moment; librdkafka then waits for one
+                # and does not ask again (seen: 30 s). A list of topics brings who it is now.
+                self.client.list_topics(timeout=self.left())
+                continue
+            assert found is not None
+            return found.cluster_id, tuple(sorted(node.id for node in found.nodes))
 
     def topics(self, wanted: Iterable[str]) -> dict[str, TopicFacts]:
         """Those that exist. Raises NotAllowed when one may not be seen."""
