@@ -45,7 +45,7 @@ from streamtask.kafka.topics import DEAD_ROOM_BYTES, config_of, replication, rul
 from streamtask.kafka.trouble import Heard, hidden_topics
 
 TIMEOUT_S = 10.0
-CONTROLLER_S = 5.0  # of one question that waits for the controller
+AGAIN_S = 0.05  # between two looks at a cluster that is not there yet
 CREATE_TIMEOUT_S = 30.0  # three brokers agreeing on 84 partitions on a loaded machine
 MESSAGE_MAX_BYTES = 1_048_588  # Kafka's default, where the broker's own may not be read
 
@@ -277,19 +277,18 @@ class Session:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def cluster(self) -> tuple[str, tuple[int, ...]]:
-        """(cluster id, ids of the brokers that are up)."""
+        """(cluster id, ids of the brokers that are up), as soon as there are brokers and a controller.
+
+        To be asked before DescribeCluster: librdkafka 2.16 aborts the process when the answer to that names no broker, as one
+        that was just thawed or started gives for a moment; and it waits for a controller without asking again (30 s seen).
+        """
         while True:
-            try:
-                found = self.answer(self.client.describe_cluster(request_timeout=min(CONTROLLER_S, self.left())))
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._TIMED_OUT or not self.in_time:
-                    raise
-                # A broker that was just thawed or started names no controller for a moment; librdkafka then waits for one
-                # and does not ask again (seen: 30 s). A list of topics brings who it is now.
-                self.client.list_topics(timeout=self.left())
-                continue
-            assert found is not None
-            return found.cluster_id, tuple(sorted(node.id for node in found.nodes))
+            found = self.client.list_topics(timeout=self.left())
+            if found.cluster_id and found.brokers and found.controller_id >= 0:
+                return found.cluster_id, tuple(sorted(found.brokers))
+            if not self.in_time:
+                raise FutureTimeout
+            time.sleep(AGAIN_S)
 
     def topics(self, wanted: Iterable[str]) -> dict[str, TopicFacts]:
         """Those that exist. Raises NotAllowed when one may not be seen."""
@@ -396,7 +395,7 @@ class Session:
             facts = self.facts(names)
             if all(name in facts.topics for name in names.all) or time.monotonic() >= self._deadline:
                 return facts
-            time.sleep(0.05)
+            time.sleep(AGAIN_S)
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -448,7 +447,7 @@ class Session:
             if time.monotonic() > self._deadline:
                 waiting = ", ".join(name for name in names.all if name not in ready)
                 raise ClusterError(f"{waiting}: not every partition had a leader within {self._timeout_s:g} s.")
-            time.sleep(0.05)
+            time.sleep(AGAIN_S)
 
     def set(self, fixes: tuple[Fix, ...]) -> None:
         """Set these topic settings and no others; returns when a broker shows them (the controller knows first)."""
@@ -471,7 +470,7 @@ class Session:
                 return
             if time.monotonic() > self._deadline:
                 raise ClusterError(f"{unseen[0].topic}: {unseen[0].name} was set, but no broker shows it in time.")
-            time.sleep(0.05)
+            time.sleep(AGAIN_S)
 
 
 def _largest_request(facts: ClusterFacts, names: TopicNames) -> int:

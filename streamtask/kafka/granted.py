@@ -186,6 +186,7 @@ def _may_describe(session: Session, asker: Consumer, topic: str) -> bool:
 
 
 def _of_cluster(session: Session) -> frozenset[str] | None:
+    session.cluster()
     future = session.client.describe_cluster(include_authorized_operations=True, request_timeout=session.left())
     return _operations(_answer(session, future)) or frozenset()  # it is there: none told is none allowed
 
