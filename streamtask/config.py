@@ -102,6 +102,7 @@ class EngineConfig:
     ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
     unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may know it soon
     not_before_max_ms: int = 3_600_000  # longer waits need scheduling
+    begin_ms: int = 60_000  # a child has not begun by then: again elsewhere. One starts in 0.3 s, and 5 s at load 40
     refresh_ms: int = 30 * 86_400_000 // 4  # a quarter of the status retention: the last event is published again
     trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); doubled each time
     trial_max_ms: int = 3_600_000

@@ -76,6 +76,7 @@ class Executor:
         self._on_event = on_event or _warn
         self._executions: dict[int, Execution] = {}
         self._done: deque[tuple[int, Outcome]] = deque()
+        self._begun: deque[int] = deque()  # bounded by the slots of children
         self._progress: dict[int, tuple[float, str | None]] = {}
         self._thread_work: SimpleQueue[Execution | None] = SimpleQueue()  # bounded by the slots of its kind
         self._waiting: dict[int, Execution] = {}  # in there; whoever pops one, a thread or a stop, has it
@@ -106,7 +107,7 @@ class Executor:
         """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more."""
         self._coroutines.start()
         if self._children is not None:
-            self._children.start(self._child_ended, self._child_reported, self._fail)
+            self._children.start(self._child_ended, self._child_reported, self._fail, self._child_begun)
         opened = self._coroutines.await_opened(timeout_s)
         if opened and self.failure is None:
             return
@@ -186,6 +187,11 @@ class Executor:
         done = [take_done() for _ in range(len(self._done))]
         reported = [take_progress() for _ in range(len(self._progress))] if self._progress else []
         return done, [(token, fraction, message) for token, (fraction, message) in reported]
+
+    def begun(self) -> list[int]:
+        """Which of the `timed` executions have been begun in a child since the last call. Before drain: they may have
+        ended, too."""
+        return [self._begun.popleft() for _ in range(len(self._begun))] if self._begun else []
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until something has ended or progressed, or wake() was called. False: the time is over."""
@@ -357,13 +363,17 @@ class Executor:
         # Not beside others where the child may have to go after it.
         shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
         self._children.submit(
-            Job(start.token, handler.name, payload, handler.max_tasks, own=start.isolated, shares=shares)
+            Job(start.token, handler.name, payload, handler.max_tasks, start.isolated, shares, start.timed)
         )
 
     def _child_ended(self, token: int, outcome: Outcome) -> None:
         execution = self._executions.get(token)
         if execution is not None:
             self._finish(execution, outcome)
+
+    def _child_begun(self, token: int) -> None:
+        self._begun.append(token)
+        self.wake()
 
     def _child_reported(self, token: int, fraction: float, message: str | None) -> None:
         execution = self._executions.get(token)

@@ -214,6 +214,7 @@ Answer = Any  # the type that the ask's docstring names, or Fault
 class StopReason(Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
+    NOT_BEGUN = "not begun"  #: no child has begun with it in time: it runs again
     REVOKE = "revoke"  #: the shard goes elsewhere; the attempt is given up here
 
 
@@ -222,7 +223,8 @@ class Start:
     """Start a handler: RUNNING with this attempt is committed.
 
     token      names this execution for Ended and Progress; never used twice in a process
-    timeout_ms the attempt's time limit as resolved by the engine (the engine keeps the clock), None = none
+    timeout_ms the attempt's time limit as resolved by the engine (the engine keeps the clock), None = none: from the start
+               of its handler, which a child tells (Engine.begun)
     isolated   it has died before: run it in a child of its own, whatever its kind, so that it cannot take others along
     shares     its type is short, and it shares its slot: a child may be handed several of these at once
     """
@@ -234,6 +236,11 @@ class Start:
     timeout_ms: int | None
     isolated: bool = False
     shares: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether it matters when its handler begins: it has a time limit, or may stand a trial."""
+        return self.timeout_ms is not None or self.isolated
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,13 +279,9 @@ class Worker:
                 ownership.recommit(engine)
                 recommit_s = now_s + RECOMMIT_S
             if self.observer is not None and now_s >= self.observer.due_s:
+                late = executor.stragglers()
                 self.observer.look(
-                    engine,
-                    now_s,
-                    wall_ms=now_ms(),
-                    running=len(executor),
-                    member=bool(rim.member_id),
-                    stragglers=executor.stragglers(),
+                    engine, now_s, wall_ms=now_ms(), running=len(executor), member=bool(rim.member_id), stragglers=late
                 )
             if now_s >= look_s:
                 look_s = now_s + LOOK_S
@@ -330,10 +326,12 @@ class Worker:
 
     def _collect(self) -> bool:
         """What the executor has to tell, into the engine."""
-        done, progress = self.executor.drain()
-        if not done and not progress:
+        begun, (done, progress) = self.executor.begun(), self.executor.drain()
+        if not (begun or done or progress):
             return False
         now, engine = clock(), self.engine
+        for token in begun:
+            engine.begun(token, now)
         for token, fraction, message in progress:
             engine.progressed(token, fraction, message, now)
         for token, outcome in done:

@@ -233,6 +233,10 @@ class Child:
                     return outcomes.stopped(StopReason.CANCEL)
                 if memory_mb is not None:  # beyond what others have left here
                     self._limit(_data_bytes() + memory_mb * MB)
+                if handler.is_async:
+                    self._open_executor()  # the time that the lifespan takes is not the handler's
+                if start.timed:
+                    self.send(pipe.frame(pipe.BEGUN, token))
                 outcome = self._await(start) if handler.is_async else outcomes.of_call(handler, context)
             finally:
                 self._context = None

@@ -25,8 +25,8 @@ EXIT_DEAF = 113  # of a child that finds its pipe closed: nobody hears it any mo
 LOG_MAX = 64 * 1024  # characters of one field of a log line
 
 JOB, STOP, JOBS = 1, 2, 3  # to the child. JOBS: several frames JOB as one payload
-HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING = 11, 12, 13, 14, 15, 16, 17  # from the child
-FROM_CHILD = frozenset((HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING))
+HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN = 11, 12, 13, 14, 15, 16, 17, 18  # from the child
+FROM_CHILD = frozenset((HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN))
 MS = struct.Struct("<f")  # before a result: how long its handler took
 
 Frame = tuple[int, int, bytes]  # kind, token, payload
@@ -92,7 +92,7 @@ def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes
     record = start.record
     request = record.request
     assert request is not None, f"{record.offset} was not decoded"
-    ours = (start.token, start.attempt, start.timeout_ms, memory_mb, trace)
+    ours = (start.token, start.attempt, start.timeout_ms, start.isolated, memory_mb, trace)
     place = (record.band, record.partition, record.offset, record.timestamp_ms, record.task_id)
     times = (record.priority, record.created_ms, record.expires_ms, record.not_before_ms, record.headers)
     return pickle.dumps((*ours, place, times, request.__getstate__()), pickle.HIGHEST_PROTOCOL)
@@ -100,7 +100,7 @@ def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes
 
 def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, bytes]]]:
     """(start, memory_mb, trace) of job_of."""
-    token, attempt, timeout_ms, memory_mb, trace, place, times, state = pickle.loads(payload)
+    token, attempt, timeout_ms, isolated, memory_mb, trace, place, times, state = pickle.loads(payload)
     request = TaskRequest.__new__(TaskRequest)
     request.__setstate__(state)
     priority, created_ms, expires_ms, not_before_ms, headers = times
@@ -109,7 +109,7 @@ def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, byt
         band, partition, offset, timestamp_ms, task_id, request, priority, created_ms, b"", None, headers
     )
     record.expires_ms, record.not_before_ms = expires_ms, not_before_ms
-    return Start(token, record, attempt, HandlerKind.PROCESS, timeout_ms), memory_mb, trace
+    return Start(token, record, attempt, HandlerKind.PROCESS, timeout_ms, isolated), memory_mb, trace
 
 
 def said(token: int, outcome: Outcome) -> bytes:

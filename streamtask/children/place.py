@@ -32,6 +32,7 @@ class Job:
     max_tasks  a child that ran so many of this type is replaced
     own        in a child that is started for it alone, beside the others
     shares     it is short: a child may be handed several of these at once
+    timed      the child says when it begins with it
     """
 
     token: int
@@ -40,6 +41,7 @@ class Job:
     max_tasks: int | None = None
     own: bool = False
     shares: bool = False
+    timed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +59,7 @@ class Place:
     ready: bool = False
     jobs: deque[Job] = field(default_factory=deque)
     recall_at_s: float = 0.0  # when the others are asked back
+    begun: bool = False  # it has said that it begins with the first
     reason: StopReason | None = None  # why the first was told to stop
     stops: dict[int, StopReason] = field(default_factory=dict)  # what the others are to be told when they are the first
     going: bool = False  # it has heard of the stop, and ends
@@ -133,10 +136,13 @@ def log_line(payload: bytes) -> None:
     structlog.get_logger("streamtask.task").log(_LEVELS.get(level, 20), event, **fields)
 
 
-def stopped(reason: StopReason, told: Outcome | None) -> Outcome:
-    """The outcome of an execution that was told to stop; what its handler raised on the way, if it told more."""
+def stopped(child: Place, job: Job, reason: StopReason) -> Outcome:
+    """The outcome of its first job, which was told to stop; what the handler raised on the way, if it told more."""
+    told = child.told
     if told is not None and told.ending is Ending.RETURNED:
         return told  # it had ended before it heard of the stop
+    if job.timed and not child.begun:
+        return outcomes.not_begun(reason)
     outcome = outcomes.stopped(reason)
     if told is not None and told.exception is not None and not told.exception.endswith("CancelledError"):
         outcome.error, outcome.exception, outcome.traceback = told.error, told.exception, told.traceback

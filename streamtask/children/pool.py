@@ -17,6 +17,7 @@ row, and then everything that waits is told so.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -101,9 +102,11 @@ class Pool:
         on_ended: Callable[[int, Outcome], None],
         on_progress: Callable[[int, float, str | None], None],
         on_failure: Callable[[Exception], None] = lambda _error: None,
+        on_begun: Callable[[int], None] = lambda _token: None,
     ) -> None:
         """Begin to start the children, if there are to be any; what is submitted waits until one is ready."""
-        self._on_ended, self._on_progress, self._on_failure = on_ended, on_progress, on_failure
+        self._on_ended, self._on_progress = on_ended, on_progress
+        self._on_failure, self._on_begun = on_failure, on_begun
         self._opened = True
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -146,10 +149,8 @@ class Pool:
         self._wishes.append(wish)
         if not self._woken:
             self._woken = True
-            try:
+            with contextlib.suppress(OSError):  # full: it is awake. Closed: the pool has ended
                 self._wake_out.send(b"\0")
-            except OSError:
-                pass  # full: it is awake. Closed: the pool has ended
 
     # --- The pool's thread --------------------------------------------------------------------------------------------
 
@@ -227,7 +228,7 @@ class Pool:
             self._hand_over(self._idle.pop(), jobs)
 
     def _hand_over(self, child: Place, jobs: Sequence[Job]) -> None:
-        self._by_token.update((job.token, child) for job in jobs)
+        self._by_token |= {job.token: child for job in jobs}
         child.hand_over(jobs, time.monotonic() + RECALL_S)
         self._write(child)
 
@@ -288,8 +289,6 @@ class Pool:
             data = b""
         if not data:
             self._forget_pipe(child)
-            if child in self._idle:
-                self._idle.remove(child)
             child.kill_at_s = child.kill_at_s or time.monotonic() + DEAF_S
             return False
         try:
@@ -301,6 +300,8 @@ class Pool:
         return child.channel.fileno() >= 0
 
     def _forget_pipe(self, child: Place) -> None:
+        if child in self._idle:
+            self._idle.remove(child)
         if child.channel.fileno() >= 0:
             self._selector.unregister(child.channel)
             child.channel.close()
@@ -324,9 +325,12 @@ class Pool:
                 self._on_progress(token, fraction, message)
         elif kind == pipe.LOG:
             log_line(payload)
+        elif child.job is None or child.job.token != token:
+            raise pipe.Garbage("it told the beginning or the outcome of what it does not run")
+        elif kind == pipe.BEGUN:
+            child.begun = True
+            self._on_begun(token)
         else:
-            if child.job is None or child.job.token != token:
-                raise pipe.Garbage("it told the outcome of what it does not run")
             self._ended(child, child.job, pipe.heard(kind, payload))
 
     def _ended(self, child: Place, job: Job, outcome: Outcome) -> None:
@@ -370,7 +374,7 @@ class Pool:
             child.reason = None
             if not child.doomed:
                 child.leaving, child.kill_at_s = False, None
-        child.recall_at_s = time.monotonic() + RECALL_S
+        child.recall_at_s, child.begun = time.monotonic() + RECALL_S, False
         if child.jobs:
             reason = child.stops.pop(child.jobs[0].token, None)
             if reason is not None:
@@ -424,8 +428,6 @@ class Pool:
     def _retire(self, child: Place) -> None:
         """It has nothing to do and ends by itself; killed if it does not."""
         child.leaving = True
-        if child in self._idle:
-            self._idle.remove(child)
         self._forget_pipe(child)
         child.kill_at_s = child.kill_at_s or min(time.monotonic() + self._grace_s, self._deadline_s)
         self._fill()  # beside it: the next execution need not wait for its end
@@ -447,8 +449,6 @@ class Pool:
         self._forget_pipe(child)
         del self._children[child.number]
         self._guard.forget(child.process.pid)
-        if child in self._idle:
-            self._idle.remove(child)
         jobs, how = list(child.jobs), child.broken or how_ended(child.process.returncode)
         if child.ready and not child.leaving:
             fields = {"pid": child.process.pid, "how": how, "task_type": jobs[0].task_type if jobs else None}
@@ -459,7 +459,7 @@ class Pool:
             job = jobs[0]
             del self._by_token[job.token]
             if child.reason is not None:
-                self._on_ended(job.token, stopped(child.reason, child.told))
+                self._on_ended(job.token, stopped(child, job, child.reason))
             elif not child.ready:
                 self._lonely[job.token] = job  # it has not begun: no death of its own
             else:

@@ -4,7 +4,7 @@ engine      the corridor: facts in, effects out; composes the rooms below
 protocol    the flows: claim, commit, revoke, recovery, as generators of asks
 admission   a request record -> run, wait, end at once, or dead letter
 schedule    who starts next: bands, priorities, keys, limits, slots
-deadlines   what is due when
+deadlines   what is due when; timers: what is armed for a claim, and what follows
 retry       another attempt or not; suspects and quarantine
 shard       one partition number over all its topics: ledgers, head, claims, phase
 ledger      offsets of one partition; offsetmap: its text

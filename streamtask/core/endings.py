@@ -28,8 +28,7 @@ def judge(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
         engine.end(claim, admission.cancelled(ErrorCode.CANCELLED))
     elif claim.stop is StopReason.TIMEOUT and not outcome.begun:
         # Its time ran out behind others that took longer than their type ever did: that says nothing about it.
-        text = f"attempt {claim.attempt} was not begun in time: others ran longer than expected; again at once"
-        engine.retry(claim, Owed(message=text, failed=claim.failed), Again(0), now)
+        _again(engine, claim, "others ran longer than expected", now)
     elif claim.stop is StopReason.TIMEOUT:
         text = f"attempt {claim.attempt} ran longer than {(claim.timeout_ms or 0) / 1000:g} s"
         if not outcome.retryable:  # given up, while its code goes on
@@ -37,6 +36,8 @@ def judge(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
         _failed(engine, claim, ErrorCode.TIMEOUT, text, outcome, now)
     elif outcome.ending is Ending.RETURNED:
         engine.end(claim, Final(TaskStatus.COMPLETED, result=outcome.result))
+    elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
+        _again(engine, claim, "no child got to it", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
         # Revoked: given up here, to start again there. Not owed to anybody: the clean commit clears its mark.
         claim.phase = Phase.WAITING
@@ -47,6 +48,11 @@ def judge(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
         engine.end(claim, admission.failed(ErrorCode.INVALID_PARAMETERS, outcome.error))
     else:
         _failed(engine, claim, outcome.code or ErrorCode.HANDLER_ERROR, outcome.error, outcome, now)
+
+
+def _again(engine: Engine, claim: Claim, why: str, now: Now) -> None:
+    text = f"attempt {claim.attempt} was not begun in time: {why}; again at once"
+    engine.retry(claim, Owed(message=text, failed=claim.failed), Again(0), now)
 
 
 def _failed(engine: Engine, claim: Claim, code: str, error: str, outcome: Outcome, now: Now) -> None:

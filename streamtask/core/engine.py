@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Iterator
 
 from streamtask.config import EngineConfig
-from streamtask.core import admission, batch, endings, intake
+from streamtask.core import admission, batch, endings, intake, timers
 from streamtask.core.batch import (
     CREATE,
     FINISH,
@@ -29,17 +29,13 @@ from streamtask.core.batch import (
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
-from streamtask.core.ledger import ALONE
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
-from streamtask.core.retry import Again, decide, trial_ms
+from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
 from streamtask.core.shard import Shard, Standing
 from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
 from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
-
-NOT_BEFORE, EXPIRES = 0, 1  # on the wall clock
-UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL = 2, 3, 4, 5  # on the monotonic clock
 
 
 class Engine:
@@ -128,6 +124,12 @@ class Engine:
                 if claim is not None:
                     self._cancel(claim, now)
 
+    def begun(self, token: int, now: Now) -> None:
+        """A child begins with this execution only now (told for those that are `timed`): its time counts from here."""
+        claim = self.running.get(token)
+        if claim is not None and claim.owner_shard.standing is not Standing.GONE:
+            timers.begun(self, claim, now)
+
     def ended(self, token: int, outcome: Outcome, now: Now) -> None:
         """An execution has really ended: its slot is free."""
         claim = self.running.pop(token, None)
@@ -142,7 +144,7 @@ class Engine:
             self.late_results += 1  # its shard has gone: whoever owns it now runs it again
             return
         assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
-        self._touch(claim)
+        self.touch(claim)
         claim.survived = False
         claim.progress = None if outcome.ending is Ending.RETURNED else claim.progress
         endings.judge(self, claim, outcome, now)
@@ -155,20 +157,13 @@ class Engine:
         claim.progress = Owed(fraction, message)
         if now.mono_ms - claim.progress_mono_ms >= self.config.progress_ms:
             claim.progress_mono_ms = now.mono_ms
-            self._touch(claim)
+            self.touch(claim)
         else:
             self.throttled[claim] = None
 
     def tick(self, now: Now) -> None:
         """What time alone brings about."""
-        for claim, kind in self.wall.due(now.wall_ms):
-            if kind == NOT_BEFORE:
-                self._to_queue(claim, now)
-            elif claim.phase in (Phase.QUEUED, Phase.WAITING) and not claim.attempt:
-                self.withdraw(claim)
-                self.end(claim, admission.cancelled(ErrorCode.EXPIRED, "expired before its start"))
-        for claim, kind in self.mono.due(now.mono_ms):
-            self._mono_due(claim, kind, now)
+        timers.due(self, now)
         if now.mono_ms >= self._refresh_mono_ms:
             self._refresh(now)
         if self.throttled:
@@ -177,7 +172,7 @@ class Engine:
                     del self.throttled[claim]
                     if claim.progress is not None and claim.phase is Phase.RUNNING:
                         claim.progress_mono_ms = now.mono_ms
-                        self._touch(claim)
+                        self.touch(claim)
 
     def _refresh(self, now: Now) -> None:
         """A task that runs for a quarter of the status retention has its last event published again."""
@@ -188,7 +183,7 @@ class Engine:
             if not gone and now.mono_ms - claim.progress_mono_ms >= every:
                 claim.progress_mono_ms = now.mono_ms
                 claim.progress = claim.progress or Owed(claim.fraction)
-                self._touch(claim)
+                self.touch(claim)
 
     def next_due_ms(self, now: Now) -> int | None:
         """Milliseconds until `tick` has something to do, or None."""
@@ -217,7 +212,7 @@ class Engine:
                 intake.admit(self, now)
             while (claim := self.schedule.pick(now.mono_ms)) is not None:
                 claim.phase = Phase.PICKED
-                self._touch(claim)
+                self.touch(claim)
         refusals = [r for r in self.refusals if r.shard.standing is Standing.OPEN] if self.refusals else ()
         heads = [
             s for s in self.shards.values() if s.standing is Standing.OPEN and (s.owes_head or s.recovered_since_head())
@@ -279,9 +274,8 @@ class Engine:
             if claim.final.status is TaskStatus.COMPLETED:
                 claim.final = batch.too_large(claim.final)
             elif claim.bare > 1:
-                claim.final = Final(
-                    claim.final.status, claim.final.code, "(left out: too large)", dead=claim.final.dead
-                )
+                old, text = claim.final, "(left out: too large)"
+                claim.final = Final(old.status, old.code, text, dead=old.dead)
         self.effects.append(Note("record_refused", {"task_id": claim.task_id, "origin": claim.origin}))
 
     # -- steps of a claim ----------------------------------------------------------------------------------------------
@@ -299,8 +293,7 @@ class Engine:
                 claim.wait = None
             self.trial_over(claim)
         if pays & START:
-            claim.attempt = step.attempt
-            claim.started_ms = step.at_ms
+            claim.attempt, claim.started_ms = step.attempt, step.at_ms
             self._start(claim, now)
         if pays & SURVIVED:
             claim.survived = False
@@ -327,36 +320,26 @@ class Engine:
         self._tokens += 1
         token = claim.token = self._tokens
         claim.phase = Phase.RUNNING
-        claim.stop = None
-        claim.survived = False
+        claim.stop, claim.survived = None, False
         claim.progress_mono_ms = now.mono_ms - self.config.progress_ms
         self.running[token] = claim
-        timeout_ms = claim.timeout_ms
-        if timeout_ms is not None:
-            claim.armed = True
-            self.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
-        if claim.suspect:
-            claim.armed = True
-            self.trial = claim
-            exponent = claim.trial % ALONE or 1
-            length = trial_ms(self.config.trial_ms, exponent, self.config.trial_max_ms, timeout_ms)
-            self.mono.arm(claim, now.mono_ms + length, TRIAL)
-        shares = self.schedule.parts_of(claim) < WHOLE
-        self.effects.append(Start(token, claim.record, claim.attempt, claim.kind, timeout_ms, claim.isolated, shares))
+        self.trial = claim if claim.suspect else self.trial
+        timers.start(self, claim, now)
+        limit, shares = claim.timeout_ms, self.schedule.parts_of(claim) < WHOLE
+        self.effects.append(Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares))
 
     def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
         """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
         claim.wait = owed
         self.wait(claim, Wait.RETRY)
-        claim.armed = True
-        self.mono.arm(claim, now.mono_ms + again.wait_ms, RETRY)
+        timers.retry(self, claim, again.wait_ms, now)
 
     def end(self, claim: Claim, final: Final) -> None:
         """Its last event is owed from now on. A claim that has just been judged may come from any phase but RUNNING."""
         claim.final = final
         if claim.phase is not Phase.PICKED:  # PICKED: its start is in a doubtful batch; see _start
             claim.phase = Phase.ENDING
-        self._touch(claim)
+        self.touch(claim)
 
     def wait(self, claim: Claim, reason: Wait) -> None:
         claim.phase = Phase.WAITING
@@ -364,25 +347,8 @@ class Engine:
         if reason is not Wait.RETRY:
             claim.owner_shard.waiting[claim.band] += 1
 
-    def arm_expiry(self, claim: Claim, expires_ms: int) -> None:
-        """Not started by then: never started."""
-        claim.armed = True
-        self.wall.arm(claim, expires_ms, EXPIRES)
-
-    def arm_wait(self, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
-        """The end of a wait that admission decided on."""
-        claim.armed = True
-        if judged.reason is Wait.NOT_BEFORE:
-            self.wall.arm(claim, judged.due_ms, NOT_BEFORE)
-        elif judged.reason is Wait.UNKNOWN_TYPE:
-            self.schedule.hold(claim)  # later ones with its key must not pass it
-            self.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
-        else:  # a retry that an earlier owner let wait: its due time is not in the ledger, so it is drawn anew
-            again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), self.rng.random())
-            self.schedule.hold(claim)
-            self.mono.arm(claim, now.mono_ms + (again.wait_ms if isinstance(again, Again) else 0), RETRY)
-
-    def _touch(self, claim: Claim) -> None:
+    def touch(self, claim: Claim) -> None:
+        """It owes more than its CREATED."""
         self.fresh.pop(claim, None)
         self.urgent[claim] = None
 
@@ -407,14 +373,8 @@ class Engine:
 
     def disarm(self, claim: Claim) -> None:
         """No deadline of this claim is left."""
-        if not claim.armed:
-            return
-        if claim.record.expires_ms is not None or claim.record.not_before_ms is not None:
-            self.wall.disarm(claim, NOT_BEFORE)
-            self.wall.disarm(claim, EXPIRES)
-        for kind in (UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL):
-            self.mono.disarm(claim, kind)
-        claim.armed = False
+        if claim.armed:
+            timers.disarm(self, claim)
 
     def trial_over(self, claim: Claim) -> None:
         """The next suspect may start, if this one was on trial."""
@@ -427,8 +387,9 @@ class Engine:
             return
         if claim.phase is Phase.RUNNING:
             if claim.stop is None:
-                claim.stop = StopReason.CANCEL
                 self.effects.append(Stop(claim.token, StopReason.CANCEL))
+            if claim.stop is not StopReason.REVOKE:  # it is being stopped for its time, and might run again
+                claim.stop = StopReason.CANCEL
             return
         if claim.phase is Phase.PICKED and self.in_doubt(claim):
             self.end(claim, admission.cancelled(ErrorCode.CANCELLED))
@@ -460,7 +421,8 @@ class Engine:
         claim.phase = Phase.ENDING
         self.disarm(claim)
 
-    def _to_queue(self, claim: Claim, now: Now) -> None:
+    def to_queue(self, claim: Claim, now: Now) -> None:
+        """Its wait is over."""
         if claim.phase is not Phase.WAITING:
             return
         if claim.wait_reason is not Wait.RETRY:
@@ -475,19 +437,3 @@ class Engine:
         claim.phase = Phase.QUEUED
         claim.queued_ms = now.mono_ms
         self.schedule.add(claim, now.mono_ms)
-
-    def _mono_due(self, claim: Claim, kind: int, now: Now) -> None:
-        if kind == RETRY:
-            self._to_queue(claim, now)
-        elif kind == UNKNOWN_TYPE:
-            if claim.phase is Phase.WAITING:
-                self.withdraw(claim)
-                self.end(claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim)))
-        elif kind == TIMEOUT:
-            if claim.phase is Phase.RUNNING and claim.stop is None:
-                claim.stop = StopReason.TIMEOUT
-                self.effects.append(Stop(claim.token, StopReason.TIMEOUT))
-        elif kind == TRIAL:
-            if claim.phase is Phase.RUNNING:
-                claim.survived = True
-                self._touch(claim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamtask.core import admission, endings
+from streamtask.core import admission, endings, timers
 from streamtask.core.batch import Refusal
 from streamtask.core.claim import Claim
 from streamtask.core.shard import Shard, Standing
@@ -128,11 +128,11 @@ def _judge(engine: Engine, shard: Shard, claim: Claim, now: Now) -> None:
         engine.end(claim, judged.final)
         return
     if record.expires_ms is not None and not claim.attempt:
-        engine.arm_expiry(claim, record.expires_ms)
+        timers.expiry(engine, claim, record.expires_ms)
     if isinstance(judged, admission.Run):
         if claim.lost:
             endings.isolate(engine, claim, claim.lost, suspect=judged.suspect)
         engine.queue(claim, now)
         return
     engine.wait(claim, judged.reason)
-    engine.arm_wait(claim, judged, now)
+    timers.wait(engine, claim, judged, now)

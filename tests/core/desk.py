@@ -88,6 +88,7 @@ class Desk:
         self.answers: dict[type, list[Answer]] = {}  # what to answer instead, first one first
         self.when_awaiting: Callable[[tuple[int, ...]], None] = lambda tokens: None
         self.ids = iter(f"tasks.workers.0.{n}" for n in range(1, 1_000))
+        self.children_begin = True  # at once
         self.refuses: Callable[[CommitPlan], bool] = lambda plan: False
         self._plan: Any = None
         self._next: dict[Cell, int] = {}
@@ -220,6 +221,8 @@ class Desk:
             match effect:
                 case Start():
                     self.running[effect.token] = effect
+                    if self.children_begin and effect.kind is HandlerKind.PROCESS and effect.timed:
+                        self.engine.begun(effect.token, self.now)
                 case Stop():
                     self.stops.append(effect)
                 case Note():

@@ -188,6 +188,66 @@ def test_one_whose_time_ran_out_before_its_turn_runs_again_and_has_not_failed() 
     assert d.history(record)[-1] == "completed"
 
 
+def child_to_start(timeout_ms: int) -> Desk:
+    """Its children have not begun before the test says so."""
+    d = desk({"noop": TaskPolicy(kind=HandlerKind.PROCESS, timeout_ms=timeout_ms)}, slots={HandlerKind.PROCESS: 1})
+    d.children_begin = False
+    return d
+
+
+def test_the_time_of_an_execution_in_a_child_counts_from_when_the_child_has_begun() -> None:
+    d = child_to_start(100)
+    record = d.submit()
+    d.turn()
+    (token,) = d.running
+    d.later(30_000)
+    d.turn()
+    assert not d.stops, "the child is still being started"
+    d.engine.begun(token, d.now)
+    d.later(99)
+    d.turn()
+    assert not d.stops
+    d.later(1)
+    d.turn()
+    assert [stop.reason for stop in d.stops] == [StopReason.TIMEOUT]
+    d.end(record, STOPPED)
+    d.settle()
+    assert d.last(record).error_code == "timeout"
+
+
+def test_a_child_that_does_not_begin_within_a_minute_is_given_up_and_its_task_runs_again() -> None:
+    d = child_to_start(100)
+    record = d.submit()
+    d.turn()
+    d.later(59_999)
+    d.turn()
+    assert not d.stops
+    d.later(1)
+    d.turn()
+    assert [stop.reason for stop in d.stops] == [StopReason.NOT_BEGUN]
+    d.engine.begun(d.stops[0].token, d.now)  # too late: it was told to stop
+    d.end(record, Outcome(Ending.STOPPED, code="cancelled", begun=False))
+    d.settle()
+    d.later(0)
+    d.settle()
+    assert d.history(record) == ["created", "running 1", "running 1", "running 2"]
+    assert "no child got to it" in (d.events[-2].message or "")
+
+
+def test_a_beginning_told_for_what_has_ended_is_nothing() -> None:
+    d = child_to_start(100)
+    record = d.submit()
+    d.turn()
+    (token,) = d.running
+    d.end(record, RETURNED)
+    d.engine.begun(token, d.now)
+    d.settle()
+    d.later(1_000_000)
+    d.settle()
+    assert d.history(record)[-1] == "completed"
+    assert not d.stops
+
+
 def test_executions_of_short_threads_share_slots_once_their_type_is_known() -> None:
     d = desk({"noop": TaskPolicy(kind=HandlerKind.THREAD)}, slots={HandlerKind.THREAD: 1})
     first = d.submit()
@@ -212,6 +272,21 @@ def test_a_timeout_stops_the_handler_and_is_a_failure() -> None:
     d.end(record, STOPPED)
     d.settle()
     assert d.last(record).error_code == "timeout"
+
+
+def test_a_cancel_that_comes_while_its_attempt_is_stopped_for_its_time_is_not_lost() -> None:
+    """Bug: it was taken for stopped already, and its retry ran."""
+    d = desk({"noop": TaskPolicy(timeout_ms=100, retry=Retry(attempts=3))})
+    record = d.submit()
+    d.turn()
+    d.later(100)
+    d.turn()
+    d.engine.cancel_read([record.task_id], d.now)
+    d.turn()
+    assert [s.reason for s in d.stops] == [StopReason.TIMEOUT], "it is told once"
+    d.end(record, STOPPED)
+    d.settle()
+    assert d.history(record) == ["created", "running 1", "cancelled"]
 
 
 def test_a_coroutine_that_was_abandoned_at_its_timeout_is_not_tried_again_beside_itself() -> None:

@@ -71,6 +71,7 @@ class Cluster:
         self.restarts = True
         self.supervised = self.rng.random() < 0.5  #: a dead process is removed from the group at once
         self.timeouts = True
+        self.child_starts_ms: tuple[int, ...] = (0,)
 
     # -- what happened -------------------------------------------------------------------------------------------------
 

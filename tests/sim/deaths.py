@@ -60,6 +60,17 @@ def poison_of_its_child() -> None:
     stage.expect(other, COMPLETED, attempt=1, lost=0)
 
 
+def child_that_starts_slowly() -> None:
+    """A task that has died twice gets a child of its own, which takes 2 s to begin; its time limit is 300 ms, and counts
+    from there."""
+    stage = Stage(slots=1)
+    stage.start(A)
+    stage.process(A).child_starts_ms = (2_000,)
+    task = stage.submit("crash", "crash", "ok", timeout_seconds=0.3)
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=3, lost=2)
+
+
 def child_dies_and_then_its_worker() -> None:
     """A's child dies under attempt 1, and A itself at any moment after that, until attempt 2 is granted: before the
     transaction that charges the death, in it, or behind it. It is one death, charged once."""
@@ -144,7 +155,7 @@ def poison_that_kills_in_the_trial_of_another() -> None:
     stage.until_running(innocent, 4)
     assert (poison.attempt, poison.mark, innocent.mark) == (4, Mark.RUNNING, Mark.TRIAL), "it has outlived its own"
     stage.play()
-    stage.expect(poison, FAILED, attempt=6, lost=3)
+    stage.expect(poison, FAILED, attempt=7, lost=3)
     stage.expect(innocent, COMPLETED, lost=2)
 
 

@@ -39,6 +39,7 @@ def config(**changes: object) -> EngineConfig:
         "ageing_ms": 400,
         "unknown_type_grace_ms": 1_500,
         "not_before_max_ms": 5_000,
+        "begin_ms": 3_000,
         "refresh_ms": 6_000,
         "trial_ms": 200,
         "trial_max_ms": 2_000,
@@ -125,3 +126,5 @@ class Execution:
     begun: bool = False
     told: bool = False
     isolated: bool = False
+    timeout_ms: int | None = None
+    begun_ms: int = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from streamtask.core import endings, ownership, protocol
+from streamtask.core import endings, ownership, protocol, timers
 from streamtask.core import shard as shard_room
 from streamtask.core.claim import Claim, Owed
 from streamtask.core.ledger import ALONE, Draft, Ledger, charge
@@ -149,6 +149,11 @@ def _child_death_charged() -> Any:
         return Owed(message=message, failed=failed)
 
     return patch.object(endings, "Owed", owed)
+
+
+def _time_from_the_beginning() -> Any:
+    """The time of an execution counts from when it was handed to a child."""
+    return patch.object(timers, "start", timers.run)
 
 
 def _child_death_clears_the_mark() -> Any:
@@ -342,6 +347,12 @@ MUTATIONS: dict[str, Mutation] = {
         _child_death_clears_the_mark,
         ("child_dies_and_then_its_worker",),
         "when the worker dies too, the next claim charges the same death again",
+    ),
+    "time_from_the_beginning": Mutation(
+        "time limits count from the beginning in a child",
+        _time_from_the_beginning,
+        ("child_that_starts_slowly",),
+        "a task is stopped, again and again, before its handler has run, or has run as long as it may",
     ),
     "explicit_positions": Mutation(
         "explicit positions",

@@ -29,6 +29,7 @@ from streamtask.ports import (
     Resume,
     Start,
     Stop,
+    StopReason,
 )
 
 from .broker import Membership
@@ -74,6 +75,7 @@ class Process(Performer):
         self.positions: dict[Cell, int] = {}
         self.paused: set[Cell] = set()
         self.executions: dict[int, Execution] = {}
+        self.begun: list[int] = []  # tokens that children have told
         self.endings: list[tuple[int, Outcome]] = []
         self.progress: list[tuple[int, float]] = []
         self.control_at = 0
@@ -81,6 +83,7 @@ class Process(Performer):
         self.recalls: list[tuple[RecallStatus, int]] = []
         self._fencing: tuple[FenceIds | None, set[str]] = (None, set())
         self.barrier: dict[int, int] = {}  # ghost: end of tasks.control when the shard was claimed
+        self.child_starts_ms = cluster.child_starts_ms
         self.leaving = False
         self._leaves_at = 0
         self.skew_ms = cluster.adversary.skew_ms()
@@ -246,6 +249,9 @@ class Process(Performer):
         self._wake_serial += 1
         serial = self._wake_serial
         most = min(400, 2 << min(self.idle_rounds, 8))
+        due_ms = self.engine.next_due_ms(self.now())
+        if due_ms is not None:
+            most = min(most, due_ms + 5)
         self.do(self.rng.randint(1, most), lambda: self._rested(serial))
 
     def _rested(self, serial: int) -> None:
@@ -283,10 +289,13 @@ class Process(Performer):
     # -- facts and effects ---------------------------------------------------------------------------------------------
 
     def deliver(self) -> bool:
+        begun, self.begun = self.begun, []
+        for token in begun:
+            self.engine.begun(token, self.now())
         endings, self.endings = self.endings, []
         for token, outcome in endings:
             self.engine.ended(token, outcome, self.now())
-        return bool(endings)
+        return bool(begun or endings)
 
     def _facts(self) -> bool:
         """What has come in since the last turn. True when anything has."""
@@ -382,9 +391,11 @@ class Process(Performer):
             effect.kind,
             behaviour_of(effect.record, effect.attempt, self.rng),
             isolated=effect.isolated,
+            timeout_ms=effect.timeout_ms,
         )
         self.executions[effect.token] = execution
-        self.do(self.cluster.latency(), lambda: self._begin(execution))
+        starts_ms = self.rng.choice(self.child_starts_ms) if execution.kind is HandlerKind.PROCESS else 0
+        self.do(self.cluster.latency() + starts_ms, lambda: self._begin(execution))
 
     def _begin(self, execution: Execution) -> None:
         if execution.token not in self.executions:
@@ -400,7 +411,10 @@ class Process(Performer):
         cluster.promises.started(record, execution.attempt, owner=owner)
         if owner and record.task_id in self.broker.control[: self.barrier.get(shard, 0)]:
             raise PromiseBroken(f"{record} starts, although it was cancelled before its shard was claimed")
-        execution.begun = True
+        execution.begun, execution.begun_ms = True, cluster.timeline.now
+        if execution.kind is HandlerKind.PROCESS:
+            self.begun.append(execution.token)
+            self.stir()
         behaviour = execution.behaviour
         if behaviour.kills and behaviour.takes_ms:
             self.do(behaviour.takes_ms, lambda: self._kills(execution))
@@ -443,6 +457,10 @@ class Process(Performer):
         if execution is None:
             return
         execution.told = True
+        had_ms, limit_ms = self.cluster.timeline.now - execution.begun_ms, execution.timeout_ms or 0
+        timed_out = effect.reason is StopReason.TIMEOUT and execution.kind is HandlerKind.PROCESS
+        if timed_out and execution.begun and had_ms < limit_ms:
+            raise PromiseBroken(f"{execution.record} is stopped after {had_ms} of {limit_ms} ms in its child")
         if not execution.begun:
             self._end(execution, NOT_BEGUN)
         elif not (execution.behaviour.stubborn and execution.kind is HandlerKind.THREAD):

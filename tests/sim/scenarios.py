@@ -24,6 +24,7 @@ from streamtask.ports import (
 
 from .deaths import (
     child_dies_and_then_its_worker,
+    child_that_starts_slowly,
     clean_handover_then_instant_death,
     clean_owner_is_not_fenced,
     death_inside_the_first_transaction,
@@ -309,6 +310,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         death_inside_the_first_transaction,
         poison_of_its_child,
         child_dies_and_then_its_worker,
+        child_that_starts_slowly,
         clean_handover_then_instant_death,
         clean_owner_is_not_fenced,
         trial_charges_the_suspect_alone,

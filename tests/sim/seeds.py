@@ -15,6 +15,7 @@ from .clients import Clients
 from .cluster import EPOCH_MS, Cluster
 
 CALM_LIMIT_MS = 600_000
+CHILD_STARTS_MS = (0, 0, 50, 400, 4_000)  # the last is more than `begin_ms`
 AFTERMATH_MS = 15_000
 
 
@@ -64,6 +65,7 @@ class Story:
             latency_ms=rng.choice(((0, 1), (0, 3), (0, 30))),
             verbose=verbose,
         )
+        self.cluster.child_starts_ms = CHILD_STARTS_MS
         self.clients = Clients(rng, self.cluster.broker.bands, shards, EPOCH_MS)
         self.requests = rng.choice((4, 8, 16, 30))
         self.busy_ms = rng.choice((200, 2_000, 15_000, 30_000))

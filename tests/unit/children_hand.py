@@ -60,10 +60,12 @@ class Hand:
         self.executor.start()
         self.outcomes: dict[int, Outcome] = {}
         self.progress: list[tuple[int, float, str | None]] = []
+        self.begun: list[int] = []  # tokens that children have told
         self._tokens = 0
 
-    def begin(self, task_type: str, *, isolated: bool = False, **parameters: Any) -> int:
+    def begin(self, task_type: str, *, isolated: bool = False, timeout_ms: int | None = None, **parameters: Any) -> int:
         start = self._start(task_type, parameters, isolated=isolated)
+        start.timeout_ms = timeout_ms
         self.executor.submit([start])
         return start.token
 
@@ -85,6 +87,7 @@ class Hand:
         return Start(token, record, 4, HandlerKind.PROCESS, None, **more)
 
     def look(self) -> None:
+        self.begun += self.executor.begun()
         done, progress = self.executor.drain()
         self.outcomes.update(done)
         self.progress += progress

@@ -25,6 +25,7 @@ from streamtask.model import Ending, HandlerKind, RequestRecord, TaskRequest
 from streamtask.ports import Start, Stop, StopReason
 from tests.processes import gone
 from tests.unit.children_hand import GRACE_S, Hand, ready, until
+from tests.unit.children_slow_app import LOADS, OPENS
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +355,54 @@ def test_who_is_isolated_can_be_stopped_before_its_child_is_ready(own: Callable[
     assert hand.stop(token, StopReason.CANCEL).code == "cancelled"
     assert not (tmp_path / "ready").exists()
     until(lambda: hand.pool.pids() == [], "its child has ended")
+
+
+# --- Its beginning ----------------------------------------------------------------------------------------------------
+
+
+def test_a_child_says_when_it_begins_with_what_is_timed_and_nothing_of_others(hand: Hand) -> None:
+    hand.begun.clear()
+    timed, isolated = hand.begin("noop", timeout_ms=60_000), hand.begin("noop", isolated=True)
+    hand.end_all([hand.begin("noop"), timed, isolated])
+    assert sorted(hand.begun) == [timed, isolated]
+
+
+@pytest.fixture
+def slowly(own: Callable[..., Hand], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Hand]:
+    """Children of their own that wait where the variable says, until somebody writes into the FIFO."""
+
+    def make(variable: str) -> Hand:
+        os.mkfifo(tmp_path / "fifo")
+        monkeypatch.setenv(variable, str(tmp_path))
+        return own(children=0, app="tests.unit.children_slow_app:app")
+
+    return make
+
+
+def test_what_is_stopped_before_its_child_has_loaded_the_app_has_not_begun(
+    slowly: Callable[[str], Hand], tmp_path: Path
+) -> None:
+    """Bug: it had failed of `timeout`, and its handler had never run."""
+    hand = slowly(LOADS)
+    token = hand.begin("where_async", isolated=True, timeout_ms=300)
+    until((tmp_path / "waits").exists, "its child is being started")
+    outcome = hand.stop(token, StopReason.NOT_BEGUN)
+    assert (outcome.ending, outcome.begun) == (Ending.STOPPED, False)
+    assert hand.begun == []
+    until(lambda: hand.pool.pids() == [], "its child has ended")
+
+
+def test_the_time_that_a_lifespan_takes_to_open_in_a_child_is_not_the_handlers(
+    slowly: Callable[[str], Hand], tmp_path: Path
+) -> None:
+    hand = slowly(OPENS)
+    token = hand.begin("where_async", isolated=True, timeout_ms=300)
+    until((tmp_path / "waits").exists, "its lifespan is being opened")
+    hand.look()
+    assert hand.begun == []
+    (tmp_path / "fifo").write_text("go on")
+    assert hand.end(token).ending is Ending.RETURNED
+    assert hand.begun == [token]
 
 
 # --- Life and death of the worker -------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""What is armed for a claim, and what follows when it is due.
+
+    on the wall clock       not before, expires
+    on the monotonic clock  the grace of an unknown type, the backoff of a retry, the time limit of an attempt, a trial, and
+                            how long a child may take to begin
+
+The time of an attempt counts from the beginning of its handler. Coroutines and threads begin when they are handed over; a
+child may have to be started first, and tells when it begins (`Start.timed`). One that does not within `begin_ms` is stopped,
+and its task runs again: nothing of it has failed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamtask.core import admission
+from streamtask.core.claim import Claim, Phase, Wait
+from streamtask.core.ledger import ALONE
+from streamtask.core.retry import Again, decide, trial_ms
+from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome
+from streamtask.ports import Now, Stop, StopReason
+
+if TYPE_CHECKING:
+    from streamtask.core.engine import Engine
+
+NOT_BEFORE, EXPIRES = 0, 1  # on the wall clock
+UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN = 2, 3, 4, 5, 6  # on the monotonic clock
+
+
+def expiry(engine: Engine, claim: Claim, expires_ms: int) -> None:
+    """Not started by then: never started."""
+    claim.armed = True
+    engine.wall.arm(claim, expires_ms, EXPIRES)
+
+
+def wait(engine: Engine, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
+    """The end of a wait that admission decided on."""
+    claim.armed = True
+    if judged.reason is Wait.NOT_BEFORE:
+        engine.wall.arm(claim, judged.due_ms, NOT_BEFORE)
+    elif judged.reason is Wait.UNKNOWN_TYPE:
+        engine.schedule.hold(claim)  # later ones with its key must not pass it
+        engine.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
+    else:  # a retry that an earlier owner let wait: its due time is not in the ledger, so it is drawn anew
+        again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), engine.rng.random())
+        engine.schedule.hold(claim)
+        retry(engine, claim, again.wait_ms if isinstance(again, Again) else 0, now)
+
+
+def retry(engine: Engine, claim: Claim, wait_ms: int, now: Now) -> None:
+    """The end of a backoff."""
+    claim.armed = True
+    engine.mono.arm(claim, now.mono_ms + wait_ms, RETRY)
+
+
+def start(engine: Engine, claim: Claim, now: Now) -> None:
+    """It is handed over."""
+    if claim.kind is not HandlerKind.PROCESS:
+        run(engine, claim, now)
+    elif claim.isolated or claim.timeout_ms is not None:  # Start.timed
+        claim.armed = True
+        engine.mono.arm(claim, now.mono_ms + engine.config.begin_ms, BEGIN)
+
+
+def run(engine: Engine, claim: Claim, now: Now) -> None:
+    """Its handler begins: its time limit counts from here, and the trial that it stands, if any."""
+    timeout_ms = claim.timeout_ms
+    if timeout_ms is not None:
+        claim.armed = True
+        engine.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
+    if engine.trial is claim:
+        claim.armed = True
+        length = trial_ms(engine.config.trial_ms, claim.trial % ALONE or 1, engine.config.trial_max_ms, timeout_ms)
+        engine.mono.arm(claim, now.mono_ms + length, TRIAL)
+
+
+def begun(engine: Engine, claim: Claim, now: Now) -> None:
+    """Its child begins with it."""
+    if claim.stop is None:
+        engine.mono.disarm(claim, BEGIN)
+        run(engine, claim, now)
+
+
+def disarm(engine: Engine, claim: Claim) -> None:
+    """No deadline of this claim is left."""
+    if claim.record.expires_ms is not None or claim.record.not_before_ms is not None:
+        engine.wall.disarm(claim, NOT_BEFORE)
+        engine.wall.disarm(claim, EXPIRES)
+    for kind in (UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN):
+        engine.mono.disarm(claim, kind)
+    claim.armed = False
+
+
+def due(engine: Engine, now: Now) -> None:
+    """What has become due."""
+    for claim, kind in engine.wall.due(now.wall_ms):
+        if kind == NOT_BEFORE:
+            engine.to_queue(claim, now)
+        elif claim.phase in (Phase.QUEUED, Phase.WAITING) and not claim.attempt:
+            engine.withdraw(claim)
+            engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, "expired before its start"))
+    for claim, kind in engine.mono.due(now.mono_ms):
+        if kind == RETRY:
+            engine.to_queue(claim, now)
+        elif kind == UNKNOWN_TYPE:
+            if claim.phase is Phase.WAITING:
+                engine.withdraw(claim)
+                engine.end(claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim)))
+        elif claim.phase is not Phase.RUNNING:
+            pass
+        elif kind == TRIAL:
+            claim.survived = True
+            engine.touch(claim)
+        elif claim.stop is None:
+            claim.stop = StopReason.TIMEOUT if kind == TIMEOUT else StopReason.NOT_BEGUN
+            engine.effects.append(Stop(claim.token, claim.stop))
