@@ -105,6 +105,7 @@ def _serve(bench: Bench, users: Users) -> tuple[Running, str]:
     return view, ready[0].split()[1]
 
 
+@pytest.mark.slow
 def test_every_role_does_its_whole_work_with_exactly_its_acls(bench: Bench, users: Users) -> None:
     """Also when a worker process is killed: its parent takes it out of the group, another one fences and takes over."""
     gate = bench.directory / "gate"

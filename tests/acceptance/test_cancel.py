@@ -109,6 +109,7 @@ def test_what_cannot_be_ended_is_abandoned_or_overdue_counted_told_and_holds_up_
     bench.finish()
 
 
+@pytest.mark.slow
 def test_ten_thousand_cancels_at_once_leave_every_task_one_end_and_the_workers_at_work(bench: Bench) -> None:
     """For what runs, what is queued, what has ended, what is not produced yet, and for nobody; each of them twice."""
     workers = [bench.worker(), bench.worker()]

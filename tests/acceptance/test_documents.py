@@ -324,6 +324,7 @@ def nothing_is_told_that_was_not_seen(contract: Contract) -> None:
 # --- The run ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
     bench: Bench, contract: Contract, registry: FakeRegistry
 ) -> None:

@@ -232,6 +232,7 @@ def test_avro_that_cannot_be_read_ends_in_the_dead_letters_with_its_reason(
     bench.finish()
 
 
+@pytest.mark.slow
 def test_control_records_that_cannot_be_read_hold_up_no_cancel_and_no_start(
     bench: Bench, registry: FakeRegistry
 ) -> None:

@@ -143,6 +143,7 @@ def test_the_long_inference_is_followed_by_poll_by_sse_by_websocket_and_by_the_c
     bench.finish()
 
 
+@pytest.mark.slow
 def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_killed(bench: Bench) -> None:
     first, url = a_service(bench)
     _, other_url = a_service(bench)
@@ -206,6 +207,7 @@ def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_
     bench.finish()
 
 
+@pytest.mark.slow
 def test_the_clients_events_go_on_over_either_when_service_and_worker_are_killed(bench: Bench) -> None:
     """The same address answers again, from an empty store: nothing is missed, nothing comes twice."""
     service, url = a_service(bench)

@@ -135,6 +135,7 @@ def test_each_process_of_a_supervisor_has_a_port_of_its_own(bench: Bench) -> Non
     bench.finish()
 
 
+@pytest.mark.slow
 def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
     """Cells are paused long before: their ends are asked for, and Kafka's own lag would tell something else."""
     worker = bench.worker(STREAMTASK_METRICS_PORT="0", STREAMTASK_CONCURRENCY="40", engine={"backlog_max": 20})
@@ -154,6 +155,7 @@ def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
     bench.finish()
 
 
+@pytest.mark.slow
 def test_whoever_takes_over_from_a_worker_that_was_killed_counts_what_it_cost(bench: Bench) -> None:
     first, second = (bench.worker(STREAMTASK_METRICS_PORT="0") for _ in range(2))
     bench.until_owning(first, 2)

@@ -92,6 +92,7 @@ def test_a_frozen_broker_answers_nothing_until_thawed_and_ends_frozen_too() -> N
 
 
 @pytest.mark.broker
+@pytest.mark.slow
 def test_three_brokers_take_writes_while_one_is_dead() -> None:
     names = TopicNames()
     with DevBroker(brokers=3) as kafka:

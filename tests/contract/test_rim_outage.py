@@ -146,6 +146,7 @@ def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
     assert member.commit(plan(0, 8, "after")) is None
 
 
+@pytest.mark.slow
 def test_offsets_end_by_their_bound_when_the_broker_dies_before_them(member: Member, kafka: DevBroker) -> None:
     assert member.rim.perform(Produce(plan(0, 1))) is None
     kafka.kill(1)

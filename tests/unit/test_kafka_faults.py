@@ -7,6 +7,7 @@ import itertools
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from streamtask.kafka.consumer import _close
 from streamtask.kafka.faults import ALLOWED, Call, classify, error_of, fault
 from streamtask.ports import FaultKind
 
@@ -106,3 +107,13 @@ def test_a_kafka_error_is_found_wherever_it_hides() -> None:
     assert error_of(wrapped) is error
     assert error_of(SystemError("another")) is None
     assert classify(KafkaException("no KafkaError inside"), Call.COMMIT) is FaultKind.DOUBT
+
+
+def test_a_close_that_breaks_inside_the_binding_ends_all_the_same() -> None:
+    """Bug: its thread died of a SystemError that confluent-kafka makes of an exception whose parts it mixed up."""
+
+    class Broken:
+        def close(self) -> None:
+            raise SystemError("_PyErr_SetObject: exception <class 'str'> is not a BaseException subclass")
+
+    _close(Broken())  # type: ignore[arg-type]
