@@ -89,7 +89,7 @@ def neighbours(bench: Bench, directory: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("task_type", "how", "tells_progress"),
-    [("poison", "exits", False), ("poison_thread", "segfaults", True)],
+    [("poison", "exits", False), pytest.param("poison_thread", "segfaults", True, marks=pytest.mark.slow)],
     ids=["a coroutine in its first instruction", "a thread inside C after its first progress"],
 )
 def test_a_poison_is_quarantined_after_exactly_three_deaths_and_its_neighbours_finish(

@@ -36,6 +36,7 @@ def census(bench: Bench, folder: Path, url: str, key: str | None = KEY) -> subpr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_census_on_a_running_system_counts_only_its_own_and_survives_a_killed_worker(
     bench: Bench, tmp_path: Path

@@ -140,6 +140,7 @@ def test_an_operator_sees_the_workers_and_takes_a_dead_one_out(bench: Bench) -> 
     bench.finish()
 
 
+@pytest.mark.slow
 def test_a_living_worker_that_is_evicted_joins_again_and_nothing_is_lost(bench: Bench) -> None:
     worker = bench.worker(STREAMTASK_SESSION_TIMEOUT_MS=SESSION_MS)
     bench.until_owning(worker, 4)

@@ -79,6 +79,7 @@ def test_the_numbers_of_a_worker_under_load_agree_with_its_events(bench: Bench) 
     bench.finish()
 
 
+@pytest.mark.slow
 def test_health_says_so_when_handlers_block_with_work_waiting_and_takes_it_back(bench: Bench) -> None:
     worker = bench.worker(
         STREAMTASK_METRICS_PORT="0", STREAMTASK_HEALTH_STALLED_S="1.5", STREAMTASK_CONCURRENCY="2"

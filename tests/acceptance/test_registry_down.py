@@ -114,6 +114,7 @@ def test_a_real_registry_that_is_killed_holds_up_neither_worker_nor_service_nor_
         bench.finish()
 
 
+@pytest.mark.slow
 def test_what_an_outage_sent_to_the_dead_letters_is_redriven_when_the_registry_is_back(bench: Bench) -> None:
     with fake_registry() as registry:
         schema_id = registry.held.register("acme-value", json.dumps(FOREIGN))
