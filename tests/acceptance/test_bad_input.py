@@ -267,7 +267,11 @@ def _missing(bench: Bench) -> None:
     until(deleted, "the group is deleted")
 
 
-@pytest.mark.parametrize("spoil", [_foreign, _empty, _beyond, _missing], ids=["foreign", "empty", "beyond", "missing"])
+@pytest.mark.parametrize(
+    "spoil",
+    [_foreign, pytest.param(_empty, marks=pytest.mark.slow), _beyond, _missing],
+    ids=["foreign", "empty", "beyond", "missing"],
+)
 def test_a_position_that_is_not_ours_is_recovered_and_nothing_runs_twice(
     bench: Bench, spoil: Callable[[Bench], None]
 ) -> None:
@@ -303,6 +307,7 @@ def test_our_own_position_beyond_the_log_end_goes_on_at_the_end_and_is_told(benc
     bench.finish()
 
 
+@pytest.mark.slow
 def test_a_position_behind_the_log_start_goes_on_there_and_reports_the_gap(bench: Bench) -> None:
     _done(bench, 3, 0)
     lost = [str(uuid.uuid4()) for _ in range(4)]

@@ -112,6 +112,7 @@ def test_a_poison_is_quarantined_after_exactly_three_deaths_and_its_neighbours_f
     bench.finish()
 
 
+@pytest.mark.slow
 def test_poisons_of_children_cost_exactly_three_deaths_each_and_nobody_else_anything(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_poisons_of_every_kind_and_way_at_once_are_quarantined_and_no_neighbour_
     bench.finish()
 
 
+@pytest.mark.slow
 def test_one_that_kills_only_beside_another_is_parted_from_it_and_both_finish(bench: Bench, tmp_path: Path) -> None:
     """Two deaths together make both suspects; in children of their own neither does any harm."""
     bench.supervised(app=APP, STREAMTASK_CHILDREN="3", **PATIENT)

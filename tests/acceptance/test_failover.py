@@ -94,6 +94,7 @@ def test_the_tasks_of_a_killed_process_run_elsewhere_within_three_seconds(
     assert sorted(seconds)[KILLS // 2] <= ELSEWHERE_S, f"{seconds}"
 
 
+@pytest.mark.slow
 def test_every_process_at_once_dead_is_one_removal_and_the_new_ones_go_on(bench: Bench) -> None:
     parent = bench.supervised(2, STREAMTASK_SESSION_TIMEOUT_MS=SESSION_MS)
     _until_proven(parent)

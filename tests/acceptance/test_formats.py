@@ -122,7 +122,7 @@ def test_formats_mixed_in_every_partition_survive_the_death_of_their_worker(
     bench.finish()
 
 
-@pytest.mark.parametrize("output", ["avro", "confluent"])
+@pytest.mark.parametrize("output", [pytest.param("avro", marks=pytest.mark.slow), "confluent"])
 def test_a_client_that_writes_another_format_submits_waits_and_cancels(
     bench: Bench, registry: FakeRegistry, known: Formats, output: str
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_cancel_in_every_format_is_obeyed(bench: Bench, registry: FakeRegistry
     bench.finish()
 
 
-@pytest.mark.parametrize("mode", ["500", "hang"])
+@pytest.mark.parametrize("mode", [pytest.param("500", marks=pytest.mark.slow), "hang"])
 def test_while_the_registry_is_away_known_ids_go_on_and_unknown_ones_end_in_the_dead_letters(
     bench: Bench, registry: FakeRegistry, known: Formats, mode: str
 ) -> None:

@@ -323,7 +323,12 @@ def test_a_service_that_is_asked_to_leave_ends_its_streams_and_waits_for_nobody(
 
 
 @pytest.mark.parametrize(
-    "command", [[sys.executable, "examples/live/follow.py"], ["node", "examples/live/follow.mjs"]], ids=["py", "js"]
+    "command",
+    [
+        [sys.executable, "examples/live/follow.py"],
+        pytest.param(["node", "examples/live/follow.mjs"], marks=pytest.mark.slow),
+    ],
+    ids=["py", "js"],
 )
 def test_the_examples_follow_the_task_to_its_result(bench: Bench, command: list[str]) -> None:
     if shutil.which(command[0]) is None:

@@ -63,7 +63,7 @@ def _names_a_key(line: str) -> bool:
     return line.startswith("{") and json.loads(line)["event"] == "partitioner_differs"
 
 
-@pytest.mark.parametrize("kept", ["events", "dead", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kept", ["events", *(pytest.param(kept, marks=pytest.mark.slow) for kept in ("dead", "off"))])
 def test_a_traceback_is_kept_where_the_operator_wants_it(bench: Bench, kept: str) -> None:
     bench.supervised(app=APP, STREAMTASK_TRACEBACKS=kept, STREAMTASK_CHILDREN="1")
     tasks = [bench.client.submit(name, {"text": "why"}) for name in ("fails", "fails_in_a_thread", "fails_in_a_child")]

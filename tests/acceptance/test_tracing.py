@@ -78,6 +78,7 @@ def without_flags(headers: set[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
     return {(name, held.rpartition(b"-")[0]) for name, held in headers}
 
 
+@pytest.mark.slow
 def test_one_trace_from_the_client_over_a_killed_worker_to_the_status_events(
     bench: Bench, asked: InMemorySpanExporter, written: Path
 ) -> None:

@@ -58,6 +58,7 @@ def values(bootstrap: str, topic: str) -> list[bytes]:
 
 
 @pytest.mark.broker
+@pytest.mark.slow
 def test_acknowledged_records_are_there_after_kill_and_after_stop(tmp_path: Path) -> None:
     names = TopicNames()
     with DevBroker(directory=tmp_path, config=QUICK) as kafka:

@@ -95,6 +95,7 @@ def test_throughput_stands_beside_the_raw_loop_of_the_same_run(
 
 
 @pytest.mark.broker
+@pytest.mark.slow
 def test_latency_is_told_with_its_parts(capsys: pytest.CaptureFixture[str], broker: Broker) -> None:
     found = run(capsys, "latency", "--tasks", "20", "--partitions", "3", "--bootstrap", broker.bootstrap)
     assert 0 < found["p50_ms"] <= found["p99_ms"]
