@@ -363,7 +363,15 @@ class Executor:
         # Not beside others where the child may have to go after it.
         shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
         self._children.submit(
-            Job(start.token, handler.name, payload, handler.max_tasks, start.isolated, shares, start.timed)
+            Job(
+                start.token,
+                handler.name,
+                payload,
+                handler.max_tasks,
+                own=start.isolated,
+                shares=shares,
+                timed=start.timed,
+            )
         )
 
     def _child_ended(self, token: int, outcome: Outcome) -> None:

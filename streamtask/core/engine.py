@@ -324,9 +324,10 @@ class Engine:
         claim.progress_mono_ms = now.mono_ms - self.config.progress_ms
         self.running[token] = claim
         self.trial = claim if claim.suspect else self.trial
-        timers.start(self, claim, now)
         limit, shares = claim.timeout_ms, self.schedule.parts_of(claim) < WHOLE
-        self.effects.append(Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares))
+        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares)
+        timers.start(self, claim, start, now)
+        self.effects.append(start)
 
     def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
         """Its attempt is over and another one will come: that is owed from now on, and its time is running."""

@@ -18,7 +18,7 @@ from streamtask.core.claim import Claim, Phase, Wait
 from streamtask.core.ledger import ALONE
 from streamtask.core.retry import Again, decide, trial_ms
 from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome
-from streamtask.ports import Now, Stop, StopReason
+from streamtask.ports import Now, Start, Stop, StopReason
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine
@@ -53,18 +53,17 @@ def retry(engine: Engine, claim: Claim, wait_ms: int, now: Now) -> None:
     engine.mono.arm(claim, now.mono_ms + wait_ms, RETRY)
 
 
-def start(engine: Engine, claim: Claim, now: Now) -> None:
+def start(engine: Engine, claim: Claim, handed: Start, now: Now) -> None:
     """It is handed over."""
-    if claim.kind is not HandlerKind.PROCESS:
-        run(engine, claim, now)
-    elif claim.isolated or claim.timeout_ms is not None:  # Start.timed
+    if handed.kind is not HandlerKind.PROCESS:
+        run(engine, claim, handed.timeout_ms, now)
+    elif handed.timed:
         claim.armed = True
         engine.mono.arm(claim, now.mono_ms + engine.config.begin_ms, BEGIN)
 
 
-def run(engine: Engine, claim: Claim, now: Now) -> None:
+def run(engine: Engine, claim: Claim, timeout_ms: int | None, now: Now) -> None:
     """Its handler begins: its time limit counts from here, and the trial that it stands, if any."""
-    timeout_ms = claim.timeout_ms
     if timeout_ms is not None:
         claim.armed = True
         engine.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
@@ -78,7 +77,7 @@ def begun(engine: Engine, claim: Claim, now: Now) -> None:
     """Its child begins with it."""
     if claim.stop is None:
         engine.mono.disarm(claim, BEGIN)
-        run(engine, claim, now)
+        run(engine, claim, claim.timeout_ms, now)
 
 
 def disarm(engine: Engine, claim: Claim) -> None:

@@ -45,7 +45,7 @@ from streamtask.kafka.topics import DEAD_ROOM_BYTES, config_of, replication, rul
 from streamtask.kafka.trouble import Heard, hidden_topics
 
 TIMEOUT_S = 10.0
-AGAIN_S = 0.05  # between two looks at a cluster that is not there yet
+AGAIN_S = 0.05  # between two looks at a cluster that is not yet as it is waited for
 CREATE_TIMEOUT_S = 30.0  # three brokers agreeing on 84 partitions on a loaded machine
 MESSAGE_MAX_BYTES = 1_048_588  # Kafka's default, where the broker's own may not be read
 
@@ -393,7 +393,7 @@ class Session:
         of three the next one asked may not know what the last one did. At the deadline: what is known then."""
         while True:
             facts = self.facts(names)
-            if all(name in facts.topics for name in names.all) or time.monotonic() >= self._deadline:
+            if all(name in facts.topics for name in names.all) or not self.in_time:
                 return facts
             time.sleep(AGAIN_S)
 
@@ -444,7 +444,7 @@ class Session:
             ]
             if len(ready) == len(names.all):
                 return
-            if time.monotonic() > self._deadline:
+            if not self.in_time:
                 waiting = ", ".join(name for name in names.all if name not in ready)
                 raise ClusterError(f"{waiting}: not every partition had a leader within {self._timeout_s:g} s.")
             time.sleep(AGAIN_S)
@@ -468,7 +468,7 @@ class Session:
             unseen = [fix for fix in fixes if shown.get(fix.topic, {}).get(fix.name) != fix.value]
             if not unseen:
                 return
-            if time.monotonic() > self._deadline:
+            if not self.in_time:
                 raise ClusterError(f"{unseen[0].topic}: {unseen[0].name} was set, but no broker shows it in time.")
             time.sleep(AGAIN_S)
 

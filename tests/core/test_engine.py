@@ -188,6 +188,17 @@ def test_one_whose_time_ran_out_before_its_turn_runs_again_and_has_not_failed() 
     assert d.history(record)[-1] == "completed"
 
 
+def stopped_at(d: Desk, ms: int) -> StopReason:
+    """Why the one that runs is told to stop when so much time has gone; not earlier."""
+    d.later(ms - 1)
+    d.turn()
+    assert not d.stops
+    d.later(1)
+    d.turn()
+    (stop,) = d.stops
+    return stop.reason
+
+
 def child_to_start(timeout_ms: int) -> Desk:
     """Its children have not begun before the test says so."""
     d = desk({"noop": TaskPolicy(kind=HandlerKind.PROCESS, timeout_ms=timeout_ms)}, slots={HandlerKind.PROCESS: 1})
@@ -204,12 +215,7 @@ def test_the_time_of_an_execution_in_a_child_counts_from_when_the_child_has_begu
     d.turn()
     assert not d.stops, "the child is still being started"
     d.engine.begun(token, d.now)
-    d.later(99)
-    d.turn()
-    assert not d.stops
-    d.later(1)
-    d.turn()
-    assert [stop.reason for stop in d.stops] == [StopReason.TIMEOUT]
+    assert stopped_at(d, 100) is StopReason.TIMEOUT
     d.end(record, STOPPED)
     d.settle()
     assert d.last(record).error_code == "timeout"
@@ -219,12 +225,7 @@ def test_a_child_that_does_not_begin_within_a_minute_is_given_up_and_its_task_ru
     d = child_to_start(100)
     record = d.submit()
     d.turn()
-    d.later(59_999)
-    d.turn()
-    assert not d.stops
-    d.later(1)
-    d.turn()
-    assert [stop.reason for stop in d.stops] == [StopReason.NOT_BEGUN]
+    assert stopped_at(d, 60_000) is StopReason.NOT_BEGUN
     d.engine.begun(d.stops[0].token, d.now)  # too late: it was told to stop
     d.end(record, Outcome(Ending.STOPPED, code="cancelled", begun=False))
     d.settle()
@@ -263,12 +264,7 @@ def test_a_timeout_stops_the_handler_and_is_a_failure() -> None:
     d = desk({"noop": TaskPolicy(timeout_ms=100)})
     record = d.submit()
     d.turn()
-    d.later(99)
-    d.turn()
-    assert not d.stops
-    d.later(1)
-    d.turn()
-    assert [s.reason for s in d.stops] == [StopReason.TIMEOUT]
+    assert stopped_at(d, 100) is StopReason.TIMEOUT
     d.end(record, STOPPED)
     d.settle()
     assert d.last(record).error_code == "timeout"

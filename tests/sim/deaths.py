@@ -65,7 +65,7 @@ def child_that_starts_slowly() -> None:
     from there."""
     stage = Stage(slots=1)
     stage.start(A)
-    stage.process(A).child_starts_ms = (2_000,)
+    stage.cluster.child_starts_ms = (2_000,)
     task = stage.submit("crash", "crash", "ok", timeout_seconds=0.3)
     stage.play()
     stage.expect(task, COMPLETED, attempt=3, lost=2)

@@ -26,10 +26,12 @@ from streamtask.ports import (
     EndTransaction,
     Fault,
     FaultKind,
+    Now,
     Produce,
     ReadSettled,
     SendOffsets,
     Settled,
+    Start,
     Stop,
 )
 
@@ -153,7 +155,11 @@ def _child_death_charged() -> Any:
 
 def _time_from_the_beginning() -> Any:
     """The time of an execution counts from when it was handed to a child."""
-    return patch.object(timers, "start", timers.run)
+
+    def at_once(engine: Any, claim: Claim, handed: Start, now: Now) -> None:
+        timers.run(engine, claim, handed.timeout_ms, now)
+
+    return patch.object(timers, "start", at_once)
 
 
 def _child_death_clears_the_mark() -> Any:

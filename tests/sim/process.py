@@ -83,7 +83,6 @@ class Process(Performer):
         self.recalls: list[tuple[RecallStatus, int]] = []
         self._fencing: tuple[FenceIds | None, set[str]] = (None, set())
         self.barrier: dict[int, int] = {}  # ghost: end of tasks.control when the shard was claimed
-        self.child_starts_ms = cluster.child_starts_ms
         self.leaving = False
         self._leaves_at = 0
         self.skew_ms = cluster.adversary.skew_ms()
@@ -394,7 +393,7 @@ class Process(Performer):
             timeout_ms=effect.timeout_ms,
         )
         self.executions[effect.token] = execution
-        starts_ms = self.rng.choice(self.child_starts_ms) if execution.kind is HandlerKind.PROCESS else 0
+        starts_ms = self.rng.choice(self.cluster.child_starts_ms) if execution.kind is HandlerKind.PROCESS else 0
         self.do(self.cluster.latency() + starts_ms, lambda: self._begin(execution))
 
     def _begin(self, execution: Execution) -> None:

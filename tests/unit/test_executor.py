@@ -765,7 +765,9 @@ def test_running_tells_where_each_execution_is(bench: Make) -> None:
     inside = {"sleeps_async": "sleep", "sleeps_in_thread": "wait"}  # before that, the place is where they are called
     b.until(lambda: all(inside[one.task_type] in one.where for one in b.executor.running()))
     places = {one.task_type: one for one in b.executor.running()}
+    assert "sleep" in places["sleeps_async"].where
     assert (places["sleeps_async"].attempt, places["sleeps_async"].kind) == (2, HandlerKind.ASYNC)
+    assert "wait" in places["sleeps_in_thread"].where
     assert places["sleeps_in_thread"].kind is HandlerKind.THREAD
     go.set()
 
