@@ -42,6 +42,7 @@ TASK_ID_HEADER = "task_id"
 CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is believed if it is less than a day off
 _NOT_A_UUID = "must be a UUID"
 _TIMES = ("created_at", "expires_at", "not_before")
+_GIVEN_MAX = 256  # of the combinations of fields that producers give: one or two of each service
 
 _validate_json = TaskRequest.__pydantic_validator__.validate_json
 
@@ -95,6 +96,7 @@ class RequestDecoder:
             why = f"cannot be read: {type(error).__name__}: {error}"[:500]
             code = ErrorCode.INVALID_REQUEST.value
             return self._problem(band, partition, offset, timestamp_ms, key, value, kept, document, (code, why))
+        _share_given(request)
         priority = request.priority
         return RequestRecord(
             band,
@@ -144,6 +146,20 @@ class RequestDecoder:
             headers=headers,
             problem=problem,
         )
+
+
+_given: dict[frozenset[str], set[str]] = {}
+
+
+def _share_given(request: TaskRequest) -> None:
+    """pydantic keeps the names of the given fields as a set in each model: 730 of the 2,070 bytes that a request takes
+    while it waits. The same names are the same set (the model is frozen, nothing adds to it)."""
+    names = request.__pydantic_fields_set__
+    same = _given.get(key := frozenset(names))
+    if same is not None:
+        object.__setattr__(request, "__pydantic_fields_set__", same)
+    elif len(_given) < _GIVEN_MAX:
+        _given[key] = names
 
 
 def _lenient(value: bytes | None) -> dict[str, Any]:
