@@ -69,10 +69,12 @@ assert set(_DEFAULT) == set(Call), "every call needs a row"
 _NO_ANSWER: dict[Call, FaultKind] = _DEFAULT | {
     Call.COMMIT_PLAIN: _DOUBT,
     Call.PRODUCE: _ABORT,
-    Call.SEND_OFFSETS: _ABORT,  # the abort takes back whatever arrived
+    Call.SEND_OFFSETS: _FENCED,  # an abort would do, but the producer would go on asking the coordinator that has died
     Call.COMMIT: _DOUBT,
     Call.ABORT: _RETRY,
 }
+# Answered by somebody, who asks us to come again: the producer knows the right one.
+_COME_AGAIN: dict[Call, FaultKind] = _NO_ANSWER | {Call.SEND_OFFSETS: _ABORT}
 
 _K = KafkaError
 # Somebody else initialised this id, or the producer can never be used again.
@@ -229,7 +231,7 @@ def _judge(error: KafkaError, call: Call) -> FaultKind:
         # CLUSTER_CODES without the flag come from produce() itself, or from a commit that was refused by name.
         return _ABORT if call is not Call.COMMIT or error.txn_requires_abort() else _DOUBT
     if error.retriable():
-        return _NO_ANSWER[call]
+        return _COME_AGAIN[call]
     return _DEFAULT[call]
 
 

@@ -46,15 +46,15 @@ from streamtask.ports import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """Seconds that one ask may take. All but send_offsets keep theirs; that one may run into the socket timeout (6 s),
-    and is left behind half a second after it."""
+    """Seconds that one ask may take. All but send_offsets keep theirs; that one is left behind half a second after it,
+    with its producer."""
 
     list_s: float = 3.0
     fence_s: float = 5.0
     settled_s: float = 3.0
     plain_s: float = 3.0
     produce_s: float = 5.0
-    offsets_s: float = 5.0
+    offsets_s: float = 2.0  # milliseconds where the coordinator lives
     commit_s: float = 5.0  # below the socket timeout: a copy of EndTxn is not sent before
     abort_s: float = 5.0
     renew_s: float = 10.0

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .process import Process
 
 STRIKES = ("crash", "freeze", "expire", "move", "fence", "timeout", "jump", "drain")
-TWISTS = ("retry", "abort", "doubt", "copy", "claim_doubt", "stale")
+TWISTS = ("retry", "abort", "doubt", "copy", "claim_doubt", "stale", "left")
 PLACES = ("retention", "gap", "outage")
 
 _RETRY = Fault(FaultKind.RETRY, "the network")
@@ -42,6 +42,7 @@ _ABORT = Fault(FaultKind.ABORT, "a broker moved")
 _STALE = Fault(FaultKind.STALE, "REBALANCE_IN_PROGRESS")
 _RETRIED = (ListOffsets, FenceIds, ReadSettled, SendOffsets, AbortTransaction, RenewProducer, Produce)
 _ABORTED = (Produce, SendOffsets, EndTransaction)
+_LEFT = (Produce, SendOffsets)
 
 
 @dataclass(slots=True)
@@ -165,6 +166,8 @@ class Adversary:
             return _STALE if kind == "stale" else kind
         if type(ask) is SendOffsets and "stale" in shares and rng.random() < 0.3:
             return _STALE
+        if isinstance(ask, _LEFT) and "left" in shares and rng.random() < 0.3:
+            return "left"
         if isinstance(ask, _ABORTED) and "abort" in shares and rng.random() < 0.5:
             return _ABORT
         if isinstance(ask, _RETRIED) and "retry" in shares:

@@ -293,6 +293,16 @@ def _fencing() -> Any:
     return patch.object(Process, "_fence_ids", lambda self, ask, waited, twist: None)
 
 
+def _fence_former() -> Any:
+    """Ids that this worker used before are not fenced: what one left open stays open."""
+    ids_to_fence = ownership.ids_to_fence
+
+    def spare(engine: Any, heads: Any) -> tuple[str, ...]:
+        return tuple(one for one in ids_to_fence(engine, heads) if one not in engine.own_ids)
+
+    return patch.object(ownership, "ids_to_fence", spare)
+
+
 MUTATIONS: dict[str, Mutation] = {
     "write_ahead": Mutation(
         "write-ahead start",
@@ -389,6 +399,12 @@ MUTATIONS: dict[str, Mutation] = {
         _fencing,
         ("death_inside_the_first_transaction",),
         "only a transaction timeout ends what the dead owner has open: everything waits 10-20 s",
+    ),
+    "fence_former": Mutation(
+        "fencing of the worker's own earlier id",
+        _fence_former,
+        ("producer_left_inside_its_transaction",),
+        "a producer that was left behind holds its shards up until its transaction times out",
     ),
     "slow_id_ended": Mutation(
         "a slow commit ends its id",

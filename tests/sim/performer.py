@@ -2,7 +2,8 @@
 
 One method for each ask: what it answers, BLOCKED when the broker says «try again», or a fault. `twist` is the adversary's
 word for what goes wrong with this one: `applied` (took effect, the answer is lost), `late` (takes effect later), `never`,
-`copy` (took effect, and a copy stays in the network).
+`copy` (took effect, and a copy stays in the network), `left` (took effect, no answer came in time: the producer is left behind
+with its transaction open).
 """
 
 from __future__ import annotations
@@ -120,12 +121,12 @@ class Performer:
     def _produce(self, ask: Produce, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):
             return BLOCKED
-        return self.broker.produce(self.producer, ask.plan)
+        return self.broker.produce(self.producer, ask.plan) or _left(twist)
 
     def _send_offsets(self, ask: SendOffsets, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):
             return BLOCKED
-        return self.broker.send_offsets(self.producer, self.membership, ask.plan.offsets)
+        return self.broker.send_offsets(self.producer, self.membership, ask.plan.offsets) or _left(twist)
 
     def _end_transaction(self, ask: EndTransaction, waited_ms: int, twist: str) -> Any:
         if not twist:
@@ -158,6 +159,10 @@ class Performer:
             return BLOCKED
         self.deliver()
         return None
+
+
+def _left(twist: str) -> Fault | None:
+    return Fault(FaultKind.FENCED, "no answer: left behind") if twist == "left" else None
 
 
 _PERFORM: dict[type, str] = {

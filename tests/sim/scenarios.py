@@ -239,6 +239,18 @@ def doubtful_commit(word: str) -> None:
         stage.expect(task, COMPLETED, attempt=1, lost=0)
 
 
+def producer_left_inside_its_transaction() -> None:
+    """A broker has died, no answer comes: the producer is left with its transaction open, and its own worker fences it."""
+    for kind in (Produce, SendOffsets):
+        for status in (RUNNING, COMPLETED):
+            stage = Stage()
+            stage.start(A)
+            task = stage.submit("progress")
+            stage.answer(kind, "left", where=_says(A, status))
+            stage.play()
+            stage.expect(task, COMPLETED, attempt=1, lost=0)
+
+
 def trace_two_doubtful_commits() -> None:
     """amb=2: the first recovery gives up on its claim; the second must still ask for the id of the batch in doubt."""
     stage = Stage()
@@ -322,6 +334,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         trace_death_charged_to_a_waiting_task,
         trace_death_hidden_by_a_clean_record,
         trace_late_copy_of_a_claim,
+        producer_left_inside_its_transaction,
         trace_two_doubtful_commits,
         second_recovery_before_the_first_has_resolved,
         trace_late_copy_of_end_txn,
