@@ -37,7 +37,7 @@ from streamtask.kafka.acls import Role
 from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.trouble import hopeless
-from streamtask.model import DeadLetter, Ending, ErrorCode, HandlerKind, Outcome, now_ms
+from streamtask.model import DeadLetter, HandlerKind, Outcome, now_ms
 from streamtask.noticing import Noticing
 from streamtask.observe import Observer
 from streamtask.ports import (
@@ -57,6 +57,7 @@ from streamtask.ports import (
 )
 from streamtask.recovery import ControlReader, StatusRecall
 from streamtask.registry import Formats
+from streamtask.sizes import EventSize
 from streamtask.tracing import Attempts
 
 RECORDS_MAX = 2_000  # of one poll
@@ -72,9 +73,7 @@ STUCK_S = 20.0  # one broker call or turn without a sign of life: dump stacks an
 LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
 PARTIAL = "its partition does not exist in every topic"
 RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
-SIZE_SPARE_BYTES = 2_048
 REFERENCE_BYTES_MAX = 8_192  # of a dead letter whose bytes the broker refused
-EVENT_SPARE_BYTES = 1_024  # of an event beside its result and labels
 
 
 def clock() -> Now:
@@ -135,7 +134,8 @@ class Worker:
         self._beat = time.monotonic()
         self._noticing = Noticing(self.names)
         self._partitions = 0
-        self._event_bytes_max = 1_000_000
+        sized = (self.names.status, self.names.dead)
+        self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
         self._committed_s = 0.0
         self.stop_event = threading.Event()
@@ -216,8 +216,7 @@ class Worker:
         if self._children is None and any(one.kind is HandlerKind.PROCESS for one in self.handlers.values()):
             raise ConfigError(f"app {self.name!r} has process handlers: run it with `streamtask worker MODULE:app`.")
         self._partitions = granted.partition_count(self.kafka, self.names, Role.WORKER)
-        limit = admin.smallest_max_message_bytes(self.kafka, (self.names.status, self.names.dead))
-        self._event_bytes_max = limit - SIZE_SPARE_BYTES
+        self._size.look(admin.TIMEOUT_S)
 
     def _open_endpoint(self) -> Callable[[], None]:
         """/metrics, /health and /ready, if wanted; returns what ends them. Raises ConfigError."""
@@ -335,21 +334,15 @@ class Worker:
         for token, fraction, message in progress:
             engine.progressed(token, fraction, message, now)
         for token, outcome in done:
-            if outcome.result is not None and len(outcome.result) > self._event_bytes_max - EVENT_SPARE_BYTES - 100_000:
+            if outcome.result is not None and self._size.may_not_fit(outcome.result):
                 outcome = self._fitting(token, outcome)
             engine.ended(token, outcome, now)
         return True
 
     def _fitting(self, token: int, outcome: Outcome) -> Outcome:
-        """A result that its event could not carry is a failure that no retry mends."""
         claim = self.engine.running.get(token)
         labels = claim.record.request.labels if claim is not None and claim.record.request is not None else None
-        size = len(outcome.result or b"") + EVENT_SPARE_BYTES
-        size += sum(len(k.encode()) + len(v.encode()) + 8 for k, v in (labels or {}).items())
-        if size <= self._event_bytes_max:
-            return outcome
-        text = f"the result has {len(outcome.result or b'')} bytes; an event holds {self._event_bytes_max}"
-        return Outcome(Ending.RAISED, code=ErrorCode.RESULT_TOO_LARGE, error=text, retryable=False)
+        return self._size.fitting(outcome, labels)
 
     def _dispatch(self) -> None:
         """Effects out, in batches."""
@@ -478,7 +471,7 @@ class Worker:
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
     def _encode_dead(self, letter: DeadLetter) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
-        limit = REFERENCE_BYTES_MAX if letter.reference else self._event_bytes_max
+        limit = REFERENCE_BYTES_MAX if letter.reference else self._size.bytes_max
         fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms()}
         keeps = self.settings.tracebacks == "dead"
         return encode_dead(letter, self.names, value_bytes_max=limit, traceback=keeps, **fields)

@@ -55,6 +55,7 @@ LAYERS: dict[str, int] = {
     "streamtask.exposition": 3,
     "streamtask.observe": 4,
     "streamtask.noticing": 4,
+    "streamtask.sizes": 4,
     "streamtask.scrape": 4,
     "streamtask.note": 4,
     "streamtask.supervisor": 4,

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import psutil
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from streamtask.audit import Report, run_audit
 from streamtask.client import Client
@@ -39,6 +40,11 @@ SESSION_MS = 3_000  # the shortest that KafkaSettings takes: three heartbeats
 WAIT_S = 30.0
 T = TypeVar("T")
 TROUBLE = ("Traceback", "AssertionError", "worker_stuck", "poisoned")
+
+
+def whole_lines(text: str) -> list[str]:
+    """Without the last one, if it has no end: whoever appends it, in two pages, is not done (seen once)."""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def until(happened: Callable[[], T | None], what: str | Callable[[], str], timeout_s: float = WAIT_S) -> T:
@@ -99,9 +105,13 @@ class Running:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def lines(self) -> list[str]:
+        """Of its log; one that is being written is not there yet."""
+        return whole_lines(self.text())
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """What it told the operator under this name."""
-        lines = (line for line in self.text().splitlines() if line.startswith("{") and f'"{name}"' in line)
+        lines = (line for line in self.lines() if line.startswith("{") and f'"{name}"' in line)
         return [told for told in map(json.loads, lines) if told["event"] == name]
 
     def children(self) -> list[int]:
@@ -197,7 +207,7 @@ class Bench:
     def owned_by(self, worker: Running) -> set[int]:
         """Shards that a single worker says it has (it told of every assignment and revoke)."""
         owned: set[int] = set()
-        for line in worker.text().splitlines():
+        for line in worker.lines():
             told = json.loads(line) if line.startswith("{") else {}
             if told.get("event") == "shards_assigned":
                 owned |= set(told["shards"])
@@ -292,7 +302,8 @@ class Bench:
         )
 
     def executions(self) -> list[Execution]:
-        return [Execution(**json.loads(line)) for line in self._record.read_text().splitlines()]
+        """What handlers wrote about themselves."""
+        return [Execution(**json.loads(line)) for line in whole_lines(self._record.read_text())]
 
     def running(self) -> list[Execution]:
         """Executions that have begun and not ended (those of a killed worker stay for ever)."""
@@ -317,6 +328,15 @@ class Bench:
 
     def starts(self, task_id: str) -> list[Execution]:
         return [one for one in self.executions() if one.id == task_id and one.what == "start"]
+
+    def take_at_most(self, bytes_max: int | None) -> None:
+        """max.message.bytes of the status topic; None: as it was made. Raises KafkaException."""
+        operation = AlterConfigOpType.DELETE if bytes_max is None else AlterConfigOpType.SET
+        value = None if bytes_max is None else str(bytes_max)
+        entry = ConfigEntry("max.message.bytes", value, incremental_operation=operation)
+        resource = ConfigResource(ResourceType.TOPIC, self.names.status, incremental_configs=[entry])
+        client = AdminClient(self.kafka.admin())
+        client.incremental_alter_configs([resource])[resource].result(10)
 
     # --- Records of others --------------------------------------------------------------------------------------------
 

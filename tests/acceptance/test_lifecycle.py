@@ -177,6 +177,21 @@ def test_high_starts_before_a_backlog_of_low(bench: Bench) -> None:
     bench.finish()
 
 
+def test_a_limit_that_was_raised_since_the_start_holds_for_the_next_large_result(bench: Bench) -> None:
+    """Bug: a worker that started while max.message.bytes was low refused results until its own end."""
+    bench.take_at_most(20_000)
+    bench.worker()
+    refused = bench.client.submit("large", {"size": 30_000})
+    assert bench.end(refused.task_id).code == "result_too_large"
+    bench.take_at_most(None)
+
+    def fits() -> bool:
+        return bench.end(bench.client.submit("large", {"size": 30_000}).task_id).code is None
+
+    until(fits, "it has looked again")
+    bench.finish()
+
+
 def test_results_and_parameters_that_do_not_fit_are_told_by_their_code(bench: Bench) -> None:
     bench.worker()
     large = bench.client.submit("large", {"size": 2_000_000})
