@@ -9,7 +9,7 @@ RequestDecoder.decode and encode_status never raise.
 
 from streamtask.codec.control import decode_control, encode_control
 from streamtask.codec.dead import DeadRecord, decode_dead, encode_dead
-from streamtask.codec.request import RequestDecoder, decode_request_strict, encode_request
+from streamtask.codec.request import RequestDecoder, decode_request_strict, encode_request, peek_request
 from streamtask.codec.result import encode_result
 from streamtask.codec.status import decode_status, encode_status, peek_status, status_headers, status_key
 
@@ -25,6 +25,7 @@ __all__ = [
     "encode_request",
     "encode_result",
     "encode_status",
+    "peek_request",
     "peek_status",
     "status_headers",
     "status_key",

@@ -220,6 +220,21 @@ def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
     return request
 
 
+def peek_request(value: bytes | None) -> dict[str, Any] | None:
+    """A request in JSON that writes its task_id into its field, as a plain mapping (1 µs): `task_id` canonical, and the one
+    that `decode` gives it, whatever else is wrong; the rest not validated. None: ask `decode`."""
+    try:
+        document = read_object(value)
+    except DecodeError:
+        return None
+    named = document.get("task_id")
+    task_id = canonical(named) if type(named) is str else None
+    if task_id is None:
+        return None
+    document["task_id"] = task_id
+    return document
+
+
 def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
     """A request at one of our doors: JSON bytes, or a dict (times as datetime or text).
 

@@ -4,26 +4,27 @@ A request is its task's CREATED with version 0, a status event is itself with ve
 about a task stands is core/fold.py's to say; this module only asks, and keeps the request's tenant, which no status
 event carries. It runs in the tail thread and nowhere else.
 
-A status event is read by `peek_status` (its JSON is served as it is): the columns take what has the right type.
+A status event is read by `peek_status` (its JSON is served as it is): the columns take what has the right type. A request is
+validated when its row is wanted: in a restore most are overtaken by a status event within their batch (10 µs each).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from streamtask.codec import RequestDecoder, decode_control, peek_status
+from streamtask.codec import RequestDecoder, decode_control, peek_request, peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import BINARY, time_text
 from streamtask.config import TopicNames
 from streamtask.core.fold import stands
 from streamtask.errors import DecodeError
-from streamtask.identity import Origin
+from streamtask.identity import Origin, origin_text
 from streamtask.model import PRIORITY_MAX, PRIORITY_MIN, RequestRecord, TaskStatus, message_of, to_ms
 from streamtask.view.feed import Heard
 from streamtask.view.store import Partition, Row, Store
@@ -61,6 +62,31 @@ class _Event(NamedTuple):
     record: Record
     document: dict[str, Any]
     body: bytes  # the event as JSON: the record's value, unless that is Avro
+
+
+class _Asked:
+    """A request before it is made a row: what folding asks for. updated_ms is asked for only where two requests have one
+    task_id."""
+
+    __slots__ = ("_made", "_make", "origin", "record", "task_id")
+
+    status = TaskStatus.CREATED.value
+    version = 0
+    tenant = None
+
+    def __init__(self, task_id: str, origin: str, record: Record, make: Callable[[Record], Row]) -> None:
+        self.task_id, self.origin, self.record = task_id, origin, record
+        self._make = make
+        self._made: Row | None = None
+
+    @property
+    def updated_ms(self) -> int:
+        return self.row().updated_ms
+
+    def row(self) -> Row:
+        if self._made is None:
+            self._made = self._make(self.record)
+        return self._made
 
 
 @dataclass(slots=True)
@@ -109,7 +135,7 @@ class Materializer:
         """
         facts = [fact for record in records if (fact := self._fact(record)) is not None]
         known = self._store.known({fact.task_id for fact in facts})
-        latest: dict[str, Row | _Event] = {}
+        latest: dict[str, Row | _Event | _Asked] = {}
         asked: dict[tuple[str, str], str] = {}  # (task_id, origin): the tenant in that request
         for fact in facts:
             task_id = fact.task_id
@@ -121,7 +147,7 @@ class Materializer:
                 if feed is not None and type(fact) is _Event:
                     feed.append(heard(fact.record, fact.document, fact.body))
         # A row is made of what stands at last: most events of a long batch are overtaken within it.
-        rows = [fact if isinstance(fact, Row) else self._row(fact) for fact in latest.values()]
+        rows = [self._row(fact) for fact in latest.values()]
         tenants: dict[str, str] = {}
         for (task_id, origin), tenant in asked.items():
             held = latest.get(task_id) or known.get(task_id)
@@ -130,12 +156,11 @@ class Materializer:
         self._store.apply(rows, offsets, tenants)
         return list(latest)
 
-    def _fact(self, record: Record) -> Row | _Event | None:
+    def _fact(self, record: Record) -> Row | _Event | _Asked | None:
         if record.topic == self._names.status:
             return self._status(record)
-        band = self._band_of_topic.get(record.topic)
-        if band is not None:
-            return self._request(band, record)
+        if record.topic in self._band_of_topic:
+            return self._request(record)
         if record.topic == self._names.control and record.value is not None:
             try:
                 decode_control(record.key, record.value, self._lenient)
@@ -163,7 +188,15 @@ class Materializer:
             body,
         )
 
-    def _row(self, event: _Event) -> Row:
+    def _row(self, fact: Row | _Event | _Asked) -> Row:
+        if type(fact) is _Asked:
+            return fact.row()
+        if type(fact) is Row:
+            return fact
+        assert type(fact) is _Event, f"a fact is one of three kinds: {fact}"
+        return self._row_of(fact)
+
+    def _row_of(self, event: _Event) -> Row:
         record, document = event.record, event.document
         priority = document.get("priority")
         created_ms = _ms(document.get("created_at"), record.timestamp_ms)
@@ -182,9 +215,27 @@ class Materializer:
             self._band_of_name.get(event.origin.partition("-")[0], -1),
         )
 
-    def _request(self, band: int, record: Record) -> Row | None:
-        request = self._decoder.decode(
-            band,
+    def _request(self, record: Record) -> Row | _Asked | None:
+        document = peek_request(record.value)
+        if document is not None and document.get("tenant") is None:  # which only a valid request has
+            self.tally.requests += 1
+            origin = origin_text(
+                self._names.bands[self._band_of_topic[record.topic]].name, record.partition, record.offset
+            )
+            return _Asked(document["task_id"], origin, record, self._created)
+        request = self._decoded(record)
+        if not request.task_id:
+            self.tally.unreadable += 1
+            return None
+        self.tally.requests += 1
+        return created_row(request, self._names, self._locale)
+
+    def _created(self, record: Record) -> Row:
+        return created_row(self._decoded(record), self._names, self._locale)
+
+    def _decoded(self, record: Record) -> RequestRecord:
+        return self._decoder.decode(
+            self._band_of_topic[record.topic],
             record.partition,
             record.offset,
             record.timestamp_ms,
@@ -192,11 +243,6 @@ class Materializer:
             record.value,
             record.headers,
         )
-        if not request.task_id:
-            self.tally.unreadable += 1
-            return None
-        self.tally.requests += 1
-        return created_row(request, self._names, self._locale)
 
 
 def read_status(record: Record, reader: Reader) -> tuple[dict[str, Any], bytes]:

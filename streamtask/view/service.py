@@ -33,7 +33,7 @@ from streamtask.view.store import Cursor, Filter, Known, Page, Partition, Row, S
 from streamtask.view.watch import Watchers
 
 SERVING_RECORDS = 200
-RESTORING_RECORDS = 5_000
+RESTORING_RECORDS = 20_000  # more events of a task in one batch are one row; 25 MB
 POLL_S = 0.1
 LOOK_S = 2.0  # between two looks at the ends of the log
 EXPIRE_S = 30.0  # between two looks for forgotten tasks

@@ -28,6 +28,7 @@ from streamtask.codec import (
     encode_request,
     encode_result,
     encode_status,
+    peek_request,
     peek_status,
     status_headers,
     status_key,
@@ -207,6 +208,11 @@ def test_requests_that_give_the_same_fields_keep_their_names_once_and_others_kee
     assert "tenant" not in same[1].model_fields_set, "a copy has a set of its own"
 
 
+@pytest.mark.parametrize("value", [None, b"", b"[]", b"no JSON", b'{"task_type":"a"}', b"\x00\x00\x00\x00\x01"])
+def test_what_does_not_name_its_task_in_json_is_not_peeked_at(value: bytes | None) -> None:
+    assert peek_request(value) is None
+
+
 def test_absent_and_null_are_the_same() -> None:
     nothing = dict.fromkeys(
         ["parameters", "priority", "timeout_seconds", "task_id", "created_at", "expires_at", "not_before", "labels"]
@@ -374,6 +380,25 @@ _REQUESTS = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=8),
+    st.sampled_from([ONE, ONE.upper(), TWO, "no id", 5, None]),
+    st.sampled_from([None, TWO.encode(), b"k"]),
+    st.sampled_from([None, [("task_id", TWO.encode())], [("task_id", b"no id")]]),
+)
+def test_the_id_that_is_peeked_at_is_the_one_that_decode_gives(
+    fields: dict[str, Any], named: Any, key: bytes | None, headers: Any
+) -> None:
+    value = json.dumps({"task_type": "census"} | fields | {"task_id": named}).encode()
+    document, record = peek_request(value), _decode(value, key=key, headers=headers)
+    if document is None:
+        assert named not in (ONE, ONE.upper(), TWO) or record.problem is not None, "numbers of 65 bits are no JSON here"
+        return
+    assert record.task_id == document["task_id"]
+    if record.request is not None:
+        assert record.request.tenant == document.get("tenant")
+
+
 @given(_REQUESTS)
 def test_a_request_is_read_back_as_it_was_written(request: TaskRequest) -> None:
     assert decode_request_strict(encode_request(request)) == request

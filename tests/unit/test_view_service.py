@@ -42,23 +42,26 @@ def folded(records: Sequence[LogRecord], cuts: Sequence[int] = ()) -> Row | None
     return store.get(TASK)
 
 
-def a_history() -> list[LogRecord]:
+def a_history(tenant: str | None = "acme") -> list[LogRecord]:
+    """Two requests with one id, and the events of both. A request without a tenant is read when its row is wanted."""
     log = Log()
-    origin = log.request(1, 0, {"task_type": "x", "task_id": TASK, "tenant": "acme"})
+    origin = log.request(1, 0, {"task_type": "x", "task_id": TASK, "tenant": tenant})
     log.status(TASK, "created", origin)
     log.status(TASK, "running", origin, attempt=1)
     log.status(TASK, "running", origin, attempt=1, progress=0.5)
     log.status(TASK, "completed", origin, attempt=1)
-    again = log.request(2, 0, {"task_type": "x", "task_id": TASK, "tenant": "other"})
+    again = log.request(2, 0, {"task_type": "x", "task_id": TASK, "tenant": tenant and "other"})
     log.status(TASK, "created", again)
     log.status(TASK, "failed", again)
     return all_records(log)
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.randoms(use_true_random=False), st.lists(st.integers(0, 8), max_size=4))
-def test_any_order_in_any_batches_folds_to_the_same_row(order: random.Random, cuts: list[int]) -> None:
-    records = a_history()
+@given(st.randoms(use_true_random=False), st.lists(st.integers(0, 8), max_size=4), st.sampled_from(["acme", None]))
+def test_any_order_in_any_batches_folds_to_the_same_row(
+    order: random.Random, cuts: list[int], tenant: str | None
+) -> None:
+    records = a_history(tenant)
     expected = folded(records)
     assert expected is not None
     assert (expected.status, expected.version, expected.origin, expected.band) == ("completed", 4, "normal-0@0", 1)
@@ -84,6 +87,17 @@ def test_the_tenant_of_another_request_with_the_same_id_is_never_taken() -> None
             row = folded(order, cuts)
             assert row is not None
             assert (row.origin, row.tenant) in {("normal-0@0", "acme"), ("normal-0@0", None)}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
+def test_of_two_requests_with_one_id_the_same_one_is_shown_whether_they_have_a_tenant_or_not(
+    order: tuple[int, ...],
+) -> None:
+    for tenant in ("acme", None):
+        requests = [record for record in a_history(tenant) if record.topic != "t.status"]
+        row = folded([requests[number] for number in order])
+        assert row is not None
+        assert (row.origin, row.tenant, row.status) == ("low-0@0", tenant and "other", "created")
 
 
 def test_a_request_without_an_id_has_the_derived_one_and_one_that_is_wrong_is_shown_if_it_names_one() -> None:
