@@ -20,10 +20,10 @@ CHAOS ?=
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check bench sim chaos model clean
+.PHONY: help install demo test slow check bench bench-check sim chaos model clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv and install streamtask into it, with everything that tests and demo need
 
@@ -44,6 +44,9 @@ check: $(INSTALLED) ## format, lint, types, and the tests that need no Kafka
 
 bench: $(INSTALLED) ## measure on a real local Kafka: BENCH="throughput --json" or BENCH="latency --json"
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+bench-check: $(INSTALLED) ## have the ratios to their limits fallen by 15 % since they were recorded?
+	@$(BIN)/python -m benchmarks.check
 
 sim: $(INSTALLED) ## the simulation alone: SEEDS=10000
 	@$(BIN)/python -m tests.sim --seeds $(SEEDS)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import audit, cancel, garbage, latency, memory, rooms, throughput
+from benchmarks import audit, cancel, garbage, latency, lookup, memory, restore, rooms, submit, throughput, visible
 from benchmarks.app import TASK_TYPES
 from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
@@ -20,6 +20,10 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "garbage": (garbage.measure, 60_000),
     "latency": (latency.measure, 400),
     "cancel": (cancel.measure, 200),
+    "submit": (submit.measure, 200_000),
+    "restore": (restore.measure, 333_333),
+    "lookup": (lookup.measure, 50_000),
+    "visible": (visible.measure, 1_000),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
     "memory": (memory.measure, 1_000_000),
@@ -38,7 +42,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--concurrency", type=_positive, default=CONCURRENCY, help="handlers at once (1000)")
     parser.add_argument(
-        "--tasks", type=_positive, help="how many (60000; latency 400, cancel 200, audit 200000, memory 1000000)"
+        "--tasks",
+        type=_positive,
+        help=", ".join(f"{name} {tasks}" for name, (_, tasks) in BENCHMARKS.items() if tasks),
     )
     parser.add_argument("--partitions", type=_positive, default=PARTITIONS, help="of every topic (12)")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")

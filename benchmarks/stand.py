@@ -1,4 +1,4 @@
-"""What benchmarks stand on: a broker of their own, topics, one real worker process, and who measured it.
+"""What benchmarks stand on: a broker of their own, topics, real processes of worker and query service, and who measured it.
 
 Everything that is started here ends with its `with`.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import confluent_kafka
 
@@ -33,6 +35,8 @@ from streamtask.kafka.tail import Tail, TailRecord
 ROOT = Path(__file__).resolve().parents[1]
 PARTITIONS = 12
 STOP_S = 40.0
+READY_S = 300.0
+LOOK_S = 0.01
 
 
 class Failed(StreamtaskError):
@@ -64,8 +68,8 @@ def kafka(bootstrap: str) -> KafkaSettings:
     return KafkaSettings(bootstrap, client_id="benchmarks")
 
 
-class WorkerProcess:
-    """One worker of benchmarks.app in a process of its own, as `streamtask worker` starts them."""
+class OtherProcess:
+    """A process that was started here, and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
@@ -79,29 +83,72 @@ class WorkerProcess:
         """Raises Failed when it has ended."""
         if self.process.poll() is not None:
             text = self._log.read_text(errors="replace")[-3_000:]
-            raise Failed(f"The worker ended with exit code {self.process.returncode}:\n{text}")
+            raise Failed(f"{self.process.args} ended with exit code {self.process.returncode}:\n{text}")
+
+    def said(self) -> str:
+        """All that it has written."""
+        return self._log.read_text(errors="replace")
 
     def troubles(self) -> list[str]:
         """What it warned of, by event name."""
-        return [line for line in self._log.read_text(errors="replace").splitlines() if '"level": "warning"' in line]
+        return [line for line in self.said().splitlines() if '"level": "warning"' in line]
+
+
+def worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
+    """A real worker process with benchmarks.app, as `streamtask worker` starts it; drained at the end."""
+    settings = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
+    return _process(["streamtask.process", "benchmarks.app:app", "0"], settings)
+
+
+class QueryService(NamedTuple):
+    """A process of `streamtask serve`, and where it answers."""
+
+    process: OtherProcess
+    url: str
+
+    def until_ready(self, timeout_s: float = READY_S) -> None:
+        """Everything that lay in the topics is in the view."""
+        until_said(self.process, r"^ready: ", timeout_s)
 
 
 @contextlib.contextmanager
-def worker(bootstrap: str, prefix: str, concurrency: int) -> Iterator[WorkerProcess]:
-    """A real worker process; drained at the end."""
+def query_service(bootstrap: str, prefix: str) -> Iterator[QueryService]:
+    """`streamtask serve` on a temporary SQLite file, once it listens."""
+    settings = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix}
+    with _process(["streamtask", "serve", "--port", "0"], settings) as process:
+        yield QueryService(process, until_said(process, r"query service: (\S+)", READY_S)[1])
+
+
+@contextlib.contextmanager
+def bare_server(body_bytes: int) -> Iterator[str]:
+    """The address of benchmarks.bare."""
+    with _process(["benchmarks.bare", str(body_bytes)], {}) as process:
+        yield until_said(process, r"listening: (\S+)", READY_S)[1]
+
+
+def until_said(process: OtherProcess, pattern: str, timeout_s: float) -> re.Match[str]:
+    """What the pattern finds in its log, once it does. Raises Failed."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := re.search(pattern, process.said(), re.MULTILINE)):
+        process.check()
+        if time.monotonic() > deadline:
+            raise Failed(f"{process.process.args} did not say {pattern!r} within {timeout_s:g} s:\n{process.said()}")
+        time.sleep(LOOK_S)
+    return found
+
+
+@contextlib.contextmanager
+def _process(arguments: list[str], settings: dict[str, str]) -> Iterator[OtherProcess]:
+    """`python -m …` with these settings and no others; SIGTERM at the end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMTASK_")}
-    environment |= {
-        "STREAMTASK_BOOTSTRAP_SERVERS": bootstrap,
-        "STREAMTASK_PREFIX": prefix,
-        "STREAMTASK_CONCURRENCY": str(concurrency),
-    }
+    environment |= {f"STREAMTASK_{name}": value for name, value in settings.items()} | {"PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory(prefix="streamtask-bench-") as directory:
-        log = Path(directory) / "worker.log"
+        log = Path(directory) / "log"
         with log.open("wb") as out:
-            command = [sys.executable, "-m", "streamtask.process", "benchmarks.app:app", "0"]
+            command = [sys.executable, "-m", *arguments]
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
         try:
-            yield WorkerProcess(process, log)
+            yield OtherProcess(process, log)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

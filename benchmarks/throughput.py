@@ -24,7 +24,7 @@ from benchmarks.app import TASK_TYPES, parameters
 from benchmarks.stand import (
     ROOT,
     Failed,
-    WorkerProcess,
+    OtherProcess,
     check_histories,
     kafka,
     status_of,
@@ -91,7 +91,7 @@ def _raw(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str
 def follow(
     bootstrap: str,
     names: TopicNames,
-    process: WorkerProcess,
+    process: OtherProcess,
     tasks: int,
     look: Callable[[int], None] = lambda _done: None,
 ) -> float:
@@ -104,7 +104,7 @@ def follow(
 
 
 def _follow(
-    reader: Consumer, places: list[TopicPartition], process: WorkerProcess, tasks: int, look: Callable[[int], None]
+    reader: Consumer, places: list[TopicPartition], process: OtherProcess, tasks: int, look: Callable[[int], None]
 ) -> float:
     seen = psutil.Process(process.pid)
     first: tuple[int, float] | None = None

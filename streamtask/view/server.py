@@ -47,14 +47,15 @@ def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None
     """
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     check_bind(settings.host, key, insecure)
-    with _loop_runner() as runner:
+    with loop_runner() as runner:
         try:
             runner.run(_serve(settings, key, say or _print))
         except BaseExceptionGroup as group:  # of the task groups inside: the caller knows our errors, not their trees
             raise _leaf(group) from group
 
 
-def _loop_runner() -> asyncio.Runner:
+def loop_runner() -> asyncio.Runner:
+    """On uvloop, where it is installed."""
     try:
         import uvloop
     except ImportError:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from benchmarks import visible
 from benchmarks.__main__ import main, parse, table
+from benchmarks.check import fallen
+from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.latency import PARTS, quantile
 from benchmarks.rooms import ROOMS
-from benchmarks.stand import Failed, check_histories
+from benchmarks.stand import Failed, bare_server, check_histories
+from benchmarks.written import STEPS, Task, event
+from streamtask.codec import decode_status
 from tests.conftest import Broker
 
 EVERYWHERE = {"benchmark", "tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms", "concurrency", "tasks"}
@@ -61,6 +67,32 @@ def test_what_was_not_measured_is_null_in_the_line_and_left_out_of_the_table() -
     assert "tasks_per_s" not in shown
     assert "8.1" in shown
     assert "pick 1" in shown
+
+
+def test_a_ratio_has_fallen_when_its_median_is_15_percent_lower_and_no_round_reaches_the_lowest_recorded_one() -> None:
+    recorded = {"throughput": [0.20, 0.22, 0.24]}
+    (line,) = fallen(recorded, {"throughput": [0.15, 0.16, 0.19]})
+    assert line == "throughput: 0.160 of its limit; it was 0.220 (-27%)"
+    assert fallen(recorded, {"throughput": [0.15, 0.16, 0.21]}) == [], "one round reached it: noise"
+    assert fallen(recorded, {"throughput": [0.19, 0.19, 0.19]}) == [], "less than 15 %"
+    assert fallen(recorded, {"submit": [0.1]}) == [], "never recorded"
+
+
+def test_the_written_events_are_what_a_worker_writes() -> None:
+    task = Task("0190a5e2-7d44-7f00-8000-000000000001", 3, "high-3@7", 9, 1_795_505_160_123)
+    for status in STEPS:
+        read = decode_status(event(task, status))
+        assert (read.task_id, read.status.value, read.origin) == (task.task_id, status, "high-3@7")
+        assert read.attempt == (None if status == "created" else 1)
+    assert decode_status(event(task, "completed")).result == {"path": "lib/module.py", "size": 3}
+
+
+def test_the_http_load_counts_answers_and_times_them_from_when_they_were_due() -> None:
+    with bare_server(100) as url:
+        assert asyncio.run(closed_loop(url, ["/a"], connections=4, seconds=0.2)) > 100
+        took = asyncio.run(open_loop(url, ["/a", "/b"], connections=4, rate=200, seconds=0.2))
+    assert 0 < len(took) <= 41
+    assert all(ms > 0 for ms in took)
 
 
 def test_the_rooms_are_measured_without_a_broker(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +146,50 @@ def test_how_long_a_cancel_takes_is_told_for_each_kind_alone_and_beside_load(
     for name in ("kinds_p50_ms", "kinds_p99_ms", "loaded_p50_ms", "loaded_p99_ms"):
         assert set(found[name]) == {"async", "thread", "process"}
     assert (found["tasks"], found["loaded_tasks"]) == (1, 1)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_submits_stand_beside_the_producer_of_confluent_kafka(
+    capsys: pytest.CaptureFixture[str], broker: Broker
+) -> None:
+    found = run(capsys, "submit", "--tasks", "2000", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert found["ratio"] == pytest.approx(found["tasks_per_s"] / found["raw_tasks_per_s"], abs=0.002)
+    assert (len(found["bulk_runs_per_s"]), len(found["raw_runs_per_s"])) == (2, 4)
+    assert found["awaited_per_s"] > 0
+    assert 0 < found["awaited_p50_ms"] <= found["awaited_p99_ms"]
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_restore_stands_beside_a_reader_that_keeps_nothing(
+    capsys: pytest.CaptureFixture[str], broker: Broker
+) -> None:
+    found = run(capsys, "restore", "--tasks", "2000", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert (found["tasks"], found["events"]) == (2_000, 6_000)
+    assert found["events_per_s"] == pytest.approx(found["tasks_per_s"] * 3, rel=0.01)
+    assert found["ready_s"] > 0
+    assert found["ratio"] > 0
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_lookups_stand_beside_a_bare_server(capsys: pytest.CaptureFixture[str], broker: Broker) -> None:
+    found = run(capsys, "lookup", "--tasks", "300", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert found["ratio"] == pytest.approx(found["lookups_per_s"] / found["bare_per_s"], abs=0.002)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found["events_per_s"] > 1_000
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_how_long_a_commit_takes_to_be_visible_is_told(
+    capsys: pytest.CaptureFixture[str], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visible, "TASKS_PER_S", 100)  # a busy machine's view would be behind at 5,000
+    found = run(capsys, "visible", "--tasks", "50", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found["tasks"] >= 50
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""Status events as a worker writes them, without a worker: what the benchmarks of the view stand on.
+
+A worker makes a third of what a view can read, so it would be the worker that is measured. The events are as long as ours,
+say the origin of their request, and lie in the order in which a busy system writes them: some hundred tasks of a partition
+are open at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from confluent_kafka import Producer
+
+from benchmarks.stand import Failed, kafka
+from streamtask.codec.wire import time_text
+from streamtask.config import TopicNames
+from streamtask.identity import Origin
+from streamtask.kafka.tail import Tail
+
+OPEN = 3_000  # tasks at a time
+STEPS = ("created", "running", "completed")
+WORKER = "benchmark@host.example:4711"
+EVENT = (
+    '{"task_id":"%s","status":"%s"%s,"created_at":"%s","updated_at":"%s","message":"Task status: %s",'
+    '"task_type":"noop","priority":%d%s,"worker":"' + WORKER + '","origin":"%s"}'
+)
+FLUSH_S = 120.0
+
+
+class Task(NamedTuple):
+    """A request that lies in its topic."""
+
+    task_id: str
+    partition: int
+    origin: str
+    priority: int
+    created_ms: int
+
+
+def requested(bootstrap: str, names: TopicNames) -> Iterator[Task]:
+    """Every request of the prefix."""
+    with Tail(kafka(bootstrap), list(names.requests)) as tail:
+        ends = tail.ends()
+        while not tail.caught_up(ends):
+            for record in tail.poll(10_000, 0.1):
+                band = names.requests.index(record.topic)
+                origin = str(Origin(names.bands[band].name, record.partition, record.offset))
+                task_id = (record.key or b"").decode()
+                yield Task(task_id, record.partition, origin, names.bands[band].middle, record.timestamp_ms)
+
+
+def event(task: Task, status: str, more: str = "") -> bytes:
+    """The value of one event of a first attempt. more: further members, each with a comma before it."""
+    at = time_text(task.created_ms)
+    attempt = "" if status == "created" else f',"attempt":1,"started_at":"{at}"'
+    if status == "completed":
+        more = f',"progress":1.0,"result":{{"path":"lib/module.py","size":{task.partition}}}{more}'
+        attempt += f',"finished_at":"{at}"'
+    return (EVENT % (task.task_id, status, more, at, at, status, task.priority, attempt, task.origin)).encode()
+
+
+class Writer:
+    """Writes events to the status topic. In transactions when it is given an id; else each by itself."""
+
+    def __init__(self, bootstrap: str, names: TopicNames, transactional_id: str | None = None) -> None:
+        settings, self._topic = kafka(bootstrap), names.status
+        self._refused: list[str] = []
+        properties = (
+            settings.transactional(transactional_id)
+            if transactional_id
+            else settings.idempotent(reports=False, linger_ms=20)
+        )
+        self.producer = Producer(properties | {"on_delivery": self._told})
+        if transactional_id:
+            self.producer.init_transactions(FLUSH_S)
+
+    def _told(self, error: object, _message: object) -> None:
+        if error is not None:
+            self._refused.append(str(error))
+
+    def write(self, task: Task, value: bytes) -> None:
+        """Waits while the queue is full."""
+        while True:
+            try:
+                self.producer.produce(self._topic, value, task.task_id.encode(), task.partition)
+                return
+            except BufferError:
+                self.producer.poll(0.05)
+
+    def flush(self) -> None:
+        """Raises Failed when not all that was written is acknowledged."""
+        left = self.producer.flush(FLUSH_S)
+        if left or self._refused:
+            raise Failed(f"Not acknowledged: {left + len(self._refused)} events. {self._refused[:1]}")
+
+
+def write_histories(bootstrap: str, names: TopicNames, tasks: list[Task]) -> int:
+    """CREATED, RUNNING and COMPLETED of each; returns how many events that is. Raises Failed."""
+    writer = Writer(bootstrap, names)
+    for first in range(0, len(tasks), OPEN):
+        part = tasks[first : first + OPEN]
+        for status in STEPS:
+            for task in part:
+                writer.write(task, event(task, status))
+        writer.producer.poll(0)
+    writer.flush()
+    return len(tasks) * len(STEPS)
