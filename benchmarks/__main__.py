@@ -7,10 +7,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import audit, cancel, garbage, latency, lookup, memory, restore, rooms, submit, throughput, visible
 from benchmarks.app import TASK_TYPES
+from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
 from streamtask.errors import StreamtaskError
@@ -52,7 +54,33 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
     parser.add_argument("--rate", type=float, default=300.0, help="of the soak: requests a second (300)")
     parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        type=_names,
+        const=(),
+        metavar="NAME,…",
+        help="of throughput: the same jobs on other task systems, about a quarter of an hour; with names only on these: "
+        + ", ".join(peer.name for peer in catalogue.PEERS),
+    )
+    parser.add_argument(
+        "--jobs", type=_names, default=(), metavar="JOB,…", help=f"of --peers: {', '.join(catalogue.JOBS)} (all)"
+    )
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE.png", help="of --peers: draw the figures (needs matplotlib)"
+    )
+    options = parser.parse_args(argv)
+    if options.peers is not None and options.name != "throughput":
+        parser.error("--peers is of throughput: python -m benchmarks throughput --peers")
+    if options.peers is None and (options.chart or options.jobs):
+        parser.error("--chart and --jobs are of throughput --peers")
+    if unknown := set(options.jobs) - set(catalogue.JOBS):
+        parser.error(f"--jobs {','.join(sorted(unknown))}: there are {', '.join(catalogue.JOBS)}")
+    return options
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _positive(text: str) -> int:
@@ -65,6 +93,9 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, and put the figures beside who measured them."""
     measure, tasks = BENCHMARKS[options.name]
+    given = OPTIONS.get(options.name, ())
+    if options.peers is not None:
+        measure, given = drive.measure, ("peers", "jobs")
     about = circumstances()
     with contextlib.nullcontext("") if options.name in WITHOUT_BROKER else broker(options.bootstrap) as bootstrap:
         found = measure(
@@ -72,7 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             tasks=options.tasks or tasks,
             concurrency=options.concurrency,
             partitions=options.partitions,
-            **{name: getattr(options, name) for name in OPTIONS.get(options.name, ())},
+            **{name: getattr(options, name) for name in given},
         )
     return {"benchmark": options.name, **dict.fromkeys(ALWAYS), **found, "concurrency": options.concurrency, **about}
 
@@ -92,11 +123,19 @@ def _text(value: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     try:
-        found = run(options)
+        return _main(options)
     except StreamtaskError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    print(table(found))
+
+
+def _main(options: argparse.Namespace) -> int:
+    if options.chart:
+        report.drawing()  # a quarter of an hour is not measured for a chart that cannot be drawn
+    found = run(options)
+    print(report.text(found) if options.peers is not None else table(found))
+    if options.chart:
+        report.draw(found, options.chart)
     if options.json:
         print(json.dumps(found))
     return 1 if found.get("grown") else 0

@@ -1,5 +1,5 @@
-"""The jobs of the benchmarks, in each kind of handler: a no-op with three parameters, whose result is stored, and one that
-runs until it is cancelled."""
+"""The jobs of the benchmarks, in each kind of handler: a no-op with three parameters, whose result is stored, those that
+are measured on peers as well (benchmarks/peers), and one that runs until it is cancelled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any
 
+from benchmarks.peers.apps import jobs
 from streamtask import App, Context
 
 app = App("benchmark")
@@ -31,9 +32,32 @@ def noop_process(path: str, size: int, deep: bool) -> dict[str, Any]:
 TASK_TYPES = {"async": "noop", "thread": "noop_thread", "process": "noop_process"}
 
 
-def parameters(number: int) -> dict[str, Any]:
-    """The parameters of the request with this number."""
-    return {"path": f"lib/module_{number}.py", "size": number, "deep": True}
+@app.task("sleep_1ms")
+async def sleep_1ms(path: str, size: int, deep: bool) -> dict[str, Any]:
+    await asyncio.sleep(0.001)
+    return {"path": path, "size": size}
+
+
+@app.task("sleep_5ms")
+async def sleep_5ms(path: str, size: int, deep: bool) -> dict[str, Any]:
+    await asyncio.sleep(0.005)
+    return {"path": path, "size": size}
+
+
+@app.task("cpu_1ms", executor="process")
+def cpu_1ms(path: str, size: int, deep: bool) -> dict[str, Any]:
+    jobs.burn(0.001)
+    return {"path": path, "size": size}
+
+
+@app.task("payload_20k")
+async def payload_20k(path: str, size: int, deep: bool, payload: str) -> dict[str, Any]:
+    return {"path": path, "size": size}
+
+
+def parameters(number: int, task_type: str = "noop") -> dict[str, Any]:
+    """The parameters of the request with this number: three fields, and the payload where that is the job."""
+    return jobs.parameters(task_type, number)
 
 
 @app.task("until_cancelled")

@@ -4,7 +4,9 @@ One process: consume up to 1,000 requests, decode them with orjson, encode three
 have with orjson, produce them keyed, flush, send offsets, commit; lz4, retry.backoff.ms=1. It has no ledger, no schedule,
 no handler, no validation and no write-ahead: the limit, not a peer.
 
-    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC TASKS      prints one line of JSON
+    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC TASKS [JOB]      prints one line of JSON
+
+JOB is one of benchmarks.peers.apps.jobs, done in the loop for each request, one after the other; without it: nothing is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from benchmarks.peers.apps.jobs import WORKING, perform
 from streamtask.config import TopicNames
 
 CONSUME_MAX = 1_000
@@ -29,7 +32,7 @@ DEADLINE_S = 300.0
 WORKER = f"benchmark@{socket.gethostname()}:{os.getpid()}"  # as in our events
 
 
-def run(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str, Any]:
+def run(bootstrap: str, names: TopicNames, status: str, tasks: int, job: str = "noop") -> dict[str, Any]:
     """Read `tasks` requests from their start and write their events to `status`."""
     group = f"raw-{secrets.token_hex(4)}"
     common = {"bootstrap.servers": bootstrap, "retry.backoff.ms": 1}
@@ -50,6 +53,9 @@ def run(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str,
         if not began_s:
             began_s, cpu_s = time.monotonic(), time.process_time()
         producer.begin_transaction()
+        if job in WORKING:
+            for _ in messages:
+                perform(job, "", 0)
         offsets, size = _produce(producer, status, messages, size)
         producer.flush()
         places = [TopicPartition(topic, partition, at) for (topic, partition), at in offsets.items()]
@@ -97,8 +103,8 @@ def _produce(producer: Producer, status: str, messages: list[Any], size: int) ->
 
 
 def main(argv: list[str]) -> int:
-    bootstrap, prefix, status, tasks = argv
-    print(json.dumps(run(bootstrap, TopicNames(prefix), status, int(tasks))))
+    bootstrap, prefix, status, tasks, *job = argv
+    print(json.dumps(run(bootstrap, TopicNames(prefix), status, int(tasks), *job)))
     return 0
 
 

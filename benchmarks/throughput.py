@@ -47,11 +47,11 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
     """The figures; see the module. handler: its kind, a name in TASK_TYPES."""
     with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
         submit_per_s = asyncio.run(submit(bootstrap, names, tasks, TASK_TYPES[handler]))
-        raws = [_raw(bootstrap, names, raw.status, tasks)]
+        raws = [raw_loop(bootstrap, names, raw.status, tasks)]
         with worker(bootstrap, names.prefix, concurrency) as process:
             cpu_us = follow(bootstrap, names, process, tasks)
-        found = _rate(bootstrap, names, tasks)
-        raws += [_raw(bootstrap, names, raw.status, tasks) for _ in range(RAW_RUNS - 1)]
+        found = rate(bootstrap, names, tasks)
+        raws += [raw_loop(bootstrap, names, raw.status, tasks) for _ in range(RAW_RUNS - 1)]
     best = max(raws, key=lambda raw: float(raw["tasks_per_s"]))
     return {
         "tasks_per_s": round(found["tasks_per_s"]),
@@ -73,14 +73,18 @@ async def submit(bootstrap: str, names: TopicNames, tasks: int, task_type: str) 
     """The backlog; returns requests a second, acknowledged."""
     async with AsyncClient(bootstrap, prefix=names.prefix) as client:
         began_s = time.monotonic()
-        requests = ({"task_type": task_type, "parameters": parameters(i), "priority": i % 10 + 1} for i in range(tasks))
+        requests = (
+            {"task_type": task_type, "parameters": parameters(i, task_type), "priority": i % 10 + 1}
+            for i in range(tasks)
+        )
         await client.submit_bulk(requests)
         await client.flush(120)
         return tasks / (time.monotonic() - began_s)
 
 
-def _raw(bootstrap: str, names: TopicNames, status: str, tasks: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.raw", bootstrap, names.prefix, status, str(tasks)]
+def raw_loop(bootstrap: str, names: TopicNames, status: str, tasks: int, job: str = "noop") -> dict[str, Any]:
+    """What benchmarks.raw says of this many of the requests. job: done in its loop, for each request."""
+    command = [sys.executable, "-m", "benchmarks.raw", bootstrap, names.prefix, status, str(tasks), job]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if said.returncode:
         raise Failed(f"The raw loop failed:\n{said.stderr[-3_000:]}")
@@ -128,7 +132,7 @@ def _follow(
     return (cpu_s - first[1]) / max(tasks - first[0], 1) * 1e6
 
 
-def _rate(bootstrap: str, names: TopicNames, tasks: int) -> dict[str, float]:
+def rate(bootstrap: str, names: TopicNames, tasks: int) -> dict[str, float]:
     """Tasks a second between the first and the last terminal event; those of the first moment are not counted."""
     counts: Counter[str] = Counter()
     ends: Counter[int] = Counter()  # terminal events by their time, ms

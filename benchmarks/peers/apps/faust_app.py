@@ -1,0 +1,37 @@
+"""Faust-streaming: one process, an agent of many coroutines; its output sent without waiting for each (at least once)."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+import faust
+import jobs
+
+RUN = jobs.this_run()
+app = faust.App(
+    f"faust-{RUN.requests}",
+    broker=f"kafka://{RUN.address}",
+    datadir=tempfile.mkdtemp(prefix="faust-"),
+    web_enabled=False,
+    topic_disable_leader=True,
+    topic_allow_declare=False,
+    consumer_auto_offset_reset="earliest",
+    producer_linger=5,  # ms
+)
+requests = app.topic(RUN.requests, value_type=dict, value_serializer="json", key_serializer="raw", key_type=bytes)
+results = app.topic(RUN.results, value_serializer="json", key_serializer="raw", key_type=bytes)
+
+
+@app.agent(requests, concurrency=RUN.concurrency)
+async def handle(stream: faust.StreamT[Any]) -> None:
+    async for key, request in stream.items():
+        given = request["parameters"]
+        result = await jobs.perform_async(RUN.job, given["path"], given["size"])
+        await results.send(key=key, value=jobs.completed(request, result))  # buffered; its delivery is not awaited
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = ["worker", "--loglevel", "warning"]
+    app.main()

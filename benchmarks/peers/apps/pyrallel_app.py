@@ -1,0 +1,82 @@
+"""Pyrallel-Consumer, which has no output of its own: the handler produces the result. Modes: async or process engine,
+-awaited (until the broker has it) or -forget (handed to the producer, and the request counts as done)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from functools import cache
+from typing import Any
+
+import jobs
+from confluent_kafka import Producer
+from pyrallel_consumer import ExecutionMode, KafkaConfig, OrderingMode, PyrallelConsumer, WorkItem
+
+RUN = jobs.this_run()
+ENGINE, _, OUTPUT = RUN.mode.partition("-")
+PROCESSES = 2
+AWAITED = OUTPUT == "awaited"
+
+
+@cache
+def producer() -> Producer:
+    """One of each process that runs handlers; made there at the first result. A thread of it serves the reports."""
+    linger_ms = 0 if AWAITED and ENGINE == "process" else 5
+    made = Producer({"bootstrap.servers": RUN.address, "compression.type": "lz4", "linger.ms": linger_ms})
+
+    def serve() -> None:
+        while True:
+            made.poll(0.1)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return made
+
+
+def answer(request: dict[str, Any], result: dict[str, Any], **more: Any) -> None:
+    value = json.dumps(jobs.completed(request, result)).encode()
+    producer().produce(RUN.results, value, request["task_id"].encode(), **more)
+
+
+async def handle_async(item: WorkItem) -> None:
+    request = json.loads(item.payload)
+    given = request["parameters"]
+    result = await jobs.perform_async(RUN.job, given["path"], given["size"])
+    if not AWAITED:
+        answer(request, result)
+        return
+    loop = asyncio.get_running_loop()
+    delivered: asyncio.Future[None] = loop.create_future()
+    answer(request, result, on_delivery=lambda _error, _message: loop.call_soon_threadsafe(delivered.set_result, None))
+    await delivered
+
+
+def handle(item: WorkItem) -> None:
+    request = json.loads(item.payload)
+    given = request["parameters"]
+    answer(request, jobs.perform(RUN.job, given["path"], given["size"]))
+    if AWAITED:
+        producer().flush()
+
+
+async def main() -> None:
+    config = KafkaConfig()
+    config.BOOTSTRAP_SERVERS = [RUN.address]
+    config.CONSUMER_GROUP = f"pyrallel-{RUN.requests}"
+    config.dlq_enabled = False
+    parallel = config.parallel_consumer
+    parallel.ordering_mode = OrderingMode.UNORDERED
+    parallel.execution.max_in_flight = RUN.concurrency
+    parallel.execution.mode = ExecutionMode(ENGINE)
+    parallel.execution.process_config.process_count = PROCESSES
+    worker: Any = handle_async if ENGINE == "async" else handle
+    consumer = PyrallelConsumer(config=config, worker=worker, topic=RUN.requests)
+    await consumer.start()
+    try:
+        await consumer.wait_closed()
+    finally:
+        await consumer.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

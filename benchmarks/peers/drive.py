@@ -1,0 +1,236 @@
+"""The same jobs on every peer, one after the other: for each job all peers in the same minutes, on this machine alone.
+
+For each: the backlog is put in, then one worker is started, and timed from the first to the last stored result (Kafka: when
+the broker stored it; Redis: when the handler was done, as its stored result says). A figure of results that are not
+exactly one for each task is refused, and the peer is left out of that job with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import throughput
+from benchmarks.peers import environments, report, stores
+from benchmarks.peers.apps.jobs import VARIABLE, Run
+from benchmarks.peers.catalogue import JOBS, KNOWN, OURS, RAW, Peer, chosen
+from benchmarks.peers.report import Row
+from benchmarks.peers.stores import Ends
+from benchmarks.stand import Failed, OtherProcess, topics, worker
+from streamtask import __version__
+from streamtask.errors import StreamtaskError
+
+APPS = Path(__file__).parent / "apps"
+STOP_S = 10.0
+CALL_S = 180.0  # submitting, or waiting and reading back
+
+
+def measure(
+    bootstrap: str,
+    *,
+    tasks: int,
+    concurrency: int,
+    partitions: int,
+    peers: Sequence[str] = (),
+    jobs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The rows; see the module.
+
+    tasks  no-ops of streamtask; the others get what takes them as long (catalogue.py)
+    peers  names, as catalogue.chosen takes them; () is all
+    jobs   some of catalogue.JOBS; () is all
+    """
+    taking_part, left_out = _environments(chosen(peers))
+    jobs = jobs or JOBS
+    rows: list[Row] = []
+    for job in jobs:
+        rows += _known(bootstrap, job, tasks, concurrency, partitions)
+        for peer, python in taking_part.items():
+            rows.append(_row(peer, job, *_tried(bootstrap, peer, python, job, tasks, partitions)))
+            _say(rows[-1])
+    rows += [_row(peer, job, 0, None, reason) for peer, reason in left_out.items() for job in jobs]
+    rows = report.with_ratios(rows)
+    noop = {row.peer: row for row in rows if row.job == JOBS[0]}
+    return {
+        "tasks_per_s": noop[OURS].tasks_per_s if OURS in noop else None,
+        "raw_tasks_per_s": noop[RAW].tasks_per_s if RAW in noop else None,
+        "ratio": noop[OURS].ratio_raw if OURS in noop else None,
+        "tasks": tasks,
+        "partitions": partitions,
+        "redis": _redis_version(),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _say(row: Row) -> None:
+    figure = row.left_out if row.tasks_per_s is None else f"{row.tasks_per_s:,}/s"
+    print(f"{row.job}, {row.peer}: {figure}", file=sys.stderr, flush=True)
+
+
+def _environments(peers: Sequence[Peer]) -> tuple[dict[Peer, Path], dict[Peer, str]]:
+    """({peer: its Python}, {peer: why it is left out}). Made before anything is measured."""
+    pythons: dict[Peer, Path] = {}
+    left_out: dict[Peer, str] = {}
+    for peer in peers:
+        try:
+            if peer.store == "redis":
+                environments.python_of("redis")
+            pythons[peer] = environments.python_of(peer.environment, peer.python)
+        except StreamtaskError as error:
+            left_out[peer] = str(error)
+    return pythons, left_out
+
+
+def _redis_version() -> str | None:
+    with contextlib.suppress(StreamtaskError, OSError, subprocess.SubprocessError):
+        return stores.redis_version(stores.redis_binary(environments.python_of("redis")))
+    return None
+
+
+def _row(peer: Peer, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
+    pinned = environments.pinned(peer.environment, peer.package)
+    return Row(
+        peer=peer.name,
+        version=f"{peer.package} {pinned}" + (f", Python {'.'.join(map(str, peer.python))}" * (peer.python > (3, 11))),
+        job=job,
+        configuration=peer.configuration,
+        durability=peer.durability,
+        tasks=tasks,
+        tasks_per_s=tasks_per_s,
+        left_out=left_out,
+    )
+
+
+# --- The limit and ourselves ------------------------------------------------------------------------------------------
+
+
+def _known(bootstrap: str, job: str, tasks: int, concurrency: int, partitions: int) -> list[Row]:
+    """The raw loop and streamtask, over the same requests."""
+    counts = {name: known.tasks(job, tasks) for name, known in KNOWN.items()}
+    with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
+        asyncio.run(throughput.submit(bootstrap, names, max(counts.values()), job))
+        runs = throughput.RAW_RUNS if job == JOBS[0] else 1  # it is the limit of the no-op, where it is fast and varies
+        raws = [throughput.raw_loop(bootstrap, names, raw.status, counts[RAW], job) for _ in range(runs)]
+        with worker(bootstrap, names.prefix, concurrency) as process:
+            throughput.follow(bootstrap, names, process, max(counts.values()))
+        ours = throughput.rate(bootstrap, names, max(counts.values()))
+    figures = {RAW: max(float(found["tasks_per_s"]) for found in raws), OURS: ours["tasks_per_s"]}
+    rows = [
+        Row(
+            peer=name,
+            version=f"streamtask {__version__}" if name == OURS else "confluent-kafka",
+            job=job,
+            configuration=known.configuration,
+            durability=known.durability,
+            tasks=counts[RAW] if name == RAW else max(counts.values()),
+            tasks_per_s=round(figures[name]),
+        )
+        for name, known in KNOWN.items()
+    ]
+    for row in rows:
+        _say(row)
+    return rows
+
+
+# --- A peer -----------------------------------------------------------------------------------------------------------
+
+
+def _tried(
+    bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int
+) -> tuple[int, int | None, str | None]:
+    """(tasks, tasks a second, None), else (tasks, None, why not): one that fails does not end the others."""
+    count = peer.tasks(job, tasks)
+    try:
+        if peer.store == "redis":
+            ends = _on_redis(peer, python, job, count)
+        else:
+            ends = _on_kafka(bootstrap, peer, python, job, count, partitions)
+        return count, round(report.rate(ends, count)), None
+    except (StreamtaskError, OSError, subprocess.SubprocessError) as error:
+        return count, None, f"{job}: {error}"
+
+
+def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
+    with stores.redis(stores.redis_binary(environments.python_of("redis"))) as address:
+        run = Run(job=job, tasks=tasks, address=address, mode=peer.mode, concurrency=peer.concurrency)
+        _call(python, peer, run, "submit")
+        with _worker(python, peer, run) as process:
+            found = json.loads(_call(python, peer, run, "results").splitlines()[-1])
+            if found["count"] < tasks:
+                process.check()  # first of all: why did it end?
+    return Ends(found["count"], found["ends_ms"])
+
+
+def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Ends:
+    with stores.peer_topics(bootstrap, partitions) as names:
+        stores.submit(bootstrap, names.requests, job, tasks)
+        run = Run(
+            job=job,
+            tasks=tasks,
+            address=bootstrap,
+            mode=peer.mode,
+            concurrency=peer.concurrency,
+            requests=names.requests,
+            results=names.results,
+        )
+        with _worker(python, peer, run) as process:
+            stores.wait_for_results(bootstrap, names.results, tasks, process.check)
+        return stores.stored(bootstrap, names.results)
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """For a script: its own folder is what it imports from, and nothing of this project's settings is in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMTASK_", "PYTHON"))}
+    return kept | {"PYTHONPATH": str(APPS), "PYTHONUNBUFFERED": "1", VARIABLE: json.dumps(asdict(run))}
+
+
+def _call(python: Path, peer: Peer, run: Run, command: str) -> str:
+    """What the script says. Raises Failed."""
+    arguments = [str(python), str(APPS / f"{peer.script}.py"), command]
+    with tempfile.TemporaryDirectory(prefix="streamtask-peer-") as directory:
+        said = subprocess.run(
+            arguments, cwd=directory, env=_environment(run), capture_output=True, text=True, timeout=CALL_S
+        )
+    if said.returncode:
+        raise Failed(f"{peer.script} {command} ended with exit code {said.returncode}:\n{said.stderr[-2_000:]}")
+    return said.stdout
+
+
+@contextlib.contextmanager
+def _worker(python: Path, peer: Peer, run: Run) -> Iterator[OtherProcess]:
+    """The peer's worker, with all the processes that it starts; they end with this."""
+    with tempfile.TemporaryDirectory(prefix="streamtask-peer-", ignore_cleanup_errors=True) as directory:
+        log = Path(directory) / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(python), str(APPS / f"{peer.script}.py"), "work"],
+                cwd=directory,
+                env=_environment(run),
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        try:
+            yield OtherProcess(process, log)
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the first, and what of its group is left after STOP_S, SIGKILL to all."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    with contextlib.suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,211 @@
+"""Rows, ratios, table and chart of `throughput --peers`: pure, but for the chart that is drawn into a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.peers.catalogue import JOBS, OURS, RAW
+from benchmarks.peers.stores import Ends
+from benchmarks.stand import Failed
+
+BAR_WIDTH = 40  # characters of the longest bar
+TEXT_WIDTH = 150
+NOTHING = "·"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One peer and one job."""
+
+    peer: str
+    version: str
+    job: str
+    configuration: str
+    durability: str
+    tasks: int
+    tasks_per_s: int | None  # None: left out, and `left_out` says why
+    ratio_raw: float | None = None  # of the raw loop, for the no-op only: elsewhere it does one task after the other
+    ratio_streamtask: float | None = None  # of streamtask, the same job
+    left_out: str | None = None
+
+
+def rate(ends: Ends, tasks: int) -> float:
+    """Tasks a second between the first and the last stored result; those of the first moment are not counted.
+
+    Raises Failed when it is not exactly one result for each task.
+    """
+    if (ends.count, len(ends.ends_ms)) != (tasks, tasks):
+        raise Failed(
+            f"{tasks} tasks should have left {tasks} results, but there are {ends.count}, of {len(ends.ends_ms)} tasks: "
+            "nothing was measured."
+        )
+    began, ended = min(ends.ends_ms), max(ends.ends_ms)
+    return (tasks - ends.ends_ms.count(began)) / max(ended - began, 1) * 1_000
+
+
+def with_ratios(rows: Iterable[Row]) -> list[Row]:
+    """The same rows with their ratios, where there is something to divide by."""
+    rows = list(rows)
+    base = {(row.peer, row.job): row.tasks_per_s for row in rows}
+    return [
+        replace(
+            row,
+            ratio_raw=_ratio(row.tasks_per_s, base.get((RAW, row.job)) if row.job == JOBS[0] else None),
+            ratio_streamtask=_ratio(row.tasks_per_s, base.get((OURS, row.job))),
+        )
+        for row in rows
+    ]
+
+
+def _ratio(value: int | None, base: int | None) -> float | None:
+    return round(value / base, 3) if value is not None and base else None
+
+
+# --- For people -------------------------------------------------------------------------------------------------------
+
+
+def text(found: Mapping[str, Any], width: int = TEXT_WIDTH) -> str:
+    """Tables, bars and who measured. found: what `drive.measure` returned, with machine, versions and commit."""
+    rows = [Row(**row) for row in found["rows"]]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(figures(rows))
+    console.print(terms(rows))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join([said, bars(rows), *_left_out(rows), "", measured_by(found)])
+
+
+def figures(rows: Sequence[Row]) -> Table:
+    """Ratios first: of the raw loop for the no-op, then of streamtask for each job, with tasks a second."""
+    by = {(row.peer, row.job): row for row in rows}
+    table = Table(title="× streamtask, and tasks a second", title_justify="left")
+    table.add_column("peer", no_wrap=True)
+    table.add_column("noop, × raw", justify="right")
+    jobs = [job for job in JOBS if any(row.job == job for row in rows)]
+    for job in jobs:
+        table.add_column(job, justify="right", no_wrap=True)
+    for peer in order(rows):
+        noop = by.get((peer, JOBS[0]))
+        cells = [_cell(by.get((peer, job))) for job in jobs]
+        table.add_row(peer, _times(noop.ratio_raw if noop else None), *cells)
+    return table
+
+
+def terms(rows: Sequence[Row]) -> Table:
+    """Who each of them is, how it was run, and what its word is worth."""
+    by = {row.peer: row for row in rows}
+    table = Table(title="How each was run, and what it promises", title_justify="left", show_lines=True)
+    table.add_column("peer", no_wrap=True)
+    for name in ("version", "configuration", "durability"):
+        table.add_column(name)
+    for peer in order(rows):
+        row = by[peer]
+        table.add_row(peer, row.version, row.configuration, row.durability)
+    return table
+
+
+def order(rows: Sequence[Row]) -> list[str]:
+    """Peers by their no-ops a second, the fastest first; those without one last, as they came."""
+    names = dict.fromkeys(row.peer for row in rows)
+    noops = {row.peer: row.tasks_per_s or 0 for row in rows if row.job == JOBS[0]}
+    return sorted(names, key=lambda name: -noops.get(name, 0))
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or row.tasks_per_s is None:
+        return NOTHING
+    return f"{_times(row.ratio_streamtask)} {row.tasks_per_s:>7,}"
+
+
+def _times(ratio: float | None) -> str:
+    if ratio is None:
+        return NOTHING
+    return f"{ratio:.3f}" if ratio < 0.1 else f"{ratio:.2f}"
+
+
+def bars(rows: Sequence[Row], width: int = BAR_WIDTH) -> str:
+    """For each job one bar a peer, the longest `width` characters; plain text."""
+    lines: list[str] = []
+    for job in JOBS:
+        held = [row for row in _ordered(rows, job) if row.tasks_per_s is not None]
+        if not held:
+            continue
+        most = max(row.tasks_per_s or 0 for row in held)
+        names = max(len(row.peer) for row in held)
+        lines += ["", f"{job}, tasks a second (× streamtask)"]
+        for row in held:
+            bar = "█" * max(round((row.tasks_per_s or 0) / max(most, 1) * width), 1)
+            lines.append(
+                f"  {row.peer:{names}}  {bar:{width}} {row.tasks_per_s:>7,}  {_times(row.ratio_streamtask):>5}"
+            )
+    return "\n".join(lines[1:])
+
+
+def _ordered(rows: Sequence[Row], job: str) -> list[Row]:
+    return sorted((row for row in rows if row.job == job), key=lambda row: -(row.tasks_per_s or 0))
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    reasons = dict.fromkeys((row.peer, row.left_out) for row in rows if row.left_out)
+    return ["", *(f"left out: {peer}: {reason}" for peer, reason in reasons)] if reasons else []
+
+
+def measured_by(found: Mapping[str, Any]) -> str:
+    """One line: machine, versions, commit."""
+    machine, versions = found["machine"], found["versions"]
+    held = ", ".join(f"{name} {version}" for name, version in versions.items())
+    redis = f", redis {found['redis']}" if found.get("redis") else ""
+    who = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, load {machine['load']}"
+    return f"{who}; {held}{redis}; commit {found['commit'] or 'none'}"
+
+
+# --- The drawing ------------------------------------------------------------------------------------------------------
+
+
+def drawing() -> Any:
+    """matplotlib, which draws without a screen. Raises Failed when it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise Failed(
+            "--chart draws with matplotlib, which is not installed: pip install 'streamtask[bench]'."
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw(found: Mapping[str, Any], file: Path) -> None:
+    """One panel of bars for each job, as PNG. Raises Failed."""
+    pyplot = drawing()
+    rows = [Row(**row) for row in found["rows"] if row["tasks_per_s"] is not None]
+    jobs = [job for job in JOBS if any(row.job == job for row in rows)]
+    tall = 0.8 + 0.24 * max(len(_ordered(rows, job)) for job in jobs)
+    figure, panels = pyplot.subplots(len(jobs), 1, figsize=(10, tall * len(jobs) + 0.6), squeeze=False)
+    for panel, job in zip(panels[:, 0], jobs, strict=True):
+        held = _ordered(rows, job)[::-1]  # the first bar is the lowest
+        colours = ["#d1495b" if row.peer == OURS else "#9aa5b1" if row.peer == RAW else "#30638e" for row in held]
+        drawn = panel.barh([row.peer for row in held], [row.tasks_per_s for row in held], color=colours)
+        labels = [f"{row.tasks_per_s:,}  ({_times(row.ratio_streamtask)} ×)" for row in held]
+        panel.bar_label(drawn, labels, padding=3, fontsize=8)
+        panel.set_title(f"{job}: tasks a second (× streamtask)", loc="left", fontsize=10)
+        panel.margins(x=0.18)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.text(0.01, 0.003, measured_by(found), fontsize=6)
+    figure.tight_layout(rect=(0, 0.01, 1, 1))
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise Failed(
+            f"--chart {file}: not written ({error}). Name a file that ends in .png, in a folder that exists."
+        ) from None
+    finally:
+        pyplot.close(figure)
