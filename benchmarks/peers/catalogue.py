@@ -16,6 +16,7 @@ from benchmarks.stand import Failed
 JOBS: tuple[str, ...] = tuple(WAITS)  # noop first: its ratio orders the rows
 FULL_PER_S = 15_000
 TASKS_MIN = 100
+TURNS = 10
 
 RAW = "raw"
 OURS = "streamtask"
@@ -42,12 +43,7 @@ class Peer:
 
     def tasks(self, job: str, tasks: int) -> int:
         """How many of this job, where --tasks is `tasks`."""
-        return scaled(self.per_s[JOBS.index(job)], tasks)
-
-
-def scaled(per_s: int, tasks: int) -> int:
-    """What of `tasks` is left for who does `per_s` a second; never more than `tasks`, never fewer than TASKS_MIN."""
-    return max(min(tasks, tasks * per_s // FULL_PER_S), min(TASKS_MIN, tasks))
+        return scaled(self.per_s[JOBS.index(job)], tasks, self.concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +54,16 @@ class Known:
     per_s: tuple[int, int, int, int, int]
     configuration: str
     durability: str
+    concurrency: int = 1
 
     def tasks(self, job: str, tasks: int) -> int:
-        return scaled(self.per_s[JOBS.index(job)], tasks)
+        return scaled(self.per_s[JOBS.index(job)], tasks, self.concurrency)
+
+
+def scaled(per_s: int, tasks: int, concurrency: int) -> int:
+    """What of `tasks` is left for who does `per_s` a second; never more than `tasks`. At least TURNS for each place, else
+    the first ones, which end at one moment, would be too large a share."""
+    return min(tasks, max(tasks * per_s // FULL_PER_S, TURNS * concurrency, TASKS_MIN))
 
 
 KNOWN: dict[str, Known] = {

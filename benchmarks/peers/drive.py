@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from streamtask.errors import StreamtaskError
 
 APPS = Path(__file__).parent / "apps"
 STOP_S = 10.0
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CALL_S = 180.0  # submitting, or waiting and reading back
 
 
@@ -167,8 +169,8 @@ def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
         with _worker(python, peer, run) as process:
             found = json.loads(_call(python, peer, run, "results").splitlines()[-1])
             if found["count"] < tasks:
-                process.check()  # first of all: why did it end?
-    return Ends(found["count"], found["ends_ms"])
+                _check(process, peer)  # first of all: why did it end?
+            return Ends(found["count"], found["ends_ms"], _trouble(process.said()))
 
 
 def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Ends:
@@ -184,8 +186,9 @@ def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, pa
             results=names.results,
         )
         with _worker(python, peer, run) as process:
-            stores.wait_for_results(bootstrap, names.results, tasks, process.check)
-        return stores.stored(bootstrap, names.results)
+            stores.wait_for_results(bootstrap, names.results, tasks, lambda: _check(process, peer))
+            trouble = _trouble(process.said())
+        return stores.stored(bootstrap, names.results)._replace(trouble=trouble)  # the worker has flushed by now
 
 
 def _environment(run: Run) -> dict[str, str]:
@@ -202,8 +205,25 @@ def _call(python: Path, peer: Peer, run: Run, command: str) -> str:
             arguments, cwd=directory, env=_environment(run), capture_output=True, text=True, timeout=CALL_S
         )
     if said.returncode:
-        raise Failed(f"{peer.script} {command} ended with exit code {said.returncode}:\n{said.stderr[-2_000:]}")
+        raise Failed(_ended(peer, command, said.returncode, said.stderr))
     return said.stdout
+
+
+def _check(process: OtherProcess, peer: Peer) -> None:
+    """Raises Failed when the worker has ended."""
+    if (code := process.process.poll()) is not None:
+        raise Failed(_ended(peer, "work", code, process.said()))
+
+
+def _ended(peer: Peer, command: str, code: int, said: str) -> str:
+    lines = [line.strip() for line in COLOURS.sub("", said).splitlines() if line.strip()] or ["it said nothing"]
+    return f"{peer.script} {command} ended with exit code {code}: {_trouble(said) or lines[-1]}"
+
+
+def _trouble(said: str) -> str:
+    """The last line that names an error, "" when there is none."""
+    lines = [line.strip() for line in COLOURS.sub("", said).splitlines() if "Error" in line]
+    return lines[-1] if lines else ""
 
 
 @contextlib.contextmanager

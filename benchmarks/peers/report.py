@@ -44,7 +44,7 @@ def rate(ends: Ends, tasks: int) -> float:
     if (ends.count, len(ends.ends_ms)) != (tasks, tasks):
         raise Failed(
             f"{tasks} tasks should have left {tasks} results, but there are {ends.count}, of {len(ends.ends_ms)} tasks: "
-            "nothing was measured."
+            "nothing was measured." + (f" Its worker said: {ends.trouble}" if ends.trouble else "")
         )
     began, ended = min(ends.ends_ms), max(ends.ends_ms)
     return (tasks - ends.ends_ms.count(began)) / max(ended - began, 1) * 1_000

@@ -37,6 +37,7 @@ class Ends(NamedTuple):
 
     count: int  # of results; more than of tasks where some were done twice
     ends_ms: list[int]  # of each task that has one, when it was stored
+    trouble: str = ""  # the last error that the worker spoke of
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ app = faust.App(
     topic_disable_leader=True,
     topic_allow_declare=False,
     consumer_auto_offset_reset="earliest",
-    producer_linger=5,  # ms
+    producer_linger=0.005,  # s
 )
-requests = app.topic(RUN.requests, value_type=dict, value_serializer="json", key_serializer="raw", key_type=bytes)
+requests = app.topic(RUN.requests, value_serializer="json", key_serializer="raw", key_type=bytes)
 results = app.topic(RUN.results, value_serializer="json", key_serializer="raw", key_type=bytes)
 
 
@@ -33,5 +33,5 @@ async def handle(stream: faust.StreamT[Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = ["worker", "--loglevel", "warning"]
+    sys.argv[1:] = ["worker", "--loglevel", "warn"]
     app.main()

@@ -16,20 +16,24 @@ from pyrallel_consumer import ExecutionMode, KafkaConfig, OrderingMode, Pyrallel
 RUN = jobs.this_run()
 ENGINE, _, OUTPUT = RUN.mode.partition("-")
 PROCESSES = 2
+LINGER_MS = 5
 AWAITED = OUTPUT == "awaited"
 
 
 @cache
 def producer() -> Producer:
-    """One of each process that runs handlers; made there at the first result. A thread of it serves the reports."""
-    linger_ms = 0 if AWAITED and ENGINE == "process" else 5
-    made = Producer({"bootstrap.servers": RUN.address, "compression.type": "lz4", "linger.ms": linger_ms})
+    """One of each process that runs handlers; made there at the first result."""
+    flushed = AWAITED and ENGINE == "process"  # which serves the reports by itself, and has nobody to wait for
+    made = Producer(
+        {"bootstrap.servers": RUN.address, "compression.type": "lz4", "linger.ms": 0 if flushed else LINGER_MS}
+    )
 
     def serve() -> None:
         while True:
             made.poll(0.1)
 
-    threading.Thread(target=serve, daemon=True).start()
+    if not flushed:
+        threading.Thread(target=serve, daemon=True).start()
     return made
 
 
