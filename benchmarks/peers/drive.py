@@ -21,10 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
+
 from benchmarks import throughput
 from benchmarks.peers import environments, report, stores
 from benchmarks.peers.apps.jobs import VARIABLE, Run
-from benchmarks.peers.catalogue import JOBS, KNOWN, OURS, RAW, Peer, chosen
+from benchmarks.peers.catalogue import JOBS, KNOWN, OURS, RAW, Known, Peer, chosen
 from benchmarks.peers.report import Row
 from benchmarks.peers.stores import Ends
 from benchmarks.stand import Failed, OtherProcess, topics, worker
@@ -56,11 +58,14 @@ def measure(
     jobs = jobs or JOBS
     rows: list[Row] = []
     for job in jobs:
-        rows += _known(bootstrap, job, tasks, concurrency, partitions)
+        try:
+            rows += _known(bootstrap, job, tasks, concurrency, partitions)
+        except StreamtaskError as error:
+            rows += [_known_row(known, job, 0, None, f"{job}: {error}") for known in KNOWN.values()]
         for peer, python in taking_part.items():
-            rows.append(_row(peer, job, *_tried(bootstrap, peer, python, job, tasks, partitions)))
+            rows.append(_row(peer, python, job, *_tried(bootstrap, peer, python, job, tasks, partitions)))
             _say(rows[-1])
-    rows += [_row(peer, job, 0, None, reason) for peer, reason in left_out.items() for job in jobs]
+    rows += [_row(peer, None, job, 0, None, reason) for peer, reason in left_out.items() for job in jobs]
     rows = report.with_ratios(rows)
     noop = {row.peer: row for row in rows if row.job == JOBS[0]}
     return {
@@ -99,11 +104,11 @@ def _redis_version() -> str | None:
     return None
 
 
-def _row(peer: Peer, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
-    pinned = environments.pinned(peer.environment, peer.package)
+def _row(peer: Peer, python: Path | None, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
+    version = f"{peer.package} {environments.pinned(peer.environment, peer.package)}"
     return Row(
         peer=peer.name,
-        version=f"{peer.package} {pinned}" + (f", Python {'.'.join(map(str, peer.python))}" * (peer.python > (3, 11))),
+        version=f"{version}, Python {environments.version_of(python)}" if python else version,
         job=job,
         configuration=peer.configuration,
         durability=peer.durability,
@@ -126,22 +131,26 @@ def _known(bootstrap: str, job: str, tasks: int, concurrency: int, partitions: i
         with worker(bootstrap, names.prefix, concurrency) as process:
             throughput.follow(bootstrap, names, process, max(counts.values()))
         ours = throughput.rate(bootstrap, names, max(counts.values()))
-    figures = {RAW: max(float(found["tasks_per_s"]) for found in raws), OURS: ours["tasks_per_s"]}
     rows = [
-        Row(
-            peer=name,
-            version=f"streamtask {__version__}" if name == OURS else "confluent-kafka",
-            job=job,
-            configuration=known.configuration,
-            durability=known.durability,
-            tasks=counts[RAW] if name == RAW else max(counts.values()),
-            tasks_per_s=round(figures[name]),
-        )
-        for name, known in KNOWN.items()
+        _known_row(KNOWN[RAW], job, counts[RAW], round(max(found["tasks_per_s"] for found in raws))),
+        _known_row(KNOWN[OURS], job, max(counts.values()), round(ours["tasks_per_s"])),
     ]
     for row in rows:
         _say(row)
     return rows
+
+
+def _known_row(known: Known, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None = None) -> Row:
+    return Row(
+        peer=known.name,
+        version=f"streamtask {__version__}" if known.name == OURS else f"confluent-kafka {confluent_kafka.__version__}",
+        job=job,
+        configuration=known.configuration,
+        durability=known.durability,
+        tasks=tasks,
+        tasks_per_s=tasks_per_s,
+        left_out=left_out,
+    )
 
 
 # --- A peer -----------------------------------------------------------------------------------------------------------

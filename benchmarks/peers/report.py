@@ -111,10 +111,11 @@ def terms(rows: Sequence[Row]) -> Table:
 
 
 def order(rows: Sequence[Row]) -> list[str]:
-    """Peers by their no-ops a second, the fastest first; those without one last, as they came."""
+    """Peers by their no-ops a second (else by the first job that was measured), the fastest first; who has none last."""
     names = dict.fromkeys(row.peer for row in rows)
-    noops = {row.peer: row.tasks_per_s or 0 for row in rows if row.job == JOBS[0]}
-    return sorted(names, key=lambda name: -noops.get(name, 0))
+    first = next((job for job in JOBS if any(row.job == job for row in rows)), JOBS[0])
+    per_s = {row.peer: row.tasks_per_s or 0 for row in rows if row.job == first}
+    return sorted(names, key=lambda name: -per_s.get(name, 0))
 
 
 def _cell(row: Row | None) -> str:

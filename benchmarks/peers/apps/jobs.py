@@ -7,8 +7,10 @@ says what to do by argument (`submit`, `work`, `results`) and which run it is by
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +60,12 @@ def burn(seconds: float) -> None:
 def parameters(job: str, number: Number) -> dict[str, Any]:
     """Three fields, as benchmarks.app.parameters; a fourth where the payload is the job."""
     given = {"path": f"lib/module_{number}.py", "size": number, "deep": True}
-    return given | {"payload": "x" * PAYLOAD_BYTES} if job == "payload_20k" else given
+    return given | {"payload": payload(number)} if job == "payload_20k" else given
+
+
+def payload(number: Number) -> str:
+    """PAYLOAD_BYTES of text that does not compress: what does would be next to nothing to Kafka, and all of it to Redis."""
+    return base64.b64encode(random.Random(number).randbytes(PAYLOAD_BYTES // 4 * 3)).decode()
 
 
 def task_id(number: Number) -> str:

@@ -73,6 +73,7 @@ async def main() -> None:
     parallel.execution.max_in_flight = RUN.concurrency
     parallel.execution.mode = ExecutionMode(ENGINE)
     parallel.execution.process_config.process_count = PROCESSES
+    parallel.execution.process_config.msgpack_max_bytes = 16_000_000  # a batch above it is lost: 64 requests of 20 KB
     worker: Any = handle_async if ENGINE == "async" else handle
     consumer = PyrallelConsumer(config=config, worker=worker, topic=RUN.requests)
     await consumer.start()

@@ -1,0 +1,245 @@
+"""The peers of the benchmarks: who is chosen, how many tasks each gets, what is refused, and what table and chart say."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main, parse
+from benchmarks.app import parameters
+from benchmarks.peers import environments, report
+from benchmarks.peers.apps import jobs
+from benchmarks.peers.catalogue import JOBS, KNOWN, PEERS, chosen, scaled
+from benchmarks.peers.environments import base_python, key, pinned
+from benchmarks.peers.report import Row, bars, order, rate, text, with_ratios
+from benchmarks.peers.stores import Ends
+from benchmarks.stand import Failed
+from streamtask.handlers import Registry
+
+
+def row(peer: str, job: str, tasks_per_s: int | None, left_out: str | None = None) -> Row:
+    return Row(
+        peer=peer,
+        version="1.2.3",
+        job=job,
+        configuration="2 processes",
+        durability="fsync each second",
+        tasks=100,
+        tasks_per_s=tasks_per_s,
+        left_out=left_out,
+    )
+
+
+def found(rows: list[Row]) -> dict[str, Any]:
+    return {
+        "rows": [{name: getattr(held, name) for name in Row.__slots__} for held in with_ratios(rows)],
+        "machine": {"system": "Linux 6", "cpu": "a CPU", "cores": 2, "load": 0.1},
+        "versions": {"streamtask": "0.1.0", "kafka": "4.3.1"},
+        "redis": "6.2.14",
+        "commit": "abc1234",
+    }
+
+
+ROWS = [
+    row("raw", "noop", 40_000),
+    row("streamtask", "noop", 10_000),
+    row("celery-prefork", "noop", 500),
+    row("arq", "noop", 2_000),
+    row("rq", "noop", None, "rq: not installed: no such version"),
+    row("raw", "sleep_1ms", 900),
+    row("streamtask", "sleep_1ms", 8_000),
+    row("celery-prefork", "sleep_1ms", 400),
+]
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_timed_from_the_first_to_the_last_result_and_does_not_count_those_of_the_first_moment() -> None:
+    assert rate(Ends(4, [1_000, 1_000, 1_500, 2_000]), 4) == 2.0
+    assert rate(Ends(3, [1_000, 1_000, 1_000]), 3) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (Ends(2, [1, 2]), "there are 2, of 2 tasks"),
+        (Ends(4, [1, 2, 3]), "there are 4, of 3 tasks"),
+        (Ends(3, [1, 2]), "there are 3, of 2 tasks"),
+        (Ends(0, [], "SomeError: no broker"), "nothing was measured. Its worker said: SomeError: no broker"),
+    ],
+)
+def test_a_rate_of_results_that_are_not_one_for_each_task_is_refused(ends: Ends, said: str) -> None:
+    with pytest.raises(Failed, match="3 tasks should have left 3 results") as refused:
+        rate(ends, 3)
+    assert said in str(refused.value)
+
+
+def test_ratios_are_of_the_raw_loop_for_the_no_op_and_of_streamtask_for_the_same_job() -> None:
+    ratios = {(held.peer, held.job): (held.ratio_raw, held.ratio_streamtask) for held in with_ratios(ROWS)}
+    assert ratios["celery-prefork", "noop"] == (0.013, 0.05)
+    assert ratios["celery-prefork", "sleep_1ms"] == (None, 0.05)
+    assert ratios["streamtask", "noop"] == (0.25, 1.0)
+    assert ratios["rq", "noop"] == (None, None)
+
+
+def test_without_a_figure_of_streamtask_there_is_no_ratio() -> None:
+    assert [held.ratio_streamtask for held in with_ratios([row("arq", "noop", 5)])] == [None]
+
+
+# --- Table and chart --------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_stands_first_and_who_was_left_out_last() -> None:
+    assert order(ROWS) == ["raw", "streamtask", "arq", "celery-prefork", "rq"]
+
+
+def test_the_table_says_ratios_first_then_terms_what_was_left_out_and_why_and_who_measured() -> None:
+    said = text(found(ROWS))
+    lines = said.splitlines()
+    celery = next(line for line in lines if line.startswith("│ celery-prefork"))
+    assert [cell.split() for cell in celery.strip("│ ").split("│")] == [
+        ["celery-prefork"],
+        ["0.013"],
+        ["0.050", "500"],
+        ["0.050", "400"],
+    ]
+    assert "fsync each second" in said
+    assert "left out: rq: rq: not installed: no such version" in lines
+    assert lines[-1] == "a CPU, 2 cores, Linux 6, load 0.1; streamtask 0.1.0, kafka 4.3.1, redis 6.2.14; commit abc1234"
+    assert said.index("× raw") < said.index("fsync each second")
+
+
+def test_the_longest_bar_is_as_wide_as_it_may_be_and_none_is_empty() -> None:
+    lines = bars(with_ratios(ROWS), width=20).splitlines()
+    assert lines[0] == "noop, tasks a second (× streamtask)"
+    assert lines[1] == "  raw             " + "█" * 20 + "  40,000   4.00"
+    assert lines[4] == "  celery-prefork  █" + " " * 19 + "     500  0.050"
+    assert len(lines) == 10
+    assert not any(line.startswith("  rq") for line in lines)
+    assert lines[6] == "sleep_1ms, tasks a second (× streamtask)"
+
+
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return known(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_a_chart_without_matplotlib_ends_with_code_2_and_one_line_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    without_matplotlib(monkeypatch)
+    assert main(["throughput", "--peers", "--chart", str(tmp_path / "chart.png")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "pip install 'streamtask[bench]'" in said[0]
+
+
+def test_the_chart_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.draw(found(ROWS), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- Who takes part ---------------------------------------------------------------------------------------------------
+
+
+def test_a_name_takes_each_way_that_begins_with_it_and_none_takes_all() -> None:
+    assert [peer.name for peer in chosen(["celery"])] == ["celery-prefork", "celery-threads"]
+    assert [peer.name for peer in chosen(["pyrallel-async", "rq"])] == [
+        "pyrallel-async-awaited",
+        "pyrallel-async-forget",
+        "rq",
+    ]
+    assert chosen([]) == list(PEERS)
+
+
+def test_a_name_that_is_no_peer_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(Failed, match=r"--peers cel: no such peer. There are quix-eos"):
+        chosen(["cel"])
+
+
+def test_who_is_slower_gets_fewer_tasks_but_enough_turns_for_each_place() -> None:
+    assert scaled(15_000, 60_000, 1) == 60_000
+    assert scaled(500, 60_000, 2) == 2_000
+    assert scaled(500, 60_000, 500) == 5_000
+    assert scaled(100, 3_000, 1) == 100
+    assert scaled(500, 50, 500) == 50
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_every_peer_has_its_script_its_pins_and_says_what_it_promises(peer: Any) -> None:
+    assert (Path(jobs.__file__).parent / f"{peer.script}.py").exists()
+    assert pinned(peer.environment, peer.package)
+    assert len(peer.per_s) == len(JOBS)
+    assert peer.configuration
+    assert peer.durability
+
+
+@pytest.mark.parametrize("file", sorted(environments.REQUIREMENTS.glob("*.txt")), ids=lambda file: file.stem)
+def test_every_requirement_is_pinned(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    assert lines
+    assert all(line.count("==") == 1 for line in lines)
+
+
+def test_a_package_that_is_not_pinned_is_told() -> None:
+    with pytest.raises(Failed, match=r"requirements/rq.txt does not pin celery"):
+        pinned("rq", "celery")
+
+
+def test_an_environment_is_another_one_when_its_pins_or_its_python_change() -> None:
+    assert key("celery==1", "3.11.7") == key("celery==1", "3.11.7")
+    assert len({key("celery==1", "3.11.7"), key("celery==2", "3.11.7"), key("celery==1", "3.12.1")}) == 3
+
+
+def test_this_python_is_taken_when_it_is_new_enough_and_a_missing_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert base_python((3, 11)) == Path(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    with pytest.raises(Failed, match=r"it needs Python 3.99 or newer"):
+        base_python((3, 99))
+
+
+# --- Jobs and command line --------------------------------------------------------------------------------------------
+
+
+def test_every_job_is_a_task_of_ours_that_takes_its_parameters() -> None:
+    from benchmarks.app import app
+
+    registry: Registry = app.registry
+    for job in JOBS:
+        registry[job].arguments(parameters(3, job))  # raises when they do not fit
+    assert set(KNOWN) == {"raw", "streamtask"}
+
+
+def test_requests_have_three_parameters_and_a_payload_of_20_kb_where_that_is_the_job() -> None:
+    assert jobs.parameters("noop", 7) == {"path": "lib/module_7.py", "size": 7, "deep": True}
+    assert len(jobs.parameters("payload_20k", 7)["payload"]) == 20_000
+    assert jobs.payload(1) == jobs.payload(1) != jobs.payload(2)
+
+
+def test_peers_may_be_named_and_belong_to_throughput(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["throughput"]).peers is None
+    assert parse(["throughput", "--peers"]).peers == ()
+    assert parse(["throughput", "--peers", "celery,rq"]).peers == ("celery", "rq")
+    for argv, said in [
+        (["latency", "--peers"], "--peers is of throughput"),
+        (["throughput", "--chart", "a.png"], "are of throughput --peers"),
+        (["throughput", "--peers", "--jobs", "noop,fast"], "--jobs fast: there are noop"),
+    ]:
+        with pytest.raises(SystemExit):
+            parse(argv)
+        assert said in capsys.readouterr().err
