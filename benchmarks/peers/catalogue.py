@@ -238,7 +238,7 @@ PEERS: tuple[Peer, ...] = (
         concurrency=2,
         per_s=(500, 350, 230, 250, 300),
         configuration="2 SimpleWorkers: a job runs in its worker, without a fork for each",
-        durability=REDIS + "A job whose worker dies fails once it is missed; it is not run again.",
+        durability=REDIS + "A job whose worker dies fails once it is missed; it is run again only if it says so.",
     ),
 )
 
