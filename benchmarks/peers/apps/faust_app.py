@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from typing import Any
 
 import faust
@@ -13,7 +12,7 @@ RUN = jobs.this_run()
 app = faust.App(
     f"faust-{RUN.requests}",
     broker=f"kafka://{RUN.address}",
-    datadir=tempfile.mkdtemp(prefix="faust-"),
+    datadir=".",  # of this run; forgotten with it
     web_enabled=False,
     topic_disable_leader=True,
     topic_allow_declare=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 import jobs
@@ -26,7 +25,7 @@ def main() -> None:
         commit_every=1_000,
         auto_create_topics=False,
         use_changelog_topics=False,
-        state_dir=tempfile.gettempdir(),
+        state_dir=".",  # of this run; forgotten with it
         producer_extra_config={"compression.type": "lz4"},
         loglevel="WARNING",
     )
