@@ -77,7 +77,7 @@ class Flow:
     """Events that are written at a steady rate from a thread, until stop()."""
 
     def __init__(self, bootstrap: str, names: TopicNames, tasks: list[Task], rate: float) -> None:
-        self._writer = Writer(bootstrap, names)
+        self._writer = Writer(bootstrap, names.status)
         self._tasks, self._rate = itertools.cycle(tasks), rate
         self._stopping = threading.Event()
         self._written = 0
@@ -102,7 +102,7 @@ class Flow:
         while not self._stopping.wait(TICK_S):
             for _ in range(round((time.monotonic() - began_s) * self._rate) - self._written):
                 task = next(self._tasks)
-                self._writer.write(task, event(task, "completed"))
+                self._writer.write(task.task_id, event(task, "completed"), task.partition)
                 self._written += 1
             self._writer.producer.poll(0)
         self._took_s = time.monotonic() - began_s

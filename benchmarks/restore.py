@@ -14,11 +14,10 @@ from typing import Any
 import httpx
 
 from benchmarks.app import TASK_TYPES
-from benchmarks.stand import Failed, kafka, query_service, topics
+from benchmarks.stand import Failed, query_service, records_of, topics
 from benchmarks.throughput import submit
 from benchmarks.written import requested, write_histories
 from streamtask.config import TopicNames
-from streamtask.kafka.tail import Tail
 
 
 def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) -> dict[str, Any]:
@@ -51,10 +50,8 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) ->
 def _read(bootstrap: str, names: TopicNames, records: int) -> float:
     """Seconds to read all of it, as the view reads."""
     seen, began_s = 0, time.monotonic()
-    with Tail(kafka(bootstrap), [*names.requests, names.status]) as tail:
-        ends = tail.ends()
-        while not tail.caught_up(ends):
-            seen += len(tail.poll(5_000, 0.1))
+    for read in records_of(bootstrap, [*names.requests, names.status]):
+        seen += len(read)
     if seen != records:
         raise Failed(f"{records} records were written, and {seen} were read: nothing was measured.")
     return time.monotonic() - began_s

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,7 +160,12 @@ def _process(arguments: list[str], settings: dict[str, str]) -> Iterator[OtherPr
 
 def status_records(bootstrap: str, names: TopicNames) -> Iterator[list[TailRecord]]:
     """Everything that is committed in tasks.status now."""
-    with Tail(kafka(bootstrap), [names.status]) as tail:
+    return records_of(bootstrap, [names.status])
+
+
+def records_of(bootstrap: str, topics: Sequence[str], *, with_headers: bool = False) -> Iterator[list[TailRecord]]:
+    """Everything that is committed in these topics now."""
+    with Tail(kafka(bootstrap), topics, with_headers=with_headers) as tail:
         ends = tail.ends(read_committed=True)
         while not tail.caught_up(ends):
             yield tail.poll(10_000, 0.1)

@@ -19,10 +19,9 @@ from confluent_kafka import Producer
 
 from benchmarks.app import parameters
 from benchmarks.latency import quantile
-from benchmarks.stand import Failed, kafka, topics
+from benchmarks.stand import Failed, kafka, records_of, topics
 from streamtask.client import AsyncClient
 from streamtask.config import TopicNames
-from streamtask.kafka.tail import Tail
 
 IN_FLIGHT = 100
 AWAITED_SHARE = 4  # a fourth of the requests is awaited
@@ -101,11 +100,9 @@ Record = tuple[str, bytes, bytes, list[tuple[str, bytes]]]  # topic, key, value,
 
 def _records(bootstrap: str, names: TopicNames) -> Iterator[Record]:
     """What the client has written."""
-    with Tail(kafka(bootstrap), list(names.requests), with_headers=True) as tail:
-        ends = tail.ends()
-        while not tail.caught_up(ends):
-            for record in tail.poll(10_000, 0.1):
-                yield record.topic, record.key or b"", record.value or b"", list(record.headers)
+    for read in records_of(bootstrap, names.requests, with_headers=True):
+        for record in read:
+            yield record.topic, record.key or b"", record.value or b"", list(record.headers)
 
 
 def _raw(bootstrap: str, records: list[Record]) -> float:

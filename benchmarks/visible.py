@@ -55,7 +55,7 @@ class Stream:
     """Commits the events of new tasks at a steady rate. `probes` are tasks whose end comes in the next transaction."""
 
     def __init__(self, bootstrap: str, names: TopicNames, partitions: int) -> None:
-        self._writer = Writer(bootstrap, names, f"{names.prefix}.{secrets.token_hex(4)}")
+        self._writer = Writer(bootstrap, names.status, f"{names.prefix}.{secrets.token_hex(4)}")
         self._partitions = partitions
         self._lock = threading.Lock()
         self._probes: list[tuple[Task, asyncio.Future[float]]] = []
@@ -111,9 +111,9 @@ class Stream:
         producer.begin_transaction()
         for status in STEPS:
             for task in tasks:
-                writer.write(task, event(task, status))
+                writer.write(task.task_id, event(task, status), task.partition)
         for task, _ in probes:
-            writer.write(task, event(task, "completed"))
+            writer.write(task.task_id, event(task, "completed"), task.partition)
         writer.flush()
         producer.commit_transaction(WAIT_S)
         now = time.monotonic()

@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from confluent_kafka import Producer
 
-from benchmarks.stand import Failed, kafka
+from benchmarks.stand import Failed, kafka, records_of
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
 from streamtask.identity import Origin
-from streamtask.kafka.tail import Tail
 
 OPEN = 3_000  # tasks at a time
 STEPS = ("created", "running", "completed")
@@ -40,14 +39,12 @@ class Task(NamedTuple):
 
 def requested(bootstrap: str, names: TopicNames) -> Iterator[Task]:
     """Every request of the prefix."""
-    with Tail(kafka(bootstrap), list(names.requests)) as tail:
-        ends = tail.ends()
-        while not tail.caught_up(ends):
-            for record in tail.poll(10_000, 0.1):
-                band = names.requests.index(record.topic)
-                origin = str(Origin(names.bands[band].name, record.partition, record.offset))
-                task_id = (record.key or b"").decode()
-                yield Task(task_id, record.partition, origin, names.bands[band].middle, record.timestamp_ms)
+    for read in records_of(bootstrap, names.requests):
+        for record in read:
+            band = names.requests.index(record.topic)
+            origin = str(Origin(names.bands[band].name, record.partition, record.offset))
+            task_id = (record.key or b"").decode()
+            yield Task(task_id, record.partition, origin, names.bands[band].middle, record.timestamp_ms)
 
 
 def event(task: Task, status: str, more: str = "") -> bytes:
@@ -61,10 +58,10 @@ def event(task: Task, status: str, more: str = "") -> bytes:
 
 
 class Writer:
-    """Writes events to the status topic. In transactions when it is given an id; else each by itself."""
+    """Writes records to a topic. In transactions when it is given an id; else each by itself."""
 
-    def __init__(self, bootstrap: str, names: TopicNames, transactional_id: str | None = None) -> None:
-        settings, self._topic = kafka(bootstrap), names.status
+    def __init__(self, bootstrap: str, topic: str, transactional_id: str | None = None) -> None:
+        settings, self._topic = kafka(bootstrap), topic
         self._refused: list[str] = []
         properties = (
             settings.transactional(transactional_id)
@@ -79,11 +76,11 @@ class Writer:
         if error is not None:
             self._refused.append(str(error))
 
-    def write(self, task: Task, value: bytes) -> None:
-        """Waits while the queue is full."""
+    def write(self, key: str, value: bytes, partition: int = -1) -> None:
+        """Waits while the queue is full. partition -1: by the key."""
         while True:
             try:
-                self.producer.produce(self._topic, value, task.task_id.encode(), task.partition)
+                self.producer.produce(self._topic, value, key.encode(), partition)
                 return
             except BufferError:
                 self.producer.poll(0.05)
@@ -92,17 +89,17 @@ class Writer:
         """Raises Failed when not all that was written is acknowledged."""
         left = self.producer.flush(FLUSH_S)
         if left or self._refused:
-            raise Failed(f"Not acknowledged: {left + len(self._refused)} events. {self._refused[:1]}")
+            raise Failed(f"{self._topic}: {left + len(self._refused)} records not acknowledged. {self._refused[:1]}")
 
 
 def write_histories(bootstrap: str, names: TopicNames, tasks: list[Task]) -> int:
     """CREATED, RUNNING and COMPLETED of each; returns how many events that is. Raises Failed."""
-    writer = Writer(bootstrap, names)
+    writer = Writer(bootstrap, names.status)
     for first in range(0, len(tasks), OPEN):
         part = tasks[first : first + OPEN]
         for status in STEPS:
             for task in part:
-                writer.write(task, event(task, status))
+                writer.write(task.task_id, event(task, status), task.partition)
         writer.producer.poll(0)
     writer.flush()
     return len(tasks) * len(STEPS)

@@ -27,20 +27,14 @@ KAFKA = "Kafka, here one replica without fsync. "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """One way to run one peer."""
+class Known:
+    """Who takes part. The limit and ourselves are no more than this: they need no environment."""
 
     name: str
-    environment: str  # requirements/NAME.txt; several ways share one
-    package: str  # whose version is told
-    script: str  # in apps/
-    store: Literal["redis", "kafka"]
     per_s: tuple[int, int, int, int, int]  # expected, in the order of JOBS; only the counts depend on it
     configuration: str
     durability: str
-    mode: str = ""
     concurrency: int = 1
-    python: tuple[int, int] = (3, 11)  # the oldest that its package takes
 
     def tasks(self, job: str, tasks: int) -> int:
         """How many of this job, where --tasks is `tasks`."""
@@ -48,17 +42,15 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """The two that need no environment: the limit and ourselves."""
+class Peer(Known):
+    """One way to run one peer."""
 
-    name: str
-    per_s: tuple[int, int, int, int, int]
-    configuration: str
-    durability: str
-    concurrency: int = 1
-
-    def tasks(self, job: str, tasks: int) -> int:
-        return scaled(self.per_s[JOBS.index(job)], tasks, self.concurrency)
+    environment: str  # requirements/NAME.txt; several ways share one
+    package: str  # whose version is told
+    script: str  # in apps/
+    store: Literal["redis", "kafka"]
+    mode: str = ""
+    python: tuple[int, int] = (3, 11)  # the oldest that its package takes
 
 
 def scaled(per_s: int, tasks: int, concurrency: int) -> int:

@@ -106,12 +106,18 @@ def _redis_version() -> str | None:
 
 def _row(peer: Peer, python: Path | None, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
     version = f"{peer.package} {environments.pinned(peer.environment, peer.package)}"
+    if python:
+        version += f", Python {environments.version_of(python)}"
+    return _row_of(peer, version, job, tasks, tasks_per_s, left_out)
+
+
+def _row_of(who: Known, version: str, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
     return Row(
-        peer=peer.name,
-        version=f"{version}, Python {environments.version_of(python)}" if python else version,
+        peer=who.name,
+        version=version,
         job=job,
-        configuration=peer.configuration,
-        durability=peer.durability,
+        configuration=who.configuration,
+        durability=who.durability,
         tasks=tasks,
         tasks_per_s=tasks_per_s,
         left_out=left_out,
@@ -141,16 +147,9 @@ def _known(bootstrap: str, job: str, tasks: int, concurrency: int, partitions: i
 
 
 def _known_row(known: Known, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None = None) -> Row:
-    return Row(
-        peer=known.name,
-        version=f"streamtask {__version__}" if known.name == OURS else f"confluent-kafka {confluent_kafka.__version__}",
-        job=job,
-        configuration=known.configuration,
-        durability=known.durability,
-        tasks=tasks,
-        tasks_per_s=tasks_per_s,
-        left_out=left_out,
-    )
+    ours = known.name == OURS
+    version = f"streamtask {__version__}" if ours else f"confluent-kafka {confluent_kafka.__version__}"
+    return _row_of(known, version, job, tasks, tasks_per_s, left_out)
 
 
 # --- A peer -----------------------------------------------------------------------------------------------------------

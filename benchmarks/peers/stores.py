@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orjson
-from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.peers.apps import jobs
-from benchmarks.stand import Failed, kafka
+from benchmarks.stand import Failed, kafka, records_of
+from benchmarks.written import Writer
 from streamtask.kafka.ends import topic_ends
 from streamtask.kafka.tail import Tail
 
 READY_S = 10.0
 LOOK_S = 0.2
-FLUSH_S = 120.0
 STOP_S = 10.0
-ROOM_S = 0.05  # between two tries while the producer's queue is full
 SECURE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
 
 
@@ -119,21 +117,12 @@ def peer_topics(bootstrap: str, partitions: int) -> Iterator[Topics]:
 
 def submit(bootstrap: str, topic: str, job: str, tasks: int) -> None:
     """The backlog, acknowledged. Raises Failed when a request is refused."""
-    refused: list[str] = []
-    report = {"on_delivery": lambda error, _message: refused.append(str(error)) if error else None}
-    producer = Producer(kafka(bootstrap).idempotent(reports=False, linger_ms=20) | report)
+    writer = Writer(bootstrap, topic)
     for number in range(tasks):
         task_id = jobs.task_id(number)
         request = {"task_id": task_id, "task_type": job, "parameters": jobs.parameters(job, number), "priority": 5}
-        while True:
-            try:
-                producer.produce(topic, orjson.dumps(request), task_id.encode())
-                break
-            except BufferError:
-                producer.poll(ROOM_S)
-    left = producer.flush(FLUSH_S)
-    if left or refused:
-        raise Failed(f"{left + len(refused)} of {tasks} requests were not acknowledged in {topic}. {refused[:1]}")
+        writer.write(task_id, orjson.dumps(request))
+    writer.flush()
 
 
 def wait_for_results(bootstrap: str, topic: str, tasks: int, check: Callable[[], None]) -> None:
@@ -164,10 +153,8 @@ def wait_for_results(bootstrap: str, topic: str, tasks: int, check: Callable[[],
 def stored(bootstrap: str, topic: str) -> Ends:
     """All results that are committed now."""
     count, ends_ms = 0, dict[str, int]()
-    with Tail(kafka(bootstrap), [topic]) as tail:
-        ends = tail.ends(read_committed=True)
-        while not tail.caught_up(ends):
-            for record in tail.poll(10_000, 0.1):
-                count += 1
-                ends_ms.setdefault(orjson.loads(record.value or b"{}")["task_id"], record.timestamp_ms)
+    for read in records_of(bootstrap, [topic]):
+        for record in read:
+            count += 1
+            ends_ms.setdefault(orjson.loads(record.value or b"{}")["task_id"], record.timestamp_ms)
     return Ends(count, list(ends_ms.values()))

@@ -28,6 +28,7 @@ from streamtask.codec.wire import (
     Headers,
     header,
     invalid,
+    named_task,
     read_object,
     time_spelled,
     time_text,
@@ -227,8 +228,7 @@ def peek_request(value: bytes | None) -> dict[str, Any] | None:
         document = read_object(value)
     except DecodeError:
         return None
-    named = document.get("task_id")
-    task_id = canonical(named) if type(named) is str else None
+    task_id = named_task(document)
     if task_id is None:
         return None
     document["task_id"] = task_id
@@ -244,7 +244,7 @@ def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
     document = read_object(raw)
     wrong = unknown_fields(TaskRequest, document)
     task_id = document.get("task_id")
-    spelled = canonical(task_id) if type(task_id) is str else None
+    spelled = named_task(document)
     if task_id is not None and spelled is None:
         wrong["task_id"] = _NOT_A_UUID
     try:

@@ -14,7 +14,17 @@ from pydantic import ValidationError
 
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN, Reader
-from streamtask.codec.wire import BINARY, cut, cut_front, invalid, read_object, readable, time_text, wrong_fields
+from streamtask.codec.wire import (
+    BINARY,
+    cut,
+    cut_front,
+    invalid,
+    named_task,
+    read_object,
+    readable,
+    time_text,
+    wrong_fields,
+)
 from streamtask.errors import DecodeError
 from streamtask.identity import TRACE_HEADERS, canonical
 from streamtask.model import (
@@ -154,16 +164,11 @@ def decode_status(value: bytes | None, reader: Reader = PLAIN) -> TaskResponse:
     try:
         response: TaskResponse = _validate_json(text)
     except ValidationError as error:
-        raise invalid(error, task_id=_spelled(document)) from None
+        raise invalid(error, task_id=named_task(document)) from None
     task_id = canonical(response.task_id)
     if task_id is None:
         raise wrong_fields({"task_id": "must be a UUID"})
     return response if task_id == response.task_id else response.model_copy(update={"task_id": task_id})
-
-
-def _spelled(document: dict[str, Any]) -> str | None:
-    named = document.get("task_id")
-    return canonical(named) if isinstance(named, str) else None
 
 
 def peek_status(value: bytes | None, reader: Reader = PLAIN) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def peek_status(value: bytes | None, reader: Reader = PLAIN) -> dict[str, Any]:
         if not value or value[0] not in BINARY:
             raise
         document = read_object(reader.json(RESPONSE, value))
-    task_id = _spelled(document)
+    task_id = named_task(document)
     if task_id is None:
         raise wrong_fields({"task_id": "must be a UUID"})
     if document.get("status") not in _STATUSES:

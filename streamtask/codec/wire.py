@@ -20,6 +20,7 @@ import orjson
 from pydantic import ValidationError
 
 from streamtask.errors import DecodeError
+from streamtask.identity import canonical
 
 Headers = tuple[tuple[str, bytes], ...]
 HeaderInput = Iterable[tuple[str, bytes | None]] | None  # as confluent_kafka hands them over
@@ -62,6 +63,12 @@ def read_object(value: bytes | None) -> dict[str, Any]:
     if type(document) is not dict:
         raise DecodeError(f"the value is a JSON {_kind(document)}; an object is needed")
     return document
+
+
+def named_task(document: dict[str, Any]) -> str | None:
+    """The task_id in its field, canonical; None when that is no UUID."""
+    named = document.get("task_id")
+    return canonical(named) if type(named) is str else None
 
 
 def _kind(document: Any) -> str:

@@ -159,8 +159,9 @@ class Materializer:
     def _fact(self, record: Record) -> Row | _Event | _Asked | None:
         if record.topic == self._names.status:
             return self._status(record)
-        if record.topic in self._band_of_topic:
-            return self._request(record)
+        band = self._band_of_topic.get(record.topic)
+        if band is not None:
+            return self._request(band, record)
         if record.topic == self._names.control and record.value is not None:
             try:
                 decode_control(record.key, record.value, self._lenient)
@@ -215,13 +216,11 @@ class Materializer:
             self._band_of_name.get(event.origin.partition("-")[0], -1),
         )
 
-    def _request(self, record: Record) -> Row | _Asked | None:
+    def _request(self, band: int, record: Record) -> Row | _Asked | None:
         document = peek_request(record.value)
         if document is not None and document.get("tenant") is None:  # which only a valid request has
             self.tally.requests += 1
-            origin = origin_text(
-                self._names.bands[self._band_of_topic[record.topic]].name, record.partition, record.offset
-            )
+            origin = origin_text(self._names.bands[band].name, record.partition, record.offset)
             return _Asked(document["task_id"], origin, record, self._created)
         request = self._decoded(record)
         if not request.task_id:
