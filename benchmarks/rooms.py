@@ -27,6 +27,7 @@ from streamtask.ports import (
     CommitPlain,
     Committed,
     EndTransaction,
+    Flush,
     ListOffsets,
     Now,
     Pause,
@@ -79,7 +80,7 @@ class _Rooms:
             return {cell: Committed() for cell in self.cells}
         if isinstance(ask, ReadSettled):
             return {cell: Settled(None, None, 0, 0) for cell in self.cells}
-        assert isinstance(ask, (CommitPlain, Seat, Produce, SendOffsets, EndTransaction)), "nothing fails here"
+        assert isinstance(ask, (CommitPlain, Seat, Produce, Flush, SendOffsets, EndTransaction)), "nothing fails here"
         if isinstance(ask, Produce):
             self.transactions += 1
             self.timed("encode", lambda: self.encode(ask))

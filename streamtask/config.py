@@ -93,6 +93,7 @@ class EngineConfig:
         default_factory=lambda: {HandlerKind.ASYNC: 100, HandlerKind.THREAD: 16, HandlerKind.PROCESS: 0}
     )
     worker: str = "worker"  # written into status events
+    created_wait_ms: int = 20  # CREATED of requests that wait for a slot go with other events; alone after so long
     events_max: int = 3_000  # closes a batch early; bounds the memory of one transaction
     batch_bytes_max: int = 16_000_000  # and of its results and dead letters
     backlog_max: int = 1_000  # records of one cell held beyond its ledger's cap before the cell is paused

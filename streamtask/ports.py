@@ -143,7 +143,18 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Produce:
-    """Begin a transaction, produce the plan's events and dead letters, flush. Answer: None or a Fault."""
+    """Begin a transaction, hand the plan's events and dead letters to the client. Answer: None or a Fault."""
+
+    plan: CommitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Wait until the broker has the plan's records. Answer: None or a Fault.
+
+    The one wait in which facts may come in: Engine.fetched, prepare, begun, ended, progressed, cancel_read. What they owe is
+    the next batch's.
+    """
 
     plan: CommitPlan
 
@@ -197,6 +208,7 @@ Ask = (
     | CommitPlain
     | Seat
     | Produce
+    | Flush
     | SendOffsets
     | EndTransaction
     | AbortTransaction

@@ -46,6 +46,7 @@ from streamtask.ports import (
     AwaitEnded,
     EndTransaction,
     Fault,
+    Flush,
     Note,
     Now,
     Pause,
@@ -257,15 +258,14 @@ class Worker:
         recommit_s = active_s + RECOMMIT_S
         while True:
             self._beat = time.monotonic()
-            records = rim.poll(timeout_s, RECORDS_MAX)
-            if records:
-                engine.fetched(records)
-                self._noticing.look(records, self._partitions)
+            records = rim.fetch(timeout_s, RECORDS_MAX)
+            # Under load the rest is decoded while a flush is waited for (Flush), later in this turn.
+            self._take(bands=1 if engine.supplied else None)
             if records or self.executor.ended:
                 self._let_settle()
-            told = self._read_control() | self._read_status()
-            told |= self._collect()
+            told = self._read_control() | self._read_status() | self._collect()
             committed = self._drive(protocol.step(engine, clock))
+            self._take()
             self._dispatch()
             now_s = time.monotonic()
             if executor.failure is not None:
@@ -291,6 +291,13 @@ class Worker:
                 timeout_s, active_s = 0.0, now_s
                 continue
             timeout_s = self._rest(now_s - active_s)
+
+    def _take(self, bands: int | None = None) -> None:
+        """What was fetched, into the engine."""
+        records = self.rim.take(bands)
+        if records:
+            self.engine.fetched(records)
+            self._noticing.look(records, self._partitions)
 
     def _let_settle(self) -> None:
         """Before a transaction that would follow the last one at once: see SETTLE_S. Under load the time is over already."""
@@ -383,6 +390,10 @@ class Worker:
     def _perform(self, ask: Ask) -> Answer:
         if isinstance(ask, AwaitEnded):
             return self._await_ended(ask)
+        if isinstance(ask, Flush):  # the broker is busy for 5 to 20 ms
+            self._take()
+            self._collect()
+            self.engine.prepare(clock())
         answer = self.rim.perform(ask)
         if isinstance(ask, EndTransaction):
             self._committed_s = time.monotonic()
@@ -456,8 +467,7 @@ class Worker:
             self._drained_at = now_s
             self.engine.drain()
             self.rim.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
-            fields = {"running": len(self.executor), "grace_s": self.settings.drain_grace_s}
-            telemetry.emit("worker_draining", fields)
+            telemetry.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
         if self._signals > 1:
             return False
         busy = self.engine.running or self.engine.urgent
@@ -472,9 +482,8 @@ class Worker:
 
     def _encode_dead(self, letter: DeadLetter) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
         limit = REFERENCE_BYTES_MAX if letter.reference else self._size.bytes_max
-        fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms()}
-        keeps = self.settings.tracebacks == "dead"
-        return encode_dead(letter, self.names, value_bytes_max=limit, traceback=keeps, **fields)
+        fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms(), "value_bytes_max": limit}
+        return encode_dead(letter, self.names, traceback=self.settings.tracebacks == "dead", **fields)
 
     # -- watching ------------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class Engine:
         self.cancels = Cancels(config.cancels_max)
         self.effects: list[Effect] = []
         self.trial: Claim | None = None
+        self.sent: Batch | None = None  # under way; facts may come in, nothing is built
         self.fenced = False  # the transactional id is over: recover before anything else is committed
         self.doubt: Batch | None = None  # sent under an id that is over; whether it landed is not known yet
         self.draining = False
@@ -67,6 +68,7 @@ class Engine:
         self.deaths = 0  # charged here: of workers before, of children of this one
         self.epochs = 0
         self._refresh_mono_ms = 0
+        self._settled_mono_ms = -(1 << 40)  # when the last batch was settled
         self._tokens = 0
         self._refused_batches = 0
         self._units_max = 0  # of the next batch, while an offending record is being looked for; 0 = no limit
@@ -192,7 +194,16 @@ class Engine:
         ]
         if self.throttled:
             waits.append(self.config.progress_ms)
+        if (left := self._alone_after_ms(now)) > 0:
+            waits.append(left)
         return max(0, min(waits)) if waits else None
+
+    def _alone_after_ms(self, now: Now) -> int:
+        """For how long the CREATED of those that wait do not ask for a batch of their own. Under load the next end or start
+        takes them along, a few milliseconds later, for nothing: alone they cost as much as a thousand ends."""
+        if not self.fresh or not self.running:
+            return 0
+        return self._settled_mono_ms + self.config.created_wait_ms - now.mono_ms
 
     def drain(self) -> None:
         """Start nothing and admit nothing from now on; what runs may end."""
@@ -204,12 +215,22 @@ class Engine:
 
     # -- the next batch ------------------------------------------------------------------------------------------------
 
+    def prepare(self, now: Now) -> None:
+        """Admit what has been fetched. `build` does it as well; here while a batch is under way."""
+        if self.backlogged and not self.draining:
+            intake.admit(self, now)
+
+    @property
+    def supplied(self) -> bool:
+        """So many wait already that the next batch is full whatever has just been fetched."""
+        return not self.fenced and self.schedule.waiting >= self.config.events_max // 3
+
     def build(self, now: Now) -> Batch | None:
         """Admit, pick, and put what is owed into one transaction; None when nothing is owed."""
         assert not self.fenced, "recover first"
+        assert self.sent is None, "a batch is under way"
         if not self.draining:
-            if self.backlogged:
-                intake.admit(self, now)
+            self.prepare(now)
             while (claim := self.schedule.pick(now.mono_ms)) is not None:
                 claim.phase = Phase.PICKED
                 self.touch(claim)
@@ -217,6 +238,8 @@ class Engine:
         heads = [
             s for s in self.shards.values() if s.standing is Standing.OPEN and (s.owes_head or s.recovered_since_head())
         ]
+        if not heads and not refusals and not self.urgent and self._alone_after_ms(now) > 0:
+            return None
         owing = Owing(heads, refusals, self._open_ones(self.urgent), self._open_ones(self.fresh))
         limits = Limits(self.config.events_max, self.config.batch_bytes_max, self._units_max or self.config.events_max)
         return batch.build(self.owner, owing, now.wall_ms, limits=limits)
@@ -247,6 +270,7 @@ class Engine:
         for step in landed.steps:
             if self.shards.get(step.claim.shard) is step.claim.owner_shard:
                 self._settle(step, now)
+        self._settled_mono_ms = now.mono_ms
         self._refused_batches = 0
         self._units_max = self._units_max * 2 if 0 < self._units_max < self.config.events_max else 0
 
@@ -399,8 +423,9 @@ class Engine:
         self.end(claim, admission.cancelled(ErrorCode.CANCELLED))
 
     def in_doubt(self, claim: Claim) -> bool:
-        """True when the batch in doubt pays something of this claim."""
-        return self.doubt is not None and any(step.claim is claim for step in self.doubt.steps)
+        """True when a batch pays something of this claim that is in doubt or under way."""
+        batches = (self.doubt, self.sent)
+        return any(step.claim is claim for batch in batches if batch is not None for step in batch.steps)
 
     def unpick(self, claim: Claim) -> None:
         """Give the slot back: it will not start here."""

@@ -120,7 +120,7 @@ class Draft:
         return bool(self._changes)
 
     def is_current(self, stamp: int) -> bool:
-        """True when the ledger is still as it was when the draft was made."""
+        """True when the ledger is still as it was when the draft was made, but for records received behind its end."""
         return self._stamp == stamp
 
     def _entry(self, offset: int) -> Entry:
@@ -238,9 +238,9 @@ class Ledger:
         """
         if offset < self.received:
             return False
-        self._stamp += 1
         state = self.state
         if self.received < state.end or self._recall is not None:
+            self._stamp += 1
             return self._receive_known(offset, task_id)
         self.received = offset + 1
         state.append(offset)
@@ -342,11 +342,14 @@ class Ledger:
         return Draft(self, self._stamp)
 
     def settle(self, draft: Draft) -> None:
-        """The transaction of `draft` has committed. Right also when records were received since (a doubtful commit
-        that turned out to have landed): then its changes are made again on what is there now."""
+        """The transaction of `draft` has committed. Records that came since are open in it, too. Right also when more was
+        changed since (a doubtful commit that turned out to have landed): then its changes are made again on what is there."""
         before = self.state.position
         if draft.is_current(self._stamp):
-            self.state = draft.state
+            since, self.state = self.state, draft.state
+            if since.end > self.state.end:
+                for offset in since.offsets(self.state.end, since.end):
+                    self.state.append(offset)
         else:
             state = self.state
             for kind, offset, entry in draft.changes():

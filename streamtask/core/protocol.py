@@ -29,6 +29,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     Note,
     Now,
@@ -169,17 +170,21 @@ def recover(engine: Engine) -> Flow:
 
 
 def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
-    """One transaction: events, flush, offsets last, end.
+    """One transaction: events, flush, offsets last, end. What comes in during the flush is the next batch's.
 
     Offsets last: should a late copy of an EndTxn end it early, it publishes events without offsets (run again), never
     offsets without events.
     """
+    engine.sent = batch
     fault = yield Produce(batch.plan)
+    if fault is None:
+        fault = yield Flush(batch.plan)
     if fault is None:
         fault = yield SendOffsets(batch.plan)
     if fault is None:
         fault = yield EndTransaction()
         if fault is None:
+            engine.sent = None
             engine.settle(batch, clock())
             return True
         if fault.kind is FaultKind.RETRY:
@@ -189,6 +194,7 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
     answer = yield AbortTransaction()
     if answer is not None:
         return _doubtful(engine, batch, answer)
+    engine.sent = None
     engine.effects.append(Note("transaction_aborted", {"fault": fault.kind.value, "why": fault.text}))
     engine.aborted(batch, record=fault.kind is FaultKind.RECORD)
     return False
@@ -197,6 +203,7 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
 def _doubtful(engine: Engine, batch: Batch, fault: Fault) -> bool:
     """The id is over; the batch is kept with the id and the sequences it was sent under until a read-back tells."""
     engine.fenced = True
+    engine.sent = None
     if not batch.closing:  # what is handed over is forgotten; its next owner reads what landed
         assert engine.doubt is None, "a batch was sent while another one was in doubt"
         engine.doubt = batch

@@ -142,6 +142,11 @@ class Schedule(Generic[T]):
         """What it holds of a slot, of WHOLE; 0: nothing."""
         return self._held.get(item, 0)
 
+    @property
+    def waiting(self) -> int:
+        """Claims added and not picked yet, of all bands."""
+        return len(self._keys)
+
     def queued(self, band: int) -> int:
         """Claims added and not picked yet, also those that wait for their key or their type."""
         return self._queued[band]

@@ -15,7 +15,6 @@ Only the owner thread calls it: confluent-kafka serialises a Consumer, and a sec
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from streamtask.config import TopicNames
 from streamtask.errors import SchemaPending
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
+from streamtask.kafka.letting_go import close, drop_later, in_background
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.trouble import Heard
 from streamtask.model import RequestRecord
@@ -75,7 +75,8 @@ class ShardConsumer:
         self._bands = {topic: band for band, topic in enumerate(names.requests)}
         self._owned: set[int] = set()  # shards the group gave us
         self._seated: dict[Cell, int] = {}  # cell: the offset it was last seated at
-        self._held: list[Message] = []  # fetched by serve(), for the next poll
+        self._held: list[Message] = []  # fetched by serve(), for the next fetch
+        self._fetched: list[Message] = []  # for take(), bounded by records_max of a fetch
         self._moved: set[int] = set()  # shards seated or taken away since it was last cleared
         self._again: set[Cell] = set()  # cells to be sought anew before anything of them is returned
         self._waiting: dict[Cell, int] = {}  # cells whose assignment failed: tried again at each poll
@@ -203,8 +204,8 @@ class ShardConsumer:
         self._waiting = {cell: at for cell, at in self._waiting.items() if cell[1] not in shards}
         for cell in [cell for cell in self._blocked if cell[1] in shards]:
             self._release(cell)
-        if self._held:
-            self._held = [message for message in self._held if message.partition() not in shards]
+        self._held = [message for message in self._held if message.partition() not in shards]
+        self._fetched = [message for message in self._fetched if message.partition() not in shards]
 
     def seat(self, positions: Mapping[Cell, int]) -> None:
         """Read these cells from these offsets from now on. Shards that went meanwhile are left out; what the client
@@ -251,7 +252,7 @@ class ShardConsumer:
         self.join()
         # Not closed: closing waits for that very commit. Dropping the last reference destroys it, after LeaveGroup had
         # time to be sent; the destruction itself may block.
-        _in_background("leave-group", lambda: _drop_later(holder))
+        in_background("leave-group", lambda: drop_later(holder, LEAVE_S))
         self._raise_failure()
 
     def _leave(self, timeout_s: float) -> None:
@@ -265,6 +266,7 @@ class ShardConsumer:
         self._owned.clear()
         self._seated.clear()
         self._held.clear()
+        self._fetched.clear()
         self._again.clear()
         self._waiting.clear()
         self._astray.clear()
@@ -287,18 +289,29 @@ class ShardConsumer:
         if not self._left:
             self._left = True
             self._leave(timeout_s)
-        thread = _in_background("close-consumer", lambda: _close(self._consumer))
+        thread = in_background("close-consumer", lambda: close(self._consumer))
         thread.join(max(deadline - time.monotonic(), 0.05))
         self._raise_failure()
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    def poll(self, timeout_s: float, records_max: int) -> list[RequestRecord]:
-        """Serve the group, then up to records_max records; [] when none came within timeout_s. Raises what a callback
-        raised."""
-        assert not self._depth, "poll() inside a callback"
-        messages = self._fetch(timeout_s, records_max)
-        decode, bands, seated, again = self._decode, self._bands, self._seated, self._again
+    def fetch(self, timeout_s: float, records_max: int) -> int:
+        """Serve the group, then fetch up to records_max records for take(); returns how many. 0 when none came within
+        timeout_s. Raises what a callback raised."""
+        assert not self._depth, "fetch() inside a callback"
+        assert not self._fetched, "take() what was fetched before"
+        self._fetched = self._fetch(timeout_s, records_max)
+        self._settle_poll()
+        return len(self._fetched)
+
+    def take(self, bands: int | None = None) -> list[RequestRecord]:
+        """The records that were fetched. bands: only those of so many, the others are there at the next call."""
+        messages, self._fetched = self._fetched, []
+        if bands is not None:
+            first = set(self._topics[:bands])
+            self._fetched = [message for message in messages if message.topic() not in first]
+            messages = [message for message in messages if message.topic() in first]
+        decode, band_of, seated, again = self._decode, self._bands, self._seated, self._again
         records: list[RequestRecord] = []
         append = records.append
         for message in messages:
@@ -306,7 +319,7 @@ class ShardConsumer:
             if message.error() is not None:
                 self._hear(message)
                 continue
-            band = bands[message.topic() or ""]
+            band = band_of[message.topic() or ""]
             if (band, shard) not in seated or (again and (band, shard) in again):
                 continue
             offset: Any = message.offset()
@@ -318,7 +331,6 @@ class ShardConsumer:
                 )
             except SchemaPending as pending:
                 self._hold_back((band, shard), offset, pending.settled)
-        self._settle_poll()
         return records
 
     def serve(self, timeout_s: float) -> None:
@@ -472,23 +484,3 @@ class ShardConsumer:
             step(parts)
         except KafkaException as error:
             self._on_error(fault(error, Call.SEAT).text)
-
-
-def _in_background(name: str, step: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=step, name=name, daemon=True)
-    thread.start()
-    return thread
-
-
-def _close(consumer: Consumer) -> None:
-    try:
-        consumer.close()
-    except (KafkaException, RuntimeError, SystemError):
-        # The group's session timeout does the rest. SystemError: confluent-kafka 2.16, seen once in some thousand closes,
-        # restores what is no exception («<class 'str'> is not a BaseException subclass»).
-        pass
-
-
-def _drop_later(holder: list[Consumer]) -> None:
-    threading.Event().wait(LEAVE_S)
-    holder.clear()

@@ -33,6 +33,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     Poll,
     Produce,
@@ -109,6 +110,7 @@ class KafkaRim:
             CommitPlain: self._commit_plain,
             Seat: self._seat,
             Produce: self._produce,
+            Flush: self._flush,
             SendOffsets: self._send_offsets,
             EndTransaction: self._end_transaction,
             AbortTransaction: self._abort_transaction,
@@ -148,9 +150,18 @@ class KafkaRim:
 
     # --- what the owner loop calls ------------------------------------------------------------------------------------
 
+    def fetch(self, timeout_s: float, records_max: int) -> int:
+        """Serve the group, then fetch up to records_max requests of seated shards. Raises what a callback raised."""
+        return self.consumer.fetch(timeout_s, records_max)
+
+    def take(self, bands: int | None = None) -> list[RequestRecord]:
+        """What was fetched, decoded; at once only what is of the first so many bands, the rest at the next call."""
+        return self.consumer.take(bands)
+
     def poll(self, timeout_s: float, records_max: int) -> list[RequestRecord]:
-        """Serve the group, then up to records_max requests of seated shards. Raises what a callback raised."""
-        return self.consumer.poll(timeout_s, records_max)
+        """`fetch`, then `take`."""
+        self.consumer.fetch(timeout_s, records_max)
+        return self.consumer.take()
 
     def perform(self, ask: Ask) -> Answer:
         """The answer that the ask's docstring names, or a Fault."""
@@ -222,6 +233,10 @@ class KafkaRim:
     def _produce(self, ask: Produce) -> Answer:
         live = self._live()
         return live if isinstance(live, Fault) else live.produce(ask.plan, self._deadlines.produce_s)
+
+    def _flush(self, ask: Flush) -> Answer:
+        live = self._live()
+        return live if isinstance(live, Fault) else live.flush()
 
     def _send_offsets(self, ask: SendOffsets) -> Answer:
         live = self._live()

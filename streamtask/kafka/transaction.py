@@ -46,6 +46,7 @@ class _State(Enum):
     NEW = "new"
     READY = "ready"
     OPEN = "open"  #: begun; records produced
+    FLUSHED = "flushed"  #: the broker has them
     SENT = "sent"  #: offsets are in it
     OVER = "over"  #: fenced, in doubt or poisoned
 
@@ -67,6 +68,7 @@ class StatusTransaction:
         self._state = _State.NEW
         self._why = ""
         self._refused: list[KafkaError] = []
+        self._flush_by = 0.0  # monotonic
         self._abort_began: float | None = None  # monotonic; survives a RETRY
         self._aside = _Aside()
         # Reports only failures (settings): one callback for each record would cost as much as producing it.
@@ -115,35 +117,50 @@ class StatusTransaction:
         return None
 
     def produce(self, plan: CommitPlan, timeout_s: float) -> Fault | None:
-        """Begin, produce everything, flush. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED), also when not all
-        was acknowledged in time."""
+        """Begin and hand everything over; `flush` has what is left of timeout_s. Answer: None, Fault(ABORT | RECORD): abort,
+        or Fault(FENCED)."""
         if over := self._ended():
             return over
         producer = self._move("produce", _State.READY)
         self._check(plan)
-        deadline = time.monotonic() + timeout_s
+        self._flush_by = deadline = time.monotonic() + timeout_s
         self._refused.clear()
         try:
             producer.begin_transaction()
             self._state = _State.OPEN
             self._enqueue(producer, plan, deadline)
-            left = producer.flush(max(deadline - time.monotonic(), 0.05))
         except (KafkaException, SystemError) as error:
-            found = error_of(error)
-            if found is None:
-                raise  # a SystemError that is not Kafka's
-            if found.code() == KafkaError._UNKNOWN_PARTITION:
-                self._look_again(producer, deadline)
-            return self._over(fault(error, Call.PRODUCE))
+            return self._unproduced(producer, error)
         except BufferError:
             return Fault(FaultKind.ABORT, f"produce: the queue was full for {timeout_s} s")
+        return None
+
+    def flush(self) -> Fault | None:
+        """Wait until the broker has it. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED), also when not all was
+        acknowledged in time."""
+        if over := self._ended():
+            return over
+        producer = self._move("flush", _State.OPEN)
+        try:
+            left = producer.flush(max(self._flush_by - time.monotonic(), 0.05))
+        except (KafkaException, SystemError) as error:
+            return self._unproduced(producer, error)
         if self._refused:
             return self._over(self._worst(Call.PRODUCE))
         if left:
             # A leader has died, and a dead coordinator stays in the producer's memory: its next offsets would have nobody to
             # go to (#5456), and wait. A new producer asks who is there: 7 s in place of 10 for a broker's death.
-            return self._over(Fault(FaultKind.FENCED, f"produce: {left} records not acknowledged after {timeout_s} s"))
+            return self._over(Fault(FaultKind.FENCED, f"produce: {left} records not acknowledged in time"))
+        self._state = _State.FLUSHED
         return None
+
+    def _unproduced(self, producer: Producer, error: Exception) -> Fault:
+        found = error_of(error)
+        if found is None:
+            raise error  # a SystemError that is not Kafka's
+        if found.code() == KafkaError._UNKNOWN_PARTITION:
+            self._look_again(producer, self._flush_by)
+        return self._over(fault(error, Call.PRODUCE))
 
     def _look_again(self, producer: Producer, deadline: float) -> None:
         """Partitions were added since the producer looked: by itself it looks every five minutes, and until then every
@@ -211,7 +228,7 @@ class StatusTransaction:
         """
         if over := self._ended():
             return over
-        producer = self._move("send_offsets", _State.OPEN)
+        producer = self._move("send_offsets", _State.FLUSHED)
         assert plan.offsets, "a transaction without offsets is fenced by nobody"
         if group_metadata is None:
             return Fault(FaultKind.STALE, "send offsets: not a member of the group")
@@ -255,7 +272,7 @@ class StatusTransaction:
         """Answer: None, Fault(RETRY): ask again, or Fault(FENCED)."""
         if over := self._ended():
             return over
-        producer = self._move("abort", _State.OPEN, _State.SENT)
+        producer = self._move("abort", _State.OPEN, _State.FLUSHED, _State.SENT)
         if self._abort_began is None:
             self._abort_began = time.monotonic()
         try:

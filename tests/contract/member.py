@@ -14,11 +14,13 @@ from streamtask.kafka.rim import Deadlines, KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
 from streamtask.ports import (
+    Ask,
     Cell,
     CommitPlan,
     EndTransaction,
     Fault,
     FaultKind,
+    Flush,
     OffsetCommit,
     Produce,
     Seat,
@@ -114,9 +116,16 @@ class Member:
         wait_until(lambda: len(self.shards) == count, turn=lambda: [member.turn() for member in (self, *others)])
         return self
 
+    def produce(self, plan: CommitPlan) -> Fault | None:
+        """The first half of a transaction: the broker has its records."""
+        return self._perform(Produce(plan), Flush(plan))
+
     def commit(self, plan: CommitPlan) -> Fault | None:
         """One whole transaction; the first Fault ends it."""
-        for ask in (Produce(plan), SendOffsets(plan), EndTransaction()):
+        return self._perform(Produce(plan), Flush(plan), SendOffsets(plan), EndTransaction())
+
+    def _perform(self, *asks: Ask) -> Fault | None:
+        for ask in asks:
             answer: Fault | None = self.rim.perform(ask)
             if answer is not None:
                 return answer

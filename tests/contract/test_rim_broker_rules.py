@@ -25,6 +25,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     OffsetCommit,
     Produce,
@@ -71,9 +72,14 @@ def transaction(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callabl
         one.discard()
 
 
+def flushed(one: StatusTransaction, what: CommitPlan) -> Fault | None:
+    """Produced, and the broker has it."""
+    return one.produce(what, 5) or one.flush()
+
+
 def pending(one: StatusTransaction, member: Member, shard: int, offset: int, text: str) -> None:
     """An owner that stops right before its commit."""
-    assert one.produce(plan(shard, offset, text), 5) is None
+    assert flushed(one, plan(shard, offset, text)) is None
     assert one.send_offsets(plan(shard, offset, text), member.rim.consumer.group_metadata(), 5) is None
 
 
@@ -170,10 +176,10 @@ def test_a_fenced_owner_is_told_at_whatever_it_does_next(
     member: Member, transaction: Callable[[], StatusTransaction]
 ) -> None:
     idle, producing, sending = transaction(), transaction(), transaction()
-    assert producing.produce(plan(0, 1), 5) is None
-    assert sending.produce(plan(1, 1), 5) is None
+    assert flushed(producing, plan(0, 1)) is None
+    assert flushed(sending, plan(1, 1)) is None
     assert member.rim.perform(FenceIds(tuple(one.transactional_id for one in (idle, producing, sending)))) is None
-    assert kind(idle.produce(plan(0, 1), 5)) is FaultKind.FENCED
+    assert kind(flushed(idle, plan(0, 1))) is FaultKind.FENCED
     assert kind(producing.abort(5)) is FaultKind.FENCED
     metadata = member.rim.consumer.group_metadata()
     assert kind(sending.send_offsets(plan(1, 1), metadata, 5)) is FaultKind.FENCED
@@ -189,7 +195,7 @@ def test_a_renewed_producer_has_a_new_id_and_the_old_ones_records_stay_aborted(
     member: Member, settings: KafkaSettings, topics: TopicNames
 ) -> None:
     before = member.rim.transactional_id
-    assert member.rim.perform(Produce(plan(3, 1, "old"))) is None
+    assert member.produce(plan(3, 1, "old")) is None
     assert member.rim.perform(SendOffsets(plan(3, 1, "old"))) is None
     answer = member.rim.perform(RenewProducer())
     assert answer == member.rim.transactional_id != before
@@ -205,9 +211,9 @@ def test_without_its_fence_a_zombies_batch_still_needs_its_generation(
     """The generation is checked when offsets are sent, never at the end: what was sent before may be committed after."""
     early, late = transaction(), transaction()
     old = member.rim.consumer.group_metadata()
-    assert early.produce(plan(0, 5, "early"), 5) is None
+    assert flushed(early, plan(0, 5, "early")) is None
     assert early.send_offsets(plan(0, 5, "early"), old, 5) is None
-    assert late.produce(plan(1, 5, "late"), 5) is None
+    assert flushed(late, plan(1, 5, "late")) is None
     other = Member(settings, topics)
     try:
         other.owning(2, member)  # the next generation
@@ -237,7 +243,7 @@ def test_a_plain_commit_of_one_who_never_joined_is_stale(settings: KafkaSettings
     outsider = Member(settings, topics)
     try:
         assert kind(outsider.rim.perform(CommitPlain((OffsetCommit(0, 0, 4, "claim"),)))) is FaultKind.STALE
-        assert outsider.rim.perform(Produce(plan(0, 4))) is None
+        assert outsider.produce(plan(0, 4)) is None
         assert kind(outsider.rim.perform(SendOffsets(plan(0, 4)))) is FaultKind.STALE
     finally:
         outsider.rim.close()
@@ -250,7 +256,7 @@ def test_events_and_offsets_appear_together_or_not_at_all(
     member: Member, settings: KafkaSettings, topics: TopicNames
 ) -> None:
     assert member.commit(plan(2, 1, "one", events=3)) is None
-    assert member.rim.perform(Produce(plan(2, 2, "two"))) is None
+    assert member.produce(plan(2, 2, "two")) is None
     assert member.rim.perform(SendOffsets(plan(2, 2, "two"))) is None
     assert member.rim.perform(AbortTransaction()) is None
     assert member.commit(plan(2, 3, "three")) is None
@@ -281,7 +287,7 @@ def test_a_record_too_big_is_named_and_the_producer_goes_on(
     big = CommitPlan([event(0, "x" * size)], [], [OffsetCommit(0, 0, 1, "big")], (0,))
 
     def refused() -> bool:  # the broker applies a topic's limit a little after it has it
-        answer = member.rim.perform(Produce(big))
+        answer = member.produce(big)
         assert kind(answer) in (FaultKind.RECORD, None)
         assert member.rim.perform(AbortTransaction()) is None
         return answer is not None
@@ -314,7 +320,7 @@ def test_more_records_than_the_queue_holds_are_flushed_on_the_way(settings: Kafk
 
 
 def test_an_unknown_partition_aborts_and_the_producer_goes_on(member: Member) -> None:
-    assert kind(member.rim.perform(Produce(plan(77, 1)))) is FaultKind.ABORT
+    assert kind(member.produce(plan(77, 1))) is FaultKind.ABORT
     assert member.rim.perform(AbortTransaction()) is None
     assert member.commit(plan(0, 1)) is None
 
@@ -331,7 +337,7 @@ def test_a_partition_that_was_added_is_known_to_the_producer_after_an_aborted_ba
     answers: list[Fault | None] = []
 
     def produced() -> bool:
-        answers.append(one.produce(plan(4, 1), 5))
+        answers.append(flushed(one, plan(4, 1)))
         assert one.abort(5) is None
         return answers[-1] is None
 
@@ -367,7 +373,7 @@ def test_offsets_of_a_shard_that_is_not_assigned_here_are_not_sent(
         other.owning(2, member)
         member.turn()
         theirs = min(other.shards)
-        assert member.rim.perform(Produce(plan(theirs, 1))) is None
+        assert member.produce(plan(theirs, 1)) is None
         assert kind(member.rim.perform(SendOffsets(plan(theirs, 1)))) is FaultKind.STALE
         assert member.rim.perform(AbortTransaction()) is None
         ours = min(member.shards)
@@ -384,7 +390,7 @@ def test_an_id_is_made_of_group_slot_and_chance() -> None:
 
 def test_ending_without_a_producer_is_fenced_not_raised(member: Member) -> None:
     member.rim._transaction = None  # as after a RenewProducer that failed
-    for ask in (Produce(plan(0, 1)), SendOffsets(plan(0, 1)), EndTransaction(), AbortTransaction()):
+    for ask in (Produce(plan(0, 1)), Flush(plan(0, 1)), SendOffsets(plan(0, 1)), EndTransaction(), AbortTransaction()):
         assert kind(member.rim.perform(ask)) is FaultKind.FENCED
     assert isinstance(member.rim.perform(RenewProducer()), str)
     assert member.commit(plan(0, 1)) is None

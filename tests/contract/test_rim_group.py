@@ -16,7 +16,6 @@ from streamtask.ports import (
     FaultKind,
     OffsetCommit,
     Poll,
-    Produce,
     ReadSettled,
     Rejoin,
     Seat,
@@ -190,7 +189,7 @@ def test_a_member_that_was_removed_is_stale_at_every_commit_until_it_has_polled(
     try:
         # It polls no more: the group takes its shards after max.poll.interval.
         wait_until(lambda: len(other.shards) == 4, turn=other.turn, timeout_s=40)
-        assert kind(zombie.rim.perform(Produce(plan(0, 5, "zombie")))) is None
+        assert kind(zombie.produce(plan(0, 5, "zombie"))) is None
         assert kind(zombie.rim.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
         assert zombie.rim.perform(AbortTransaction()) is None
         assert kind(zombie.rim.perform(CommitPlain((OffsetCommit(0, 0, 5, "zombie"),)))) is FaultKind.STALE
@@ -198,7 +197,7 @@ def test_a_member_that_was_removed_is_stale_at_every_commit_until_it_has_polled(
         wait_until(lambda: not zombie.shards, turn=zombie.turn)
         assert "lost" in dict(zombie.rebalances)
         # It knows now, and cannot send anything for the shard even as a member of the next generation.
-        assert kind(zombie.rim.perform(Produce(plan(0, 5, "zombie")))) is None
+        assert kind(zombie.produce(plan(0, 5, "zombie"))) is None
         assert kind(zombie.rim.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
     finally:
         zombie.rim.close()

@@ -21,6 +21,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     OffsetCommit,
     Poll,
@@ -114,7 +115,8 @@ def test_records_that_are_not_acknowledged_end_their_producer(
     """Bug: the same producer went on after a broker's death, and its next offsets waited for the dead coordinator."""
     frozen()
     before = member.rim.transactional_id
-    assert kind(timed(member, Produce(plan(0, 1)), 0.5)) is FaultKind.FENCED
+    assert member.rim.perform(Produce(plan(0, 1))) is None
+    assert kind(timed(member, Flush(plan(0, 1)), 0.5)) is FaultKind.FENCED
     assert kind(timed(member, AbortTransaction(), 0.5)) is FaultKind.FENCED, "nothing more under this id"
     kafka.thaw(1)
     renewed(member)
@@ -127,12 +129,12 @@ def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
     member: Member, kafka: DevBroker, frozen: Callable[[], None]
 ) -> None:
     doubtful = plan(0, 7, "in doubt")
-    assert member.rim.perform(Produce(doubtful)) is None
+    assert member.produce(doubtful) is None
     assert member.rim.perform(SendOffsets(doubtful)) is None
     before = member.rim.transactional_id
     frozen()
     assert kind(timed(member, EndTransaction(), 1)) is FaultKind.DOUBT
-    assert kind(member.rim.perform(Produce(doubtful))) is FaultKind.FENCED  # nothing more under this id
+    assert kind(member.produce(doubtful)) is FaultKind.FENCED  # nothing more under this id
     assert kind(timed(member, RenewProducer(), 2)) is FaultKind.RETRY
     kafka.thaw(1)
     renewed(member)
@@ -149,7 +151,7 @@ def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
 
 @pytest.mark.slow
 def test_offsets_end_by_their_bound_when_the_broker_dies_before_them(member: Member, kafka: DevBroker) -> None:
-    assert member.rim.perform(Produce(plan(0, 1))) is None
+    assert member.produce(plan(0, 1)) is None
     kafka.kill(1)
     try:
         # librdkafka would run into the socket timeout (6 s) whatever timeout was asked for.

@@ -51,7 +51,8 @@ class Real:
         assert made.init(20) is None
 
     def produce(self, name: str, shard: int, text: str) -> Any:
-        return kind(self.producers[name].produce(plan(shard, 0, text), 5))
+        made = self.producers[name]
+        return kind(made.produce(plan(shard, 0, text), 5) or made.flush())
 
     def capture(self, name: str) -> None:
         self.captured[name] = self.member.rim.consumer.group_metadata()

@@ -36,6 +36,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     Note,
     Now,
@@ -86,6 +87,7 @@ class Desk:
         self.other_effects: list[Any] = []
         self.asked: list[Ask] = []
         self.answers: dict[type, list[Answer]] = {}  # what to answer instead, first one first
+        self.when_flushing: Callable[[], None] = lambda: None
         self.when_awaiting: Callable[[tuple[int, ...]], None] = lambda tokens: None
         self.ids = iter(f"tasks.workers.0.{n}" for n in range(1, 1_000))
         self.children_begin = True  # at once
@@ -194,6 +196,8 @@ class Desk:
             case AwaitEnded(tokens):
                 self.take()
                 self.when_awaiting(tokens)
+            case Flush():
+                self.when_flushing()
             case FenceIds() | SendOffsets() | AbortTransaction():
                 pass
         return None

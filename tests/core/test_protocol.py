@@ -7,7 +7,7 @@ import pytest
 from streamtask.core import ownership, protocol
 from streamtask.core.offsetmap import head_of
 from streamtask.core.shard import Standing
-from streamtask.model import Retry, TaskPolicy
+from streamtask.model import HandlerKind, RequestRecord, Retry, TaskPolicy
 from streamtask.ports import (
     AbortTransaction,
     CommitPlain,
@@ -216,7 +216,81 @@ def test_every_transaction_sends_the_lead_cell_of_each_shard_it_touches() -> Non
     d.turn()
     (send,) = [a for a in d.asked if isinstance(a, SendOffsets)]
     assert {(o.band, o.shard) for o in send.plan.offsets} == {(0, 0), (1, 0), (0, 1), (2, 1)}
-    assert names(d.asked) == ["Produce", "SendOffsets", "EndTransaction"]
+    assert names(d.asked) == ["Produce", "Flush", "SendOffsets", "EndTransaction"]
+
+
+def test_what_comes_in_during_a_flush_is_the_next_batchs() -> None:
+    d = ready()
+    first = d.submit()
+    d.settle()
+    second = d.submit()
+    later: list[RequestRecord] = []
+
+    def meanwhile() -> None:
+        if not later:
+            d.end(first)
+            later.append(d.submit())
+            d.engine.prepare(d.now)
+
+    d.when_flushing = meanwhile
+    assert d.turn()
+    assert d.history(first) == ["created", "running 1"]
+    assert d.history(second) == ["created", "running 1"]
+    assert d.history(later[0]) == []
+    assert d.turn()
+    assert d.history(first)[-1] == "completed"
+    assert d.history(later[0]) == ["created", "running 1"]
+    taken = d.successor()
+    taken.feed(second, *later)
+    taken.settle()
+    assert taken.history(second)[-1] == "running 2"
+    assert taken.history(later[0])[-1] == "running 2", (
+        "it stands in the ledger, though it came between draft and settling"
+    )
+
+
+def test_a_cancel_that_comes_during_the_flush_of_a_start_ends_it_before_its_handler() -> None:
+    d = ready()
+    record = d.submit()
+    d.when_flushing = lambda: d.engine.cancel_read([record.task_id], d.now)
+    d.settle()
+    assert not d.running
+    assert d.history(record) == ["created", "running 1", "cancelled"]
+
+
+def test_a_batch_that_is_aborted_after_something_came_in_keeps_both() -> None:
+    d = ready()
+    first = d.submit()
+    later: list[RequestRecord] = []
+
+    def meanwhile() -> None:
+        if not later:
+            later.append(d.submit())
+            d.engine.prepare(d.now)
+
+    d.when_flushing = meanwhile
+    d.answers[SendOffsets] = [Fault(FaultKind.ABORT)]
+    assert not d.turn()
+    d.settle()
+    assert d.history(first) == d.history(later[0]) == ["created", "running 1"]
+
+
+def test_the_created_of_those_that_wait_goes_with_the_next_end_and_alone_after_a_while() -> None:
+    d = ready(slots={HandlerKind.ASYNC: 1, HandlerKind.THREAD: 0, HandlerKind.PROCESS: 0})
+    first = d.submit()
+    d.settle()
+    waiting, another = d.submit(), d.submit()
+    assert not d.turn(), "it would cost a transaction of its own"
+    wait_ms = d.engine.next_due_ms(d.now)
+    assert wait_ms == d.config.created_wait_ms
+    d.end(first)
+    assert d.turn()
+    assert d.history(waiting) == ["created", "running 1"]
+    assert d.history(another) == ["created"]
+    third = d.submit()
+    d.later(d.config.created_wait_ms)
+    assert d.turn()
+    assert d.history(third) == ["created"]
 
 
 @pytest.mark.parametrize("step", [Produce, SendOffsets, EndTransaction])
@@ -324,7 +398,7 @@ def test_a_revoke_ends_first_then_commits_clean_then_sees_it() -> None:
     d.when_awaiting = lambda tokens: d.end(open_one, STOPPED)
     d.asked.clear()
     assert d.drive(protocol.revoked(d.engine, (0,), d.clock))
-    assert names(d.asked) == ["AwaitEnded", "Produce", "SendOffsets", "EndTransaction", "ReadSettled"]
+    assert names(d.asked) == ["AwaitEnded", "Produce", "Flush", "SendOffsets", "EndTransaction", "ReadSettled"]
     assert [s.reason for s in d.stops] == [StopReason.REVOKE]
     assert d.history(done)[-1] == "completed"
     assert d.history(open_one)[-1] == "running 1"

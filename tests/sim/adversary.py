@@ -19,6 +19,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     Poll,
     Produce,
@@ -41,8 +42,8 @@ _RETRY = Fault(FaultKind.RETRY, "the network")
 _ABORT = Fault(FaultKind.ABORT, "a broker moved")
 _STALE = Fault(FaultKind.STALE, "REBALANCE_IN_PROGRESS")
 _RETRIED = (ListOffsets, FenceIds, ReadSettled, SendOffsets, AbortTransaction, RenewProducer, Produce)
-_ABORTED = (Produce, SendOffsets, EndTransaction)
-_LEFT = (Produce, SendOffsets)
+_ABORTED = (Produce, Flush, SendOffsets, EndTransaction)
+_LEFT = (Flush, SendOffsets)
 
 
 @dataclass(slots=True)

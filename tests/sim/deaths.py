@@ -28,7 +28,9 @@ def poison_before_its_first_commit() -> None:
     others = [stage.submit("long" if n % 2 else "ok", band=n % 3) for n in range(6)]
     poison = stage.submit("kill", band=1)
     stage.play(180_000)
-    stage.expect(poison, FAILED, attempt=3, lost=3)
+    stage.expect(poison, FAILED, lost=3)
+    # A death in its child that takes the worker along is nobody's: it dies once more, alone.
+    assert poison.attempt in (3, 4), f"{poison}"
     assert poison.ended_code == "worker_lost", f"{poison}"
     assert poison.letters == 1, f"not in tasks.dead: {poison}"
     for other in others:

@@ -26,6 +26,7 @@ from streamtask.ports import (
     EndTransaction,
     Fault,
     FaultKind,
+    Flush,
     Now,
     Produce,
     ReadSettled,
@@ -55,6 +56,8 @@ def _write_ahead() -> Any:
 
     def commit(engine: Any, batch: Any, clock: Any) -> Generator[Any, Any, bool]:
         fault = yield Produce(batch.plan)
+        if fault is None:
+            fault = yield Flush(batch.plan)
         if fault is None:
             engine.settle(batch, clock())
             fault = yield SendOffsets(batch.plan)

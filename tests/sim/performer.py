@@ -21,6 +21,7 @@ from streamtask.ports import (
     Fault,
     FaultKind,
     FenceIds,
+    Flush,
     ListOffsets,
     Poll,
     Produce,
@@ -73,6 +74,10 @@ class Performer:
         """Tell the engine which executions have ended."""
         raise NotImplementedError
 
+    def meanwhile(self) -> None:
+        """Facts may come in, while a flush is waited for."""
+        raise NotImplementedError
+
     def _perform(self, ask: Ask, since_ms: int) -> Any:
         twist = self.cluster.twist(self, ask)
         if isinstance(twist, Fault):
@@ -121,7 +126,11 @@ class Performer:
     def _produce(self, ask: Produce, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):
             return BLOCKED
-        return self.broker.produce(self.producer, ask.plan) or _left(twist)
+        return self.broker.produce(self.producer, ask.plan)
+
+    def _flush(self, ask: Flush, waited_ms: int, twist: str) -> Any:
+        self.meanwhile()
+        return _left(twist)
 
     def _send_offsets(self, ask: SendOffsets, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):
@@ -172,6 +181,7 @@ _PERFORM: dict[type, str] = {
     CommitPlain: "_commit_plain",
     Seat: "_seat",
     Produce: "_produce",
+    Flush: "_flush",
     SendOffsets: "_send_offsets",
     EndTransaction: "_end_transaction",
     AbortTransaction: "_abort",

@@ -296,7 +296,13 @@ class Process(Performer):
             self.engine.ended(token, outcome, self.now())
         return bool(begun or endings)
 
-    def _facts(self) -> bool:
+    def meanwhile(self) -> None:
+        """As much as the worker takes in while it waits for a flush, and cancels, which it does not."""
+        if self.rng.random() < 0.7:
+            self._facts(tick=False)
+            self.engine.prepare(self.now())
+
+    def _facts(self, *, tick: bool = True) -> bool:
         """What has come in since the last turn. True when anything has."""
         engine, now = self.engine, self.now()
         records = self._fetch()
@@ -307,7 +313,8 @@ class Process(Performer):
         for token, fraction in progress:
             engine.progressed(token, fraction, None, now)
         busy = self.deliver() or busy or bool(progress)
-        engine.tick(now)
+        if tick:
+            engine.tick(now)
         return busy
 
     def _fetch(self) -> list[RequestRecord]:

@@ -15,6 +15,7 @@ from streamtask.ports import (
     CommitPlan,
     EndTransaction,
     FenceIds,
+    Flush,
     ListOffsets,
     Produce,
     ReadSettled,
@@ -241,7 +242,7 @@ def doubtful_commit(word: str) -> None:
 
 def producer_left_inside_its_transaction() -> None:
     """A broker has died, no answer comes: the producer is left with its transaction open, and its own worker fences it."""
-    for kind in (Produce, SendOffsets):
+    for kind in (Flush, SendOffsets):
         for status in (RUNNING, COMPLETED):
             stage = Stage()
             stage.start(A)
