@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import audit, cancel, garbage, latency, lookup, memory, restore, rooms, submit, throughput, visible
+from benchmarks import (
+    audit,
+    cancel,
+    garbage,
+    latency,
+    lookup,
+    memory,
+    restore,
+    rooms,
+    scaling,
+    submit,
+    throughput,
+    visible,
+)
 from benchmarks.app import TASK_TYPES
 from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
@@ -19,6 +32,7 @@ from streamtask.errors import StreamtaskError
 
 BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "throughput": (throughput.measure, 60_000),
+    "scaling": (scaling.measure, 60_000),
     "garbage": (garbage.measure, 60_000),
     "latency": (latency.measure, 400),
     "cancel": (cancel.measure, 200),
@@ -32,7 +46,13 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "soak": (soak.measure, 0),
 }
 WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
-OPTIONS = {"throughput": ("handler",), "soak": ("minutes", "rate", "keep")}  # that others do not have
+OPTIONS = {  # that others do not have
+    "throughput": ("handler",),
+    "scaling": ("axis",),
+    "soak": ("minutes", "rate", "keep"),
+}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"scaling": scaling.text}  # of what is more than a line a figure
+ABOUT = ("benchmark", "machine", "versions", "commit")
 CONCURRENCY = 1_000
 ALWAYS = ("tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms")  # null where not measured
 
@@ -51,6 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--partitions", type=_positive, default=PARTITIONS, help="of every topic (12)")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
     parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="kind, of throughput (async)")
+    parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
     parser.add_argument("--rate", type=float, default=300.0, help="of the soak: requests a second (300)")
     parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
@@ -120,6 +141,14 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _shown(options: argparse.Namespace, found: dict[str, Any]) -> str:
+    if options.peers is not None:
+        return report.text(found)
+    if options.name in TABLES:
+        return f"{TABLES[options.name](found)}\n\n{table({name: found[name] for name in ABOUT})}"
+    return table(found)
+
+
 def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     try:
@@ -133,7 +162,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.chart:
         report.drawing()  # a quarter of an hour is not measured for a chart that cannot be drawn
     found = run(options)
-    print(report.text(found) if options.peers is not None else table(found))
+    print(_shown(options, found))
     if options.chart:
         report.draw(found, options.chart)
     if options.json:

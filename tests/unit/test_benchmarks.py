@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import visible
+from benchmarks import scaling, visible
 from benchmarks.__main__ import main, parse, table
 from benchmarks.check import fallen
 from benchmarks.http_load import closed_loop, open_loop
@@ -69,6 +69,16 @@ def test_what_was_not_measured_is_null_in_the_line_and_left_out_of_the_table() -
     assert "pick 1" in shown
 
 
+def test_the_table_of_an_axis_says_what_became_of_each_figure() -> None:
+    rows = [
+        {"value": 20_000, "tasks_per_s": 8_000, "cpu_us_per_task": 60.0, "tasks": 20_000},
+        {"value": 400_000, "tasks_per_s": 6_000, "cpu_us_per_task": 75.0, "tasks": 400_000},
+    ]
+    shown = scaling.text({"axes": {"backlog": rows}}).splitlines()
+    assert shown[0].split("  ")[0] == "backlog"
+    assert shown[2].split() == ["400,000", "400,000", "6,000", "0.75", "75.0", "1.25"]
+
+
 def test_a_ratio_has_fallen_when_its_median_is_15_percent_lower_and_no_round_reaches_the_lowest_recorded_one() -> None:
     recorded = {"throughput": [0.20, 0.22, 0.24]}
     (line,) = fallen(recorded, {"throughput": [0.15, 0.16, 0.19]})
@@ -124,6 +134,21 @@ def test_throughput_stands_beside_the_raw_loop_of_the_same_run(
     # The raw loop is only a limit if its events are as long as ours.
     assert found["raw_event_bytes"] == pytest.approx(found["event_bytes"], rel=0.03)
     assert found["p50_ms"] is None
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_an_axis_is_told_as_figures_of_each_of_its_runs_and_the_ratio_of_the_last_to_the_first(
+    capsys: pytest.CaptureFixture[str], broker: Broker
+) -> None:
+    options = ("--tasks", "900", "--partitions", "3", "--axis", "format", "--bootstrap", broker.bootstrap)
+    found = run(capsys, "scaling", *options)
+    assert list(found["axes"]) == ["format"]
+    first, last = found["axes"]["format"]
+    assert (first["value"], first["tasks"], last["value"], last["tasks"]) == ("json", 600, "avro", 600)
+    assert min(first["tasks_per_s"], last["tasks_per_s"], first["cpu_us_per_task"], last["cpu_us_per_task"]) > 0
+    ratio = last["tasks_per_s"] / first["tasks_per_s"]
+    assert found["last_to_first"]["format"]["tasks_per_s"] == pytest.approx(ratio, abs=0.006)
 
 
 @pytest.mark.broker
