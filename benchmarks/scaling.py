@@ -109,7 +109,7 @@ def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str
         held = stack.enter_context(_held_back(bootstrap, names, run, tasks))
         start = lambda: worker(bootstrap, names.prefix, run.window, app=run.app, FORMAT=run.format)  # noqa: E731 read twice
         processes = [stack.enter_context(start()) for _ in range(run.processes)]
-        _own_all(processes, partitions)
+        own_all(processes, partitions)
         before_s = _cpu_s(processes)
         held()
         follow(bootstrap, names, processes, tasks)
@@ -152,7 +152,7 @@ def _text(number: int, size: int) -> str:
 # --- The workers ------------------------------------------------------------------------------------------------------
 
 
-def _own_all(processes: list[OtherProcess], partitions: int) -> None:
+def own_all(processes: list[OtherProcess], partitions: int) -> None:
     """Wait until each of them has shards, and all of them together have all."""
     deadline = time.monotonic() + READY_S
     while True:

@@ -106,6 +106,12 @@ def worker(
     return _process(["streamtask.process", app, "0"], given)
 
 
+def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
+    """`streamtask worker` itself with benchmarks.app: the parent of one worker process."""
+    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
+    return _process(["streamtask", "worker", APP], given)
+
+
 class QueryService(NamedTuple):
     """A process of `streamtask serve`, and where it answers."""
 
