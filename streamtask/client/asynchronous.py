@@ -17,8 +17,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from streamtask import tracing
-from streamtask.client.build import Headers, Prepared, from_arguments, prepare, told_of_failure, traced
+from streamtask.client.build import Headers, Prepared, bulk, from_arguments, prepare, told_of_failure, traced
 from streamtask.client.receipt import Receipt
 from streamtask.codec.formats import Encoder
 from streamtask.codec.reader import PLAIN
@@ -187,16 +186,11 @@ class AsyncClient:
         if not self.settings.bootstrap_servers:
             raise ConfigError("The bulk path needs Kafka itself: set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap.")
         sender, encoder = await self._request_sender(), await self._encoder()
-        topics, names = self.topics.requests, self.topics
-        count, listened = 0, tracing.active()
+        topics, load = self.topics.requests, sender.load
+        count = 0
         try:
-            for request in requests:
-                one = prepare(request, names, None, encoder)
-                if listened:
-                    (one,) = traced([one], names)
-                    if one.span is not None:
-                        one.span.end()  # handed over; nobody learns what became of it
-                sender.load(topics[one.band], one.key, one.value, one.headers)
+            for band, record in bulk(requests, self.topics, encoder):
+                load(topics[band], record)
                 count += 1
                 if count % BULK_SLICE == 0:
                     await sender.go()

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from streamtask.client.build import Prepared, told_of_failure, traced
+from streamtask.client.build import Prepared, Record, told_of_failure, traced
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
 from streamtask.errors import NotAllowed, RequestRefused, SubmitError, Unreachable
@@ -75,7 +75,7 @@ class Sender:
         self._producer = ClientProducer(kafka, linger_ms=0)
         self._done: deque[_Countdown] = deque()
         self._waking = False
-        self._load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]] = {}
+        self._load: dict[str, list[Record]] = {}
         self._loaded = 0
         self._pump: asyncio.Task[None] | None = None
         self._failed = 0
@@ -161,12 +161,12 @@ class Sender:
 
     # --- Only counted -------------------------------------------------------------------------------------------------
 
-    def load(self, topic: str, key: bytes, value: bytes, headers: HeaderList | None) -> None:
+    def load(self, topic: str, record: Record) -> None:
         """Put a record on the next load; `go` sends it."""
         records = self._load.get(topic)
         if records is None:
             records = self._load[topic] = []
-        records.append((key, value, headers))
+        records.append(record)
         self._loaded += 1
 
     async def go(self) -> None:
@@ -184,7 +184,7 @@ class Sender:
             load, self._load, self._loaded = self._load, {}, 0
             await asyncio.to_thread(self._send_load, load)
 
-    def _send_load(self, load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]]) -> None:
+    def _send_load(self, load: dict[str, list[Record]]) -> None:
         for topic, records in load.items():
             left = iter(records)
             while True:
