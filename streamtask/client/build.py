@@ -31,7 +31,7 @@ _FIELDS = frozenset(TaskRequest.model_fields)
 
 def _validator() -> Callable[[Any], dict[str, Any]]:
     """Checks a dict as TaskRequest does, and returns the fields that it gives. Of priorities it takes whole numbers alone: the
-    long way takes more (5.0 is 5), and calls Python for each (0.2 us)."""
+    long way takes more (5.0 is 5), and calls Python for each (0.4 us)."""
     hints = get_type_hints(TaskRequest, include_extras=True)
     hints["priority"] = Annotated[int, Strict(), Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] | None
     required = {name for name, field in TaskRequest.model_fields.items() if field.is_required()}
@@ -160,7 +160,7 @@ def _checked(given: TaskRequest | Mapping[str, Any]) -> dict[str, Any]:
 def _fields_of(given: TaskRequest | Mapping[str, Any]) -> dict[str, Any] | None:
     """The fields that a plain dict gives, checked as those of a TaskRequest are; None: the long way.
 
-    No model is made of what is only to be written: 0.7 us in place of 1.9, and its dict need not be gone through.
+    No model is made of what is only to be written: 0.5 us in place of 1.9, and its dict need not be gone through.
     """
     if type(given) is not dict or not _FIELDS.issuperset(given):
         return None
