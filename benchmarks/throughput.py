@@ -141,9 +141,18 @@ def _follow(
             first = first or (at, cpu_s)
             done, moved_s = at, time.monotonic()
         elif time.monotonic() - moved_s > STALL_S:
-            raise Failed(f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one.")
+            raise Failed(
+                f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one. {_stalled(listed, processes)}"
+            )
     assert first is not None, "no task, no figure"
     return (cpu_s - first[1]) / max(tasks - first[0], 1) * 1e6
+
+
+def _stalled(listed: list[TopicPartition], processes: Sequence[OtherProcess]) -> str:
+    """What can be known of it: the offsets with what the worker noted beside them, and the end of each log."""
+    places = ", ".join(f"{part.topic}[{part.partition}]@{part.offset} {part.metadata!r}" for part in listed)
+    logs = "\n".join(process.said()[-2_000:] for process in processes)
+    return f"Committed: {places}. The worker said:\n{logs}"
 
 
 def rate(bootstrap: str, names: TopicNames, tasks: int) -> dict[str, float]:
