@@ -10,7 +10,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import audit, cancel, garbage, latency, lookup, memory, restore, rooms, submit, throughput, visible
+from benchmarks import (
+    audit,
+    cancel,
+    flame,
+    garbage,
+    in_flight,
+    latency,
+    lookup,
+    memory,
+    priority,
+    restore,
+    rooms,
+    scaling,
+    start,
+    submit,
+    throughput,
+    visible,
+)
 from benchmarks.app import TASK_TYPES
 from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
@@ -19,20 +36,33 @@ from streamtask.errors import StreamtaskError
 
 BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "throughput": (throughput.measure, 60_000),
+    "scaling": (scaling.measure, 60_000),
     "garbage": (garbage.measure, 60_000),
     "latency": (latency.measure, 400),
+    "priority": (priority.measure, 1_000_000),
+    "start": (start.measure, 5),
     "cancel": (cancel.measure, 200),
     "submit": (submit.measure, 200_000),
     "restore": (restore.measure, 333_333),
     "lookup": (lookup.measure, 50_000),
     "visible": (visible.measure, 1_000),
+    "flame": (flame.measure, 100_000),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
     "memory": (memory.measure, 1_000_000),
     "soak": (soak.measure, 0),
 }
 WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
-OPTIONS = {"throughput": ("handler",), "soak": ("minutes", "rate", "keep")}  # that others do not have
+OPTIONS = {  # that others do not have
+    "throughput": ("handler",),
+    "scaling": ("axis",),
+    "latency": ("rate",),
+    "memory": ("in_flight",),
+    "flame": ("handler", "out"),
+    "soak": ("minutes", "rate", "keep"),
+}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"scaling": scaling.text}  # of what is more than a line a figure
+ABOUT = ("benchmark", "machine", "versions", "commit")
 CONCURRENCY = 1_000
 ALWAYS = ("tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms")  # null where not measured
 
@@ -50,9 +80,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--partitions", type=_positive, default=PARTITIONS, help="of every topic (12)")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
-    parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="kind, of throughput (async)")
+    parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="of throughput, flame (async)")
+    parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")
+    parser.add_argument(
+        "--in-flight",
+        nargs="?",
+        type=_positive,
+        const=in_flight.MANY,
+        metavar="TASKS",
+        help="of memory: what each of so many tasks in flight takes (10000)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.svg", help="of flame: the graph; .txt: the stacks")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
-    parser.add_argument("--rate", type=float, default=300.0, help="of the soak: requests a second (300)")
+    parser.add_argument(
+        "--rate", type=_rate, help="tasks a second: of the soak (300), of latency (none: one after the other)"
+    )
     parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
     parser.add_argument(
         "--peers",
@@ -83,6 +125,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1e6:
+        raise argparse.ArgumentTypeError("more than 0")
+    return value
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -93,6 +142,8 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, and put the figures beside who measured them."""
     measure, tasks = BENCHMARKS[options.name]
+    if options.name == "latency" and options.rate:
+        tasks = round(options.rate * latency.SECONDS)
     given = OPTIONS.get(options.name, ())
     if options.peers is not None:
         measure, given = drive.measure, ("peers", "jobs")
@@ -103,7 +154,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             tasks=options.tasks or tasks,
             concurrency=options.concurrency,
             partitions=options.partitions,
-            **{name: getattr(options, name) for name in given},
+            **{name: held for name in given if (held := getattr(options, name)) is not None},
         )
     return {"benchmark": options.name, **dict.fromkeys(ALWAYS), **found, "concurrency": options.concurrency, **about}
 
@@ -120,6 +171,14 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _shown(options: argparse.Namespace, found: dict[str, Any]) -> str:
+    if options.peers is not None:
+        return report.text(found)
+    if options.name in TABLES:
+        return f"{TABLES[options.name](found)}\n\n{table({name: found[name] for name in ABOUT})}"
+    return table(found)
+
+
 def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     try:
@@ -133,7 +192,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.chart:
         report.drawing()  # a quarter of an hour is not measured for a chart that cannot be drawn
     found = run(options)
-    print(report.text(found) if options.peers is not None else table(found))
+    print(_shown(options, found))
     if options.chart:
         report.draw(found, options.chart)
     if options.json:

@@ -1,5 +1,5 @@
 """The jobs of the benchmarks, in each kind of handler: a no-op with three parameters, whose result is stored, those that
-are measured on peers as well (benchmarks/peers), and one that runs until it is cancelled."""
+are measured on peers as well (benchmarks/peers), some that wait, and one that runs until it is cancelled."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ app = App("benchmark")
 @app.task("noop")
 async def noop(path: str, size: int, deep: bool) -> dict[str, Any]:
     return {"path": path, "size": size}
+
+
+@app.task("stamp")
+async def stamp(path: str, size: int, deep: bool) -> dict[str, float]:
+    """When the handler began, ms on the wall clock: `started_at` is when its start was written ahead, not yet committed."""
+    return {"began_ms": time.time() * 1_000}
 
 
 @app.task("noop_thread")
@@ -42,6 +48,17 @@ async def sleep_1ms(path: str, size: int, deep: bool) -> dict[str, Any]:
 async def sleep_5ms(path: str, size: int, deep: bool) -> dict[str, Any]:
     await asyncio.sleep(0.005)
     return {"path": path, "size": size}
+
+
+@app.task("sleep_20ms")
+async def sleep_20ms(path: str, size: int, deep: bool) -> dict[str, Any]:
+    await asyncio.sleep(0.02)
+    return {"path": path, "size": size}
+
+
+@app.task("held")
+async def held(path: str, size: int, deep: bool) -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 @app.task("cpu_1ms", executor="process")

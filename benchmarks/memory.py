@@ -13,14 +13,19 @@ from typing import Any
 import psutil
 
 from benchmarks.app import TASK_TYPES
+from benchmarks.in_flight import measure as in_flight_measure
 from benchmarks.stand import check_histories, status_of, status_records, topics, worker
 from benchmarks.throughput import follow, submit
 
 MB = 1e6
 
 
-def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) -> dict[str, Any]:
-    """The figures; see the module."""
+def measure(
+    bootstrap: str, *, tasks: int, concurrency: int, partitions: int, in_flight: int | None = None
+) -> dict[str, Any]:
+    """The figures; see the module. in_flight: what so many tasks in flight take instead (benchmarks/in_flight.py)."""
+    if in_flight is not None:
+        return in_flight_measure(bootstrap, partitions=partitions, many=in_flight)
     at_tenth: dict[int, int] = {}
     highest = 0
     with topics(bootstrap, "bench", partitions) as names:

@@ -24,6 +24,8 @@ import confluent_kafka
 
 import streamtask
 from streamtask.codec import peek_status
+from streamtask.codec.avro import RESPONSE
+from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
 from streamtask.devbroker import DevBroker
 from streamtask.devjars import KAFKA_VERSION
@@ -36,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTITIONS = 12
 STOP_S = 40.0
 READY_S = 300.0
+APP = "benchmarks.app:app"
 LOOK_S = 0.01
 
 
@@ -94,10 +97,19 @@ class OtherProcess:
         return [line for line in self.said().splitlines() if '"level": "warning"' in line]
 
 
-def worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
-    """A real worker process with benchmarks.app, as `streamtask worker` starts it; drained at the end."""
-    settings = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
-    return _process(["streamtask.process", "benchmarks.app:app", "0"], settings)
+def worker(
+    bootstrap: str, prefix: str, concurrency: int, *, app: str = APP, **settings: str
+) -> contextlib.AbstractContextManager[OtherProcess]:
+    """A real worker process with benchmarks.app, as `streamtask worker` starts it; drained at the end. settings: more of
+    them, by their names."""
+    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency), **settings}
+    return _process(["streamtask.process", app, "0"], given)
+
+
+def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
+    """`streamtask worker` itself with benchmarks.app: the parent of one worker process."""
+    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
+    return _process(["streamtask", "worker", APP], given)
 
 
 class QueryService(NamedTuple):
@@ -179,7 +191,7 @@ def check_histories(counts: Counter[str], tasks: int) -> None:
 
 
 def status_of(record: TailRecord) -> str:
-    return str(peek_status(record.value)["status"])
+    return str(peek_status(PLAIN.json(RESPONSE, record.value or b""))["status"])
 
 
 # --- Who measured -----------------------------------------------------------------------------------------------------

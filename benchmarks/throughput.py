@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psutil
@@ -33,7 +33,7 @@ from benchmarks.stand import (
     worker,
 )
 from streamtask.client import AsyncClient
-from streamtask.config import TopicNames
+from streamtask.config import Settings, TopicNames, load_settings
 from streamtask.kafka import claim
 from streamtask.kafka.ends import topic_ends
 
@@ -41,6 +41,7 @@ LOOK_S = 0.1
 STALL_S = 60.0  # without any progress
 ANSWER_S = 10.0
 RAW_RUNS = 3
+FLUSH_S = 120.0
 
 
 def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, handler: str = "async") -> dict[str, Any]:
@@ -71,14 +72,21 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
 
 async def submit(bootstrap: str, names: TopicNames, tasks: int, task_type: str) -> float:
     """The backlog; returns requests a second, acknowledged."""
-    async with AsyncClient(bootstrap, prefix=names.prefix) as client:
-        began_s = time.monotonic()
-        requests = (
+    return await submit_all(
+        load_settings(bootstrap_servers=bootstrap, prefix=names.prefix),
+        (
             {"task_type": task_type, "parameters": parameters(i, task_type), "priority": i % 10 + 1}
             for i in range(tasks)
-        )
-        await client.submit_bulk(requests)
-        await client.flush(120)
+        ),
+    )
+
+
+async def submit_all(settings: Settings, requests: Iterable[dict[str, Any]]) -> float:
+    """The same of any requests."""
+    async with AsyncClient(settings=settings) as client:
+        began_s = time.monotonic()
+        tasks = await client.submit_bulk(requests)
+        await client.flush(FLUSH_S)
         return tasks / (time.monotonic() - began_s)
 
 
@@ -95,41 +103,56 @@ def raw_loop(bootstrap: str, names: TopicNames, status: str, tasks: int, job: st
 def follow(
     bootstrap: str,
     names: TopicNames,
-    process: OtherProcess,
+    process: OtherProcess | Sequence[OtherProcess],
     tasks: int,
     look: Callable[[int], None] = lambda _done: None,
 ) -> float:
-    """Wait until all requests, this many, are committed as done. Returns the CPU time of the worker without its start, µs
-    a task. look: told how many are done, ten times a second."""
+    """Wait until all requests, this many, are committed as done. Returns the CPU time of the worker, or of all of them,
+    without its start, µs a task. look: told how many are done, ten times a second."""
+    processes = [process] if isinstance(process, OtherProcess) else list(process)
     goal = {place: end for place, end in topic_ends(kafka(bootstrap), names.requests).items() if end}
     # Not the admin client: asked of a broker that has never had a group it crashed the process (streamtask/kafka/offsets.py).
     with contextlib.closing(claim.reader(kafka(bootstrap), names.group)) as reader:
-        return _follow(reader, [TopicPartition(*place) for place in goal], process, tasks, look)
+        return _follow(reader, [TopicPartition(*place) for place in goal], processes, tasks, look)
 
 
 def _follow(
-    reader: Consumer, places: list[TopicPartition], process: OtherProcess, tasks: int, look: Callable[[int], None]
+    reader: Consumer,
+    places: list[TopicPartition],
+    processes: Sequence[OtherProcess],
+    tasks: int,
+    look: Callable[[int], None],
 ) -> float:
-    seen = psutil.Process(process.pid)
+    seen = [psutil.Process(process.pid) for process in processes]
     first: tuple[int, float] | None = None
     done, moved_s = 0, time.monotonic()
     while done < tasks:
         time.sleep(LOOK_S)
-        process.check()
+        for process in processes:
+            process.check()
         try:
             listed = reader.committed(places, timeout=ANSWER_S)
         except KafkaException:
             listed = []  # a new broker makes its offsets topic first; whoever never answers is a stall
         at = sum(max(part.offset, 0) for part in listed)
-        cpu_s = sum(seen.cpu_times()[:2])
+        cpu_s = sum(sum(one.cpu_times()[:2]) for one in seen)
         look(at)
         if at > done:
             first = first or (at, cpu_s)
             done, moved_s = at, time.monotonic()
         elif time.monotonic() - moved_s > STALL_S:
-            raise Failed(f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one.")
+            raise Failed(
+                f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one. {_stalled(listed, processes)}"
+            )
     assert first is not None, "no task, no figure"
     return (cpu_s - first[1]) / max(tasks - first[0], 1) * 1e6
+
+
+def _stalled(listed: list[TopicPartition], processes: Sequence[OtherProcess]) -> str:
+    """What can be known of it: the offsets with what the worker noted beside them, and the end of each log."""
+    places = ", ".join(f"{part.topic}[{part.partition}]@{part.offset} {part.metadata!r}" for part in listed)
+    logs = "\n".join(process.said()[-2_000:] for process in processes)
+    return f"Committed: {places}. The worker said:\n{logs}"
 
 
 def rate(bootstrap: str, names: TopicNames, tasks: int) -> dict[str, float]:

@@ -58,9 +58,12 @@ def event(task: Task, status: str, more: str = "") -> bytes:
 
 
 class Writer:
-    """Writes records to a topic. In transactions when it is given an id; else each by itself."""
+    """Writes records to a topic. In transactions when it is given an id; else each by itself. minutes: how long a
+    transaction may take; None: as long as a worker's."""
 
-    def __init__(self, bootstrap: str, topic: str, transactional_id: str | None = None) -> None:
+    def __init__(
+        self, bootstrap: str, topic: str, transactional_id: str | None = None, *, minutes: int | None = None
+    ) -> None:
         settings, self._topic = kafka(bootstrap), topic
         self._refused: list[str] = []
         properties = (
@@ -68,6 +71,8 @@ class Writer:
             if transactional_id
             else settings.idempotent(reports=False, linger_ms=20)
         )
+        if minutes is not None:
+            properties |= {"transaction.timeout.ms": minutes * 60_000}
         self.producer = Producer(properties | {"on_delivery": self._told})
         if transactional_id:
             self.producer.init_transactions(FLUSH_S)

@@ -27,6 +27,7 @@ from streamtask.kafka.settings import KafkaSettings
 
 FINISH_S = 300.0  # for what is open when the load ends, and for the view to have read it
 TICK_S = 0.1
+RATE = 300.0  # requests a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,14 @@ def _until(happened: Callable[[], Any], what: str) -> Any:
 
 
 def measure(
-    bootstrap: str, *, tasks: int, concurrency: int, partitions: int, minutes: float, rate: float, keep: str | None
+    bootstrap: str,
+    *,
+    tasks: int,
+    concurrency: int,
+    partitions: int,
+    minutes: float,
+    rate: float = RATE,
+    keep: str | None = None,
 ) -> dict[str, Any]:
     """The figures; see the package. keep: a new directory for samples and logs; None: they are deleted."""
     assert not bootstrap, "it starts its own"

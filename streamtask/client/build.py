@@ -7,11 +7,12 @@ names each field.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, Strict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from streamtask import codec, tracing
 from streamtask.codec.formats import Encoder
@@ -19,12 +20,26 @@ from streamtask.codec.wire import invalid
 from streamtask.config import TopicNames
 from streamtask.errors import DecodeError, RequestRefused
 from streamtask.identity import canonical, new_task_id
-from streamtask.model import PRIORITY_DEFAULT, TaskRequest
+from streamtask.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, TaskRequest
 from streamtask.tracing import Sending
 
 Headers = Mapping[str, str | bytes]
+Record = tuple[bytes, bytes, list[tuple[str, bytes]] | None]  # key, value, headers
 
 _FIELDS = frozenset(TaskRequest.model_fields)
+
+
+def _validator() -> Callable[[Any], dict[str, Any]]:
+    """Checks a dict as TaskRequest does, and returns the fields that it gives. Of priorities it takes whole numbers alone: the
+    long way takes more (5.0 is 5), and calls Python for each (0.4 us)."""
+    hints = get_type_hints(TaskRequest, include_extras=True)
+    hints["priority"] = Annotated[int, Strict(), Field(ge=PRIORITY_MIN, le=PRIORITY_MAX)] | None
+    required = {name for name, field in TaskRequest.model_fields.items() if field.is_required()}
+    fields = {name: hints[name] if name in required else NotRequired[hints[name]] for name in TaskRequest.model_fields}
+    return TypeAdapter(TypedDict("_Given", fields)).validator.validate_python  # type: ignore[operator]  # made here
+
+
+_validate = _validator()
 
 
 class Prepared(NamedTuple):
@@ -41,14 +56,22 @@ class Prepared(NamedTuple):
 
 def from_arguments(parameters: Any, **fields: Any) -> TaskRequest:
     """The request of a submit by arguments. Raises RequestRefused naming each wrong one."""
-    if isinstance(parameters, BaseModel):
-        parameters = parameters.model_dump(mode="json")
-    elif isinstance(parameters, Mapping) and not isinstance(parameters, dict):
-        parameters = dict(parameters)
+    parameters = _as_dict(parameters)
     try:
         return TaskRequest(parameters=parameters, **fields)
     except ValidationError as error:
         raise refused(invalid(error)) from None
+
+
+def _as_dict(parameters: Any) -> Any:
+    """A model or mapping as a dict; anything else as it is."""
+    if type(parameters) is dict or parameters is None:  # asking an abstract class is 0.4 us
+        return parameters
+    if isinstance(parameters, BaseModel):
+        return parameters.model_dump(mode="json")
+    if isinstance(parameters, Mapping) and not isinstance(parameters, dict):
+        return dict(parameters)
+    return parameters
 
 
 def request_of(given: TaskRequest | Mapping[str, Any]) -> TaskRequest:
@@ -75,7 +98,85 @@ def prepare(
     encoder: Encoder | None = None,
 ) -> Prepared:
     """Check, complete and encode one request; without an encoder as JSON. Raises RequestRefused."""
-    request = request_of(given)
+    if encoder is not None and not encoder.json:
+        return _prepare_binary(_complete(request_of(given)), topics, headers, encoder)
+    return _prepare_json(_checked(given), topics, headers)
+
+
+def prepare_arguments(
+    parameters: Any, topics: TopicNames, headers: Headers | None, encoder: Encoder, **fields: Any
+) -> Prepared:
+    """`prepare` of a submit by arguments. Raises RequestRefused naming each wrong one."""
+    parameters = _as_dict(parameters)
+    if encoder.json and (known := _fields_of({"parameters": parameters, **fields})) is not None:
+        return _prepare_json(known, topics, headers)
+    return prepare(from_arguments(parameters, **fields), topics, headers, encoder)
+
+
+def bulk(
+    requests: Iterable[TaskRequest | Mapping[str, Any]], topics: TopicNames, encoder: Encoder
+) -> Iterator[tuple[int, Record]]:
+    """`prepare` of each, as (band, record); what else Prepared says is 0.8 us of 5. Raises RequestRefused."""
+    if tracing.active() or not encoder.json:
+        for given in requests:
+            (one,) = traced([prepare(given, topics, None, encoder)], topics)
+            if one.span is not None:
+                one.span.end()  # handed over; nobody learns what became of it
+            yield one.band, (one.key, one.value, one.headers)
+        return
+    bands = {priority: topics.band_of(priority) for priority in range(PRIORITY_MIN, PRIORITY_MAX + 1)}
+    for given in requests:
+        _, priority, key, value = _written(_checked(given))
+        yield bands[priority], (key, value, None)
+
+
+def _prepare_json(fields: dict[str, Any], topics: TopicNames, headers: Headers | None) -> Prepared:
+    task_id, priority, key, value = _written(fields)
+    band, sent = topics.band_of(priority), _headers(headers) if headers else None
+    return Prepared(task_id, band, key, value, sent, fields["task_type"])
+
+
+def _written(fields: dict[str, Any]) -> tuple[str, int, bytes, bytes]:
+    """(task_id, priority, key, value) of a request as JSON. Completes `fields`. Raises RequestRefused."""
+    task_id: str = fields.get("task_id") or new_task_id()
+    priority: int = fields.get("priority") or PRIORITY_DEFAULT
+    fields["task_id"], fields["priority"] = task_id, priority
+    key: str = fields.get("ordering_key") or task_id
+    try:
+        return task_id, priority, key.encode(), codec.encode_fields(fields)
+    except DecodeError as error:
+        raise refused(error) from None
+
+
+def _checked(given: TaskRequest | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request, none of them None. Raises RequestRefused."""
+    fields = _fields_of(given)
+    if fields is not None:
+        return fields
+    # A model, or what the strict reader has to look at.
+    return {name: held for name, held in _complete(request_of(given)).__dict__.items() if held is not None}
+
+
+def _fields_of(given: TaskRequest | Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields that a plain dict gives, checked as those of a TaskRequest are; None: the long way.
+
+    No model is made of what is only to be written: 0.5 us in place of 1.9, and its dict need not be gone through.
+    """
+    if type(given) is not dict or not _FIELDS.issuperset(given):
+        return None
+    try:
+        fields = _validate(given)
+    except ValidationError:
+        return None
+    if None in fields.values():
+        fields = {name: held for name, held in fields.items() if held is not None}
+    if "task_id" in fields and canonical(fields["task_id"]) != fields["task_id"]:
+        return None
+    return None if "ordering_key" in fields and "not_before" in fields else fields
+
+
+def _complete(request: TaskRequest) -> TaskRequest:
+    """The same with its task_id in the one spelling. Raises RequestRefused: what its fields are not is together."""
     task_id = request.task_id
     if task_id is not None and (task_id := canonical(task_id)) != request.task_id:
         if task_id is None:
@@ -83,26 +184,20 @@ def prepare(
         request = request.model_copy(update={"task_id": task_id})
     if request.ordering_key is not None and request.not_before is not None:
         raise _refused("not_before", "cannot be combined with ordering_key: the key would be held until then")
-    try:
-        if encoder is not None and not encoder.json:
-            return _prepare_binary(request, topics, headers, encoder)
-        task_id = task_id or new_task_id()
-        priority = request.priority or PRIORITY_DEFAULT
-        value = codec.encode_request(request, task_id, priority)
-    except DecodeError as error:
-        raise refused(error) from None
-    key = (request.ordering_key or task_id).encode()
-    return Prepared(task_id, topics.band_of(priority), key, value, _headers(headers), request.task_type)
+    return request
 
 
 def _prepare_binary(request: TaskRequest, topics: TopicNames, headers: Headers | None, encoder: Encoder) -> Prepared:
-    """Complete and encode in another format than JSON. Raises DecodeError."""
+    """Complete and encode in another format than JSON. Raises RequestRefused."""
     task_id = request.task_id or new_task_id()
     priority = PRIORITY_DEFAULT if request.priority is None else request.priority
     if task_id != request.task_id or priority != request.priority:
         request = request.model_copy(update={"task_id": task_id, "priority": priority})
     band = topics.band_of(priority)
-    value = encoder.request(topics.requests[band], request)
+    try:
+        value = encoder.request(topics.requests[band], request)
+    except DecodeError as error:
+        raise refused(error) from None
     key = (request.ordering_key or task_id).encode()
     return Prepared(task_id, band, key, value, _headers(headers), request.task_type)
 

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from streamtask.client.build import Prepared, told_of_failure, traced
+from streamtask import tracing
+from streamtask.client.build import Prepared, Record, told_of_failure, traced
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
 from streamtask.errors import NotAllowed, RequestRefused, SubmitError, Unreachable
@@ -75,11 +76,13 @@ class Sender:
         self._producer = ClientProducer(kafka, linger_ms=0)
         self._done: deque[_Countdown] = deque()
         self._waking = False
-        self._load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]] = {}
+        self._load: dict[str, list[Record]] = {}
         self._loaded = 0
         self._pump: asyncio.Task[None] | None = None
         self._failed = 0
         self._why = ""
+        self._topics: TopicNames | None = None
+        self._names: tuple[str, ...] = ()
 
     async def check(self, topic: str) -> None:
         """Raises TopicsMissing, NotAllowed or Unreachable: without this it would show after the delivery timeout only."""
@@ -92,8 +95,12 @@ class Sender:
 
     async def requests(self, prepared: list[Prepared], topics: TopicNames, *, door: bool = False) -> list[Delivered]:
         """`deliver` of requests, each in its band, with their spans. door: somebody else's, taken over HTTP."""
+        if self._topics is not topics:
+            self._topics, self._names = topics, topics.requests  # their names are put together at each look: 1 us
+        names = self._names
+        if not tracing.active():
+            return await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
         prepared = traced(prepared, topics, door=door)
-        names = topics.requests
         with told_of_failure(prepared):
             places = await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
         for one, place in zip(prepared, places, strict=True):
@@ -114,13 +121,13 @@ class Sender:
     async def deliver(self, records: Sequence[Outgoing]) -> list[Delivered]:
         """Send them in order; returns when each is acknowledged or has failed."""
         countdown = _Countdown(len(records), self._loop.create_future())
-        places = countdown.places
+        places, send = countdown.places, self._producer.send
         handed = 0
         for index, (topic, key, value, headers) in enumerate(records):
             report = functools.partial(self._report, countdown, index)
             while True:
                 try:
-                    self._producer.send(topic, key, value, headers, on_delivery=report, block_s=0)
+                    send(topic, key, value, headers, on_delivery=report, block_s=0)
                     handed += 1
                 except QueueFull:
                     await asyncio.sleep(ROOM_S)
@@ -137,14 +144,12 @@ class Sender:
 
     def _report(self, countdown: _Countdown, index: int, delivery: Delivery) -> None:
         """On the poll thread."""
-        error = delivery.error
-        countdown.places[index] = Delivered(
-            delivery.partition,
-            delivery.offset,
-            error,
-            error is not None and _is_too_large(delivery.code),
-            delivery.code == "TOPIC_AUTHORIZATION_FAILED",
-        )
+        _, partition, offset, error, code = delivery
+        if error is None:
+            countdown.places[index] = Delivered(partition, offset)
+        else:
+            denied = code == "TOPIC_AUTHORIZATION_FAILED"
+            countdown.places[index] = Delivered(partition, offset, error, _is_too_large(code), denied)
         countdown.reported += 1
         # Read after the count was raised; the loop reads the count after it set `expected`: one of both sees the end.
         if countdown.expected == countdown.reported:
@@ -161,12 +166,12 @@ class Sender:
 
     # --- Only counted -------------------------------------------------------------------------------------------------
 
-    def load(self, topic: str, key: bytes, value: bytes, headers: HeaderList | None) -> None:
+    def load(self, topic: str, record: Record) -> None:
         """Put a record on the next load; `go` sends it."""
         records = self._load.get(topic)
         if records is None:
             records = self._load[topic] = []
-        records.append((key, value, headers))
+        records.append(record)
         self._loaded += 1
 
     async def go(self) -> None:
@@ -184,7 +189,7 @@ class Sender:
             load, self._load, self._loaded = self._load, {}, 0
             await asyncio.to_thread(self._send_load, load)
 
-    def _send_load(self, load: dict[str, list[tuple[bytes | None, bytes, HeaderList | None]]]) -> None:
+    def _send_load(self, load: dict[str, list[Record]]) -> None:
         for topic, records in load.items():
             left = iter(records)
             while True:

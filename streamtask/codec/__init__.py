@@ -9,7 +9,13 @@ RequestDecoder.decode and encode_status never raise.
 
 from streamtask.codec.control import decode_control, encode_control
 from streamtask.codec.dead import DeadRecord, decode_dead, encode_dead
-from streamtask.codec.request import RequestDecoder, decode_request_strict, encode_request, peek_request
+from streamtask.codec.request import (
+    RequestDecoder,
+    decode_request_strict,
+    encode_fields,
+    encode_request,
+    peek_request,
+)
 from streamtask.codec.result import encode_result
 from streamtask.codec.status import decode_status, encode_status, peek_status, status_headers, status_key
 
@@ -22,6 +28,7 @@ __all__ = [
     "decode_status",
     "encode_control",
     "encode_dead",
+    "encode_fields",
     "encode_request",
     "encode_result",
     "encode_status",

@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from streamtask.codec.avro import REQUEST
 from streamtask.codec.reader import PLAIN, Reader
-from streamtask.codec.result import encode_result
+from streamtask.codec.result import NESTING_MAX, encode_result
 from streamtask.codec.wire import (
     BINARY,
     TIME_MS_MAX,
@@ -44,6 +44,9 @@ CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is believed if it is les
 _NOT_A_UUID = "must be a UUID"
 _TIMES = ("created_at", "expires_at", "not_before")
 _GIVEN_MAX = 256  # of the combinations of fields that producers give: one or two of each service
+
+# What orjson would write otherwise than pydantic is refused by it.
+_PLAIN_ONLY = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 _validate_json = TaskRequest.__pydantic_validator__.validate_json
 
@@ -276,13 +279,26 @@ def encode_request(request: TaskRequest, task_id: str | None = None, priority: i
         document["task_id"] = task_id
     if priority is not None:
         document["priority"] = priority
-    if not request.description:
-        document.pop("description", None)
-    if request.parameters is not None:
-        document["parameters"] = orjson.Fragment(_parameters(request.parameters))
-    for name in _TIMES:
-        if name in document:
-            document[name] = time_text(to_ms(document[name]))
+    return encode_fields(document)
+
+
+def encode_fields(document: dict[str, Any]) -> bytes:
+    """encode_request of the fields alone: validated, none of them None. Changes `document`. Raises DecodeError."""
+    if not document.get("description", True):
+        del document["description"]
+    if "created_at" in document or "expires_at" in document or "not_before" in document:
+        for name in _TIMES:
+            if name in document:
+                document[name] = time_text(to_ms(document[name]))
+    try:
+        # Plain values, which both write alike, by orjson (0.15 us; pydantic and its checks: 0.9). It writes NaN as null.
+        text = orjson.dumps(document, None, _PLAIN_ONLY)
+        if b"null" not in text and not _may_be_deep(text):
+            return text
+    except TypeError:
+        pass  # another kind of value, a number beyond 64 bits, or what is no JSON: pydantic writes it, or tells
+    if "parameters" in document:
+        document["parameters"] = orjson.Fragment(_parameters(document["parameters"]))
     try:
         return orjson.dumps(document)
     except TypeError as error:  # a lone surrogate in one of the texts
@@ -298,6 +314,11 @@ def request_datum(request: TaskRequest) -> dict[str, Any]:
         if datum[name] is not None:
             datum[name] = to_ms(datum[name])
     return datum
+
+
+def _may_be_deep(text: bytes) -> bool:
+    """Whether its values may nest more than NESTING_MAX levels: each takes two characters."""
+    return len(text) > 2 * NESTING_MAX and text.count(b"[") + text.count(b"{") > NESTING_MAX
 
 
 def _parameters(parameters: dict[str, Any]) -> bytes:

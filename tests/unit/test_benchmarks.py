@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import visible
+from benchmarks import flame, priority, scaling, start, steady, visible
 from benchmarks.__main__ import main, parse, table
 from benchmarks.check import fallen
+from benchmarks.drawing import folded, svg, unfolded
 from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.latency import PARTS, quantile
 from benchmarks.rooms import ROOMS
 from benchmarks.stand import Failed, bare_server, check_histories
 from benchmarks.written import STEPS, Task, event
 from streamtask.codec import decode_status
+from streamtask.errors import ConfigError
 from tests.conftest import Broker
 
 EVERYWHERE = {"benchmark", "tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms", "concurrency", "tasks"}
@@ -69,6 +73,16 @@ def test_what_was_not_measured_is_null_in_the_line_and_left_out_of_the_table() -
     assert "pick 1" in shown
 
 
+def test_the_table_of_an_axis_says_what_became_of_each_figure() -> None:
+    rows = [
+        {"value": 20_000, "tasks_per_s": 8_000, "cpu_us_per_task": 60.0, "tasks": 20_000},
+        {"value": 400_000, "tasks_per_s": 6_000, "cpu_us_per_task": 75.0, "tasks": 400_000},
+    ]
+    shown = scaling.text({"axes": {"backlog": rows}}).splitlines()
+    assert shown[0].split("  ")[0] == "backlog"
+    assert shown[2].split() == ["400,000", "400,000", "6,000", "0.75", "75.0", "1.25"]
+
+
 def test_a_ratio_has_fallen_when_its_median_is_15_percent_lower_and_no_round_reaches_the_lowest_recorded_one() -> None:
     recorded = {"throughput": [0.20, 0.22, 0.24]}
     (line,) = fallen(recorded, {"throughput": [0.15, 0.16, 0.19]})
@@ -85,6 +99,34 @@ def test_the_written_events_are_what_a_worker_writes() -> None:
         assert (read.task_id, read.status.value, read.origin) == (task.task_id, status, "high-3@7")
         assert read.attempt == (None if status == "created" else 1)
     assert decode_status(event(task, "completed")).result == {"path": "lib/module.py", "size": 3}
+
+
+def test_a_flame_graph_stands_callees_on_callers_and_leaves_out_what_nobody_could_read() -> None:
+    stacks = unfolded(
+        "loop;run (streamtask/worker.py);poll (streamtask/kafka/rim.py) 700\nloop;run (streamtask/worker.py) 299\n"
+    )
+    stacks[("loop", "<narrow>")] = 1
+    drawn = svg(stacks, "a & b")
+    tree = ElementTree.fromstring(drawn)
+    titles = [title.text for title in tree.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == [
+        "all 100.0%",
+        "loop 100.0%",
+        "run (streamtask/worker.py) 99.9%",
+        "poll (streamtask/kafka/rim.py) 70.0%",
+    ]
+    assert "a &amp; b" in drawn
+    assert unfolded(folded(stacks)) == stacks
+
+
+def test_a_stack_begins_with_the_name_of_its_thread_and_with_our_code() -> None:
+    looked = (
+        "thread (0x7F12AB): loop",
+        "_bootstrap (/usr/lib/python3.11/threading.py)",
+        "run (/x/streamtask/worker.py)",
+    )
+    assert flame.short(looked) == ("loop", "run (streamtask/worker.py)")
+    assert flame.short(("thread (0x7F12AB)", "f (/a/b/c.py)")) == ("librdkafka", "f (b/c.py)")
 
 
 def test_the_http_load_counts_answers_and_times_them_from_when_they_were_due() -> None:
@@ -128,12 +170,99 @@ def test_throughput_stands_beside_the_raw_loop_of_the_same_run(
 
 @pytest.mark.broker
 @pytest.mark.slow
+def test_an_axis_is_told_as_figures_of_each_of_its_runs_and_the_ratio_of_the_last_to_the_first(
+    capsys: pytest.CaptureFixture[str], broker: Broker
+) -> None:
+    options = ("--tasks", "900", "--partitions", "3", "--axis", "format", "--bootstrap", broker.bootstrap)
+    found = run(capsys, "scaling", *options)
+    assert list(found["axes"]) == ["format"]
+    first, last = found["axes"]["format"]
+    assert (first["value"], first["tasks"], last["value"], last["tasks"]) == ("json", 600, "avro", 600)
+    assert min(first["tasks_per_s"], last["tasks_per_s"], first["cpu_us_per_task"], last["cpu_us_per_task"]) > 0
+    ratio = last["tasks_per_s"] / first["tasks_per_s"]
+    assert found["last_to_first"]["format"]["tasks_per_s"] == pytest.approx(ratio, abs=0.006)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
 def test_latency_is_told_with_its_parts(capsys: pytest.CaptureFixture[str], broker: Broker) -> None:
     found = run(capsys, "latency", "--tasks", "20", "--partitions", "3", "--bootstrap", broker.bootstrap)
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert set(found["parts_p50_ms"]) == set(PARTS)
     assert found["tasks"] == 20
     assert found["tasks_per_s"] is None
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_latency_at_a_rate_counts_every_task_that_was_due_behind_the_warm_up(
+    capsys: pytest.CaptureFixture[str], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, "WARM_UP_S", 0.2)
+    options = ("--rate", "100", "--tasks", "50", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    found = run(capsys, "latency", *options)
+    assert (found["tasks"], found["rate_per_s"]) == (50, 100)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert set(found["parts_p50_ms"]) == set(PARTS)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_an_urgent_request_is_timed_alone_and_behind_a_backlog_that_is_still_there(
+    capsys: pytest.CaptureFixture[str], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(priority, "PROBES", 20)
+    options = ("--tasks", "10000", "--partitions", "3", "--concurrency", "10", "--bootstrap", broker.bootstrap)
+    found = run(capsys, "priority", *options)
+    assert 0 < found["alone_p50_ms"] <= found["alone_p99_ms"]
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert 0 < found["left"] < found["tasks"] == 10_000
+    assert 0 < found["slots_busy"] <= found["slots"] == 10
+    assert found["urgent"] == 20
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_backlog_that_is_done_too_early_is_no_backlog(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(priority, "PROBES", 5)
+    monkeypatch.setattr(priority, "BUSY_ROUNDS", 1)
+    options = ("--tasks", "30", "--partitions", "3", "--concurrency", "10", "--bootstrap", broker.bootstrap)
+    assert main(["priority", *options]) == 2
+    assert "give more --tasks" in capsys.readouterr().err
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_start_is_told_with_its_parts(capsys: pytest.CaptureFixture[str], broker: Broker) -> None:
+    found = run(capsys, "start", "--tasks", "1", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert len(found["starts_ms"]) == 1
+    assert set(found["parts_p50_ms"]) == set(start.PARTS)
+    assert sum(found["parts_p50_ms"].values()) == pytest.approx(found["p50_ms"], abs=5)
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_what_a_task_in_flight_takes_is_told_in_bytes(capsys: pytest.CaptureFixture[str], broker: Broker) -> None:
+    found = run(capsys, "memory", "--in-flight", "1000", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert found["in_flight"] == [10, 1_000]
+    assert 0 < found["bytes_per_task"] < 50_000
+    assert found["rss_mb_many"] > found["rss_mb_few"]
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_worker_at_work_is_drawn(capsys: pytest.CaptureFixture[str], broker: Broker, tmp_path: Path) -> None:
+    try:
+        flame.find_spy()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    out = tmp_path / "worker.svg"
+    options = ("--tasks", "20000", "--partitions", "3", "--out", str(out), "--bootstrap", broker.bootstrap)
+    found = run(capsys, "flame", *options)
+    assert found["looks"] > 0
+    assert "Worker.run" in out.read_text()
 
 
 @pytest.mark.broker
