@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks.app import app, parameters
 from streamtask.client.build import prepare
-from streamtask.codec import RequestDecoder, encode_status, status_headers, status_key
+from streamtask.codec import RequestDecoder, status_headers, status_key
+from streamtask.codec.formats import Encoder
 from streamtask.config import EngineConfig, TopicNames
 from streamtask.core import ownership, protocol
 from streamtask.core.engine import Engine
@@ -42,6 +43,7 @@ from streamtask.ports import (
 )
 from streamtask.process import tame_collector
 
+_write_status = Encoder().status_writer("rooms", locale="en", worker="benchmark@localhost:12345")
 ROOMS = ("decode", "take in", "admit, pick, build", "encode", "settle", "end")
 RECORDS_MAX = 2_000  # of one poll, as in the worker
 
@@ -89,7 +91,7 @@ class _Rooms:
     @staticmethod
     def encode(ask: Produce) -> None:
         for event in ask.plan.events:
-            encode_status(event, locale="en", worker="benchmark@localhost:12345")
+            _write_status(event)
             status_key(event)
             status_headers(event)
 

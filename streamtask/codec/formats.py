@@ -13,6 +13,7 @@ from typing import Any
 
 from streamtask.codec import avro, confluent
 from streamtask.codec.control import encode_control
+from streamtask.codec.plain import plain_writer
 from streamtask.codec.request import encode_request, request_datum
 from streamtask.codec.status import encode_status, status_datum
 from streamtask.codec.wire import Format, readable
@@ -54,7 +55,7 @@ class Encoder:
         tracebacks  False: events are written without
         """
         if topic not in self._headers:
-            write = functools.partial(encode_status, locale=locale, worker=worker)
+            write = plain_writer(locale=locale, worker=worker)
         else:
             write = functools.partial(self.status, topic, locale=locale, worker=worker)
         if tracebacks:

@@ -38,8 +38,8 @@ from streamtask.model import (
     message_of,
 )
 
-_NULL = b"null"
-_MESSAGES = {locale: {status.value: message_of(status, locale) for status in TaskStatus} for locale in LOCALES}
+NULL = b"null"
+MESSAGES = {locale: {status.value: message_of(status, locale) for status in TaskStatus} for locale in LOCALES}
 _STATUSES = frozenset(status.value for status in TaskStatus)
 
 _validate_json = TaskResponse.__pydantic_validator__.validate_json
@@ -57,14 +57,14 @@ def encode_status(event: StatusEvent, *, locale: str, worker: str) -> bytes:
         document["progress"] = 1.0
     elif event.progress is not None:
         document["progress"] = event.progress
-    if event.result is not None and event.result != _NULL:
+    if event.result is not None and event.result != NULL:
         document["result"] = orjson.Fragment(event.result)
     if event.error is not None:
         document["error"] = cut(event.error, ERROR_TEXT_MAX)
     document["created_at"] = time_text(event.created_ms)
     document["updated_at"] = time_text(event.updated_ms)
     message = event.message
-    document["message"] = _MESSAGES[locale][status] if message is None else cut(message, MESSAGE_TEXT_MAX)
+    document["message"] = MESSAGES[locale][status] if message is None else cut(message, MESSAGE_TEXT_MAX)
     if event.task_type is not None:
         document["task_type"] = event.task_type
     if event.priority is not None:
@@ -95,11 +95,11 @@ def status_datum(event: StatusEvent, *, locale: str, worker: str) -> dict[str, A
         "task_id": event.task_id,
         "status": status,
         "progress": 1.0 if event.status is TaskStatus.COMPLETED else event.progress,
-        "result": None if event.result is None or event.result == _NULL else event.result.decode(),
+        "result": None if event.result is None or event.result == NULL else event.result.decode(),
         "error": None if event.error is None else cut(event.error, ERROR_TEXT_MAX),
         "created_at": event.created_ms,
         "updated_at": event.updated_ms,
-        "message": _MESSAGES[locale][status] if message is None else cut(message, MESSAGE_TEXT_MAX),
+        "message": MESSAGES[locale][status] if message is None else cut(message, MESSAGE_TEXT_MAX),
         "task_type": event.task_type,
         "priority": event.priority,
         "attempt": event.attempt,

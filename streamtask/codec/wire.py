@@ -123,7 +123,7 @@ def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> bytes | No
 
 
 _TIMES_MAX = 8_192  # times whose text is kept, and seconds whose first part is; then all of them are forgotten
-_times: dict[int, str] = {}
+TIMES: dict[int, str] = {}  # read by plain.py as well
 _seconds: dict[int, str] = {}
 
 
@@ -133,13 +133,13 @@ def time_text(ms: int) -> str:
     A time is written several times (each event of a task has its created_at, a batch has one updated_at): its text is
     kept (0.05 µs, not 0.2), and so is the first part of its second (0.2 µs, not 1.3).
     """
-    text = _times.get(ms)
+    text = TIMES.get(ms)
     if text is None:
-        if len(_times) >= _TIMES_MAX:
-            _times.clear()
+        if len(TIMES) >= _TIMES_MAX:
+            TIMES.clear()
         second, rest = divmod(ms, 1_000)
         prefix = _seconds.get(second)
-        text = _times[ms] = f"{_second_text(second) if prefix is None else prefix}{rest:03d}Z"
+        text = TIMES[ms] = f"{_second_text(second) if prefix is None else prefix}{rest:03d}Z"
     return text
 
 

@@ -147,10 +147,12 @@ class Claim:
     @property
     def timeout_ms(self) -> int | None:
         """The time limit of an attempt: the request's own wins over the type's, within the type's bound."""
-        request = self.record.request
+        request, policy = self.record.request, self.policy
         asked = request.timeout_seconds if request is not None else None
-        limit = self.policy.timeout_ms if asked is None else max(1, int(min(asked, SECONDS_MAX) * 1000))
-        most = self.policy.timeout_max_ms
+        most = policy.timeout_max_ms
+        if asked is None and most is None:
+            return policy.timeout_ms
+        limit = policy.timeout_ms if asked is None else max(1, int(min(asked, SECONDS_MAX) * 1000))
         return most if limit is None else limit if most is None else min(limit, most)
 
     @property

@@ -29,12 +29,13 @@ from streamtask.core.batch import (
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
+from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
 from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
 from streamtask.core.shard import Shard, Standing
-from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
+from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
 from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
 
 
@@ -141,12 +142,12 @@ class Engine:
         self.schedule.release(claim)
         if outcome.ran_ms is not None:
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
-        self.disarm(claim)
+        if claim.armed:
+            timers.disarm(self, claim)
         if claim.owner_shard.standing is Standing.GONE:
             self.late_results += 1  # its shard has gone: whoever owns it now runs it again
             return
         assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
-        self.touch(claim)
         claim.survived = False
         claim.progress = None if outcome.ending is Ending.RETURNED else claim.progress
         endings.judge(self, claim, outcome, now)
@@ -240,7 +241,11 @@ class Engine:
         ]
         if not heads and not refusals and not self.urgent and self._alone_after_ms(now) > 0:
             return None
-        owing = Owing(heads, refusals, self._open_ones(self.urgent), self._open_ones(self.fresh))
+        urgent: Iterable[Claim] = self.urgent
+        fresh: Iterable[Claim] = self.fresh
+        if not all(s.standing is Standing.OPEN for s in self.shards.values()):
+            urgent, fresh = self._open_ones(urgent), self._open_ones(fresh)
+        owing = Owing(heads, refusals, urgent, fresh)
         limits = Limits(self.config.events_max, self.config.batch_bytes_max, self._units_max or self.config.events_max)
         return batch.build(self.owner, owing, now.wall_ms, limits=limits)
 
@@ -306,8 +311,11 @@ class Engine:
 
     def _settle(self, step: Step, now: Now) -> None:
         claim, pays = step.claim, step.pays
-        self.fresh.pop(claim, None)
+        if pays == FINISH:
+            self._gone(claim)
+            return
         if pays & CREATE:
+            self.fresh.pop(claim, None)
             claim.created = True
         if pays & WAIT:
             assert step.wait is not None
@@ -349,13 +357,15 @@ class Engine:
         self.running[token] = claim
         self.trial = claim if claim.suspect else self.trial
         limit, shares = claim.timeout_ms, self.schedule.parts_of(claim) < WHOLE
-        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares)
-        timers.start(self, claim, start, now)
+        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.lost >= SUSPECT_LOST, shares)
+        if limit is not None or self.trial is claim or claim.kind is HandlerKind.PROCESS:
+            timers.start(self, claim, start, now)
         self.effects.append(start)
 
     def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
         """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
         claim.wait = owed
+        self.touch(claim)
         self.wait(claim, Wait.RETRY)
         timers.retry(self, claim, again.wait_ms, now)
 
@@ -388,13 +398,15 @@ class Engine:
         )
 
     def _gone(self, claim: Claim) -> None:
-        shard = claim.owner_shard
-        del shard.claims[claim.task_id]
+        del claim.owner_shard.claims[claim.task_id]
         self.urgent.pop(claim, None)
-        self.throttled.pop(claim, None)
+        if self.throttled:
+            self.throttled.pop(claim, None)
         self.schedule.finish(claim)
-        self.disarm(claim)
-        self.trial_over(claim)
+        if claim.armed:
+            timers.disarm(self, claim)
+        if self.trial is claim:
+            self.trial_over(claim)
 
     def disarm(self, claim: Claim) -> None:
         """No deadline of this claim is left."""
