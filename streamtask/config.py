@@ -96,9 +96,9 @@ class EngineConfig:
     created_wait_ms: int = 20  # CREATED of requests that wait for a slot go with other events; alone after so long
     events_max: int = 3_000  # closes a batch early; bounds the memory of one transaction
     batch_bytes_max: int = 16_000_000  # and of its results and dead letters
-    backlog_max: int = 1_000  # records of one cell held beyond its ledger's cap before the cell is paused
+    backlog_max: int = 150  # records of one cell held beyond its ledger's cap before the cell is paused
     backlog_bytes_max: int = 4_000_000  # and their bytes
-    backlog_low: int = 200  # resumed below this: pausing throws the prefetched records away (5 ms; kafka-facts 4)
+    backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms; kafka-facts 4)
     progress_ms: int = 100  # at most one progress event a task in this time
     ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
     unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may know it soon

@@ -112,8 +112,8 @@ class KafkaSettings:
             "fetch.wait.max.ms": 50,
             "fetch.error.backoff.ms": 50,  # default 500
             "fetch.queue.backoff.ms": 10,  # default 1000: a second's gap whenever the prefetch was full
-            "queued.min.messages": 5_000,  # per partition; the backlog stays in Kafka
-            "queued.max.messages.kbytes": 16_384,  # all partitions together
+            "queued.min.messages": 500,  # per partition; the backlog stays in Kafka
+            "queued.max.messages.kbytes": 4_096,  # all partitions together
             # Both count only before a fetch, and a fetch counts what is compressed: with librdkafka's 1 MiB a backlog of
             # small requests in 36 partitions took 290 MB of a worker, with 64 KiB 30. A larger batch still comes, alone.
             "max.partition.fetch.bytes": FETCH_BYTES_MIN,

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from streamtask.kafka.consumer import _close
 from streamtask.kafka.faults import ALLOWED, Call, classify, error_of, fault
+from streamtask.kafka.letting_go import close
 from streamtask.ports import FaultKind
 
 CODES = {
@@ -118,4 +118,4 @@ def test_a_close_that_breaks_inside_the_binding_ends_all_the_same() -> None:
         def close(self) -> None:
             raise SystemError("_PyErr_SetObject: exception <class 'str'> is not a BaseException subclass")
 
-    _close(Broken())  # type: ignore[arg-type]
+    close(Broken())  # type: ignore[arg-type]
