@@ -27,6 +27,7 @@ Headers = Mapping[str, str | bytes]
 Record = tuple[bytes, bytes, list[tuple[str, bytes]] | None]  # key, value, headers
 
 _FIELDS = frozenset(TaskRequest.model_fields)
+_PLAIN_PRIORITY = (int, type(None))
 
 
 def _validator() -> Callable[[Any], dict[str, Any]]:
@@ -108,8 +109,10 @@ def prepare_arguments(
 ) -> Prepared:
     """`prepare` of a submit by arguments. Raises RequestRefused naming each wrong one."""
     parameters = _as_dict(parameters)
-    if encoder.json and (known := _fields_of({"parameters": parameters, **fields})) is not None:
-        return _prepare_json(known, topics, headers)
+    if encoder.json and type(fields.get("priority")) in _PLAIN_PRIORITY:  # a model takes no IntEnum, a dict does
+        known = _fields_of({"parameters": parameters, **fields})
+        if known is not None:
+            return _prepare_json(known, topics, headers)
     return prepare(from_arguments(parameters, **fields), topics, headers, encoder)
 
 
