@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -36,6 +36,7 @@ from streamtask.client import AsyncClient
 from streamtask.config import Settings, TopicNames, load_settings
 from streamtask.kafka import claim
 from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.tail import Place
 
 LOOK_S = 0.1
 STALL_S = 60.0  # without any progress
@@ -113,16 +114,17 @@ def follow(
     goal = {place: end for place, end in topic_ends(kafka(bootstrap), names.requests).items() if end}
     # Not the admin client: asked of a broker that has never had a group it crashed the process (streamtask/kafka/offsets.py).
     with contextlib.closing(claim.reader(kafka(bootstrap), names.group)) as reader:
-        return _follow(reader, [TopicPartition(*place) for place in goal], processes, tasks, look)
+        return _follow(reader, goal, processes, tasks, look)
 
 
 def _follow(
     reader: Consumer,
-    places: list[TopicPartition],
+    ends: Mapping[Place, int],
     processes: Sequence[OtherProcess],
     tasks: int,
     look: Callable[[int], None],
 ) -> float:
+    places = [TopicPartition(*place) for place in ends]
     seen = [psutil.Process(process.pid) for process in processes]
     first: tuple[int, float] | None = None
     done, moved_s = 0, time.monotonic()
@@ -142,15 +144,19 @@ def _follow(
             done, moved_s = at, time.monotonic()
         elif time.monotonic() - moved_s > STALL_S:
             raise Failed(
-                f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one. {_stalled(listed, processes)}"
+                f"{done} of {tasks} tasks are done, and for {STALL_S:g} s no other one. {_stalled(listed, ends, processes)}"
             )
     assert first is not None, "no task, no figure"
     return (cpu_s - first[1]) / max(tasks - first[0], 1) * 1e6
 
 
-def _stalled(listed: list[TopicPartition], processes: Sequence[OtherProcess]) -> str:
-    """What can be known of it: the offsets with what the worker noted beside them, and the end of each log."""
-    places = ", ".join(f"{part.topic}[{part.partition}]@{part.offset} {part.metadata!r}" for part in listed)
+def _stalled(listed: list[TopicPartition], ends: Mapping[Place, int], processes: Sequence[OtherProcess]) -> str:
+    """Where it stands: offsets (a marker may lie behind the last record) of their ends, with what the worker noted there."""
+    places = ", ".join(
+        f"{part.topic}[{part.partition}] {part.offset} of {ends[part.topic, part.partition]} {part.metadata!r}"
+        for part in listed
+        if part.offset < ends[part.topic, part.partition]
+    )
     logs = "\n".join(process.said()[-2_000:] for process in processes)
     return f"Committed: {places}. The worker said:\n{logs}"
 
