@@ -46,6 +46,7 @@ from streamtask.config import TopicNames, load_settings
 from streamtask.registry import Formats
 
 WINDOW = 1_000
+FIGURES = ("tasks_per_s", "cpu_us_per_task")
 TRIES, AGAIN_S = 50, 0.1  # the last few ends are committed a moment after their offsets are counted
 TEXT_WIDTH = 100
 
@@ -92,10 +93,8 @@ def measure(
     axes = {name: [_measured(bootstrap, run, tasks, partitions) for run in runs] for name, runs in chosen.items()}
     return {
         "axes": axes,
-        "last_to_first": {
-            name: {
-                figure: round(rows[-1][figure] / rows[0][figure], 2) for figure in ("tasks_per_s", "cpu_us_per_task")
-            }
+        "to_first": {
+            name: {row["value"]: {one: round(row[one] / rows[0][one], 2) for one in FIGURES} for row in rows[1:]}
             for name, rows in axes.items()
         },
         "tasks": tasks,
