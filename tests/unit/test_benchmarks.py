@@ -169,6 +169,7 @@ def test_a_restore_stands_beside_a_reader_that_keeps_nothing(
     assert (found["tasks"], found["events"]) == (2_000, 6_000)
     assert found["events_per_s"] == pytest.approx(found["tasks_per_s"] * 3, rel=0.01)
     assert found["ready_s"] > 0
+    assert found["finished_events_per_s"] > 0
     assert found["ratio"] > 0
 
 
