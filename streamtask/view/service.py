@@ -183,6 +183,14 @@ class ViewService:
             return None if held is None else held[1]
         return row
 
+    def body(self, task_id: str) -> tuple[bytes, int] | None:
+        """The body and the version of what `get` finds."""
+        found = self._store.body(task_id)
+        if found is None and self._accepted:
+            held = self._accepted.get(task_id)
+            return None if held is None else (held[1].body, held[1].version)
+        return found
+
     async def page(self, filter: Filter, cursor: Cursor | None, limit: int) -> Page:
         """As Store.list, off the event loop."""
         return await asyncio.to_thread(self._store.list, filter, cursor, limit)

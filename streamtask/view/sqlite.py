@@ -3,9 +3,9 @@
 A power cut may lose the last transactions (NORMAL), never half of one: rows and offsets are older together, and the
 topics still hold what is missing. So the file is a cache: a file of another format version is emptied and rebuilt.
 
-Three connections, because a reader must wait for nobody: the tail thread writes, `get` reads one row on the event loop
-(7 µs), `list` and `counts` scan in other threads. One process per file: an flock on `<file>.lock` keeps a second one
-out, which would move the offsets under the first.
+Three connections, because a reader must wait for nobody: the tail thread writes, `get` and `body` read one row on the event
+loop (7 and 3.5 µs), `list` and `counts` scan in other threads. One process per file: an flock on `<file>.lock` keeps a
+second one out, which would move the offsets under the first.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ INSERT INTO position (topic, partition, offset) VALUES (?,?,?)
 ON CONFLICT (topic, partition) DO UPDATE SET offset = excluded.offset
 """
 _GET = f"SELECT {_COLUMNS} FROM task WHERE task_id = ?"
+_BODY = "SELECT body, version FROM task WHERE task_id = ?"
 _KNOWN = "SELECT task_id, status, updated_ms, version, origin, tenant FROM task WHERE task_id IN ({})"
 # created_ms <= updated_ms in every row, so the index on created_ms finds all candidates; among them only long-lived
 # tasks are passed over. What is known by its request alone is CREATED: the index on status finds it.
@@ -96,6 +97,7 @@ class SQLiteStore:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             _prepare(self._writer)
             self._getter, self._scanner = _connect(self.path, CACHE_KIB), _connect(self.path, SCAN_CACHE_KIB)
+            self._looker = self._getter.cursor()  # kept: a new one costs half a microsecond
         except sqlite3.DatabaseError as error:
             os.close(self._hold)
             raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Name another file.") from None
@@ -157,6 +159,11 @@ class SQLiteStore:
         with self._get_lock:
             row = self._getter.execute(_GET, (key_of(task_id),)).fetchone()
         return None if row is None else Row(task_id, *row[1:])
+
+    def body(self, task_id: str) -> tuple[bytes, int] | None:
+        with self._get_lock:
+            found: tuple[bytes, int] | None = self._looker.execute(_BODY, (key_of(task_id),)).fetchone()
+        return found
 
     def list(self, filter: Filter, cursor: Cursor | None, limit: int) -> Page:
         assert 1 <= limit <= LIST_MAX, f"limit={limit}"
