@@ -2,7 +2,7 @@
 
 Invariants: the position of a partition never falls, except where the log itself fell behind it (reported through
 on_gap); it passes over transaction markers, aborted records and compacted ends, so `caught_up(ends)` becomes true
-although the last offsets hold nothing. One thread owns a Tail.
+although the last offsets hold nothing. One thread owns a Tail; `ends` alone may be asked in another one, beside it.
 """
 
 from __future__ import annotations
@@ -248,8 +248,9 @@ class Tail:
         if self._admin is None:
             named = (*topics, *self._topics, *(topic for topic, _ in self._positions))
             self._admin = asking(self._settings.admin() | {"error_cb": self._heard}, named, self._timeout_s)
-        self._admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
-        return self._admin
+        admin = self._admin
+        admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
+        return admin
 
     def poll(self, records_max: int, timeout_s: float) -> list[TailRecord]:
         """Records in the order of their partitions; [] when none came within timeout_s."""
@@ -323,7 +324,7 @@ class Tail:
         level = self._read_committed if read_committed is None else read_committed
         try:
             return log_offsets(
-                self._admin_client(), self._positions, earliest=False, timeout_s=self._timeout_s, read_committed=level
+                self._admin_client(), self.positions(), earliest=False, timeout_s=self._timeout_s, read_committed=level
             )
         except KafkaException as error:
             raise self._failed("no log ends from {}", error) from None

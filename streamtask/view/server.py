@@ -39,7 +39,7 @@ BACKLOG = 1_024
 REQUESTS_MAX = 10_000  # under way at once: most of them long polls; of streams feed.LISTENERS_MAX
 STOP_S = 10.0
 STREAMS_STOP_S = 3.0
-SWITCH_S = 0.0002  # how long who waits for the interpreter lets another thread go on: by default 5 ms, each time
+SWITCH_S = 0.0005  # how long who waits for the interpreter lets another thread go on: by default 5 ms, each time
 COLLECT_AFTER = (
     50_000,
     20,

@@ -6,8 +6,7 @@
 
 Invariants. `positions` is published only after the store holds everything below it: whoever has seen a position finds
 the facts. `ready` is set once, when every partition has reached the end it had at the start. A batch has at most
-SERVING_RECORDS while requests are served: a longer one holds the interpreter, and the event loop waits (p99 1.4 ms at
-200; kafka-facts 13).
+SERVING_RECORDS while requests are served; how long it holds the interpreter is server.SWITCH_S's to say.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from streamtask.view.materialize import Materializer, Record
 from streamtask.view.store import Cursor, Filter, Known, Page, Partition, Row, Store
 from streamtask.view.watch import Watchers
 
-SERVING_RECORDS = 200
+SERVING_RECORDS = 500  # so many are written in one transaction of the store
 RESTORING_RECORDS = (
     50_000  # more events of a task in one batch are one row; 60 MB, and as much for what is written beside
 )
@@ -162,6 +161,7 @@ class ViewService:
         self._ends = _Ends()
         self._saved: Mapping[Partition, int] = {}
         self._writing: tuple[Future[None], Sequence[str], Mapping[Partition, int]] | None = None
+        self._looking: Future[tuple[Mapping[Partition, int], Mapping[Partition, int]]] | None = None
         self._look_at = 0.0
         self._expire_at = 0.0
         self._accepted: OrderedDict[str, tuple[Token, Row]] = OrderedDict()
@@ -350,11 +350,11 @@ class ViewService:
             self._ready, self._positions, self._saved = False, {}, {}
             self._tell(self.feed.cut_all, "restarted")
             self._goal = dict(source.ends())
-            with ThreadPoolExecutor(1, "view-store") as beside:
+            with ThreadPoolExecutor(2, "view-beside") as beside:
                 while not self._stopping.is_set() and not source.stale():
                     self._step(source, beside)
         finally:
-            self._writing = None  # is over: the executor has waited for it
+            self._writing = self._looking = None  # are over: the executor has waited for them
             source.close()
 
     def _step(self, source: Source, beside: Executor) -> None:
@@ -363,9 +363,13 @@ class ViewService:
         else:
             self._restore(source, beside)
         now = time.monotonic()
-        if now >= self._look_at:
+        if self._looking is not None and self._looking.done():
+            self._look(self._looking, now)
+            self._looking = None
+        if self._looking is None and now >= self._look_at:
             self._look_at = now + LOOK_S
-            self._look(source, now)
+            # Beside: the broker is asked twice, up to 60 ms on a busy one, for which no event would be shown.
+            self._looking = beside.submit(lambda: (source.ends(), source.high_watermarks()))
         if self._ready and now >= self._expire_at:
             self._expire(now)
 
@@ -441,10 +445,10 @@ class ViewService:
             if self._positions.get((token.topic, token.partition), 0) > token.offset:
                 del self._accepted[task_id]
 
-    def _look(self, source: Source, now: float) -> None:
+    def _look(self, looked: Future[tuple[Mapping[Partition, int], Mapping[Partition, int]]], now: float) -> None:
         """Where the log ends now; and keep positions that moved over transaction markers alone."""
         try:
-            ends, highs = source.ends(), source.high_watermarks()
+            ends, highs = looked.result()
         except Unreachable:
             return  # `looked_s_ago` grows: nobody knows how far behind the view is
         held = self._ends.held_since
