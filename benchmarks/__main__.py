@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import audit, cancel, garbage, latency, lookup, memory, restore, rooms, submit, throughput, visible
+from benchmarks import (
+    audit,
+    cancel,
+    garbage,
+    latency,
+    lookup,
+    memory,
+    restore,
+    rooms,
+    submit,
+    subscribers,
+    throughput,
+    visible,
+)
 from benchmarks.app import TASK_TYPES
 from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
@@ -26,6 +39,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "restore": (restore.measure, 333_333),
     "lookup": (lookup.measure, 50_000),
     "visible": (visible.measure, 1_000),
+    "subscribers": (subscribers.measure, 10_000),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
     "memory": (memory.measure, 1_000_000),

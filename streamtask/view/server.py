@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,7 +37,8 @@ from streamtask.view.sqlite import SQLiteStore
 from streamtask.view.submit import KafkaSubmitter
 
 BACKLOG = 1_024
-REQUESTS_MAX = 10_000  # under way at once: most of them long polls; of streams feed.LISTENERS_MAX
+REQUESTS_MAX = 25_000  # under way at once: long polls (watch.WAITERS_MAX), streams (feed.LISTENERS_MAX), and the rest
+FILES_SPARE = 1_000  # open files beside those of requests
 STOP_S = 10.0
 STREAMS_STOP_S = 3.0
 SWITCH_S = 0.0005  # how long who waits for the interpreter lets another thread go on: by default 5 ms, each time
@@ -55,6 +57,7 @@ def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     check_bind(settings.host, key, insecure)
     sys.setswitchinterval(SWITCH_S)
+    _allow_files()
     with loop_runner() as runner:
         try:
             runner.run(_serve(settings, key, say or _print))
@@ -69,6 +72,16 @@ def loop_runner() -> asyncio.Runner:
     except ImportError:
         return asyncio.Runner()
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _allow_files() -> None:
+    """As many open files as connections may be, where the system lets this process; else as many as it does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = REQUESTS_MAX + FILES_SPARE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from benchmarks import visible
+from benchmarks import subscribers, visible
 from benchmarks.__main__ import main, parse, table
 from benchmarks.check import fallen
 from benchmarks.http_load import closed_loop, open_loop
@@ -194,6 +195,25 @@ def test_how_long_a_commit_takes_to_be_visible_is_told(
 
 
 @pytest.mark.slow
+@pytest.mark.broker
+@pytest.mark.slow
+def test_how_long_an_event_takes_to_the_last_of_many_subscribers_is_told(
+    capsys: pytest.CaptureFixture[str], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribers, "UPDATES", 3)
+    found = run(capsys, "subscribers", "--tasks", "50", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert (found["tasks"], found["updates"]) == (50, 3)
+    for kind in ("filter", "task"):
+        assert 0 < found[kind]["each_p50_ms"] <= found[kind]["last_p50_ms"]
+
+
+def test_more_subscribers_than_files_may_be_open_are_refused_before_anything_is_measured() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        with pytest.raises(Failed, match="ulimit"):
+            subscribers.open_files(hard + 1)
+
+
 def test_an_unreachable_broker_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["latency", "--tasks", "1", "--bootstrap", "127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks: ")
