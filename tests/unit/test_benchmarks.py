@@ -194,7 +194,6 @@ def test_how_long_a_commit_takes_to_be_visible_is_told(
     assert found["tasks"] >= 50
 
 
-@pytest.mark.slow
 @pytest.mark.broker
 @pytest.mark.slow
 def test_how_long_an_event_takes_to_the_last_of_many_subscribers_is_told(
@@ -214,6 +213,7 @@ def test_more_subscribers_than_files_may_be_open_are_refused_before_anything_is_
             subscribers.open_files(hard + 1)
 
 
+@pytest.mark.slow
 def test_an_unreachable_broker_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["latency", "--tasks", "1", "--bootstrap", "127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks: ")
