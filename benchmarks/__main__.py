@@ -25,6 +25,7 @@ from benchmarks import (
     scaling,
     start,
     submit,
+    subscribers,
     throughput,
     visible,
 )
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "restore": (restore.measure, 333_333),
     "lookup": (lookup.measure, 50_000),
     "visible": (visible.measure, 1_000),
+    "subscribers": (subscribers.measure, 10_000),
     "flame": (flame.measure, 100_000),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),

@@ -25,6 +25,12 @@ TICK_S = 0.001  # of the open loop: what is asked late counts as waiting
 ANSWERS_S = 10.0  # for those under way at its end
 
 
+def length_of(head: bytes) -> int | None:
+    """The Content-Length in the head of an answer."""
+    found = _LENGTH.search(head)
+    return None if found is None else int(found[1])
+
+
 class _Connection(asyncio.Protocol):
     """Sends requests one after the other; `due` are the times of those under way."""
 
@@ -47,11 +53,11 @@ class _Connection(asyncio.Protocol):
         self._held += data
         while (end := self._held.find(b"\r\n\r\n")) >= 0:
             head = self._held[:end]
-            found = _LENGTH.search(head)
-            if found is None or not head.startswith(b"HTTP/1.1 200"):
+            length = length_of(head)
+            if length is None or not head.startswith(b"HTTP/1.1 200"):
                 self._load.fail(f"an answer that was not wanted: {head[:200]!r}")
                 return
-            whole = end + 4 + int(found[1])
+            whole = end + 4 + length
             if len(self._held) < whole:
                 return
             self._held = self._held[whole:]

@@ -21,7 +21,7 @@ import httpx
 from benchmarks.app import TASK_TYPES
 from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.latency import quantile
-from benchmarks.stand import bare_server, query_service, topics
+from benchmarks.stand import bare_server, fair_threads, query_service, topics
 from benchmarks.throughput import submit
 from benchmarks.written import Task, Writer, event, requested, write_histories
 from streamtask.config import TopicNames
@@ -49,7 +49,7 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) ->
                     views.append(_rate(view.url, paths))
                     bares.append(_rate(bare, ["/tasks/x"]))
             rate = max(views) / 2
-            with _flowing(bootstrap, names, written) as flow:
+            with fair_threads(), _flowing(bootstrap, names, written) as flow:
                 waits = asyncio.run(open_loop(view.url, paths, connections=CONNECTIONS, rate=rate, seconds=SECONDS * 2))
             lag = httpx.get(f"{view.url}/health").raise_for_status().json()["lag_records"]
     return {

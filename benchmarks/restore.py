@@ -2,7 +2,8 @@
 
 Requests and the three events of each lie there. Timed from the moment the service listens until it is ready; then one task
 is looked up and the counts are compared, so that what was read is in the store. Beside it, in the same run, the limit: a
-reader of the same topics that keeps nothing.
+reader of the same topics that keeps nothing. That is the hardest case: as if no worker had committed an offset. Then once
+more as workers leave the topics, with all requests committed as finished, of which the view reads only the events.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import httpx
 from benchmarks.app import TASK_TYPES
 from benchmarks.stand import Failed, query_service, records_of, topics
 from benchmarks.throughput import submit
-from benchmarks.written import requested, write_histories
+from benchmarks.written import finish, requested, write_histories
 from streamtask.config import TopicNames
 
 
@@ -28,12 +29,10 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) ->
         events = write_histories(bootstrap, names, written)
         records = tasks + events
         raws = [_read(bootstrap, names, records)]
-        with query_service(bootstrap, names.prefix) as view:
-            began_s = time.monotonic()
-            view.until_ready()
-            took_s = time.monotonic() - began_s
-            _check(view.url, written[-1].task_id, tasks)
+        took_s = _restore(bootstrap, names, written[-1].task_id, tasks)
         raws.append(_read(bootstrap, names, records))
+        finish(bootstrap, names)
+        finished_s = _restore(bootstrap, names, written[-1].task_id, tasks)
     return {
         "tasks_per_s": round(tasks / took_s),
         "raw_tasks_per_s": round(tasks / min(raws)),
@@ -41,10 +40,22 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int) ->
         "events_per_s": round(events / took_s),
         "records_per_s": round(records / took_s),
         "ready_s": round(took_s, 2),
+        "finished_events_per_s": round(events / finished_s),
+        "finished_ready_s": round(finished_s, 2),
         "tasks": tasks,
         "events": events,
         "partitions": partitions,
     }
+
+
+def _restore(bootstrap: str, names: TopicNames, task_id: str, tasks: int) -> float:
+    """Seconds until a new view is ready."""
+    with query_service(bootstrap, names.prefix) as view:
+        began_s = time.monotonic()
+        view.until_ready()
+        took_s = time.monotonic() - began_s
+        _check(view.url, task_id, tasks)
+    return took_s
 
 
 def _read(bootstrap: str, names: TopicNames, records: int) -> float:

@@ -40,6 +40,7 @@ STOP_S = 40.0
 READY_S = 300.0
 APP = "benchmarks.app:app"
 LOOK_S = 0.01
+SWITCH_S = 0.0005
 
 
 class Failed(StreamtaskError):
@@ -54,6 +55,18 @@ def broker(bootstrap: str | None) -> Iterator[str]:
         return
     with DevBroker() as kafka:
         yield kafka.bootstrap
+
+
+@contextlib.contextmanager
+def fair_threads() -> Iterator[None]:
+    """For a benchmark that writes in one thread and times answers in another: by default a thread goes on for 5 ms while the
+    other one has its answer already."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.stand import Failed, kafka, records_of
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
 from streamtask.identity import Origin
+from streamtask.kafka.ends import topic_ends
 
 OPEN = 3_000  # tasks at a time
 STEPS = ("created", "running", "completed")
@@ -108,3 +109,14 @@ def write_histories(bootstrap: str, names: TopicNames, tasks: list[Task]) -> int
         writer.producer.poll(0)
     writer.flush()
     return len(tasks) * len(STEPS)
+
+
+def finish(bootstrap: str, names: TopicNames) -> None:
+    """Commit the offsets of all requests, as the workers do who have ended them."""
+    settings = kafka(bootstrap)
+    places = [TopicPartition(*place, offset=end) for place, end in topic_ends(settings, names.requests).items()]
+    consumer = Consumer(settings.tail() | {"group.id": names.group})
+    try:
+        consumer.commit(offsets=places, asynchronous=False)
+    finally:
+        consumer.close()

@@ -186,7 +186,8 @@ def peek_status(value: bytes | None, reader: Reader = PLAIN) -> dict[str, Any]:
     task_id = named_task(document)
     if task_id is None:
         raise wrong_fields({"task_id": "must be a UUID"})
-    if document.get("status") not in _STATUSES:
+    status = document.get("status")
+    if type(status) is not str or status not in _STATUSES:
         raise wrong_fields({"status": "must be one of created, running, completed, failed, cancelled"}, task_id=task_id)
     document["task_id"] = task_id
     return document

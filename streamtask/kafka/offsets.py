@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.tail import Place, log_offsets
+from streamtask.kafka.tail import Place, asking, log_offsets
 from streamtask.kafka.trouble import Heard, failed
 
 
@@ -46,8 +45,8 @@ def group_offsets(
 
 def log_starts(settings: KafkaSettings, places: Iterable[Place], *, timeout_s: float = 10.0) -> dict[Place, int]:
     """{place: first offset that its log holds}. Raises Unreachable."""
-    heard = Heard(settings.on_error)
-    admin = AdminClient(settings.admin() | {"error_cb": heard})
+    heard, places = Heard(settings.on_error), list(places)
+    admin = asking(settings.admin() | {"error_cb": heard}, (topic for topic, _ in places), timeout_s)
     try:
         return log_offsets(admin, places, earliest=True, timeout_s=timeout_s)
     except KafkaException as error:

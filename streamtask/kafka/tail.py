@@ -2,16 +2,17 @@
 
 Invariants: the position of a partition never falls, except where the log itself fell behind it (reported through
 on_gap); it passes over transaction markers, aborted records and compacted ends, so `caught_up(ends)` becomes true
-although the last offsets hold nothing. One thread owns a Tail.
+although the last offsets hold nothing. One thread owns a Tail; `ends` alone may be asked in another one, beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import islice
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -116,6 +117,14 @@ def look_at_leaders(client: AdminClient | Consumer, topics: Iterable[str], deadl
             client.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.25))
 
 
+def asking(properties: Mapping[str, Any], topics: Iterable[str], timeout_s: float) -> AdminClient:
+    """An AdminClient that has met its brokers, if there are any: asked for log offsets before, it says nothing for 3 s, one
+    time in eight."""
+    admin = AdminClient(dict(properties))
+    look_at_leaders(admin, islice(topics, 1), leader_try_s(time.monotonic() + timeout_s) + time.monotonic())
+    return admin
+
+
 def result_of(future: Future[Any], deadline: float) -> Any:
     """The future's result by `deadline` (monotonic seconds). Raises KafkaException, _TIMED_OUT when there is none."""
     try:
@@ -130,7 +139,7 @@ class Tail:
 
     sources       what to read whole, from its beginning: names of topics, or places (topic, partition); or a mapping
                   {place: next offset}, where a negative offset is the beginning
-    with_headers  headers cost 0.3 µs a record; fetched only when asked for
+    with_headers  headers cost 0.3 µs a record; fetched only when asked for; or the names of the topics whose are
     on_gap        on_gap(place, wanted, found): the log did not hold `wanted` any more (retention) or not yet
                   (truncated); reading goes on at `found`
     on_error      text of an error that the reader cannot mend; it goes on trying
@@ -142,14 +151,15 @@ class Tail:
         sources: Iterable[str | Place] | Mapping[Place, int],
         *,
         read_committed: bool = True,
-        with_headers: bool = False,
+        with_headers: bool | Collection[str] = False,
         timeout_s: float = 10.0,
         on_gap: Callable[[Place, int, int], None] | None = None,
         on_error: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._read_committed = read_committed
-        self._with_headers = with_headers
+        # Topics whose records bring their headers; None: all.
+        self._headed = None if with_headers is True else () if with_headers is False else frozenset(with_headers)
         self._timeout_s = timeout_s
         self._on_gap = on_gap
         self._on_error = on_error
@@ -201,12 +211,21 @@ class Tail:
         self._consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
         self._positions.update(starts)
 
+    def pause(self, places: Iterable[Place]) -> None:
+        """Fetch nothing of these places until `resume`; what was fetched before may still come."""
+        self._consumer.pause([TopicPartition(*place) for place in places])
+
+    def resume(self, places: Iterable[Place]) -> None:
+        """Go on where `pause` left off."""
+        self._consumer.resume([TopicPartition(*place) for place in places])
+
     def _log_starts(self, places: list[Place]) -> dict[Place, int]:
         """Asked again while a leader moves (or its topic is a moment old). Raises Unreachable."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                return log_offsets(self._admin_client(), places, earliest=True, timeout_s=self._timeout_s)
+                admin = self._admin_client({topic for topic, _ in places})
+                return log_offsets(admin, places, earliest=True, timeout_s=self._timeout_s)
             except KafkaException as error:
                 held = error_of(error)
                 outdated = held is not None and held.code() == KafkaError._NOENT
@@ -225,11 +244,13 @@ class Tail:
             self._consumer.poll(0)
         return failed(what.format(self._settings.bootstrap), error, self._heard)
 
-    def _admin_client(self) -> AdminClient:
+    def _admin_client(self, topics: Iterable[str] = ()) -> AdminClient:
         if self._admin is None:
-            self._admin = AdminClient(self._settings.admin() | {"error_cb": self._heard})
-        self._admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
-        return self._admin
+            named = (*topics, *self._topics, *(topic for topic, _ in self._positions))
+            self._admin = asking(self._settings.admin() | {"error_cb": self._heard}, named, self._timeout_s)
+        admin = self._admin
+        admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
+        return admin
 
     def poll(self, records_max: int, timeout_s: float) -> list[TailRecord]:
         """Records in the order of their partitions; [] when none came within timeout_s."""
@@ -243,7 +264,7 @@ class Tail:
         messages = [first]
         if records_max > 1:
             messages += consumer.consume(records_max - 1, 0)
-        positions, with_headers = self._positions, self._with_headers
+        positions, headed = self._positions, self._headed
         records: list[TailRecord] = []
         append = records.append
         for message in messages:
@@ -255,7 +276,7 @@ class Tail:
             assert partition is not None
             assert offset is not None
             positions[topic, partition] = offset + 1
-            headers = plain_headers(headers_of(message)) if with_headers else ()
+            headers = plain_headers(headers_of(message)) if headed is None or topic in headed else ()
             append(
                 TailRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), headers)
             )
@@ -303,7 +324,7 @@ class Tail:
         level = self._read_committed if read_committed is None else read_committed
         try:
             return log_offsets(
-                self._admin_client(), self._positions, earliest=False, timeout_s=self._timeout_s, read_committed=level
+                self._admin_client(), self.positions(), earliest=False, timeout_s=self._timeout_s, read_committed=level
             )
         except KafkaException as error:
             raise self._failed("no log ends from {}", error) from None

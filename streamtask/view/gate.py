@@ -1,6 +1,6 @@
 """The outermost layer of the HTTP service: who may come in, and the look-up answered without anything in between.
 
-`GET /tasks/{id}` without conditions is what is asked all day: the stored bytes go out at once, past routing and
+`GET /tasks/{id}` without conditions is what is asked all day: LookUp sends the stored bytes at once, past routing and
 FastAPI (three times the rate; docs/decisions/0005). Whatever has a condition (query, If-None-Match, Consistency-Token)
 or is not found goes on to the routes, which answer the plain case with the same bytes.
 """
@@ -29,12 +29,59 @@ _TASKS = "/tasks/"
 _TASK_PATH_LENGTH = len(_TASKS) + 36
 
 
+class LookUp:
+    """Answers the plain look-up of who may come in: before the application (metrics.py), and in it for who asks that."""
+
+    def __init__(self, service: ViewService, api_key: str | None) -> None:
+        self._service = service
+        self._key = None if api_key is None else api_key.encode()
+
+    async def answers(self, scope: Scope, send: Send) -> bool:
+        """Send the stored row of this task; False when there is more to consider."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            return False
+        path: str = scope["path"]
+        if len(path) != _TASK_PATH_LENGTH or not path.startswith(_TASKS) or scope["query_string"]:
+            return False
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        for name, _ in headers:
+            if name in _CONDITIONS:
+                return False
+        if self._key is not None and not _admits(self._key, headers):
+            return False
+        task_id = canonical(path[len(_TASKS) :])
+        try:
+            found = None if task_id is None else self._service.body(task_id)
+        except Exception:  # noqa: BLE001 the route meets it as well, and answers 500 as everywhere
+            return False
+        if found is None:
+            return False
+        body, version = found
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    _CONTENT_TYPE,
+                    (b"content-length", b"%d" % len(body)),
+                    (b"etag", b'"%d"' % version),
+                    _NO_CACHE,
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+        return True
+
+
+_CONTENT_TYPE, _NO_CACHE = (b"content-type", b"application/json"), (b"cache-control", b"no-cache")
+
+
 class Gate:
     """ASGI middleware. `api_key` None: everybody may come in (loopback, or --insecure)."""
 
-    def __init__(self, app: ASGIApp, service: ViewService, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, look_up: LookUp, api_key: str | None) -> None:
         self._app = app
-        self._service = service
+        self._look_up = look_up
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,65 +91,18 @@ class Gate:
             else:
                 await self._app(scope, receive, send)
             return
-        path: str = scope["path"]
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if self._key is not None and path not in OPEN_PATHS and not self._admits(headers):
+        if self._key is not None and scope["path"] not in OPEN_PATHS and not _admits(self._key, headers):
             await _unauthorized().response()(scope, receive, send)
-            return
-        method = scope["method"]
-        if method == "GET":
-            if len(path) == _TASK_PATH_LENGTH and path.startswith(_TASKS) and not scope["query_string"]:
-                if await self._answer(path[len(_TASKS) :], headers, send):
-                    return
-        elif method not in READING and _is_foreign(headers):
+        elif scope["method"] not in READING and _is_foreign(headers):
             await _foreign().response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    async def _answer(self, text: str, headers: list[tuple[bytes, bytes]], send: Send) -> bool:
-        """Send the stored row of this task; False when there is more to consider."""
-        for name, _ in headers:
-            if name in _CONDITIONS:
-                return False
-        task_id = canonical(text)
-        row = None if task_id is None else self._service.get(task_id)
-        if row is None:
-            return False
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", b"%d" % len(row.body)),
-                    (b"etag", b'"%d"' % row.version),
-                    (b"cache-control", b"no-cache"),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": row.body})
-        return True
+        elif not await self._look_up.answers(scope, send):
+            await self._app(scope, receive, send)
 
     def _opens(self, headers: list[tuple[bytes, bytes]]) -> bool:
         """Whether this WebSocket may be opened. Browsers keep a page from reading another site's answers, but not its
         WebSockets."""
-        return not _is_foreign(headers) and (self._key is None or self._admits(headers))
-
-    def _admits(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        """A key in one of the headers; or, since a browser cannot set those of a WebSocket, among its protocols."""
-        assert self._key is not None
-        for name, value in headers:
-            if name == b"x-api-key":
-                given = value
-            elif name == b"authorization" and value[:7].lower() == b"bearer ":
-                given = value[7:].strip()
-            elif name == b"sec-websocket-protocol":
-                given = _key_protocol(value)
-            else:
-                continue
-            if hmac.compare_digest(given, self._key):
-                return True
-        return False
+        return not _is_foreign(headers) and (self._key is None or _admits(self._key, headers))
 
 
 def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
@@ -114,6 +114,22 @@ def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
             f"host={host!r} is reachable from other machines and nobody would be asked who they are. "
             "Set STREAMTASK_API_KEY, or pass --insecure."
         )
+
+
+def _admits(key: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """A key in one of the headers; or, since a browser cannot set those of a WebSocket, among its protocols."""
+    for name, value in headers:
+        if name == b"x-api-key":
+            given = value
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            given = value[7:].strip()
+        elif name == b"sec-websocket-protocol":
+            given = _key_protocol(value)
+        else:
+            continue
+        if hmac.compare_digest(given, key):
+            return True
+    return False
 
 
 def _key_protocol(value: bytes) -> bytes:

@@ -25,7 +25,7 @@ from streamtask.model import ENDED, PRIORITY_DEFAULT, RequestRecord, TaskRequest
 from streamtask.view import examples
 from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
 from streamtask.view.examples import HEADERS, JSON, answer
-from streamtask.view.gate import Gate, check_bind
+from streamtask.view.gate import Gate, LookUp, check_bind
 from streamtask.view.live import Live
 from streamtask.view.materialize import created_row
 from streamtask.view.openapi import describe
@@ -89,7 +89,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     install(app)
-    app.add_middleware(Gate, service=service, api_key=api_key)
+    app.state.look_up = LookUp(service, api_key)
+    app.add_middleware(Gate, look_up=app.state.look_up, api_key=api_key)
     _add_submit(app, service, submitter, body_bytes_max)
     _add_lookup(app, service)
     _add_list(app, service)

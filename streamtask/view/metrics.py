@@ -19,11 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamtask.exposition import COUNTER, GAUGE, Given, Samples, Table, Together, family, render
 from streamtask.view.examples import answer
+from streamtask.view.gate import LookUp
 from streamtask.view.service import ViewService
 
 NO_ROUTE = "(none)"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _TASK = "/tasks/{task_id}"
+_LOOKED_UP = ("GET", _TASK, "200")
 
 METRICS: Table = {
     "streamtask_http_requests_total": (
@@ -53,12 +55,17 @@ METRICS: Table = {
 
 
 class _Counted:
-    """ASGI: counts every answer of the application inside."""
+    """ASGI: counts every answer of the application inside. The plain look-up is answered before it: what every request
+    passes in FastAPI, ahead of its first layer, costs as much as the answer."""
 
-    def __init__(self, app: ASGIApp, counts: Counter[tuple[str, str, str]]) -> None:
+    def __init__(self, app: FastAPI, counts: Counter[tuple[str, str, str]]) -> None:
         self._app, self._counts = app, counts
+        self._look_up: LookUp = app.state.look_up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if await self._look_up.answers(scope, send):
+            self._counts[_LOOKED_UP] += 1
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

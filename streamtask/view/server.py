@@ -14,8 +14,10 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
@@ -35,9 +37,16 @@ from streamtask.view.sqlite import SQLiteStore
 from streamtask.view.submit import KafkaSubmitter
 
 BACKLOG = 1_024
-REQUESTS_MAX = 10_000  # under way at once: most of them long polls; of streams feed.LISTENERS_MAX
+REQUESTS_MAX = 25_000  # under way at once: long polls (watch.WAITERS_MAX), streams (feed.LISTENERS_MAX), and the rest
+FILES_SPARE = 1_000  # open files beside those of requests
 STOP_S = 10.0
 STREAMS_STOP_S = 3.0
+SWITCH_S = 0.0005  # how long who waits for the interpreter lets another thread go on: by default 5 ms, each time
+COLLECT_AFTER = (
+    50_000,
+    20,
+    20,
+)  # a batch of a restore holds 60,000 objects, none of them in a cycle: a tenth of its time
 
 
 def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None] | None = None) -> None:
@@ -47,6 +56,8 @@ def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None
     """
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     check_bind(settings.host, key, insecure)
+    sys.setswitchinterval(SWITCH_S)
+    _allow_files()
     with loop_runner() as runner:
         try:
             runner.run(_serve(settings, key, say or _print))
@@ -61,6 +72,16 @@ def loop_runner() -> asyncio.Runner:
     except ImportError:
         return asyncio.Runner()
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _allow_files() -> None:
+    """As many open files as connections may be, where the system lets this process; else as many as it does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = REQUESTS_MAX + FILES_SPARE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -95,6 +116,7 @@ async def _serve(settings: Settings, key: str | None, say: Callable[[str], None]
         async with service.running(), KafkaSubmitter(kafka, names, encoder) as submitter:
             redriver = KafkaRedriver(kafka, names, facts.cluster_id, formats.waiting)
             app = create_app(service, submitter, redriver=redriver, api_key=key, body_bytes_max=settings.body_bytes_max)
+            gc.set_threshold(*COLLECT_AFTER)
             gc.freeze()  # the routes and their schemas live as long as the process: no collection looks at them again
             async with serving(observed(app, service), place):
                 say(f"streamtask query service: {place.url} (docs: {place.url}/docs)")

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import orjson
@@ -134,39 +135,65 @@ class EventStream(Response):
         self._first = first
         self._pushes = pushes
         self._stopping = stopping
+        self._due: float | None = None  # when what is being written must be, on the loop's clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stuck = asyncio.get_running_loop().create_future()
         async with asyncio.TaskGroup() as group:
             tasks = {
                 group.create_task(self._write(send), name="sse"),
                 group.create_task(until_gone(receive), name="sse-gone"),
                 group.create_task(until_stopped(self._stopping), name="sse-stop"),
             }
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            with self._watched(stuck):
+                try:
+                    await asyncio.wait({*tasks, stuck}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+        if stuck.done():
+            log.info("A stream has ended: its reader took nothing for %g s.", SEND_S)
+
+    @contextmanager
+    def _watched(self, stuck: asyncio.Future[None]) -> Iterator[None]:
+        """`stuck` is done once something has been written for SEND_S. One alarm a stream, not one a write: asyncio.timeout
+        was a third of what an event takes to each of ten thousand readers."""
+        loop = asyncio.get_running_loop()
+        alarm: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal alarm
+            now = loop.time()
+            if self._due is not None and self._due <= now:
+                if not stuck.done():
+                    stuck.set_result(None)
+            else:
+                alarm = loop.call_at(self._due or now + SEND_S, look)
+
+        alarm = loop.call_later(SEND_S, look)
+        try:
+            yield
+        finally:
+            alarm.cancel()
 
     async def _write(self, send: Send) -> None:
         try:
+            self._due = asyncio.get_running_loop().time() + SEND_S
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send(send, b"retry: %d\n" % RETRY_MS + block(self._first))
+            await self._send(send, b"retry: %d\n" % RETRY_MS + block(self._first))
             try:
                 async for push in self._pushes:
-                    await _send(send, block(push))
+                    await self._send(send, block(push))
             except ENDS_STREAM as error:
                 log.info("A stream has ended: %s", error)
-            await _send(send, b"", more=False)
-        except TimeoutError:
-            log.info("A stream has ended: its reader took nothing for %g s.", SEND_S)
+            await self._send(send, b"", more=False)
         finally:
             await self._pushes.aclose()
 
-
-async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
-    async with asyncio.timeout(SEND_S):
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self._due = asyncio.get_running_loop().time() + SEND_S
         await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._due = None
 
 
 async def until_gone(receive: Receive) -> None:

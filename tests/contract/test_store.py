@@ -64,7 +64,9 @@ def test_a_row_comes_back_as_it_was_written(store: Store) -> None:
     row = a_row(1, body='{"名":"🦆"}'.encode(), tenant="acme", priority=None, task_type=None)
     store.apply([row], {})
     assert store.get(row.task_id) == row
+    assert store.body(row.task_id) == (row.body, row.version)
     assert store.get(an_id(2)) is None
+    assert store.body(an_id(2)) is None
 
 
 def test_a_new_store_has_no_identity_no_offset_and_no_task(store: Store) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from streamtask.view.problems import Problem
 from streamtask.view.service import Token, ViewService
 from streamtask.view.source import KafkaSource, gather, open_past, starts, topics_of
 from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import Filter, MemoryStore, Row, Store
+from streamtask.view.store import Filter, MemoryStore, Partition, Row, Store
 from streamtask.view.submit import KafkaSubmitter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker]
@@ -210,6 +210,30 @@ async def test_an_empty_view_reads_of_the_bands_only_what_the_workers_have_not_f
     async with a_view(hand, MemoryStore()) as service:
         assert [service.get(task_id).status for task_id in ids] == ["completed"] * 3 + ["created"]  # type: ignore[union-attr]
         assert (await service.stats())["read"]["requests"] == 1
+
+
+async def test_an_empty_view_reads_what_happened_before_what_was_asked_for(hand: Hand) -> None:
+    """A request whose task has events is known by then, so that no row is written twice."""
+    written: list[str] = []
+
+    class Watched(MemoryStore):
+        def apply(
+            self, rows: Sequence[Row], offsets: Mapping[Partition, int], tenants: Mapping[str, str] | None = None
+        ) -> None:
+            written.extend(row.status for row in rows)
+            super().apply(rows, offsets, tenants)
+
+    for n in range(40):
+        task_id = new_task_id()
+        origin = hand.request(n % 3, n % 4, {"task_type": "x", "task_id": task_id, "tenant": "acme"})
+        hand.committed(task_id, origin, "created", "running", "completed")
+    waiting = new_task_id()
+    hand.request(1, 0, {"task_type": "x", "task_id": waiting})
+    store = Watched()
+    async with a_view(hand, store) as service:
+        assert written.count("created") == 1
+        assert (await service.stats())["tasks"]["completed"] == 40
+        assert {row.tenant for row in store.list(Filter(status="completed"), None, 50).rows} == {"acme"}
 
 
 async def test_a_position_that_the_log_no_longer_holds_is_noted_and_read_on(hand: Hand) -> None:

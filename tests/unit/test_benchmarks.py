@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import flame, priority, scaling, start, steady, visible
+from benchmarks import flame, priority, scaling, start, steady, subscribers, visible
 from benchmarks.__main__ import main, parse, table
 from benchmarks.check import fallen
 from benchmarks.drawing import folded, svg, unfolded
@@ -298,6 +299,7 @@ def test_a_restore_stands_beside_a_reader_that_keeps_nothing(
     assert (found["tasks"], found["events"]) == (2_000, 6_000)
     assert found["events_per_s"] == pytest.approx(found["tasks_per_s"] * 3, rel=0.01)
     assert found["ready_s"] > 0
+    assert found["finished_events_per_s"] > 0
     assert found["ratio"] > 0
 
 
@@ -319,6 +321,25 @@ def test_how_long_a_commit_takes_to_be_visible_is_told(
     found = run(capsys, "visible", "--tasks", "50", "--partitions", "3", "--bootstrap", broker.bootstrap)
     assert 0 < found["p50_ms"] <= found["p99_ms"]
     assert found["tasks"] >= 50
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_how_long_an_event_takes_to_the_last_of_many_subscribers_is_told(
+    capsys: pytest.CaptureFixture[str], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscribers, "UPDATES", 3)
+    found = run(capsys, "subscribers", "--tasks", "50", "--partitions", "3", "--bootstrap", broker.bootstrap)
+    assert (found["tasks"], found["updates"]) == (50, 3)
+    for kind in ("filter", "task"):
+        assert 0 < found[kind]["each_p50_ms"] <= found[kind]["last_p50_ms"]
+
+
+def test_more_subscribers_than_files_may_be_open_are_refused_before_anything_is_measured() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        with pytest.raises(Failed, match="ulimit"):
+            subscribers.open_files(hard + 1)
 
 
 @pytest.mark.slow
