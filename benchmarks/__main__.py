@@ -33,6 +33,7 @@ from benchmarks.app import TASK_TYPES
 from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
+from benchmarks.warm import warm
 from streamtask.errors import StreamtaskError
 
 BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "soak": (soak.measure, 0),
 }
 WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
+WARMED = ("latency", "priority", "cancel", "lookup", "visible", "subscribers")  # timed in milliseconds: see warm.py
 OPTIONS = {  # that others do not have
     "throughput": ("handler",),
     "scaling": ("axis",),
@@ -151,6 +153,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         measure, given = drive.measure, ("peers", "jobs")
     about = circumstances()
     with contextlib.nullcontext("") if options.name in WITHOUT_BROKER else broker(options.bootstrap) as bootstrap:
+        if not options.bootstrap and (options.name in WARMED or options.peers is not None):
+            warm(bootstrap)
         found = measure(
             bootstrap,
             tasks=options.tasks or tasks,

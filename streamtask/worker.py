@@ -66,8 +66,9 @@ TAIL_KBYTES = 8_192  # fetched ahead of cancels and of a lost ledger's status ev
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
 BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
 # The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
-# waits 20 ms whatever retry.backoff.ms says: one in eight of those that follow at once, after 2 ms none (measured).
-SETTLE_S = 0.0015
+# waits 20 ms whatever retry.backoff.ms says: one in eight of those that follow at once, after 2 ms none (measured). A busy
+# broker takes longer for both: as long as its answer took.
+SETTLE_S, SETTLE_MAX_S = 0.0015, 0.008
 LONG_AFTER_S = 0.25  # without anything to do
 REVOKE_WAIT_S = 3.0  # what handlers get to end in when their shard goes elsewhere
 STUCK_S = 20.0  # one broker call or turn without a sign of life: dump stacks and exit
@@ -138,7 +139,7 @@ class Worker:
         sized = (self.names.status, self.names.dead)
         self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
-        self._committed_s = 0.0
+        self._settled_s = 0.0  # see SETTLE_S
         self.stop_event = threading.Event()
         self.observer: Observer | None = None  # of a worker that has a metrics_port
         self._close_endpoint: Callable[[], None] = lambda: None
@@ -261,8 +262,8 @@ class Worker:
             records = rim.fetch(timeout_s, RECORDS_MAX)
             # Under load the rest is decoded while a flush is waited for (Flush), later in this turn.
             self._take(bands=1 if engine.supplied else None)
-            if records or self.executor.ended:
-                self._let_settle()
+            if records or executor.ended:
+                time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
             told = self._read_control() | self._read_status() | self._collect()
             committed = self._drive(protocol.step(engine, clock))
             self._take()
@@ -298,12 +299,6 @@ class Worker:
         if records:
             self.engine.fetched(records)
             self._noticing.look(records, self._partitions)
-
-    def _let_settle(self) -> None:
-        """Before a transaction that would follow the last one at once: see SETTLE_S. Under load the time is over already."""
-        left = self._committed_s + SETTLE_S - time.monotonic()
-        if left > 0:
-            time.sleep(left)
 
     def _rest(self, idle_s: float) -> float:
         """Sleep on the handlers if any run; returns how long the next poll may wait."""
@@ -394,9 +389,11 @@ class Worker:
             self._take()
             self._collect()
             self.engine.prepare(clock())
+        began_s = time.monotonic()
         answer = self.rim.perform(ask)
         if isinstance(ask, EndTransaction):
-            self._committed_s = time.monotonic()
+            now_s = time.monotonic()
+            self._settled_s = now_s + min(max(SETTLE_S, now_s - began_s), SETTLE_MAX_S)
         if self.observer is not None:
             self.observer.performed(ask, answer)
         return answer
