@@ -56,7 +56,15 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "soak": (soak.measure, 0),
 }
 WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
-WARMED = ("latency", "priority", "cancel", "lookup", "visible", "subscribers")  # timed in milliseconds: see warm.py
+WARMED = (
+    "latency",
+    "priority",
+    "start",
+    "cancel",
+    "lookup",
+    "visible",
+    "subscribers",
+)  # timed in milliseconds: see warm.py
 OPTIONS = {  # that others do not have
     "throughput": ("handler",),
     "scaling": ("axis",),

@@ -98,6 +98,7 @@ class Batch:
     sequences: dict[int, int] = field(default_factory=dict)
     recovering: set[int] = field(default_factory=set)  # shards whose head still says so
     closing: bool = False
+    made_mono_ms: int = 0
 
     def draft(self, shard: Shard, band: int) -> Draft:
         cell = (band, shard.number)

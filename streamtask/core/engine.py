@@ -247,7 +247,10 @@ class Engine:
             urgent, fresh = self._open_ones(urgent), self._open_ones(fresh)
         owing = Owing(heads, refusals, urgent, fresh)
         limits = Limits(self.config.events_max, self.config.batch_bytes_max, self._units_max or self.config.events_max)
-        return batch.build(self.owner, owing, now.wall_ms, limits=limits)
+        made = batch.build(self.owner, owing, now.wall_ms, limits=limits)
+        if made is not None:
+            made.made_mono_ms = now.mono_ms
+        return made
 
     def build_closing(self, numbers: Iterable[int], now: Now) -> Batch | None:
         """The clean hand-over of these shards: what is done, and every running mark cleared."""
@@ -276,6 +279,8 @@ class Engine:
             if self.shards.get(step.claim.shard) is step.claim.owner_shard:
                 self._settle(step, now)
         self._settled_mono_ms = now.mono_ms
+        if landed.made_mono_ms:
+            self.schedule.pace.committed(now.mono_ms - landed.made_mono_ms)
         self._refused_batches = 0
         self._units_max = self._units_max * 2 if 0 < self._units_max < self.config.events_max else 0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtask.core.pace import AHEAD_MS, WHOLE, Pace
+from streamtask.core.pace import AHEAD_MAX_MS, AHEAD_MS, WHOLE, Pace
 
 
 def learned(*runs: float) -> Pace:
@@ -41,6 +41,17 @@ def test_a_type_with_one_long_run_in_a_hundred_never_shares_for_long() -> None:
         pace.ran("t", 60_000.0 if run % 100 == 0 else 0.2)
         shared += pace.parts["t"] < WHOLE
     assert shared == 0
+
+
+@pytest.mark.parametrize(("transaction_ms", "parts"), [(0, 16), (5, 16), (10, 9), (20, 5), (1_000, 4), (1e9, 4)])
+def test_more_share_a_slot_where_transactions_take_longer_up_to_a_bound(transaction_ms: float, parts: int) -> None:
+    pace = Pace()
+    for _ in range(300):
+        pace.committed(transaction_ms)
+        pace.ran("t", 1.0)
+        pace.ran("long", AHEAD_MS)
+    assert pace.parts == {"t": parts, "long": WHOLE}
+    assert AHEAD_MAX_MS / 4 <= AHEAD_MS
 
 
 @given(st.lists(st.floats(0, 1e12), min_size=1, max_size=50))
