@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.app import TASK_TYPES
 from benchmarks.drawing import Stack, folded, svg, unfolded
 from benchmarks.scaling import own_all
-from benchmarks.stand import Failed, OtherProcess, check_histories, status_of, status_records, topics, worker
+from benchmarks.stand import Failed, OtherProcess, check_histories, status_counts, topics, worker
 from benchmarks.throughput import follow, submit
 from streamtask.errors import ConfigError
 
@@ -48,7 +48,7 @@ def measure(
             own_all([process], partitions)
             with _looking(spy, process) as stacks:
                 follow(bootstrap, names, process, tasks)
-        counts = Counter(status_of(record) for records in status_records(bootstrap, names) for record in records)
+        counts = status_counts(bootstrap, names)
     check_histories(counts, tasks)
     looks = stacks.total()
     if not looks:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import Any
 
 import psutil
 
 from benchmarks.app import parameters
-from benchmarks.stand import Failed, OtherProcess, status_of, status_records, topics, worker
+from benchmarks.stand import Failed, OtherProcess, status_counts, topics, worker
 from benchmarks.throughput import submit_all
 from streamtask.config import TopicNames, load_settings
 
@@ -63,7 +62,7 @@ def _rss(bootstrap: str, names: TopicNames, process: OtherProcess, running: int,
     deadline = time.monotonic() + WAIT_S
     while True:
         process.check()
-        counts = Counter(status_of(record) for records in status_records(bootstrap, names) for record in records)
+        counts = status_counts(bootstrap, names)
         if counts == {"created": wanted, "running": wanted}:
             break
         if time.monotonic() > deadline or counts["running"] > wanted or counts["completed"]:

@@ -7,14 +7,13 @@ A backlog of no-ops lies before it; nothing else is on the machine but the broke
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import Any
 
 import psutil
 
 from benchmarks.app import TASK_TYPES
 from benchmarks.in_flight import measure as in_flight_measure
-from benchmarks.stand import check_histories, status_of, status_records, topics, worker
+from benchmarks.stand import check_histories, status_counts, topics, worker
 from benchmarks.throughput import follow, submit
 
 MB = 1e6
@@ -43,7 +42,7 @@ def measure(
 
             cpu_us = follow(bootstrap, names, process, tasks, look)
             files, threads = seen.num_fds(), seen.num_threads()
-        counts = Counter(status_of(record) for records in status_records(bootstrap, names) for record in records)
+        counts = status_counts(bootstrap, names)
     check_histories(counts, tasks)
     return {
         "rss_after_mb": round(at_tenth[10] / MB, 1),

@@ -203,6 +203,11 @@ def check_histories(counts: Counter[str], tasks: int) -> None:
         raise Failed(f"{tasks} tasks should have left {wanted}, but there are {dict(counts)}: nothing was measured.")
 
 
+def status_counts(bootstrap: str, names: TopicNames) -> Counter[str]:
+    """How many events of each status are committed now."""
+    return Counter(status_of(record) for records in status_records(bootstrap, names) for record in records)
+
+
 def status_of(record: TailRecord) -> str:
     return str(peek_status(PLAIN.json(RESPONSE, record.value or b""))["status"])
 

@@ -27,9 +27,7 @@ from streamtask.kafka.tail import Tail
 from streamtask.process import tame_collector
 
 WARM_UP_S = 2.0
-TICK_S = (
-    0.01  # 50 requests at 5,000 a second; at 5 ms the broker had twice as many batches, of one or two requests each
-)
+TICK_S = 0.01  # 50 requests at 5,000 a second; at 5 ms the broker had twice as many batches, of one or two requests
 WAIT_S = 60.0
 RECORDS_MAX = 500  # more at once would hold the interpreter, and the client with it
 

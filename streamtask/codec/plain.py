@@ -19,10 +19,8 @@ _TYPES_MAX = 1_000  # names of task types kept as JSON text
 
 def plain_writer(*, locale: str, worker: str) -> Callable[[StatusEvent], bytes]:
     """encode_status for events of a worker: their task_id is a UUID, their origin names a band."""
-    messages = {TaskStatus(status): _quoted(text) for status, text in MESSAGES[locale].items()}
-    created, running, completed = (
-        messages[one] for one in (TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED)
-    )
+    plain = (TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED)
+    created, running, completed = (_quoted(MESSAGES[locale][status.value]) for status in plain)
     author = _quoted(worker)
     types: dict[str | None, str] = {}
     known = TIMES.get  # nearly every time was written before: 0.04 µs less than the call

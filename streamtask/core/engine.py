@@ -29,13 +29,12 @@ from streamtask.core.batch import (
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
-from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
 from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
 from streamtask.core.shard import Shard, Standing
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
+from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
 from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
 
 
@@ -142,8 +141,7 @@ class Engine:
         self.schedule.release(claim)
         if outcome.ran_ms is not None:
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
-        if claim.armed:
-            timers.disarm(self, claim)
+        self.disarm(claim)
         if claim.owner_shard.standing is Standing.GONE:
             self.late_results += 1  # its shard has gone: whoever owns it now runs it again
             return
@@ -362,9 +360,8 @@ class Engine:
         self.running[token] = claim
         self.trial = claim if claim.suspect else self.trial
         limit, shares = claim.timeout_ms, self.schedule.parts_of(claim) < WHOLE
-        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.lost >= SUSPECT_LOST, shares)
-        if limit is not None or self.trial is claim or claim.kind is HandlerKind.PROCESS:
-            timers.start(self, claim, start, now)
+        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares)
+        timers.start(self, claim, start, now)
         self.effects.append(start)
 
     def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
@@ -405,13 +402,10 @@ class Engine:
     def _gone(self, claim: Claim) -> None:
         del claim.owner_shard.claims[claim.task_id]
         self.urgent.pop(claim, None)
-        if self.throttled:
-            self.throttled.pop(claim, None)
+        self.throttled.pop(claim, None)
         self.schedule.finish(claim)
-        if claim.armed:
-            timers.disarm(self, claim)
-        if self.trial is claim:
-            self.trial_over(claim)
+        self.disarm(claim)
+        self.trial_over(claim)
 
     def disarm(self, claim: Claim) -> None:
         """No deadline of this claim is left."""

@@ -3,9 +3,8 @@
 A claim has its slot from the moment it is picked: over the transaction that commits its RUNNING, its run, and the next
 turn of the owner. That is 5 to 10 ms, whatever the handler takes, so that a slot for one execution runs no more than 100
 to 200 no-ops a second (measured: 400/s with two children, which run 5,000/s by themselves). Executions of a short type
-therefore share a slot, as many as end within AHEAD_MS, or within three transactions where these take longer (on a busy
-broker two children ran 650 tasks of a millisecond a second: a slot's 16 were done long before the next ones were
-committed). In the executor they wait for each other, for about that time.
+therefore share a slot, as many as end within AHEAD_MS, or within three transactions where these take longer: until the next
+ones are committed. In the executor they wait for each other, for about that time.
 
 How long a type takes is learned from its runs: quickly when it gets slower, slowly when it gets faster, and a type that
 has not run yet takes whole slots. Only of thread and process handlers; a coroutine waits for nobody.

@@ -308,9 +308,9 @@ class ShardConsumer:
         """The records that were fetched. bands: only those of so many, the others are there at the next call."""
         messages, self._fetched = self._fetched, []
         if bands is not None:
-            first = set(self._topics[:bands])
-            self._fetched = [message for message in messages if message.topic() not in first]
-            messages = [message for message in messages if message.topic() in first]
+            first, fetched, messages = set(self._topics[:bands]), messages, []
+            for message in fetched:
+                (messages if message.topic() in first else self._fetched).append(message)
         decode, band_of, seated, again = self._decode, self._bands, self._seated, self._again
         records: list[RequestRecord] = []
         append = records.append

@@ -158,11 +158,6 @@ class KafkaRim:
         """What was fetched, decoded; at once only what is of the first so many bands, the rest at the next call."""
         return self.consumer.take(bands)
 
-    def poll(self, timeout_s: float, records_max: int) -> list[RequestRecord]:
-        """`fetch`, then `take`."""
-        self.consumer.fetch(timeout_s, records_max)
-        return self.consumer.take()
-
     def perform(self, ask: Ask) -> Answer:
         """The answer that the ask's docstring names, or a Fault."""
         step = self._perform.get(type(ask))

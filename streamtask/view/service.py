@@ -34,9 +34,7 @@ from streamtask.view.store import Cursor, Filter, Known, Page, Partition, Row, S
 from streamtask.view.watch import Watchers
 
 SERVING_RECORDS = 500  # so many are written in one transaction of the store
-RESTORING_RECORDS = (
-    50_000  # more events of a task in one batch are one row; 60 MB, and as much for what is written beside
-)
+RESTORING_RECORDS = 50_000  # more events of a task in one batch are one row; 60 MB, as much again for what is written
 POLL_S = 0.1
 LOOK_S = 2.0  # between two looks at the ends of the log
 EXPIRE_S = 30.0  # between two looks for forgotten tasks
@@ -405,9 +403,8 @@ class ViewService:
             changed = self._materializer.apply(records, self._moved(positions), feed)
             self._saved = positions
         self._publish(changed, positions)
-        if (
-            records and self.feed.listening
-        ):  # whoever began to, before the positions were published, must find this batch
+        # Whoever began to listen before the positions were published must find this batch, too.
+        if records and self.feed.listening:
             self._feed(self._materializer.heard_again(records) if feed is None else feed)
 
     def _moved(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:

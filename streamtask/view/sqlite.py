@@ -28,9 +28,7 @@ APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours
 FORMAT = 1  # of the tables below; another number in the file: emptied and rebuilt from the topics
 KEYS_PER_SELECT = 500  # bounds the number of different statements, and each one's variables (SQLite: 32,766)
 CACHE_KIB = 65_536
-CHECKPOINT_PAGES = (
-    16_000  # 64 MB of log; with SQLite's own 1,000 each page of an index is written again for every batch
-)
+CHECKPOINT_PAGES = 16_000  # 64 MB of log; with SQLite's own 1,000 each page of an index is written for every batch
 SCAN_CACHE_KIB = 4_096  # the counts read a whole index: kept, it would grow with the tasks until the cache is full
 
 _TABLES = """

@@ -105,7 +105,8 @@ class Member:
         self.when_revoked(shards)
 
     def turn(self, timeout_s: float = 0.05, records_max: int = 1_000) -> None:
-        self.records += self.rim.poll(timeout_s, records_max)
+        self.rim.fetch(timeout_s, records_max)
+        self.records += self.rim.take()
 
     @property
     def shards(self) -> set[int]:
