@@ -113,7 +113,8 @@ class App:
         except RuntimeError:
             here = None
         for loop, client in list(self._async_clients.items()):
-            del self._async_clients[loop]
+            if self._async_clients.pop(loop, None) is None:
+                continue  # aclose() on its own loop was first
             if loop.is_closed() or loop is here:
                 continue
             if loop.is_running():

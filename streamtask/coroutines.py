@@ -97,7 +97,10 @@ class Coroutines:
             return now_s - asked_s
         if self._tasks:
             self._asked_s = now_s
-            self._loop.call_soon_threadsafe(self._answer)
+            try:
+                self._loop.call_soon_threadsafe(self._answer)
+            except RuntimeError:  # closed, with tasks left that ignored their cancel: it will never answer
+                self._asked_s = None
         return 0.0
 
     def at_work(self) -> tuple[str, Execution | None]:

@@ -183,10 +183,19 @@ class Executor:
         if now_s >= self._look_s:
             self._look(now_s)
         # Popped one by one, not swapped for an empty one: a thread that is about to append holds the old object.
-        take_done, take_progress = self._done.popleft, self._progress.popitem
+        take_done = self._done.popleft
         done = [take_done() for _ in range(len(self._done))]
-        reported = [take_progress() for _ in range(len(self._progress))] if self._progress else []
-        return done, [(token, fraction, message) for token, (fraction, message) in reported]
+        return done, self._take_progress() if self._progress else []
+
+    def _take_progress(self) -> Progress:
+        taken, take = [], self._progress.popitem
+        for _ in range(len(self._progress)):
+            try:
+                token, (fraction, message) = take()
+            except KeyError:
+                break  # executions that have just ended took theirs out: there are fewer than there were
+            taken.append((token, fraction, message))
+        return taken
 
     def begun(self) -> list[int]:
         """Which of the `timed` executions have been begun in a child since the last call. Before drain: they may have

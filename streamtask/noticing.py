@@ -36,8 +36,8 @@ class Noticing:
                 self._hourly("priority_outside_band", topic, {"topic": topic, "priority": record.priority})
 
     def _hourly(self, name: str, topic: str, fields: dict[str, object]) -> None:
-        telemetry.COUNTS[f"{name}:{topic}"] += 1
+        seen = telemetry.count(f"{name}:{topic}")
         now_s = time.monotonic()
         if now_s - self._told_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
             self._told_s[f"{name}:{topic}"] = now_s
-            telemetry.emit(name, {**fields, "seen": telemetry.COUNTS[f"{name}:{topic}"]})
+            telemetry.emit(name, {**fields, "seen": seen})

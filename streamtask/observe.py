@@ -243,7 +243,7 @@ class Observer:
             deaths=engine.deaths,
             stragglers=stragglers,
             late_results=engine.late_results,
-            notes={name: count for name, count in telemetry.COUNTS.items() if name in telemetry.EVENTS},
+            notes=telemetry.counted(),
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +55,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "priority_outside_band": (logging.WARNING, "run at the nearest end of its band; fields: topic, priority, seen"),
 }  # fmt: skip
 
-COUNTS: Counter[str] = Counter()  #: how often each event was told in this process
+COUNTS: Counter[str] = Counter()  #: how often each event was told in this process; see `count` and `counted`
+# Events come from the owner, the handlers' loop, the thread of the children, the watchdog: an unlocked `+= 1` loses some, and
+# a first event of its name breaks an iteration under way. Reentrant: a signal handler may tell something in between.
+_counting = threading.RLock()
 
 _log = structlog.get_logger("streamtask")
 
@@ -62,8 +66,21 @@ _log = structlog.get_logger("streamtask")
 def emit(name: str, fields: Mapping[str, Any]) -> None:
     """Count an event and log it at its level."""
     level, _ = EVENTS[name]
-    COUNTS[name] += 1
+    count(name)
     _log.log(level, name, **fields)
+
+
+def count(name: str) -> int:
+    """Count without a log line; returns how many there are now. From any thread."""
+    with _counting:
+        COUNTS[name] += 1
+        return COUNTS[name]
+
+
+def counted() -> dict[str, int]:
+    """{event: how often it was told}, as of now. From any thread."""
+    with _counting:
+        return {name: COUNTS[name] for name in EVENTS if name in COUNTS}
 
 
 def configure(level: int = logging.INFO, *, json: bool | None = None) -> None:

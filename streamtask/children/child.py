@@ -168,9 +168,10 @@ class Child:
             self._owed = False
             raise asyncio.CancelledError("told to stop")
 
-    def report(self, _context: Context, fraction: float, message: str | None) -> None:
-        """ctx.progress of a plain function."""
-        self.send(pipe.progress(self._token, fraction, message))
+    def report(self, context: Context, fraction: float, message: str | None) -> None:
+        """ctx.progress of a plain function, from any thread. Under its own token: a thread that a handler left behind may be
+        here when the next execution has begun."""
+        self.send(pipe.progress(context.token, fraction, message))
 
     def _on_recall(self, _number: int, _frame: Any) -> None:
         if self._queue:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -52,17 +53,19 @@ class Delivered(NamedTuple):
 class _Countdown:
     """The records of one call. `places` is filled by the poll thread and, for what could not be sent, by the loop."""
 
-    __slots__ = ("expected", "future", "places", "reported")
+    __slots__ = ("expected", "future", "places", "reports")
 
     def __init__(self, count: int, future: asyncio.Future[None]) -> None:
         self.places: list[Delivered | None] = [None] * count
         self.expected = -1  # how many reports will come; not known before all are handed over
-        self.reported = 0  # counted by the poll thread alone
+        # One for each report. Appended to, not counted up: while the client closes, two threads serve reports (poll and
+        # flush), and a lost `+= 1` would leave this call waiting for ever.
+        self.reports: list[None] = []
         self.future = future
 
     def finish_if_complete(self) -> None:
         """On the loop."""
-        if self.reported == self.expected and not self.future.done():
+        if len(self.reports) == self.expected and not self.future.done():
             self.future.set_result(None)
 
 
@@ -81,6 +84,7 @@ class Sender:
         self._pump: asyncio.Task[None] | None = None
         self._failed = 0
         self._why = ""
+        self._failing = threading.Lock()  # around both: flush(timeout) takes them while a load is being sent
         self._topics: TopicNames | None = None
         self._names: tuple[str, ...] = ()
 
@@ -150,9 +154,9 @@ class Sender:
         else:
             denied = code == "TOPIC_AUTHORIZATION_FAILED"
             countdown.places[index] = Delivered(partition, offset, error, _is_too_large(code), denied)
-        countdown.reported += 1
-        # Read after the count was raised; the loop reads the count after it set `expected`: one of both sees the end.
-        if countdown.expected == countdown.reported:
+        countdown.reports.append(None)
+        # Read after the report was added; the loop reads the reports after it set `expected`: one of both sees the end.
+        if countdown.expected == len(countdown.reports):
             self._done.append(countdown)
             if not self._waking:
                 self._waking = True
@@ -196,15 +200,18 @@ class Sender:
                 try:
                     result = self._producer.produce_bulk(topic, left)
                 except SubmitError as error:
-                    self._failed += 1  # the record that raised; those behind it are still in `left`
-                    self._why = str(error)
+                    self._fail(1, str(error))  # the record that raised; those behind it are still in `left`
                     continue
-                self._failed += result.failed + result.pending
+                why = "not acknowledged in time" if result.pending else ""
                 if result.errors:
-                    self._why = ", ".join(f"{name}: {count}" for name, count in result.errors.items())
-                elif result.pending:
-                    self._why = "not acknowledged in time"
+                    why = ", ".join(f"{name}: {count}" for name, count in result.errors.items())
+                self._fail(result.failed + result.pending, why)
                 break
+
+    def _fail(self, count: int, why: str) -> None:
+        if count:
+            with self._failing:
+                self._failed, self._why = self._failed + count, why or self._why
 
     async def drain(self, timeout: float | None) -> bool:
         """Wait until everything loaded was reported. False: not within `timeout` seconds."""
@@ -220,8 +227,9 @@ class Sender:
 
     def take_failures(self) -> tuple[int, str]:
         """(how many bulk records failed since the last call, why)."""
-        taken = self._failed, self._why
-        self._failed, self._why = 0, ""
+        with self._failing:
+            taken = self._failed, self._why
+            self._failed, self._why = 0, ""
         return taken
 
     async def close(self) -> None:

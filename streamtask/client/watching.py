@@ -109,7 +109,7 @@ class StatusWatch:
         await asyncio.gather(*self._scans, return_exceptions=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, JOIN_S)
-        for track in list(self._tracks.values()):
+        for track in self._alive():
             track.break_off(StreamtaskError("The client was closed while somebody waited."))
 
     # --- The tail -----------------------------------------------------------------------------------------------------
@@ -171,9 +171,14 @@ class StatusWatch:
         for track, offset, task in found:
             track.offer(offset, task)
         if error is not None:
-            for track in list(self._tracks.values()):
+            for track in self._alive():
                 track.gap = True
                 track.break_off(error)
+
+    def _alive(self) -> list[Track]:
+        """The tracks that somebody holds. By their references, which are copied in one step: iterating over the values breaks
+        off when another thread drops a track meanwhile, which takes it out."""
+        return [track for reference in self._tracks.valuerefs() if (track := reference()) is not None]
 
     # --- The past -----------------------------------------------------------------------------------------------------
 

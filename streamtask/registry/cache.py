@@ -96,7 +96,8 @@ class SchemaCache:
         held = self._missing.get(schema_id)
         if held is not None:
             if now < held[1]:
-                raise held[0]
+                # A new one each time: an exception that is raised again keeps every frame it has passed, with its record.
+                raise DecodeError(str(held[0]))
             del self._missing[schema_id]
         if schema_id not in self._given_up and not self._away(now):
             since = self._wanted.setdefault(schema_id, now)
