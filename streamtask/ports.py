@@ -31,6 +31,15 @@ class Now(NamedTuple):
     mono_ms: int
 
 
+class Expected(NamedTuple):
+    """What the engine expects of one cell. received: next offset from the log; backlog: records of it that are not admitted
+    yet; held: why nothing is to come of it now, "" when it is to deliver."""
+
+    received: int
+    backlog: int = 0
+    held: str = ""
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_shards": (GAUGE, ("state",), "Shards assigned to this worker: unclaimed, claimed, open, closing, "
                           "refused."),
     "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),
+    "streamtask_cells_reseated_total": (COUNTER, (), "Partitions assigned anew because they delivered nothing though their "
+                                        "logs went on."),
     # the worker
     "streamtask_notes_total": (COUNTER, ("event", "level"), "Events told to the operator, by name (the log has them)."),
     "streamtask_owner_beat_age_seconds": (GAUGE, (), "Since the last sign of life of the owner thread."),
@@ -152,6 +154,7 @@ class WorkerCollector(Collector):
             "streamtask_commit_events_total": [((), seen.events)],
             "streamtask_shards": [((state,), count) for state, count in states.items() if state != "gone"],
             "streamtask_rebalances_total": [((kind,), seen.notes.get(n, 0)) for kind, n in REBALANCES.items()],
+            "streamtask_cells_reseated_total": [((), seen.notes.get("cell_reseated", 0))],
             "streamtask_notes_total": [((name, level), count) for name, level, count in notes],
             "streamtask_owner_beat_age_seconds": [((), beat_age_s)],
             "streamtask_snapshot_age_seconds": [((), max(0.0, time.monotonic() - seen.at_s))],

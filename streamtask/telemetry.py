@@ -41,6 +41,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     "position_unknown": (logging.INFO, "nothing committed yet, requests are there: tasks.status is read first; fields: "
                          "band, shard, why, from"),
     "position_recovered": (logging.WARNING, "no metadata of ours: tasks.status is read; fields: band, shard, why, from"),
+    "cell_reseated": (logging.WARNING, "a partition delivered nothing though its log goes on: assigned anew; fields: band, "
+                      "shard, received (next offset), position, log_end, backlog, paused, quiet_s, held (other cells)"),
     "records_lost": (logging.ERROR, "the log no longer holds what was open; fields: band, shard, from, to, open, why"),
     "claim_retried": (logging.INFO, "a claim begins again; fields: step, fault, why"),
     # transactions

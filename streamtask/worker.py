@@ -283,6 +283,8 @@ class Worker:
                 self.observer.look(
                     engine, now_s, wall_ms=now_ms(), running=len(executor), member=bool(rim.member_id), stragglers=late
                 )
+            if now_s >= rim.reseating.due_s and self._drained_at is None:
+                rim.reseating.look(ownership.expected(engine), now_s)
             if now_s >= look_s:
                 look_s = now_s + LOOK_S
                 if any(shard.refused == PARTIAL for shard in engine.shards.values()):

@@ -15,6 +15,7 @@ from streamtask.core.offsetmap import Head, LedgerUnreadable, UnknownVersion, he
 from streamtask.core.shard import Shard, Standing
 from streamtask.ports import (
     Cell,
+    Expected,
     Note,
     Now,
     OffsetCommit,
@@ -190,6 +191,20 @@ def _open_if_ready(shard: Shard) -> None:
         shard.standing = Standing.OPEN
         if not shard.claims:
             shard.expect_known()
+
+
+def expected(engine: Engine) -> dict[Cell, Expected]:
+    """What is to come of each cell that is being read, for whoever watches whether it does."""
+    found = {}
+    for number, shard in engine.shards.items():
+        if shard.standing not in (Standing.CLAIMED, Standing.OPEN):
+            continue
+        for band, ledger in enumerate(shard.ledgers):
+            backlog = shard.backlogs[band]
+            received = max(ledger.received, backlog.records[-1].offset + 1) if backlog.records else ledger.received
+            held = "paused" if backlog.paused else ""
+            found[band, number] = Expected(received, len(backlog.records), held)
+    return found
 
 
 def recommit(engine: Engine) -> None:

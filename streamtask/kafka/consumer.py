@@ -27,16 +27,16 @@ from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
 from streamtask.kafka.letting_go import close, drop_later, in_background
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.silent_cells import Standing
 from streamtask.kafka.trouble import Heard
 from streamtask.model import RequestRecord
-from streamtask.ports import Cell
+from streamtask.ports import Cell, Expected
 
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]
 Shards = tuple[int, ...]
 
-HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond it they are read again
-HELD_BYTES_MAX = 32_000_000
+HELD_MAX, HELD_BYTES_MAX = 5_000, 32_000_000  # kept by serve() for the next poll; beyond it they are read again
 CHUNK = 1_000
 ASTRAY_S = 1.0  # one look at the bounds of a log
 LEAVE_S = 1.0  # the time a handle that was left has to tell the group
@@ -88,8 +88,7 @@ class ShardConsumer:
         self._unsure = False
         self._left = False
         self._depth = 0  # > 0: inside a callback
-        self._assign_called = False
-        self._rejoin_due = False
+        self._assign_called = self._rejoin_due = False
         self._failure: BaseException | None = None
         self._metadata: Any | None = None
         self._member_id = ""
@@ -218,6 +217,7 @@ class ShardConsumer:
                 self._again.add(cell)
             else:
                 self._waiting[cell] = offset
+        self.resume([cell for cell in own if cell in self._paused])  # whoever wanted the pause is gone
         self._seat_waiting()
         self._seek_again()
 
@@ -227,11 +227,13 @@ class ShardConsumer:
         waiting = self._waiting
         parts = [TopicPartition(self._topics[band], shard, at) for (band, shard), at in waiting.items()]
         try:
+            # A pause outlives the assignment. Resumed before it: of a resume and the start of an assignment at one time
+            # librdkafka may drop either, and answers success for both.
+            self._consumer.resume(parts)
             self._consumer.incremental_assign(parts)
             self._assign_called = True
             self._waiting = {}
             self._seated.update(waiting)
-            self._consumer.resume(parts)  # a pause outlives the assignment
             self._paused.difference_update(waiting)
         except KafkaException as error:
             self._on_error(fault(error, Call.SEAT).text)
@@ -263,15 +265,9 @@ class ShardConsumer:
         self._be("", None)
         if self._owned:
             self._guarded(self._on_lost, tuple(sorted(self._owned)))
-        self._owned.clear()
-        self._seated.clear()
-        self._held.clear()
-        self._fetched.clear()
-        self._again.clear()
-        self._waiting.clear()
-        self._astray.clear()
-        self._blocked.clear()
-        self._paused.clear()
+        kept: tuple[set[Any] | dict[Any, Any] | list[Any], ...] = (self._owned, self._seated, self._held, self._fetched)
+        for one in (*kept, self._again, self._waiting, self._astray, self._blocked, self._paused):
+            one.clear()
 
     def leave(self, timeout_s: float) -> None:
         """Leave the group and serve the revoke: on_revoked hands everything over. What is not served by timeout_s is
@@ -354,9 +350,6 @@ class ShardConsumer:
             self._seat_waiting()
             self._find_again()
             self._seek_again()
-        if len(self._held) >= records_max:
-            # Enough for now; the group is served all the same.
-            timeout_s = 0
         first = self._consumer.poll(0 if self._held else timeout_s)
         messages, self._held = self._held, []
         if first is None:
@@ -475,6 +468,26 @@ class ShardConsumer:
         cells = tuple(cells)
         self._paused.difference_update(cells)
         self._each([cell for cell in cells if cell not in self._blocked], self._consumer.resume)
+
+    def reseat(self, positions: Mapping[Cell, int]) -> None:
+        """Assign these cells anew, at these offsets: the client has lost a resume or a start of theirs."""
+        self._unsure = True
+        self._each(positions, self._consumer.incremental_unassign)
+        for cell in positions:
+            del self._seated[cell]
+        self._waiting.update(positions)
+        self._seat_waiting()
+
+    def standings(self, expected: Mapping[Cell, Expected]) -> dict[Cell, Standing]:
+        """How the seated ones of these cells stand. Asks no broker."""
+        held = dict.fromkeys(self._again, "seek") | dict.fromkeys(self._astray, "astray")
+        held |= dict.fromkeys(self._blocked, "schema")
+        cells = [cell for cell in self._seated if cell in expected]
+        parts = self._consumer.position([TopicPartition(self._topics[band], shard) for band, shard in cells])
+        return {
+            cell: Standing.of(expected[cell], part.offset, held.get(cell, ""), paused=cell in self._paused)
+            for cell, part in zip(cells, parts, strict=True)
+        }
 
     def _each(self, cells: Iterable[Cell], step: Callable[[list[TopicPartition]], None]) -> None:
         parts = [TopicPartition(self._topics[cell[0]], cell[1]) for cell in cells if cell in self._seated]

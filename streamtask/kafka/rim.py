@@ -20,6 +20,7 @@ from streamtask.kafka import claim
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
 from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
 from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.reseating import Reseating
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 from streamtask.model import RequestRecord
@@ -131,6 +132,7 @@ class KafkaRim:
             on_error=on_error,
             on_member=on_member,
         )
+        self.reseating = Reseating(self.consumer, lambda: self._reader, names)
         answer = self._renew_producer(RenewProducer())
         if isinstance(answer, Fault):
             if "TRANSACTIONAL_ID_AUTHORIZATION_FAILED" in answer.text:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from streamtask import outcomes
+from streamtask.core import ownership
 from streamtask.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
-from streamtask.ports import Pause, ReadControl, Resume, StopReason
+from streamtask.ports import Expected, Pause, ReadControl, Resume, StopReason
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
 
 
@@ -526,3 +527,17 @@ def test_a_refused_dead_letter_among_many_is_found_too_and_goes_as_a_reference()
     assert [letter.reference for letter in sorted(d.dead, key=lambda letter: letter.record.offset)] == [
         offset == 4 for offset in range(9)
     ]
+
+
+def test_what_is_expected_of_a_cell_counts_its_backlog_and_says_that_it_is_paused() -> None:
+    d = desk(slots={HandlerKind.ASYNC: 1}, backlog_max=2)
+    first = [d.submit() for _ in range(2)]
+    assert ownership.expected(d.engine)[1, 0] == Expected(2, 2, "paused")
+    for _ in range(3):
+        d.turn()
+    later = d.submit()
+    assert ownership.expected(d.engine)[1, 0] == Expected(later.offset + 1, 1, "")
+    assert len(first) == later.offset
+    assert ownership.expected(d.engine)[0, 0] == Expected(0)
+    ownership.close(d.engine, [0])
+    assert ownership.expected(d.engine) == {}, "nothing is to come of a shard that goes"
