@@ -55,12 +55,21 @@ class FaultKind(Enum):
     DOUBT = "doubt"  #: the call may or may not have taken effect, or a copy of it may still arrive later
 
 
+Place = tuple[str, int]  # ("status", shard) or ("dead", partition of tasks.dead); DEAD: tasks.dead as a whole
+STATUS, LETTERS = "status", "dead"
+DEAD: Place = (LETTERS, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The answer to an ask that failed. `text` is for the operator."""
+    """The answer to an ask that failed. `text` is for the operator.
+
+    places  the partitions that refused a record, or did not answer, where that is known
+    """
 
     kind: FaultKind
     text: str = ""
+    places: frozenset[Place] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +107,15 @@ class CommitPlan:
     """One transaction: produce `events` and `dead`, flush, send `offsets`, commit.
 
     Fence rule: `offsets` holds the lead cell of every shard that `events` or `dead` touches.
+
+    avoid  partitions of tasks.dead that take nothing at the moment: the letters go to the others
     """
 
     events: list[StatusEvent] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     offsets: list[OffsetCommit] = field(default_factory=list)
     shards: tuple[int, ...] = ()
+    avoid: frozenset[int] = frozenset()
 
 
 # --- Asks -------------------------------------------------------------------------------------------------------------
@@ -158,14 +170,27 @@ class Produce:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The answer to a Flush that is not done yet: of `produced` records the broker has acknowledged all but `left`."""
+
+    left: int
+    produced: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
-    """Wait until the broker has the plan's records. Answer: None or a Fault.
+    """Wait until the broker has the plan's records. Answer: None, Waiting or a Fault.
+
+    wait_ms  how long this call may wait; then the answer is Waiting, and the flow asks again
+    last     True: what is not acknowledged by then never will be: the answer is Fault(FENCED) with the places of those records
 
     The one wait in which facts may come in: Engine.fetched, prepare, begun, ended, progressed, cancel_read. What they owe is
     the next batch's.
     """
 
     plan: CommitPlan
+    wait_ms: int = 5_000
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +212,12 @@ class AbortTransaction:
 
 @dataclass(frozen=True, slots=True)
 class RenewProducer:
-    """Throw the transactional producer away and make one with a new id. Answer: the id (str), or Fault(RETRY)."""
+    """Throw the transactional producer away and make one with a new id. Answer: the id (str), or Fault(RETRY).
+
+    patient  the link is slow: its transactions may last for as long as the slowest flush
+    """
+
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +329,13 @@ class RecallStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask these partitions, beside the transactions of this worker, whether they take records, then call setaside.probed."""
+
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A fact for the operator: a telemetry event name (telemetry.py) and its fields."""
 
@@ -306,7 +343,7 @@ class Note:
     fields: Mapping[str, Any]
 
 
-Effect = Start | Stop | Pause | Resume | ReadControl | RecallStatus | Note
+Effect = Start | Stop | Pause | Resume | ReadControl | RecallStatus | Probe | Note
 
 
 class Recalled(NamedTuple):

@@ -47,6 +47,11 @@ EVENTS: dict[str, tuple[int, str]] = {
     "claim_retried": (logging.INFO, "a claim begins again; fields: step, fault, why"),
     # transactions
     "transaction_aborted": (logging.INFO, "a batch is rebuilt from memory; fields: fault, why"),
+    "partition_set_aside": (
+        logging.ERROR,
+        "a partition takes no records; what needs it waits, all else goes on. fields: topic, partition, why, again_ms",
+    ),
+    "partition_back": (logging.INFO, "it takes records again; fields: topic, partition, after_s"),
     "producer_lost": (logging.WARNING, "the transactional id is over; fields: fault, why"),
     "producer_retried": (logging.WARNING, "no new transactional producer yet; fields: fault, why"),
     "record_refused": (logging.ERROR, "the broker refuses a task's records: said shorter; fields: task_id, origin"),

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from streamtask import telemetry
+from streamtask import asides, telemetry
 from streamtask.children.pool import Pool
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
@@ -50,6 +50,7 @@ from streamtask.ports import (
     Note,
     Now,
     Pause,
+    Probe,
     ReadControl,
     RecallStatus,
     Resume,
@@ -123,7 +124,7 @@ class Worker:
             threads=settings.threads,
             lifespan=lifespan,
             bands=self.names.bands,
-            on_event=self._app_event,
+            on_event=lambda name, fields: telemetry.emit("app_event", {"what": name, **fields}),
             children=children,
             attempts=Attempts(self.names),
         )
@@ -265,6 +266,7 @@ class Worker:
             if records or executor.ended:
                 time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
             told = self._read_control() | self._read_status() | self._collect()
+            asides.ask_around(engine, rim, clock())
             committed = self._drive(protocol.step(engine, clock))
             self._take()
             self._dispatch()
@@ -367,6 +369,8 @@ class Worker:
                     self.control.await_end(shards)
                 case RecallStatus():
                     self.recall.begin(effect)
+                case Probe(places):
+                    self.rim.probes.ask(places)
                 case Note(name, fields):
                     telemetry.emit(name, fields)
         if starts:
@@ -493,7 +497,3 @@ class Worker:
                 telemetry.emit("worker_stuck", {"seconds": STUCK_S})
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
                 os._exit(70)
-
-    @staticmethod
-    def _app_event(name: str, fields: Mapping[str, object]) -> None:
-        telemetry.emit("app_event", {"what": name, **fields})

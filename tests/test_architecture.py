@@ -52,6 +52,7 @@ LAYERS: dict[str, int] = {
     # L4 shells
     "streamtask.recovery": 4,
     "streamtask.worker": 4,
+    "streamtask.asides": 4,
     "streamtask.exposition": 3,
     "streamtask.observe": 4,
     "streamtask.noticing": 4,

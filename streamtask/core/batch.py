@@ -16,6 +16,7 @@ from streamtask.core.claim import Claim, Final, Owed, Phase
 from streamtask.core.ledger import Draft
 from streamtask.core.offsetmap import Mark
 from streamtask.core.shard import Shard
+from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
 from streamtask.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
 from streamtask.ports import CommitPlan, OffsetCommit
 
@@ -47,7 +48,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a batch closes: so many events, so many bytes of results and dead letters, so many claims and refusals."""
+    """When a batch closes: so many events, so many bytes (core/weight.py), so many claims and refusals."""
 
     events_max: int
     bytes_max: int
@@ -62,29 +63,35 @@ class Owing:
     refusals  before any claim
     urgent    claims that owe more than their CREATED
     fresh     claims that owe only that, in the order of their offsets: the ledger keeps one mark for all of them
+    avoid     partitions of tasks.dead that take nothing
     """
 
     heads: Sequence[Shard] = ()
     refusals: Iterable[Refusal] = ()
     urgent: Iterable[Claim] = ()
     fresh: Iterable[Claim] = ()
+    avoid: frozenset[int] = frozenset()
 
 
 class _Room:
     """What is left of the limits. The first one is always let in: a batch of one must be possible."""
 
-    __slots__ = ("bytes", "events", "taken", "units")
+    __slots__ = ("bytes", "events", "size", "taken", "units")
 
     def __init__(self, limits: Limits) -> None:
         self.events, self.bytes, self.units = limits.events_max, limits.bytes_max, limits.units_max
         self.taken = False
+        self.size = 0  # of what was let in
 
     def take(self, events: int, size: int) -> bool:
         self.events -= events
         self.bytes -= size
         self.units -= 1
         first, self.taken = not self.taken, True
-        return first or (self.events >= 0 and self.bytes >= 0 and self.units >= 0)
+        fits = first or (self.events >= 0 and self.bytes >= 0 and self.units >= 0)
+        if fits:
+            self.size += size
+        return fits
 
 
 @dataclass(slots=True)
@@ -99,6 +106,7 @@ class Batch:
     recovering: set[int] = field(default_factory=set)  # shards whose head still says so
     closing: bool = False
     made_mono_ms: int = 0
+    bytes: int = 0  # as weighed
 
     def draft(self, shard: Shard, band: int) -> Draft:
         cell = (band, shard.number)
@@ -129,7 +137,7 @@ def build(
             _clear_marks(batch, shard)
     room = _Room(limits)
     for refusal in owing.refusals:
-        if not room.take(1, len(refusal.letter.record.value)):
+        if not room.take(1, letter_bytes(refusal.letter)):
             break
         batch.draft(refusal.shard, refusal.band).done(refusal.offset)
         batch.refusals.append(refusal)
@@ -139,6 +147,8 @@ def build(
         _pay_all(batch, owing, room, wall_ms)
     if not batch.shards:
         return None
+    batch.bytes = room.size
+    batch.plan.avoid = owing.avoid
     _offsets(batch)
     return batch
 
@@ -148,24 +158,25 @@ def _pay_all(batch: Batch, owing: Owing, room: _Room, wall_ms: int) -> None:
     steps = batch.steps
     for claim in owing.urgent:
         final = claim.final
-        events, size = 1 if claim.created else 2, 0
-        if final is not None:
-            events += final.dead + (not claim.attempt)
-            size = len(final.result or b"") + (len(claim.record.value) if final.dead else 0)
-        if not room.take(events, size):
+        events = 1 if claim.created else 2
+        if claim.wait is not None and (final is not None or claim.phase is Phase.PICKED):
+            events += 1
+        if final is not None and not claim.attempt:
+            events += 1
+        if not room.take(events + (final is not None and final.dead), claim_bytes(claim, events)):
             return
         step = _pay(batch, claim, wall_ms)
         if step.pays:
             steps.append(step)
     for claim in owing.fresh:
-        if not room.take(1, 0):
+        if not room.take(1, event_bytes(claim)):
             return
         steps.append(_publish(batch, claim, wall_ms))
 
 
 def _publish(batch: Batch, claim: Claim, wall_ms: int) -> Step:
-    """CREATED alone."""
-    assert claim.final is None, f"{claim} owes more than its CREATED"
+    """CREATED alone; of one that has failed only while its dead letter cannot be written."""
+    assert claim.final is None or claim.final.dead, f"{claim} owes more than its CREATED"
     assert claim.wait is None, f"{claim} owes more than its CREATED"
     now = claim.owner_shard.stamp(wall_ms, claim.record.created_ms)
     batch.draft(claim.owner_shard, claim.band).created(claim.offset)

@@ -75,11 +75,13 @@ class Claim:
         "band",
         "bare",
         "created",
+        "event_bytes",
         "failed",
         "final",
         "fraction",
         "headers",
         "kind",
+        "label_bytes",
         "lost",
         "offset",
         "ordering_key",
@@ -120,6 +122,7 @@ class Claim:
         self.policy = policy
         self.kind: HandlerKind = policy.kind
         self.headers = trace_headers(record.headers) if record.headers else ()
+        self.event_bytes = self.label_bytes = 0  # weighed when first needed (core/weight.py)
         # committed
         self.created = False
         self.attempt = 0

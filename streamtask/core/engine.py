@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Iterator
 
 from streamtask.config import EngineConfig
-from streamtask.core import admission, batch, endings, intake, timers
+from streamtask.core import admission, batch, endings, intake, setaside, timers
 from streamtask.core.batch import (
     CREATE,
     FINISH,
@@ -26,6 +26,7 @@ from streamtask.core.batch import (
     Refusal,
     Step,
 )
+from streamtask.core.batch_size import BatchSize
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
@@ -33,6 +34,7 @@ from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
 from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
+from streamtask.core.setaside import SetAside
 from streamtask.core.shard import Shard, Standing
 from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
 from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
@@ -57,6 +59,8 @@ class Engine:
         self.refusals: dict[Refusal, None] = {}
         self.throttled: dict[Claim, None] = {}  # progress told too soon after the last one
         self.backlogged: set[Cell] = set()
+        self.aside = SetAside()
+        self.size = BatchSize(config.batch_bytes_max)
         self.cancels = Cancels(config.cancels_max)
         self.effects: list[Effect] = []
         self.trial: Claim | None = None
@@ -64,6 +68,7 @@ class Engine:
         self.fenced = False  # the transactional id is over: recover before anything else is committed
         self.doubt: Batch | None = None  # sent under an id that is over; whether it landed is not known yet
         self.draining = False
+        self.held_until_ms = 0  # monotonic; see hold
         self.late_results = 0
         self.deaths = 0  # charged here: of workers before, of children of this one
         self.epochs = 0
@@ -165,6 +170,8 @@ class Engine:
     def tick(self, now: Now) -> None:
         """What time alone brings about."""
         timers.due(self, now)
+        if self.aside:
+            setaside.tick(self, now)
         if now.mono_ms >= self._refresh_mono_ms:
             self._refresh(now)
         if self.throttled:
@@ -208,6 +215,10 @@ class Engine:
         """Start nothing and admit nothing from now on; what runs may end."""
         self.draining = True
 
+    def hold(self, wait_ms: int, now: Now) -> None:
+        """Nothing is sent for so long: a broker lets what comes wait, and a transaction is never open while it waits."""
+        self.held_until_ms = now.mono_ms + wait_ms
+
     def take_effects(self) -> list[Effect]:
         effects, self.effects = self.effects, []
         return effects
@@ -243,8 +254,8 @@ class Engine:
         fresh: Iterable[Claim] = self.fresh
         if not all(s.standing is Standing.OPEN for s in self.shards.values()):
             urgent, fresh = self._open_ones(urgent), self._open_ones(fresh)
-        owing = Owing(heads, refusals, urgent, fresh)
-        limits = Limits(self.config.events_max, self.config.batch_bytes_max, self._units_max or self.config.events_max)
+        owing = setaside.owing(self, heads, refusals) if self.aside else Owing(heads, refusals, urgent, fresh)
+        limits = Limits(self.config.events_max, self.size.limit, self._units_max or self.config.events_max)
         made = batch.build(self.owner, owing, now.wall_ms, limits=limits)
         if made is not None:
             made.made_mono_ms = now.mono_ms
@@ -253,8 +264,8 @@ class Engine:
     def build_closing(self, numbers: Iterable[int], now: Now) -> Batch | None:
         """The clean hand-over of these shards: what is done, and every running mark cleared."""
         closing = [s for n in numbers if (s := self.shards.get(n)) and s.standing is Standing.CLOSING and s.ledgers]
-        owing = Owing(closing, urgent=[claim for claim in self.urgent if claim.owner_shard in closing])
-        limits = Limits(1 << 30, 1 << 40, self._units_max or 1 << 30)
+        owing = Owing(closing, urgent=setaside.closing(self, closing), avoid=self.aside.avoid())
+        limits = Limits(1 << 30, self.size.closing_limit, self._units_max or 1 << 30)
         return batch.build(self.owner, owing, now.wall_ms, limits=limits, closing=True)
 
     @staticmethod
@@ -473,4 +484,5 @@ class Engine:
             return
         claim.phase = Phase.QUEUED
         claim.queued_ms = now.mono_ms
-        self.schedule.add(claim, now.mono_ms)
+        if not self.aside or not self.aside.park(claim):
+            self.schedule.add(claim, now.mono_ms)

@@ -31,7 +31,7 @@ def admit(engine: Engine, now: Now) -> None:
         if shard is None:
             engine.backlogged.discard(cell)
             continue
-        if shard.standing is not Standing.OPEN:
+        if shard.standing is not Standing.OPEN or (engine.aside and engine.aside.has_shard(number)):
             continue
         _admit_cell(engine, shard, band, now)
         backlog = shard.backlogs[band]

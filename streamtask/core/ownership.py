@@ -257,5 +257,6 @@ def forget(engine: Engine, numbers: Iterable[int]) -> None:
             del engine.refusals[refusal]
         engine.backlogged -= {cell for cell in engine.backlogged if cell[1] == number}
         engine.schedule.forget_shard(number)
+        engine.aside.forget(number)
     if engine.doubt is not None and not any(engine.shards.get(n) is s for n, s in engine.doubt.shards.items()):
         engine.doubt = None

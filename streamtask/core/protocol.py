@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from streamtask.core import ownership
+from streamtask.core import ownership, setaside
 from streamtask.core.batch import Batch
 from streamtask.core.engine import Engine
 from streamtask.core.offsetmap import Head
@@ -40,12 +40,14 @@ from streamtask.ports import (
     RenewProducer,
     Seat,
     SendOffsets,
+    Waiting,
 )
 
 Clock = Callable[[], Now]
 Flow = Generator[Ask, Answer, bool]  # returns True when it did what it is for
 
 CLOSING_TRIES = 3  # a revoke commits clean within its deadline or not at all
+SLICE_MS = 250  # of a flush: cancels, endings and signs of life between two
 
 
 def assigned(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
@@ -149,6 +151,8 @@ def step(engine: Engine, clock: Clock) -> Flow:
     if unclaimed and not (yield from claim(engine, unclaimed, clock)):
         return False
     engine.tick(clock())
+    if clock().mono_ms < engine.held_until_ms:
+        return False
     batch = engine.build(clock())
     if batch is None:
         return False
@@ -161,7 +165,7 @@ def recover(engine: Engine) -> Flow:
     `step` then claims every shard again under it; that claim's read-back resolves the batch in doubt.
     """
     yield Poll()
-    answer = yield RenewProducer()
+    answer = yield RenewProducer(engine.size.slow)
     if isinstance(answer, Fault):
         engine.effects.append(Note("producer_retried", {"fault": answer.kind.value, "why": answer.text}))
         return False
@@ -176,9 +180,10 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
     offsets without events.
     """
     engine.sent = batch
+    some = True
     fault = yield Produce(batch.plan)
     if fault is None:
-        fault = yield Flush(batch.plan)
+        fault, some = yield from _flush(engine, batch, clock)
     if fault is None:
         fault = yield SendOffsets(batch.plan)
     if fault is None:
@@ -189,22 +194,52 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
             return True
         if fault.kind is FaultKind.RETRY:
             fault = Fault(FaultKind.DOUBT, fault.text)
+    blamed = setaside.blamed(batch.plan, fault, some=some)
     if fault.kind in (FaultKind.FENCED, FaultKind.DOUBT):
-        return _doubtful(engine, batch, fault)
-    answer = yield AbortTransaction()
-    if answer is not None:
-        return _doubtful(engine, batch, answer)
-    engine.sent = None
-    engine.effects.append(Note("transaction_aborted", {"fault": fault.kind.value, "why": fault.text}))
-    engine.aborted(batch, record=fault.kind is FaultKind.RECORD)
+        _doubtful(engine, batch, fault, certain=bool(blamed))
+    else:
+        answer = yield AbortTransaction()
+        if answer is not None:
+            _doubtful(engine, batch, answer, certain=bool(blamed))
+        else:
+            engine.sent = None
+            engine.effects.append(Note("transaction_aborted", {"fault": fault.kind.value, "why": fault.text}))
+            engine.aborted(batch, record=fault.kind is FaultKind.RECORD)
+    if blamed:
+        setaside.set_aside(engine, blamed, fault.text, clock())
     return False
 
 
-def _doubtful(engine: Engine, batch: Batch, fault: Fault) -> bool:
-    """The id is over; the batch is kept with the id and the sequences it was sent under until a read-back tells."""
+def _flush(engine: Engine, batch: Batch, clock: Clock) -> Generator[Ask, Answer, tuple[Fault | None, bool]]:
+    """In slices, for as long as a batch of its size may take. Returns the answer, and whether some of it was acknowledged."""
+    size, began = engine.size, clock().mono_ms
+    moved, left, produced = began, -1, 0
+    while True:
+        answer = yield Flush(batch.plan, SLICE_MS, last=False)
+        now = clock().mono_ms
+        if isinstance(answer, Waiting):
+            if answer.left != left:
+                moved = began if left < 0 else now
+                left, produced = answer.left, answer.produced
+            still = size.stall_ms(batch.bytes) if left < produced else size.silent_ms(batch.bytes)
+            if now - moved < still and now - began < size.patience_ms(batch.bytes):
+                continue
+            answer = yield Flush(batch.plan, 0, last=True)
+        if answer is None:
+            size.taken(batch.bytes, now - began)
+        elif answer.kind is FaultKind.FENCED:
+            size.not_taken(batch.bytes, 1 - left / produced if produced else 0.0, now - began)
+        return answer, left < produced
+
+
+def _doubtful(engine: Engine, batch: Batch, fault: Fault, *, certain: bool = False) -> bool:
+    """The id is over; the batch is kept with the id and the sequences it was sent under until a read-back tells.
+
+    certain  it was never ended, and never will be: nothing of it can land
+    """
     engine.fenced = True
     engine.sent = None
-    if not batch.closing:  # what is handed over is forgotten; its next owner reads what landed
+    if not batch.closing and not certain:  # what is handed over is forgotten; its next owner reads what landed
         assert engine.doubt is None, "a batch was sent while another one was in doubt"
         engine.doubt = batch
     engine.effects.append(Note("producer_lost", {"fault": fault.kind.value, "why": fault.text}))

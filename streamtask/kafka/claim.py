@@ -25,6 +25,9 @@ from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try
 from streamtask.ports import Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
 
 VISIBLE_RECHECK_S = 0.003  # a plain commit takes 0.5-8 ms
+DECIDED_S = (
+    0.7  # an open transaction is aborted, or a decided one complete, after less unless a marker cannot be written
+)
 PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
 FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
 _EARLIEST, _LATEST = -2, -1  # the protocol's special timestamps: offsets_for_times passes them on (all bands at once)
@@ -95,6 +98,10 @@ def fence_ids(
 ) -> Fault | None:
     """Claim 2: init_transactions once with each id, in parallel: aborts its open transaction and fences its holder.
 
+    An id that still answers CONCURRENT_TRANSACTIONS after DECIDED_S counts as fenced. What it had open is decided, and only
+    markers are missing, of a partition that takes none at the moment: waiting for it would keep every shard of the claim
+    from its owner. Offsets that are still pending hold the next step back (read_settled), and nothing else matters here.
+
     on_refused  told of an id that the ACLs do not let us use: the claim then waits for its transaction's end instead
     """
     deadline = time.monotonic() + timeout_s
@@ -106,7 +113,7 @@ def fence_ids(
         outcome: KafkaException | None = None
         try:
             producer = Producer(settings.transactional(transactional_id))
-            producer.init_transactions(max(deadline - time.monotonic(), 0.001))
+            _fence(producer, deadline)
         except KafkaException as error:
             outcome = error
         outcomes.append((transactional_id, outcome))
@@ -133,6 +140,24 @@ def fence_ids(
     if len(done) < len(ids):
         return Fault(FaultKind.RETRY, f"fence: {len(ids) - len(done)} of {len(ids)} ids not answered in {timeout_s} s")
     return None
+
+
+def _fence(producer: Producer, deadline: float) -> None:
+    """Raises KafkaException."""
+    decided = time.monotonic() + DECIDED_S
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            producer.init_transactions(max(min(left, DECIDED_S), 0.001))
+            return
+        except KafkaException as error:
+            held = error_of(error)
+            if held is None or not held.retriable():
+                raise
+            if held.code() == KafkaError.CONCURRENT_TRANSACTIONS and time.monotonic() >= decided:
+                return
+            if left <= DECIDED_S:
+                raise
 
 
 def read_settled(

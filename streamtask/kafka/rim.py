@@ -20,6 +20,7 @@ from streamtask.kafka import claim
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
 from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
 from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
@@ -121,6 +122,7 @@ class KafkaRim:
         }
         self._reader = claim.reader(settings, names.group)
         self._transaction: StatusTransaction | None = None
+        self.probes = Probes(settings, names, slot)
         self.consumer = ShardConsumer(
             settings,
             names,
@@ -182,6 +184,11 @@ class KafkaRim:
         """ "" after a RenewProducer that has failed."""
         return self._transaction.transactional_id if self._transaction is not None else ""
 
+    @property
+    def throttled_s(self) -> float:
+        """For how long a broker lets our records wait, under a quota."""
+        return self._transaction.throttled_s if self._transaction is not None else 0.0
+
     def partition_counts(self, timeout_s: float = 3.0) -> dict[str, int] | Fault:
         """{topic: partitions} of the prefix's topics that exist: a shard is claimed only when all of its are there."""
         try:
@@ -233,7 +240,7 @@ class KafkaRim:
 
     def _flush(self, ask: Flush) -> Answer:
         live = self._live()
-        return live if isinstance(live, Fault) else live.flush()
+        return live if isinstance(live, Fault) else live.flush(ask.wait_ms / 1_000, last=ask.last)
 
     def _send_offsets(self, ask: SendOffsets) -> Answer:
         live = self._live()
@@ -260,14 +267,23 @@ class KafkaRim:
         if self._transaction is not None:
             self._transaction.discard()
             self._transaction = None
+        made = self._new_transaction(patient=ask.patient)
+        if isinstance(made, Fault) and ask.patient and "INVALID_TRANSACTION_TIMEOUT" in made.text:
+            made = self._new_transaction(patient=False)  # the broker's transaction.max.timeout.ms is below it
+        if isinstance(made, Fault):
+            return made
+        self._transaction = made
+        return made.transactional_id
+
+    def _new_transaction(self, *, patient: bool) -> StatusTransaction | Fault:
         transactional_id = new_transactional_id(self._names.group, self._slot)
-        fresh = StatusTransaction(self._settings, self._names, transactional_id, self._encode_event, self._encode_dead)
+        encode = (self._encode_event, self._encode_dead)
+        fresh = StatusTransaction(self._settings, self._names, transactional_id, *encode, patient=patient)
         failed = fresh.init(self._deadlines.renew_s)
         if failed is not None:
             fresh.discard()
             return failed
-        self._transaction = fresh
-        return transactional_id
+        return fresh
 
     # --- group --------------------------------------------------------------------------------------------------------
 

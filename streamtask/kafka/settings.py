@@ -21,6 +21,8 @@ Properties = dict[str, Any]
 SOCKET_TIMEOUT_MS = 6_000
 # Below the session timeout a dead owner's transaction would outlive its membership; 10 s = the session.
 TRANSACTION_TIMEOUT_MS = 10_000
+# Of a worker whose link is slow: the longest flush (core/batch_size.py, 30 s), the offsets and the commit.
+TRANSACTION_TIMEOUT_PATIENT_MS = 45_000
 HEARTBEAT_INTERVAL_MS = 1_000  # a join is noticed within a heartbeat
 FETCH_BYTES_MIN, FETCH_BYTES_MAX = 64 << 10, 1 << 20  # of one partition in one answer, compressed
 DELIVERY_TIMEOUT_MS = 30_000  # client and control records: after it the submit fails
@@ -154,12 +156,16 @@ class KafkaSettings:
             "request.timeout.ms": 5_000,  # default 30 s: the broker's own wait for its replicas
         }
 
-    def transactional(self, transactional_id: str) -> Properties:
-        """The producer of one worker: status events, dead letters and offsets in transactions."""
+    def transactional(self, transactional_id: str, *, patient: bool = False) -> Properties:
+        """The producer of one worker: status events, dead letters and offsets in transactions.
+
+        patient  a single record may take longer than the usual timeout
+        """
+        timeout_ms = TRANSACTION_TIMEOUT_PATIENT_MS if patient else TRANSACTION_TIMEOUT_MS
         properties = self._producer() | {
-            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "transaction.timeout.ms": timeout_ms,
             # Not above the transaction's: librdkafka refuses it, and the record would outlive its transaction.
-            "message.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "message.timeout.ms": timeout_ms,
             "linger.ms": 0,  # one burst, then a flush
             "delivery.report.only.error": True,  # which record was refused, without a callback for each that was not
         }

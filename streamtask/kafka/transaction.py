@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -21,15 +22,19 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamtask.codec import status_headers, status_key
 from streamtask.config import TopicNames
-from streamtask.kafka.faults import Call, classify, error_of, fault
+from streamtask.kafka.faults import NO_ANSWER_CODES, Call, classify, error_of, fault
 from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.model import DeadLetter, StatusEvent
-from streamtask.ports import CommitPlan, Fault, FaultKind
+from streamtask.ports import DEAD, LETTERS, STATUS, CommitPlan, Fault, FaultKind, Place, Waiting
 
 # Where a coordinator has died, librdkafka stays inside the call whatever timeout was asked for: for the socket timeout
 # (6.1 s) or for ever. Waiting for that made a broker's death cost 11 s, when the next coordinator was there after 4.
 _OFFSETS_SPARE_S = 0.5
 _ABORTED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # reports of records that an abort threw away
+_PURGE_S = 0.2  # for the reports of what is given up
+_THROTTLE_MAX_S = 10.0  # of one answer under a quota; the window that brokers look at has 11 s
+# Of a partition that could not be added to the transaction: librdkafka gives up all of its records, and names none.
+_NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 
 
 # Value of a status event; (key, value, headers) of a dead letter.
@@ -61,24 +66,51 @@ class StatusTransaction:
         transactional_id: str,
         encode_event: EncodeEvent,
         encode_dead: EncodeDead,
+        *,
+        patient: bool = False,
     ) -> None:
         self.transactional_id = transactional_id
         self._names = names
         self._encode_event, self._encode_dead = encode_event, encode_dead
         self._state = _State.NEW
         self._why = ""
-        self._refused: list[KafkaError] = []
+        self._refused: list[tuple[KafkaError, Place]] = []
+        self._silent: set[Place] | None = None  # the places of what is given up, while it is
+        self._produced = 0
+        self._letters = False  # the open transaction has dead letters
+        self._throttled_until = 0.0  # monotonic: a quota of the broker
         self._flush_by = 0.0  # monotonic
         self._abort_began: float | None = None  # monotonic; survives a RETRY
         self._aside = _Aside()
         # Reports only failures (settings): one callback for each record would cost as much as producing it.
         self._producer: Producer | None = Producer(
-            settings.transactional(transactional_id) | {"on_delivery": self._on_delivery}
+            settings.transactional(transactional_id, patient=patient)
+            | {"on_delivery": self._on_delivery, "throttle_cb": self._on_throttle}
         )
 
     def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None and error.code() not in _ABORTED and len(self._refused) < 100:
-            self._refused.append(error)
+        if error is None:
+            return
+        if error.code() not in _ABORTED:
+            if len(self._refused) < 100:
+                self._refused.append((error, self._place(message)))
+        elif self._silent is not None:
+            self._silent.add(self._place(message))
+
+    def _place(self, message: Any) -> Place:
+        """A record whose partition was never chosen has partition -1: its topic is not there."""
+        letter = message.topic() == self._names.dead
+        return (LETTERS if letter else STATUS, message.partition())
+
+    def _on_throttle(self, event: Any) -> None:
+        if event.throttle_time > 0:
+            until = time.monotonic() + min(event.throttle_time, _THROTTLE_MAX_S)
+            self._throttled_until = max(self._throttled_until, until)
+
+    @property
+    def throttled_s(self) -> float:
+        """For how long a broker lets our records wait, under a quota; 0 = not at all."""
+        return max(0.0, self._throttled_until - time.monotonic())
 
     @property
     def usable(self) -> bool:
@@ -125,34 +157,59 @@ class StatusTransaction:
         self._check(plan)
         self._flush_by = deadline = time.monotonic() + timeout_s
         self._refused.clear()
+        self._produced, self._letters = len(plan.events) + len(plan.dead), bool(plan.dead)
         try:
+            places = self._letter_places(producer, plan, deadline)
+            if places is not None and not places:
+                producer.begin_transaction()
+                self._state = _State.OPEN  # an abort follows
+                return Fault(
+                    FaultKind.ABORT, f"produce: no partition of {self._names.dead} takes records", frozenset({DEAD})
+                )
             producer.begin_transaction()
             self._state = _State.OPEN
-            self._enqueue(producer, plan, deadline)
+            self._enqueue(producer, plan, deadline, places)
         except (KafkaException, SystemError) as error:
             return self._unproduced(producer, error)
         except BufferError:
             return Fault(FaultKind.ABORT, f"produce: the queue was full for {timeout_s} s")
         return None
 
-    def flush(self) -> Fault | None:
-        """Wait until the broker has it. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED), also when not all was
-        acknowledged in time."""
+    def flush(self, wait_s: float = 5.0, *, last: bool = True) -> Waiting | Fault | None:
+        """Wait until the broker has it. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED).
+
+        last  False: Waiting when not all is acknowledged after wait_s. True: what is not is given up, and with it this
+              producer: Fault(FENCED) with the places of those records
+        """
         if over := self._ended():
             return over
         producer = self._move("flush", _State.OPEN)
         try:
-            left = producer.flush(max(self._flush_by - time.monotonic(), 0.05))
+            left = producer.flush(max(wait_s, 0.05))
         except (KafkaException, SystemError) as error:
             return self._unproduced(producer, error)
         if self._refused:
             return self._over(self._worst(Call.PRODUCE))
+        if left and not last:
+            return Waiting(left, self._produced)
         if left:
-            # A leader has died, and a dead coordinator stays in the producer's memory: its next offsets would have nobody to
-            # go to (#5456), and wait. A new producer asks who is there: 7 s in place of 10 for a broker's death.
-            return self._over(Fault(FaultKind.FENCED, f"produce: {left} records not acknowledged in time"))
+            # Not aborted: an abort waits for its markers, which a partition that takes nothing does not take either. And
+            # where a leader has died, a dead coordinator stays in the producer's memory: its next offsets would have nobody
+            # to go to (#5456), and wait. A new producer asks who is there: 7 s in place of 10 for a broker's death.
+            text = f"produce: {left} records not acknowledged in time"
+            return self._over(Fault(FaultKind.FENCED, text, self._give_up(producer)))
         self._state = _State.FLUSHED
         return None
+
+    def _give_up(self, producer: Producer) -> frozenset[Place]:
+        """The places of all that is not acknowledged. Nothing of it is sent any more."""
+        self._silent = set()
+        producer.purge(in_queue=True, in_flight=True, blocking=False)
+        try:
+            producer.flush(_PURGE_S)
+        except (KafkaException, SystemError):
+            pass  # a fatal error of a producer that is over
+        return frozenset(self._silent)
 
     def _unproduced(self, producer: Producer, error: Exception) -> Fault:
         found = error_of(error)
@@ -184,12 +241,23 @@ class StatusTransaction:
         order = (FaultKind.FENCED, FaultKind.RECORD)
         worst = min(
             self._refused,
-            key=lambda error: next((i for i, kind in enumerate(order) if classify(error, call) is kind), len(order)),
-        )
+            key=lambda one: next((i for i, kind in enumerate(order) if classify(one[0], call) is kind), len(order)),
+        )[0]
         found = fault(worst, call)
-        return Fault(found.kind, f"{found.text} ({len(self._refused)} records refused)")
+        text = f"{found.text} ({len(self._refused)} records refused)"
+        if worst.code() in NO_ANSWER_CODES:  # not refused: nobody answered, as when a flush is given up
+            return Fault(FaultKind.FENCED, text, frozenset(place for _, place in self._refused))
+        places = {place for _, place in self._refused} if found.kind is FaultKind.ABORT else set()
+        return Fault(found.kind, text, frozenset(places))
 
-    def _enqueue(self, producer: Producer, plan: CommitPlan, deadline: float) -> None:
+    def _letter_places(self, producer: Producer, plan: CommitPlan, deadline: float) -> list[int] | None:
+        """Partitions of tasks.dead that may take letters; None: each by its key. Raises KafkaException."""
+        if not plan.dead or not plan.avoid:
+            return None
+        found = producer.list_topics(self._names.dead, timeout=max(deadline - time.monotonic(), 0.05))
+        return sorted(set(found.topics[self._names.dead].partitions) - plan.avoid)
+
+    def _enqueue(self, producer: Producer, plan: CommitPlan, deadline: float, places: list[int] | None) -> None:
         """Raises KafkaException, or BufferError when the queue stays full until the deadline."""
         encode, topic, dead = self._encode_event, self._names.status, self._names.dead
         produce: Callable[..., None] = producer.produce
@@ -203,10 +271,11 @@ class StatusTransaction:
             # Placed by key, not by the request's partition: tasks.dead is no part of a shard, and may have fewer
             # partitions than the bands after these have grown.
             dead_key, dead_value, dead_headers = self._encode_dead(letter)
+            at = () if places is None else (places[zlib.crc32(dead_key or b"") % len(places)],)
             try:
-                produce(dead, dead_value, dead_key, headers=dead_headers)
+                produce(dead, dead_value, dead_key, *at, headers=dead_headers)
             except BufferError:
-                self._when_room(producer, deadline, dead, dead_value, dead_key, headers=dead_headers)
+                self._when_room(producer, deadline, dead, dead_value, dead_key, *at, headers=dead_headers)
 
     @staticmethod
     def _when_room(producer: Producer, deadline: float, *record: Any, **more: Any) -> None:
@@ -238,6 +307,7 @@ class StatusTransaction:
         def send() -> None:
             producer.send_offsets_to_transaction(parts, group_metadata, timeout_s)
 
+        timeout_s += self.throttled_s  # the answer comes on the connection that the broker lets wait
         limit_s = timeout_s + _OFFSETS_SPARE_S
         try:
             failure = self._aside.call(send, limit_s)
@@ -245,7 +315,11 @@ class StatusTransaction:
             # The producer is inside the call: it can neither abort nor be used again.
             return self._over(Fault(FaultKind.FENCED, f"send offsets: no answer after {limit_s:.1f} s"))
         if failure is not None:
-            return self._over(fault(failure, Call.SEND_OFFSETS))
+            found, error = fault(failure, Call.SEND_OFFSETS), error_of(failure)
+            if self._letters and error is not None and error.code() in _NO_TOPIC:
+                # tasks.status is not named either, but if it is that one the next batch fails without letters too.
+                found = Fault(found.kind, found.text, frozenset({DEAD}))
+            return self._over(found)
         if self._refused:
             return self._over(self._worst(Call.SEND_OFFSETS))
         self._state = _State.SENT

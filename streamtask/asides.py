@@ -1,0 +1,20 @@
+"""What the owner loop of a worker passes on between the engine and the broker beside the transactions, once a turn.
+
+Probes answer whether a partition that is set aside takes records again (core/setaside.py, kafka/probe.py); a broker that
+enforces a quota says for how long it lets our records wait.
+"""
+
+from __future__ import annotations
+
+from streamtask.core import setaside
+from streamtask.core.engine import Engine
+from streamtask.kafka.rim import KafkaRim
+from streamtask.ports import Now
+
+
+def ask_around(engine: Engine, rim: KafkaRim, now: Now) -> None:
+    """Answers of probes, and the broker's wait, into the engine."""
+    for place, why in rim.probes.answers():
+        setaside.probed(engine, place, why, now)
+    if throttled_s := rim.throttled_s:
+        engine.hold(int(throttled_s * 1_000), now)

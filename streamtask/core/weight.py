@@ -1,0 +1,84 @@
+"""How many bytes a unit of a batch sends: every event, every dead letter, with all that is repeated in each of them.
+
+Estimates from above, without encoding anything: a batch is cut before its texts exist. What a task repeats in every event
+(its labels, trace headers and type) is weighed once and kept with the claim. Not weighed: compression, which only helps, and
+ledger texts, which travel with the offsets and not with the flush.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from streamtask.core.claim import Claim, Final
+from streamtask.model import DeadLetter
+
+EVENT_BYTES = (
+    512  # of an event without labels, texts and result: ids, times, names of fields, key, headers, record overhead
+)
+LETTER_BYTES = 1_024  # of a dead letter beside its record, texts and traceback: its key and a dozen headers
+ENTRY_BYTES = 8  # around one label or header: quotes, colon, comma; or two lengths
+
+
+def text_bytes(text: str | None) -> int:
+    """In UTF-8, without the escapes of JSON."""
+    if not text:
+        return 0
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def labels_bytes(labels: Mapping[str, str] | None) -> int:
+    if not labels:
+        return 0
+    return sum(text_bytes(name) + text_bytes(value) + ENTRY_BYTES for name, value in labels.items())
+
+
+def headers_bytes(headers: tuple[tuple[str, bytes], ...]) -> int:
+    return sum(len(name) + len(value or b"") + ENTRY_BYTES for name, value in headers)
+
+
+def event_bytes(claim: Claim) -> int:
+    """What each event of this task weighs before its own result and texts."""
+    if not claim.event_bytes:
+        claim.event_bytes = EVENT_BYTES + text_bytes(claim.task_type) + headers_bytes(claim.headers)
+        request = claim.record.request
+        claim.label_bytes = labels_bytes(request.labels) if request is not None else 0
+    return claim.event_bytes + (claim.label_bytes if claim.bare < 2 else 0)
+
+
+def claim_bytes(claim: Claim, events: int) -> int:
+    """All that a batch sends for this claim in so many events."""
+    size = event_bytes(claim) * events
+    if claim.wait is not None:
+        size += text_bytes(claim.wait.message)
+    if claim.progress is not None:
+        size += text_bytes(claim.progress.message)
+    final = claim.final
+    if final is not None:
+        size += final_bytes(final)
+        if final.dead:
+            size += record_bytes(claim)
+    return size
+
+
+def final_bytes(final: Final) -> int:
+    """The result, or the texts of a failure: these stand in the event and in the headers of the dead letter."""
+    texts = text_bytes(final.error) + text_bytes(final.exception)
+    return len(final.result or b"") + text_bytes(final.traceback) + texts * (2 if final.dead else 1)
+
+
+def record_bytes(claim: Claim) -> int:
+    """The dead letter of a claim, without its texts."""
+    record = claim.record
+    return (
+        LETTER_BYTES
+        + len(record.key or b"")
+        + headers_bytes(record.headers)
+        + (0 if claim.bare > 1 else len(record.value))
+    )
+
+
+def letter_bytes(letter: DeadLetter) -> int:
+    """A dead letter without a task."""
+    record = letter.record
+    size = LETTER_BYTES + text_bytes(letter.text) + len(record.key or b"") + headers_bytes(record.headers)
+    return size if letter.reference else size + len(record.value)
