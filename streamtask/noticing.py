@@ -28,7 +28,8 @@ class Noticing:
         names = self._names
         for record in records if len(records) <= KEYS_LOOKED_AT else random.sample(records, KEYS_LOOKED_AT):
             topic, band = names.requests[record.band], names.bands[record.band]
-            if record.key and (belongs := partition_of(record.key, partitions)) != record.partition:
+            # partitions is 0 while a topic is missing from the brokers' metadata
+            if record.key and partitions and (belongs := partition_of(record.key, partitions)) != record.partition:
                 key = record.key.decode(errors="replace")[:80]
                 fields = {"topic": topic, "key": key, "partition": record.partition, "offset": record.offset}
                 self._hourly("partitioner_differs", topic, {**fields, "belongs": belongs})

@@ -1,47 +1,39 @@
 """What a claimed shard reads before it starts anything: tasks.control, and tasks.status where the position is not known.
 
-Read in slices of the owner's loop, without a deadline; other shards go on. The end of both is the high watermark seen after
-the claim, not the last stable offset: EndTxn is answered before its markers are written, so the last transaction of a
-former owner may still become visible.
+Read in slices of the owner's loop, without a deadline; other shards go on. Nothing here waits for a broker: brokers that
+freeze meanwhile cost the owner no time. Both share one SideReader. The end of both is the high watermark seen after the
+claim, not the last stable offset: EndTxn is answered before its markers are written, so the last transaction of a former
+owner may still become visible.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from streamtask.codec import decode_control, peek_status
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import TopicNames
-from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable, Unreachable
+from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable
 from streamtask.identity import canonical
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.tail import Tail, TailRecord
+from streamtask.kafka.side_reader import Mark, SideReader
+from streamtask.kafka.tail import TailRecord
 from streamtask.model import ENDED, ControlAction, TaskStatus, to_ms
 from streamtask.ports import Recalled, RecallStatus
 
-SLICE_RECORDS = 2_000
 ASIDE_MAX = 1_000  # wishes whose schema is not known
 ASIDE_S = 0.05  # between two looks at them
-OFFSET_BEGINNING = -2  # a Tail takes any negative offset for the beginning of the log
-Ends = dict[tuple[str, int], int]
 
 
 class ControlReader:
     """tasks.control from its start, followed for ever; tells which claims have it behind them."""
 
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        names: TopicNames,
-        reader: Reader = PLAIN,
-        on_error: Callable[[str], None] | None = None,
-    ) -> None:
-        self._tail = Tail(settings, [names.control], on_error=on_error)
+    def __init__(self, side: SideReader, names: TopicNames, reader: Reader = PLAIN) -> None:
+        self._side, self._topic = side, names.control
         self._reader = reader
-        self._barriers: list[tuple[Ends | None, tuple[int, ...]]] = []  # ends None: no broker has told them yet
+        self._barriers: list[tuple[Mark, tuple[int, ...]]] = []
         self._aside: list[TailRecord] = []
         self._look_at = 0.0
         self._pending = False  # one of those may be understood soon
@@ -49,20 +41,23 @@ class ControlReader:
 
     def await_end(self, shards: tuple[int, ...]) -> None:
         """These shards may start when everything that the topic holds now has been read."""
-        self._barriers.append((None, shards))
+        self._barriers.append((self._side.mark(self._topic), shards))
+
+    def __bool__(self) -> bool:
+        """Whether shards wait for it."""
+        return bool(self._barriers)
 
     def poll(self) -> tuple[list[str], list[int]]:
-        """(ids cancelled, shards whose barrier was reached); waits for nothing but the ends of a new barrier."""
-        self._barriers = [(ends or _ends(self._tail), shards) for ends, shards in self._barriers]
+        """(ids cancelled, shards whose barrier was reached); never waits."""
         cancelled: list[str] = []
         if self._aside and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + ASIDE_S
             aside, self._aside, self._pending = self._aside, [], False
             self._read(aside, cancelled)
-        self._read(self._tail.poll(SLICE_RECORDS, 0.0), cancelled)
+        self._read(self._side.take(self._topic), cancelled)
         ready: list[int] = []
         for barrier in list(self._barriers):
-            if barrier[0] is not None and not self._pending and self._tail.caught_up(barrier[0]):
+            if self._side.reached(barrier[0]) and not self._pending:
                 ready.extend(barrier[1])
                 self._barriers.remove(barrier)
         return cancelled, ready
@@ -86,70 +81,49 @@ class ControlReader:
             if message.action is ControlAction.CANCEL:
                 cancelled.append(message.task_id)
 
-    def close(self) -> None:
-        self._tail.close()
-
-
-def _ends(tail: Tail) -> Ends | None:
-    """The uncommitted ends; None while no broker answers (asked again at the next turn)."""
-    try:
-        return tail.ends(read_committed=False)
-    except Unreachable:
-        return None
-
 
 @dataclass(slots=True)
 class _Recall:
     shard: int
     epoch: int
-    tail: Tail
-    ends: Ends | None = None
+    end: Mark
     unread: list[TailRecord] = field(default_factory=list)  # from the one on whose schema is not known yet
+    paused: bool = False  # nothing more is fetched until that one is understood
 
 
 class StatusRecall:
     """Partitions of tasks.status, each read once from its start to the end it had when its shard was claimed."""
 
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        names: TopicNames,
-        reader: Reader = PLAIN,
-        on_error: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, side: SideReader, names: TopicNames, reader: Reader = PLAIN) -> None:
+        self._side, self._topic = side, names.status
         self._reader = reader
-        self._on_error = on_error
-        self._settings = settings
-        self._names = names
-        self._reading: list[_Recall] = []
-        self._waiting: list[RecallStatus] = []  # not begun: no broker has answered yet
+        self._reading: dict[int, _Recall] = {}  # by shard
 
     def begin(self, ask: RecallStatus) -> None:
         """Start over for this shard; an earlier reading of it is dropped."""
         self._drop(ask.shard)
-        self._waiting.append(ask)
+        self._reading[ask.shard] = _Recall(ask.shard, ask.epoch, self._side.read((self._topic, ask.shard)))
 
     def __bool__(self) -> bool:
-        return bool(self._reading or self._waiting)
+        return bool(self._reading)
 
     def poll(self) -> list[tuple[int, int, list[Recalled], bool]]:
         """(shard, epoch, facts, done) of one slice for each reading; never waits."""
+        if not self._reading:
+            return []
+        for record in self._side.take(self._topic):
+            self._reading[record.partition].unread.append(record)
         out = []
-        self._begin()
-        for reading in list(self._reading):
-            if reading.ends is None:
-                reading.ends = _ends(reading.tail)
-                continue
+        for reading in list(self._reading.values()):
             facts = self._facts(reading)
-            done = not reading.unread and reading.tail.caught_up(reading.ends)
+            done = self._side.reached(reading.end) and not reading.unread
             out.append((reading.shard, reading.epoch, facts, done))
             if done:
                 self._drop(reading.shard)
         return out
 
     def _facts(self, reading: _Recall) -> list[Recalled]:
-        records = reading.unread or list(reading.tail.poll(SLICE_RECORDS, 0.0))
-        reading.unread = []
+        records, reading.unread = reading.unread, []
         facts = []
         for index, record in enumerate(records):
             try:
@@ -159,28 +133,19 @@ class StatusRecall:
                 break
             if fact is not None:
                 facts.append(fact)
+        self._hold(reading, bool(reading.unread))
         return facts
 
-    def _begin(self) -> None:
-        while self._waiting:
-            ask = self._waiting[0]
-            try:
-                place = (self._names.status, ask.shard)
-                tail = Tail(self._settings, {place: OFFSET_BEGINNING}, on_error=self._on_error)
-            except Unreachable:
-                return
-            self._reading.append(_Recall(ask.shard, ask.epoch, tail))
-            del self._waiting[0]
-
-    def close(self) -> None:
-        for reading in list(self._reading):
-            self._drop(reading.shard)
+    def _hold(self, reading: _Recall, paused: bool) -> None:
+        if reading.paused != paused:
+            reading.paused = paused
+            (self._side.pause if paused else self._side.resume)((self._topic, reading.shard))
 
     def _drop(self, shard: int) -> None:
-        self._waiting = [ask for ask in self._waiting if ask.shard != shard]
-        for reading in [r for r in self._reading if r.shard == shard]:
-            reading.tail.close()
-            self._reading.remove(reading)
+        reading = self._reading.pop(shard, None)
+        if reading is not None:
+            self._hold(reading, False)  # a pause would outlive it
+            self._side.drop((self._topic, shard))
 
 
 def _fact(value: bytes | None, reader: Reader) -> Recalled | None:

@@ -36,6 +36,7 @@ from streamtask.kafka import admin, granted
 from streamtask.kafka.acls import Role
 from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.trouble import hopeless
 from streamtask.model import DeadLetter, HandlerKind, Outcome, now_ms
 from streamtask.noticing import Noticing
@@ -63,7 +64,7 @@ from streamtask.sizes import EventSize
 from streamtask.tracing import Attempts
 
 RECORDS_MAX = 2_000  # of one poll
-TAIL_KBYTES = 8_192  # fetched ahead of cancels and of a lost ledger's status events, each
+TAIL_KBYTES = 8_192  # fetched ahead of cancels and of lost ledgers' status events, together
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
 BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
 # The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
@@ -180,8 +181,9 @@ class Worker:
         )
         self.engine = Engine(self._engine_config(), self.rim.transactional_id, random.Random())
         beside = dataclasses.replace(self.kafka, tail_kbytes=TAIL_KBYTES)
-        self.control = ControlReader(beside, self.names, self.formats.reader, self._kafka_error)
-        self.recall = StatusRecall(beside, self.names, self.formats.reader, self._kafka_error)
+        self.side = SideReader(beside, (self.names.control,), on_error=self._kafka_error)
+        self.control = ControlReader(self.side, self.names, self.formats.reader)
+        self.recall = StatusRecall(self.side, self.names, self.formats.reader)
         self._on_beat()  # from here on silence counts: the first task may keep the interpreter within the first second
         watchdog = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
         watchdog.start()
@@ -198,8 +200,7 @@ class Worker:
             self.stop_event.set()
             self._close_endpoint()
             self.executor.close(1.0)
-            self.control.close()
-            self.recall.close()
+            self.side.close()
             self.rim.close()
             self.formats.close()
             telemetry.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
@@ -265,6 +266,7 @@ class Worker:
             self._take(bands=1 if engine.supplied else None)
             if records or executor.ended:
                 time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
+            self._beat = time.monotonic()  # what fetch() served may have taken its time
             told = self._read_control() | self._read_status() | self._collect()
             asides.ask_around(engine, rim, clock())
             committed = self._drive(protocol.step(engine, clock))
@@ -309,7 +311,7 @@ class Worker:
         if len(self.executor):
             self.executor.wait(BUSY_WAIT_S if idle_s < LONG_AFTER_S else BUSY_WAIT_LONG_S)
             return 0.0
-        if self.recall or self.engine.fenced or ownership.unclaimed(self.engine):
+        if self.control or self.recall or self.engine.fenced or ownership.unclaimed(self.engine):
             return BUSY_WAIT_LONG_S
         due = self.engine.next_due_ms(clock())
         return IDLE_POLL_S if due is None else min(IDLE_POLL_S, due / 1_000)
@@ -323,11 +325,10 @@ class Worker:
         return bool(cancelled or ready)
 
     def _read_status(self) -> bool:
-        if not self.recall:
-            return False
-        for shard, epoch, facts, done in self.recall.poll():
+        slices = self.recall.poll()
+        for shard, epoch, facts, done in slices:
             ownership.recalled(self.engine, shard, epoch, facts, done=done)
-        return True
+        return bool(slices)
 
     def _collect(self) -> bool:
         """What the executor has to tell, into the engine."""

@@ -30,6 +30,11 @@ DECIDED_S = (
 )
 PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
 FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
+# The reader keeps what it knew of a topic for minutes. After a freeze of all brokers it had seen the topics without their
+# partitions, and every claim failed for as long.
+_METADATA_OLD = frozenset(
+    {*LEADER_ELSEWHERE, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 _EARLIEST, _LATEST = -2, -1  # the protocol's special timestamps: offsets_for_times passes them on (all bands at once)
 
 
@@ -67,7 +72,7 @@ def _log_bound(
             return {(part.topic, part.partition): part.offset for part in parts}
         except KafkaException as error:
             held = error_of(error)
-            if held is None or held.code() not in LEADER_ELSEWHERE or time.monotonic() >= deadline:
+            if held is None or held.code() not in _METADATA_OLD or time.monotonic() >= deadline:
                 raise
         look_at_leaders(consumer, {part.topic for part in wanted}, deadline)
         time.sleep(LEADER_RECHECK_S)

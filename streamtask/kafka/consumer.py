@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from streamtask.config import TopicNames
 from streamtask.errors import SchemaPending
+from streamtask.kafka.astray import positions_held
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
 from streamtask.kafka.letting_go import close, drop_later, in_background
@@ -38,7 +39,6 @@ Shards = tuple[int, ...]
 
 HELD_MAX, HELD_BYTES_MAX = 5_000, 32_000_000  # kept by serve() for the next poll; beyond it they are read again
 CHUNK = 1_000
-ASTRAY_S = 1.0  # one look at the bounds of a log
 LEAVE_S = 1.0  # the time a handle that was left has to tell the group
 
 
@@ -424,20 +424,18 @@ class ShardConsumer:
 
     def _find_again(self) -> None:
         """Go on where the log is: at its start if that has passed our position, at its end if it ends before."""
-        for cell, wanted in list(self._astray.items()):
+        for cell, found in positions_held(self._consumer, self._topics, self._astray, self._on_error).items():
             band, shard = cell
-            topic = self._topics[band]
+            part = TopicPartition(self._topics[band], shard, found)
             try:
-                start, end = self._consumer.get_watermark_offsets(TopicPartition(topic, shard), timeout=ASTRAY_S)
-                found = min(max(wanted, start), end)
                 # After this error the client neither seeks nor resumes (measured): assigned anew.
                 self._unsure = True
-                self._consumer.incremental_unassign([TopicPartition(topic, shard)])
-                self._consumer.incremental_assign([TopicPartition(topic, shard, found)])
+                self._consumer.incremental_unassign([part])
+                self._consumer.incremental_assign([part])
             except KafkaException as error:
                 self._on_error(fault(error, Call.SEAT).text)
                 continue  # tried again at the next poll
-            del self._astray[cell]
+            wanted = self._astray.pop(cell)
             self._again.discard(cell)
             if cell in self._blocked:
                 self._release(cell)

@@ -20,6 +20,7 @@ from streamtask.kafka import claim
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
 from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
 from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
 from streamtask.kafka.settings import KafkaSettings
@@ -46,6 +47,8 @@ from streamtask.ports import (
     SendOffsets,
 )
 
+UNLISTED_MAX = 3  # questions without an answer after which the reader is made anew
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
@@ -60,7 +63,7 @@ class Deadlines:
     offsets_s: float = 2.0  # milliseconds where the coordinator lives
     commit_s: float = 5.0  # below the socket timeout: a copy of EndTxn is not sent before
     abort_s: float = 5.0
-    renew_s: float = 10.0
+    renew_s: float = 8.0  # of the watchdog's 20
     serve_s: float = 0.02
     close_s: float = 5.0
 
@@ -121,6 +124,7 @@ class KafkaRim:
             Rejoin: self._rejoin,
         }
         self._reader = claim.reader(settings, names.group)
+        self._unlisted = 0  # questions in a row that it got no answer to
         self._transaction: StatusTransaction | None = None
         self.probes = Probes(settings, names, slot)
         self.consumer = ShardConsumer(
@@ -210,7 +214,19 @@ class KafkaRim:
     # --- claim --------------------------------------------------------------------------------------------------------
 
     def _list_offsets(self, ask: ListOffsets) -> Answer:
-        return claim.list_offsets(self._reader, self._names, ask.shards, timeout_s=self._deadlines.list_s)
+        answer = claim.list_offsets(self._reader, self._names, ask.shards, timeout_s=self._deadlines.list_s)
+        self._unlisted = self._unlisted + 1 if isinstance(answer, Fault) else 0
+        if self._unlisted >= UNLISTED_MAX:
+            self._renew_reader()
+        return answer
+
+    def _renew_reader(self) -> None:
+        """A reader that has not been answered may never be again: seen after a freeze of all brokers, in which it lost its
+        coordinator; the member beside it was served, and every claim timed out."""
+        self._unlisted = 0
+        holder = [self._reader]
+        self._reader = claim.reader(self._settings, self._names.group)
+        in_background("renew-reader", holder.clear)
 
     def _fence_ids(self, ask: FenceIds) -> Answer:
         return claim.fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)

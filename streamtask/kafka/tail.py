@@ -94,7 +94,7 @@ def log_offsets(
         try:
             until_s = time.monotonic() + try_s
             return {
-                (part.topic, part.partition): int(result_of(future, until_s).offset) for part, future in futures.items()
+                (part.topic, part.partition): offset_of(result_of(future, until_s)) for part, future in futures.items()
             }
         except KafkaException as error:
             held = error_of(error)
@@ -102,6 +102,15 @@ def log_offsets(
                 raise
         look_at_leaders(admin, {topic for topic, _ in places}, deadline)
         time.sleep(LEADER_RECHECK_S)
+
+
+def offset_of(answer: Any) -> int:
+    """The offset of one partition's answer. Raises KafkaException where there is none: after a broker has thawed, an answer
+    was seen that is no error and says -1001 (librdkafka's «invalid»). As a log end it would be reached at once."""
+    offset = int(answer.offset)
+    if offset < 0:
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"an answer without an offset ({offset})"))
+    return offset
 
 
 def leader_try_s(deadline: float) -> float:
@@ -143,6 +152,8 @@ class Tail:
     on_gap        on_gap(place, wanted, found): the log did not hold `wanted` any more (retention) or not yet
                   (truncated); reading goes on at `found`
     on_error      text of an error that the reader cannot mend; it goes on trying
+    log_starts    log_starts(places): the first offsets of places whose position the log does not hold, as far as they are
+                  known; asked again at each poll. For a thread that must not wait; without it a poll asks the brokers
     """
 
     def __init__(
@@ -155,9 +166,11 @@ class Tail:
         timeout_s: float = 10.0,
         on_gap: Callable[[Place, int, int], None] | None = None,
         on_error: Callable[[str], None] | None = None,
+        log_starts: Callable[[Collection[Place]], Mapping[Place, int]] | None = None,
     ) -> None:
         self._settings = settings
         self._read_committed = read_committed
+        self._known_starts = log_starts
         # Topics whose records bring their headers; None: all.
         self._headed = None if with_headers is True else () if with_headers is False else frozenset(with_headers)
         self._timeout_s = timeout_s
@@ -180,6 +193,8 @@ class Tail:
         except BaseException:
             self.close()
             raise
+        if log_starts is not None:
+            self._admin = None  # whoever knows them has a client of its own
 
     def refresh(self) -> list[Place]:
         """Also read partitions that were added to the whole topics since; from their beginning. Returns them.
@@ -210,6 +225,19 @@ class Tail:
         starts = {place: begin.get(place, offset) for place, offset in places.items()}
         self._consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in starts.items()])
         self._positions.update(starts)
+
+    def add(self, starts: Mapping[Place, int]) -> None:
+        """Also read these places from these offsets, none of them negative. No broker is asked."""
+        assert all(offset >= 0 for offset in starts.values()), f"{starts}: explicit offsets"
+        self._assign(starts)
+
+    def drop(self, places: Iterable[Place]) -> None:
+        """Read these places no more."""
+        gone = [place for place in places if place in self._positions]
+        self._consumer.incremental_unassign([TopicPartition(*place) for place in gone])
+        for place in gone:
+            del self._positions[place]
+            self._lost.pop(place, None)
 
     def pause(self, places: Iterable[Place]) -> None:
         """Fetch nothing of these places until `resume`; what was fetched before may still come."""
@@ -301,8 +329,11 @@ class Tail:
         """Go on where the log is: at its start when that has passed our position, or when the log ends before it (a
         topic restored or truncated: what it holds now is other than what was read)."""
         try:
-            begin = log_offsets(self._admin_client(), self._lost, earliest=True, timeout_s=self._timeout_s)
-            for place, wanted in list(self._lost.items()):
+            if self._known_starts is not None:
+                begin: Mapping[Place, int] = self._known_starts(self._lost)
+            else:
+                begin = log_offsets(self._admin_client(), self._lost, earliest=True, timeout_s=self._timeout_s)
+            for place, wanted in [(place, wanted) for place, wanted in self._lost.items() if place in begin]:
                 # After this error the client neither seeks nor resumes (measured): assigned anew.
                 self._consumer.incremental_unassign([TopicPartition(*place)])
                 self._consumer.incremental_assign([TopicPartition(*place, begin[place])])

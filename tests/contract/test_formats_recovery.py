@@ -18,6 +18,7 @@ from streamtask.codec.reader import Reader
 from streamtask.config import TopicNames
 from streamtask.errors import DecodeError, RegistryUnreachable, SchemaPending, SchemaUnavailable
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.side_reader import SideReader
 from streamtask.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.ports import Recalled, RecallStatus
 from streamtask.recovery import ControlReader, StatusRecall
@@ -87,7 +88,8 @@ def test_a_cancel_whose_schema_is_asked_for_holds_the_barrier_and_no_other_cance
     put(topics.control, IDS[0], source.encoder(topics).control(topics.control, _cancel(IDS[0])))
     put(topics.control, IDS[1], encode_control(_cancel(IDS[1])))
     put(topics.control, IDS[2], header(99) + b"\x02x")
-    reader = ControlReader(kafka, topics, Reader(source))
+    side = SideReader(kafka, (topics.control,))
+    reader = ControlReader(side, topics, Reader(source))
     reader.await_end((0,))
     cancelled: list[str] = []
     ready: list[int] = []
@@ -108,7 +110,7 @@ def test_a_cancel_whose_schema_is_asked_for_holds_the_barrier_and_no_other_cance
     wait_until(lambda: len(cancelled) == 2, turn=turn)
     assert cancelled == [IDS[1], IDS[0]], "late, and not lost"
     assert reader.undecodable == 1
-    reader.close()
+    side.close()
 
 
 @pytest.mark.broker
@@ -126,7 +128,8 @@ def test_a_shard_does_not_start_before_every_status_event_is_understood(
         else:
             put(topics.status, IDS[number], encoder.status(topics.status, event, locale="en", worker="w"))
     put(topics.status, IDS[4], header(99) + b"somebody else's")
-    recall = StatusRecall(kafka, topics, Reader(source))
+    side = SideReader(kafka, (topics.control,))
+    recall = StatusRecall(side, topics, Reader(source))
     recall.begin(RecallStatus(0, 7))
     facts: list[Recalled] = []
     done: list[bool] = []
@@ -149,7 +152,7 @@ def test_a_shard_does_not_start_before_every_status_event_is_understood(
     assert [(fact.task_id, fact.attempt, fact.updated_ms) for fact in facts] == [
         (IDS[number], number + 1, NOW_MS + number) for number in range(4)
     ]
-    recall.close()
+    side.close()
 
 
 @pytest.mark.parametrize("output", ["avro", "confluent"])

@@ -1,0 +1,39 @@
+"""Cells whose position their log does not hold: where they are to go on. One deadline for all cells of a turn.
+
+Brokers that are frozen answer none of the questions: asked one after the other with a second each, 36 cells kept the owner
+thread for 36 s, and its watchdog ends the process after 20.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from streamtask.kafka.faults import Call, fault
+from streamtask.ports import Cell
+
+ASTRAY_S = 1.0  # of one turn
+
+
+def positions_held(
+    consumer: Consumer, topics: Sequence[str], astray: dict[Cell, int], on_error: Callable[[str], None]
+) -> dict[Cell, int]:
+    """{cell: the position nearest to the wanted one that its log holds}, of those that a broker answers for in time.
+
+    astray  {cell: wanted position}; cells without an answer are moved behind the others, which come first next time
+    """
+    deadline, found = time.monotonic() + ASTRAY_S, {}
+    for (band, shard), wanted in list(astray.items()):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        try:
+            start, end = consumer.get_watermark_offsets(TopicPartition(topics[band], shard), timeout=left_s)
+        except KafkaException as error:
+            on_error(fault(error, Call.SEAT).text)
+            astray[band, shard] = astray.pop((band, shard))
+            continue
+        found[band, shard] = min(max(wanted, start), end)
+    return found

@@ -1,0 +1,123 @@
+"""Where logs begin and end, asked without waiting: the questions of an owner thread, which must not stand still.
+
+`ask` sends a question and returns; `Asked.look` collects the answers that have come, each partition's by itself, and sends
+again what failed. What stays true: no call here waits for a broker, so brokers that are frozen cost their caller nothing;
+a partition without a leader holds back its own answer and no other one. One AdminClient for all questions of a process,
+connected before the first one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from streamtask.kafka.faults import error_of
+from streamtask.kafka.letting_go import in_background
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import LEADER_ELSEWHERE, MOVING, Place, look_at_leaders, offset_of
+from streamtask.kafka.trouble import Heard
+
+QUESTION_S = 3.0  # one request; an answer takes milliseconds
+OVERDUE_S = QUESTION_S + 2.0  # a future that is not done by then is given up: librdkafka owes its timeout
+RECHECK_S = 0.05  # before a question that failed is sent again
+LEADERS_S = 3.0  # one look at who leads, in a thread of its own
+
+
+class LogBounds:
+    """Asks for first offsets and log ends of any partition. Used by one thread.
+
+    topics    the client meets the leaders of these first: a client that has not connected yet says nothing for 3 s, one
+              time in eight
+    on_error  text of what the client cannot get over by itself
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, topics: Collection[str], *, on_error: Callable[[str], None] | None = None
+    ) -> None:
+        self._admin: AdminClient | None = AdminClient(
+            settings.admin() | {"error_cb": Heard(settings.on_error, tell=on_error)}
+        )
+        self._looking: threading.Thread | None = None
+        self.look_at_leaders(topics)
+
+    def ask(self, places: Collection[Place], *, earliest: bool, read_committed: bool = False) -> Asked:
+        """Send the question for the first offset held (earliest), else for the end of each log: the high watermark, or
+        the last stable offset (read_committed)."""
+        return Asked(self, places, earliest, read_committed)
+
+    def look_at_leaders(self, topics: Collection[str]) -> None:
+        """Have the client learn who leads these topics; what is asked meanwhile is sent afterwards."""
+        if self._admin is None or (self._looking is not None and self._looking.is_alive()):
+            return
+        admin, wanted = self._admin, tuple(topics)
+        self._looking = in_background(
+            "look-at-leaders", lambda: look_at_leaders(admin, wanted, time.monotonic() + LEADERS_S)
+        )
+
+    def send(self, places: Collection[Place], earliest: bool, read_committed: bool) -> dict[Place, Future[Any]]:
+        """One request per leader; {} while the client looks who leads."""
+        if self._admin is None or (self._looking is not None and self._looking.is_alive()):
+            return {}
+        self._admin.poll(0)  # serves error_cb, or what it heard would pile up
+        spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        level = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
+        wanted = {TopicPartition(*place): spec for place in places}
+        sent = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=QUESTION_S)
+        return {(part.topic, part.partition): future for part, future in sent.items()}
+
+    def close(self) -> None:
+        """Let the client go, in the background: its end may wait for brokers that are gone."""
+        holder, self._admin = [self._admin], None
+        in_background("close-log-bounds", holder.clear)
+
+
+class Asked:
+    """One question for some places.
+
+    known  {place: offset} of the answers so far
+    """
+
+    def __init__(self, bounds: LogBounds, places: Collection[Place], earliest: bool, read_committed: bool) -> None:
+        self._bounds = bounds
+        self._earliest, self._read_committed = earliest, read_committed
+        self._unsent = set(places)
+        self._open: dict[Place, Future[Any]] = {}
+        self._sent_s = 0.0
+        self._again_s = 0.0
+        self.known: dict[Place, int] = {}
+        self.look()
+
+    def look(self) -> bool:
+        """Take what has been answered, send again what failed; True when every place is known. Never waits."""
+        now = time.monotonic()
+        overdue = now > self._sent_s + OVERDUE_S
+        moved: set[str] = set()
+        for place, future in list(self._open.items()):
+            if not future.done() and not overdue:
+                continue
+            del self._open[place]
+            held = None
+            try:
+                if future.done():
+                    self.known[place] = offset_of(future.result())
+                    continue
+            except KafkaException as error:
+                held = error_of(error)
+            self._unsent.add(place)
+            self._again_s = now + RECHECK_S
+            if held is None or held.code() in LEADER_ELSEWHERE or held.code() in MOVING:
+                moved.add(place[0])
+        if moved:
+            self._bounds.look_at_leaders(moved)
+        if self._unsent and now >= self._again_s:
+            sent = self._bounds.send(self._unsent, self._earliest, self._read_committed)
+            if sent:
+                self._unsent, self._sent_s = set(), now
+                self._open.update(sent)
+        return not self._unsent and not self._open

@@ -1,0 +1,109 @@
+"""What a worker reads beside its requests, with one consumer: topics that it follows, and partitions that it reads once.
+
+Made for the owner thread: nothing here waits for a broker. A partition is read from its first record as soon as a broker
+has said which one that is, and a Mark is reached when everything below the log ends that were asked for after it was made
+has been handed out. What stays true:
+
+- Log ends are high watermarks (uncommitted ends), asked for after the Mark was made, never before.
+- Records come in the order of their partition. Records of a dropped reading are never handed out to a later one.
+- Memory: `settings.tail_kbytes` fetched ahead for all partitions together, and two slices of records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from streamtask.kafka.log_bounds import Asked, LogBounds
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.tail import Place, Tail, TailRecord
+
+SLICE_RECORDS = 2_000  # of one poll
+
+
+class Mark:
+    """Log ends to be read to; `SideReader.reached` says when that is done."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+
+
+class SideReader:
+    """One consumer and one admin client. Used by one thread.
+
+    followed  topics read whole, then for ever
+
+    Raises Unreachable or TopicsMissing; the constructor alone waits for brokers.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, followed: Iterable[str], *, on_error: Callable[[str], None] | None = None
+    ) -> None:
+        topics = tuple(followed)
+        self._tail = Tail(settings, topics, on_error=on_error, log_starts=self._log_starts)
+        self._bounds = LogBounds(settings, topics, on_error=on_error)
+        self._begins: dict[Place, Asked] = {}  # places that are read as soon as their log's beginning is known
+        self._lost: dict[Place, Asked] = {}  # places whose position the log does not hold
+        self._fetched: dict[str, list[TailRecord]] = {}  # by topic, for take()
+
+    def mark(self, topic: str) -> Mark:
+        """Everything that a followed topic holds now."""
+        return Mark(self._bounds.ask([place for place in self._tail.positions() if place[0] == topic], earliest=False))
+
+    def read(self, place: Place) -> Mark:
+        """Read a partition from its beginning; the Mark is what it holds now. Until `drop`."""
+        assert place not in self._begins, f"{place} is being read"
+        self._begins[place] = self._bounds.ask([place], earliest=True)
+        return Mark(self._bounds.ask([place], earliest=False))
+
+    def drop(self, place: Place) -> None:
+        """Read it no more."""
+        topic, partition = place
+        if self._begins.pop(place, None) is None and place in self._tail.positions():
+            self._tail.drop([place])
+        if topic in self._fetched:
+            self._fetched[topic] = [record for record in self._fetched[topic] if record.partition != partition]
+
+    def pause(self, place: Place) -> None:
+        """Fetch nothing of it until `resume`; what was fetched before is still handed out."""
+        self._tail.pause([place])
+
+    def resume(self, place: Place) -> None:
+        self._tail.resume([place])
+
+    def take(self, topic: str) -> list[TailRecord]:
+        """What came of this topic; [] when nothing did."""
+        self._begin()
+        if sum(map(len, self._fetched.values())) < SLICE_RECORDS:
+            for record in self._tail.poll(SLICE_RECORDS, 0.0):
+                self._fetched.setdefault(record.topic, []).append(record)
+        return self._fetched.pop(topic, [])
+
+    def reached(self, mark: Mark) -> bool:
+        """Whether everything below the mark was handed out. Of use right after `take`: what waits for it counts as read."""
+        return mark.asked.look() and self._tail.caught_up(mark.asked.known)
+
+    def _begin(self) -> None:
+        starts = {}
+        for place, asked in list(self._begins.items()):
+            if asked.look():
+                starts[place] = asked.known[place]
+                del self._begins[place]
+        if starts:
+            self._tail.add(starts)
+
+    def _log_starts(self, places: Collection[Place]) -> Mapping[Place, int]:
+        """The beginnings that are known of places which lost their position; asked for after that."""
+        for place in places:
+            if place not in self._lost:
+                self._lost[place] = self._bounds.ask([place], earliest=True)
+        found = {place: asked.known[place] for place, asked in self._lost.items() if asked.look()}
+        for place in found:
+            del self._lost[place]
+        return found
+
+    def close(self) -> None:
+        """No broker is asked."""
+        self._tail.close()
+        self._bounds.close()
