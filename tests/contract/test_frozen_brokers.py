@@ -54,6 +54,7 @@ pytestmark = pytest.mark.broker
 SHARDS = 6
 MOCK_SHARDS = 4  # the partitions of a topic of the mock
 FROZEN_S = 14.0  # longer than any one step may take
+PAUSE = threading.Event()  # never set: between two looks
 TURN_MAX_S = STUCK_S / 2
 # Frozen for longer than its session with the controller, a broker alone serves nothing for up to a minute after it thaws.
 PATIENT = {"broker.session.timeout.ms": "60000"}
@@ -101,7 +102,7 @@ def test_recovery_and_control_reading_never_wait_for_frozen_brokers() -> None:
             ready.extend(control.poll()[1])
             over.extend(shard for shard, _, _, done in recall.poll() if done)
             longest = max(longest, time.monotonic() - began)
-            time.sleep(0.005)
+            PAUSE.wait(0.005)
 
         os.kill(child.pid, signal.SIGSTOP)
         os.waitpid(child.pid, os.WUNTRACED)  # it has stopped
@@ -270,7 +271,7 @@ def test_no_turn_of_the_owner_takes_long_wherever_a_freeze_of_all_brokers_finds_
                 step.go_on.set()
             wait_until(
                 lambda: time.monotonic() > frozen_s + FROZEN_S,
-                turn=lambda: [time.sleep(0.02), *(step.sample(frozen_s) for step in steps)],
+                turn=lambda: [PAUSE.wait(0.02), *(step.sample(frozen_s) for step in steps)],
             )
             kafka.thaw(1)
             for step in steps:
