@@ -19,6 +19,9 @@ CHAOS ?=
 # Further options of pytest, e.g. PYTEST="-k ledger"
 PYTEST ?=
 
+# The tests start thousands of Python processes; without bytecode on disk each of them would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow check bench bench-check sim chaos model clean
 
@@ -33,7 +36,7 @@ demo: $(INSTALLED) ## the census of a folder on a real local Kafka: DIR=folder, 
 test: $(INSTALLED) ## the tests, on a real local Kafka; two at a time, acceptance tests alone
 	@$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
 
-slow: $(INSTALLED) ## the rest: kills without end, other languages, containers; what is not installed is skipped and named
+slow: $(INSTALLED) ## the rest: what takes long, other languages, containers; what is not installed is skipped and named
 	@$(BIN)/python -m pytest -n 2 -m slow $(PYTEST)
 
 check: $(INSTALLED) ## format, lint, types, and the tests that need no Kafka

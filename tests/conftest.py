@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +26,8 @@ from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
 from streamtask.kafka import admin
 from streamtask.testing import GIVEN, Broker, SharedBroker
+from tests import parts, skips
+from tests.parts import MARKS, Collected
 
 if TYPE_CHECKING:
     from tests.secure_broker import SecureBroker
@@ -41,6 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 _SHARED = pytest.StashKey[SharedBroker]()
+_EVERYTHING = pytest.StashKey[list[Collected]]()
 
 
 def warm_up(bootstrap: str) -> None:
@@ -90,13 +93,41 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         shared.leave()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before anything is deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
+    if config.args == config.getini("testpaths") and not config.getoption("ignore"):
+        config.stash[_EVERYTHING] = found = [
+            Collected(item.nodeid, frozenset(mark.name for mark in item.iter_markers()) & MARKS) for item in items
+        ]
+        parts.note("collected", *map(str, found))
+
+
+@pytest.fixture(scope="session")
+def everything(request: pytest.FixtureRequest) -> list[Collected]:
+    """Every test that there is, selected in this run or not."""
+    found = request.config.stash.get(_EVERYTHING, None)
+    return parts.collect() if found is None else found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    skips.refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    skips.refuse(report)
+    return report
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Waits here, outside of the test's time limit, until no acceptance test runs, or until none at all does."""
+    parts.note("ran", item.nodeid)
     if not os.environ.get("PYTEST_XDIST_WORKER") or getattr(item.config, "cache", None) is None:
         return (yield)
     alone = item.get_closest_marker("acceptance") is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,11 @@ from tests.containers.images import CONFLUENT
 
 pytestmark = [pytest.mark.docker, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(600)]
 
-if importlib.util.find_spec("testcontainers") is None:
-    pytest.skip("testcontainers is not installed: pip install 'streamtask[docker]'", allow_module_level=True)
-
 
 @pytest.fixture
 def bootstrap(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """As in docs/containers.md."""
+    pytest.importorskip("testcontainers", reason="pip install 'streamtask[docker]'")
     for name in ("DOCKER_HOST", "DOCKER_CONFIG"):
         if name in host.environment:
             monkeypatch.setenv(name, host.environment[name])

@@ -9,7 +9,7 @@ import ast
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -20,6 +20,7 @@ from streamtask.cli import app
 from streamtask.config import Settings, TopicNames
 from streamtask.kafka.acls import Resource, Role, acls_of
 from streamtask.telemetry import EVENTS
+from tests.parts import PARTS, Collected
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -176,6 +177,32 @@ def test_every_test_that_is_named_exists() -> None:
     for page in PAGES:
         for name in re.findall(r"`(test_\w+?)(?:\[[^`]*)?`", page.read_text()):
             assert f"def {name}(" in code, f"{name_of(page)} names {name}"
+
+
+def unproven(text: str, tests: Iterable[Collected]) -> list[str]:
+    """The tests that a text names, `test_x` or one case of it, `test_x[case]`, and that CI does not run."""
+    run: dict[str, set[str]] = {}
+    for test in tests:
+        if any(part.takes(test) for part in PARTS):
+            run.setdefault(test.function, set()).add(test.case)
+    found = []
+    for name, case in re.findall(r"`(test_\w+)(\[[^`]*\])?`", text):
+        any_case = not case or "…" in case
+        if name not in run or not (any_case or case in run[name]):
+            found.append(f"{name}{case}")
+    return found
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "guarantees.md", ROOT / "docs" / "performance.md"], ids=name_of)
+def test_every_test_that_proves_a_promise_is_run_by_ci(page: Path, everything: list[Collected]) -> None:
+    assert unproven(page.read_text(), everything) == []
+
+
+def test_a_test_that_no_part_of_ci_runs_proves_nothing() -> None:
+    slow = [Collected("tests/chaos/test_x.py::test_slow[a]", frozenset({"slow"}))]
+    nowhere = [Collected("elsewhere/test_x.py::test_lost", frozenset({"slow"}))]
+    text = "`test_slow`, `test_slow[a]`, `test_slow[…]`, `test_slow[b]`, `test_lost`, `test_gone`"
+    assert unproven(text, [*slow, *nowhere]) == ["test_slow[b]", "test_lost", "test_gone"]
 
 
 def test_every_command_is_mentioned() -> None:
