@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from streamtask.audit import Report, run_audit
@@ -237,6 +237,14 @@ class Bench:
         """Also look at partitions that were added since."""
         self._tail._admin = None  # what a client knows of a topic's partitions is as old as its first question
         self._tail.refresh()
+
+    def read_anew(self, topic: str) -> None:
+        """It was deleted and made anew: from its beginning, beside what was read before."""
+        places = [place for place in self._tail.positions() if place[0] == topic]
+        self._tail._consumer.incremental_unassign([TopicPartition(*place) for place in places])
+        for place in places:
+            del self._tail._positions[place]
+        self.find_partitions()
 
     def history(self, task_id: str) -> list[Seen]:
         self.look()

@@ -15,6 +15,7 @@ from typing import Any
 
 from streamtask import App, Context, Retry
 from tests.acceptance.apps import _write, recorded
+from tests.chaos.payload import payload
 
 app = App("chaos")
 WAITS_MS = 90_000
@@ -60,6 +61,22 @@ async def async_counts(ctx: Context, ms: int) -> int:
             ctx.progress((step + 1) / 5, f"step {step + 1}")
             await asyncio.sleep(ms / 5_000)
         return ms
+
+
+@app.task
+async def async_long(ctx: Context, ms: int) -> int:
+    """A minute, ten minutes: whatever dies meanwhile begins again."""
+    with recorded(ctx):
+        await asyncio.sleep(ms / 1_000)
+        return ms
+
+
+@app.task
+async def async_weighs(ctx: Context, size: int, text: str, salt: int) -> str:
+    """Heavy where it comes in, heavy where it goes out."""
+    with recorded(ctx):
+        assert text == payload(len(text), salt), "what came in is not what was sent"
+        return payload(size, salt)
 
 
 # They last far longer than it takes a cancel to reach them, and are always cancelled.

@@ -5,16 +5,23 @@ One broker is a whole outage; of three, one may be away (min ISR 2).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka.admin import AdminClient
 
 from streamtask.errors import DevBrokerUnavailable
+from tests.chaos.administrator import limit_producers
 from tests.chaos.faults import Acting, Fault, lasting, picked_for
+from tests.chaos.layout import starved_by
+from tests.chaos.load import CLIENTS
 from tests.chaos.stage import Stage
 
 BROKERS = frozenset({"brokers"})
+RATES = (100_000, 300_000, 1_000_000)  # bytes a second, of each producer to each broker
+FREE = 1_000_000_000
+LIFT_TRIES = 30
 ANSWER_S = 10.0
 
 
@@ -127,6 +134,74 @@ def move_transaction_coordinator(stage: Stage, args: Mapping[str, Any]) -> Actin
         yield from _away(stage, node, float(args["hold_s"]))
 
 
+def starve_partitions(stage: Stage, args: Mapping[str, Any]) -> Acting:
+    """Its death leaves some partitions under their min ISR: nothing can be written to them, and to all others."""
+    node = stage.pick([node for node in stage.kafka.nodes if stage.kafka.alive(node)], args)
+    if node is not None:
+        starved = starved_by(node, stage.partitions)
+        stage.say(f"SIGKILL broker {node} for {args['hold_s']} s: partitions {starved} are under their min ISR")
+        yield from _away(stage, node, float(args["hold_s"]))
+
+
+def freeze_broker_in_claim(stage: Stage, args: Mapping[str, Any]) -> Acting:
+    """A worker dies; while the others claim its shards and read their past, a broker freezes: for longer than any step of a
+    claim may take, and, some of the time, longer than the watchdog waits."""
+    victim = stage.pick(stage.fleet.workers(), args)
+    node = stage.pick(list(stage.kafka.nodes), args)
+    if victim is None or node is None:
+        return
+    host, pid = victim
+    stage.say(f"SIGKILL worker {pid} of host {host.number}, then SIGSTOP broker {node} for {args['hold_s']} s")
+    stage.fleet.kill(pid)
+    yield float(args["apart_s"])
+    stage.kafka.freeze(node)
+    try:
+        yield float(args["hold_s"])
+    finally:
+        stage.kafka.thaw(node)
+    stage.say(f"SIGCONT broker {node}", undone=True)
+
+
+def _in_claim(rng: random.Random) -> dict[str, Any]:
+    return picked_for(8, 24)(rng) | {"apart_s": round(rng.uniform(0.2, 3.0), 2)}
+
+
+def limit_quota(stage: Stage, args: Mapping[str, Any]) -> Acting:
+    """What comes above it waits in the broker, which says nothing: the producer only sees late answers."""
+    rate = int(args["bytes_per_s"])
+    stage.say(f"producers may send {rate} bytes a second for {args['hold_s']} s")
+
+    def limit() -> None:
+        for name in CLIENTS:  # the load itself goes on
+            limit_producers(stage.kafka.bootstrap, FREE, client_id=name)
+        limit_producers(stage.kafka.bootstrap, rate)
+
+    try:
+        yield from stage.aside(limit)
+        yield float(args["hold_s"])
+        yield from _lift(stage)
+    finally:
+        for _ in _lift(stage):
+            pass
+    stage.say("no quota", undone=True)
+
+
+def _lift(stage: Stage) -> Acting:
+    """Surely: a controller that moves does not answer at once. A second time it changes nothing."""
+    for left in reversed(range(LIFT_TRIES)):
+        try:
+            yield from stage.aside(lambda: limit_producers(stage.kafka.bootstrap, None))
+            return
+        except RuntimeError:
+            if not left:
+                raise
+            yield 1.0
+
+
+def _rates(rng: random.Random) -> dict[str, Any]:
+    return lasting(5, 25)(rng) | {"bytes_per_s": rng.choice(RATES)}
+
+
 FAULTS = (
     Fault(
         "kill_broker",
@@ -167,5 +242,34 @@ FAULTS = (
         BROKERS,
         2,
         brokers=3,
+    ),
+    Fault(
+        "starve_partitions",
+        "SIGKILL of a broker without which some partitions cannot be written to",
+        "started again",
+        starve_partitions,
+        picked_for(5, 20),
+        BROKERS,
+        3,
+        brokers=3,
+        needs=frozenset({"thin"}),
+    ),
+    Fault(
+        "freeze_broker_in_claim",
+        "SIGKILL of a worker, and SIGSTOP of a broker while its shards are claimed",
+        "SIGCONT",
+        freeze_broker_in_claim,
+        _in_claim,
+        BROKERS | {"workers"},
+        2,
+    ),
+    Fault(
+        "limit_quota",
+        "a quota of 100 kB to 1 MB a second for every producer but the load's",
+        "lifted",
+        limit_quota,
+        _rates,
+        frozenset({"quota"}),
+        3,
     ),
 )

@@ -60,7 +60,8 @@ class Facts:
     the broker had such a wish; repeated: those sent more
     than once; deaths: pid → ms; troubles: by the pid of a worker; moves: pid → when it gave shards back, or was told to leave;
     narrow: when the status topic took small records only; deleted: (band name, partition) → first offset that is there;
-    control_anew_ms: the last time when tasks.control was made anew, and what it had said was forgotten."""
+    control_anew_ms: the last time when tasks.control was made anew, and what it had said was forgotten; letters_gone: (band
+    name, partition) → offset below which a dead letter may have been in a tasks.dead that is gone."""
 
     acked: Mapping[str, Expected]
     histories: Mapping[str, Sequence[Seen]]
@@ -75,6 +76,7 @@ class Facts:
     narrow: Sequence[tuple[int, int]] = ()
     deleted: Mapping[tuple[str, int], int] = field(default_factory=dict)
     control_anew_ms: int | None = None
+    letters_gone: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     def troubled(self, pids: Iterable[int], since_ms: int, until_ms: int) -> list[Trouble]:
         """What these processes suffered at that time, and shortly before; a wrong clock troubles nobody else."""
@@ -109,6 +111,7 @@ class Counts:
     attempts: int = 0
     without_execution: int = 0
     deleted: int = 0
+    letters_gone: int = 0
     ends: Counter[str] = field(default_factory=Counter)
 
 
@@ -162,6 +165,11 @@ def check(facts: Facts) -> tuple[list[str], Counts]:
     return found, counts
 
 
+def may_end_in_a_letter(expected: Expected, repeated: Collection[str]) -> bool:
+    """With nothing but a dead letter: garbage, and a duplicate."""
+    return expected.ends is None or expected.task_id in repeated
+
+
 def lost(facts: Facts, counts: Counts) -> Iterator[str]:
     for origin, expected in facts.acked.items():
         letters = facts.letters.get(origin, ())
@@ -174,6 +182,9 @@ def lost(facts: Facts, counts: Counts) -> Iterator[str]:
         band, partition, offset = place_of(origin)
         if offset < facts.deleted.get((band, partition), 0):
             counts.deleted += 1
+            continue
+        if offset < facts.letters_gone.get((band, partition), 0) and may_end_in_a_letter(expected, facts.repeated):
+            counts.letters_gone += 1
             continue
         seen = [(one.status, one.event.attempt) for one in facts.histories.get(origin, ())]
         text = f"lost: {origin} ({expected.task_type or 'garbage'} {expected.task_id}) was acknowledged; it is {seen}"
@@ -203,8 +214,13 @@ def ends(facts: Facts, counts: Counts) -> Iterator[str]:
             permitted = code in expected.ends or _excused(facts, expected, origin, end, code)
         if not permitted:
             yield f"ends: {origin} ({expected.task_type}) ended as {code}, not {sorted(expected.ends)}: {end.event}"
-        elif code == "completed" and expected.result is not None and end.event.result != expected.result:
-            yield f"ends: {origin} returned {expected.result}, its event says {end.event.result!r}"
+        elif code == "completed" and expected.result not in (None, _returned(end)):
+            yield f"ends: {origin} returned {expected.result}, its event says {end.event.result!r:.200}"
+
+
+def _returned(end: Seen) -> object:
+    """The result, of text its length."""
+    return len(end.event.result) if isinstance(end.event.result, str) else end.event.result
 
 
 def _may_be_cancelled(facts: Facts, expected: Expected, end: Seen) -> bool:

@@ -2,7 +2,7 @@
 
 A fault is drawn by schedule.py and acted by run.py. `act` is a generator: it does something, yields the seconds until it
 wants to go on, and ends when it has undone what it did; closed early, its `finally` undoes it. While a fault is acted, no
-other one that claims the same part of the system begins; parts: workers, frozen, brokers, topics, network, clock.
+other one that claims the same part of the system begins; parts: workers, frozen, brokers, topics, network, clock, quota.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Draw = Callable[[random.Random], dict[str, Any]]
 @dataclass(frozen=True)
 class Fault:
     """name: as in --faults; weight: how often beside the others; brokers: the fewest that it needs; most: how often in one
-    run at most (None: no limit); needs: `held`, a worker whose steps can be held."""
+    run at most (None: no limit); needs: `held`, a worker whose steps can be held; `thin`, a layout in which some partitions
+    have two replicas."""
 
     name: str
     does: str
@@ -36,7 +37,7 @@ class Fault:
     needs: frozenset[str] = frozenset()
 
 
-PARTS = frozenset({"workers", "frozen", "brokers", "topics", "network", "clock"})
+PARTS = frozenset({"workers", "frozen", "brokers", "topics", "network", "clock", "quota"})
 
 
 def pick(rng: random.Random) -> dict[str, Any]:

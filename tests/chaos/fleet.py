@@ -38,7 +38,7 @@ WATCHED = frozenset(
     {"position_unknown", "position_recovered", "records_lost", "record_refused", "shard_refused", "worker_stuck"}
 )
 ENVIRONMENT = {
-    "STREAMTASK_CONCURRENCY": "40",
+    "STREAMTASK_CONCURRENCY": "200",
     "STREAMTASK_THREADS": "8",
     "STREAMTASK_CHILDREN": "2",
     "STREAMTASK_DRAIN_GRACE_S": "3",
@@ -86,7 +86,7 @@ class Fleet:
             tuple[str, dict[str, Any]]
         ] = []  # what the logs say of positions and records, with the log's name
         self.codes: dict[int, int] = {}  # of worker processes that their supervisors saw end
-        self.missing = ""  # a topic that was not there for a moment
+        self.missing: set[str] = set()  # topics that were not there for a moment
         self.surprises: list[str] = []  # hosts that ended though nobody wanted it
         self.frozen: set[int] = set()
         self._directory = directory
@@ -144,7 +144,7 @@ class Fleet:
     def excused(self, running: Running) -> bool:
         """Exit code 2, because no broker answered or a topic was missing when it started."""
         text = running.text()
-        why = UNREACHED in text or (self.missing != "" and self.missing in text)
+        why = UNREACHED in text or any(topic in text for topic in self.missing)
         return running.process.returncode == EXIT_CONFIG and why
 
     def died(self, pid: int) -> None:

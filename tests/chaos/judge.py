@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from streamtask.audit import Report, run_audit
 from tests.acceptance.harness import Bench, Seen
-from tests.chaos.checks import WRITE_MS, Facts, check, overlaps, too_long
+from tests.chaos.checks import (
+    WRITE_MS,
+    Facts,
+    check,
+    end_of,
+    may_end_in_a_letter,
+    overlaps,
+    place_of,
+    too_long,
+)
 from tests.chaos.fleet import EXIT_CONFIG, WORKER_CODES, at_ms
 from tests.chaos.outcome import Outcome
 from tests.chaos.stage import Stage
@@ -17,6 +26,9 @@ from tests.witness import Unavailable, compare, witness
 # docs/decisions/0007: after offsets were lost, letters without an event are written again, and a duplicate whose first task
 # has ended meanwhile runs as a history of its own.
 RECOVERY_TOLERATED = frozenset({"dead_twice", "duplicate_with_history"})
+
+
+LETTERS = frozenset({"failed_not_dead", "invalid_not_dead"})
 
 
 def judge(stage: Stage, outcome: Outcome) -> None:
@@ -61,13 +73,21 @@ def facts_of(stage: Stage) -> Facts:
         narrow=stage.narrow,
         deleted=stage.deleted,
         control_anew_ms=stage.control_anew_ms,
+        letters_gone=stage.letters_gone,
     )
 
 
 def deleted(stage: Stage, origin: str) -> bool:
-    shard, _, offset = origin.partition("@")
-    band, _, partition = shard.rpartition("-")
-    return int(offset) < stage.deleted.get((band, int(partition)), 0)
+    band, partition, offset = place_of(origin)
+    return offset < stage.deleted.get((band, partition), 0)
+
+
+def letter_gone(stage: Stage, origin: str) -> bool:
+    """All that it may have ended in is a dead letter, which may have been in the topic that was deleted."""
+    band, partition, offset = place_of(origin)
+    repeated = {task_id for task_id, times in stage.load.sent.items() if times > 1}
+    gone = offset < stage.letters_gone.get((band, partition), 0)
+    return gone and may_end_in_a_letter(stage.load.acked[origin], repeated)
 
 
 def by_origin(bench: Bench) -> dict[str, list[Seen]]:
@@ -93,13 +113,23 @@ def _second(bench: Bench, report: Report) -> tuple[str, list[str]]:
 def _broken(stage: Stage, report: Report) -> Counter[str]:
     """The audit's violations by kind, without what follows from what was done on purpose."""
     recovered = _recovered(stage)
+    histories = by_origin(stage.bench) if stage.letters_gone else {}
     kinds = Counter(report.violations_by_kind)
     for violation in report.violations:
         cell = violation.origin.partition("@")[0]
         passed_over = violation.kind == "committed_past_unfinished" and deleted(stage, violation.origin)
-        if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over:
+        without_letter = violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories)
+        if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter:
             kinds[violation.kind] -= 1
     return +kinds
+
+
+def _letter_gone(stage: Stage, origin: str, histories: Mapping[str, Sequence[Seen]]) -> bool:
+    """Its letter may have been in the tasks.dead that was deleted: it had ended by then, as far as anybody can tell."""
+    band, partition, offset = place_of(origin)
+    end = end_of(histories.get(origin, ()))
+    before = end is None or end.timestamp_ms <= (stage.dead_anew_ms or 0)
+    return before and offset < stage.letters_gone.get((band, partition), 0)
 
 
 def _recovered(stage: Stage) -> set[str]:

@@ -11,9 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.chaos.payload import PAYLOAD_MAX, PAYLOAD_MIN, payload, spread
+
 COMPLETED = "completed"
 LARGE = 30_000  # bytes of a result: more than a narrowed status topic takes
 LONG_S = 10.0  # of a run of 5 minutes or more; a shorter one scales it
+LONGEST_S = 600.0  # of a run of 20 minutes or more, likewise
+LONGEST = "async_long"  # hundreds of them run at any time; those that are left at the end are cancelled
+WEIGHS = "async_weighs"
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,24 @@ def _failures(rng: random.Random) -> dict[str, Any]:
     return {"failures": rng.randint(0, 3)}
 
 
-def kinds(long_s: float = LONG_S) -> tuple[Kind, ...]:
-    """All kinds. long_s: how long the long ones take."""
+def _weighs(rng: random.Random) -> dict[str, Any]:
+    """What goes in and what comes out, each of 10 bytes to 900 kB."""
+    salt = rng.randrange(1 << 30)
+    return {
+        "size": spread(rng, PAYLOAD_MIN, PAYLOAD_MAX),
+        "text": payload(spread(rng, PAYLOAD_MIN, PAYLOAD_MAX), salt),
+        "salt": salt,
+    }
+
+
+def kinds(long_s: float = LONG_S, longest_s: float = LONGEST_S) -> tuple[Kind, ...]:
+    """All kinds. long_s: how long the long ones take; longest_s: the longest."""
     done = frozenset({COMPLETED})
     failed, timeout = frozenset({"handler_error"}), frozenset({"timeout"})
-    long = int(long_s * 1_000)
+    long, longest = int(long_s * 1_000), int(longest_s * 1_000)
     return (
+        Kind(LONGEST, 300, done, lambda rng: {"ms": spread(rng, 1_000, max(longest, 2_000))}),
+        Kind(WEIGHS, 15, done, _weighs, 40),
         Kind("async_nap", 200, done, _ms(1, 1)),
         Kind("thread_nap", 80, done, _ms(1, 1)),
         Kind("process_nap", 80, done, _ms(1, 1)),

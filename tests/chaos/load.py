@@ -23,19 +23,25 @@ from streamtask.errors import SubmitError, Unreachable
 from streamtask.identity import new_task_id
 from streamtask.model import TaskRequest, to_ms
 from tests.acceptance.harness import Bench
-from tests.chaos.kinds import LARGE, Kind, kinds
+from tests.chaos.kinds import LONGEST, WEIGHS, Kind, kinds
+from tests.chaos.payload import payload
 
-BACKLOG = 160  # open at once
+BACKLOG = 160  # open at once, but for the longest ones
+LONGEST_OPEN = 400  # of those
+LABELS_SHARE, LABELS_MAX, LABEL_BYTES = 0.01, 31, 1_024  # of requests; they are in each event of their task
 RATE = 25.0  # requests a second, where the backlog allows it
 BATCH = 10
 WAITS_S = 5.0  # until what waits for its cancel is cancelled, at most
 KEYS = 8  # ordering keys
+CLIENTS = ("streamtask-client", "chaos-foreign")  # client.id of its two producers
+SMALL = 10_000  # bytes of an event that every topic takes at every time
 GARBAGE = (b"", b"\x00", b"\xc3\x01not avro", b"{", b"[]", b'{"task_type": ""}', b'{"priority": 11, "task_type": "x"}')
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of an acknowledged record. ends: see Kind; None: it is no request at all. large: its result is."""
+    """What is known of an acknowledged record. ends: see Kind; None: it is no request at all. large: one of its events
+    may be. result: what it returns, or how many characters of text."""
 
     task_id: str | None
     ends: frozenset[str] | None
@@ -51,7 +57,9 @@ class Load:
     """start(), stop(). `acked`: by origin; `cancelled`: task_ids for which a cancel was sent, acknowledged or not; `sent`: how
     often each task_id was sent, likewise; `heard`: when a cancel of it was acknowledged."""
 
-    def __init__(self, bench: Bench, seed: int, long_s: float, minutes: float, rate: float = RATE) -> None:
+    def __init__(
+        self, bench: Bench, seed: int, long_s: float, longest_s: float, minutes: float, rate: float = RATE
+    ) -> None:
         self.bench = bench
         self.rate = rate
         self.acked: dict[str, Expected] = {}
@@ -61,7 +69,8 @@ class Load:
         self.unacknowledged = self.cancels = 0
         self.failure: BaseException | None = None
         self._rng = random.Random(f"load {seed}")
-        self._kinds = kinds(long_s)
+        self._kinds = kinds(long_s, longest_s)
+        self._longest: set[str] = set()  # origins of the longest ones
         self._allowed = {
             i: max(kind.per_minute * minutes, 1.0) for i, kind in enumerate(self._kinds) if kind.per_minute
         }
@@ -75,6 +84,7 @@ class Load:
         self._raw = Producer(
             {
                 "bootstrap.servers": bench.kafka.bootstrap,
+                "client.id": CLIENTS[1],
                 "partitioner": "murmur2_random",
                 "enable.idempotence": True,
                 "message.timeout.ms": 30_000,
@@ -94,6 +104,10 @@ class Load:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the load does not end: the broker does not answer"
         self._raw.flush(timeout_s)
+        self.check()
+
+    def check(self) -> None:
+        """Raises what ended the load."""
         if self.failure is not None:
             raise self.failure
 
@@ -105,7 +119,7 @@ class Load:
     def _run(self) -> None:
         try:
             while not self._stop.wait(BATCH / self.rate):
-                if len(self.acked) - len(self.bench.ended) < BACKLOG:
+                if self.open - len(self._longest - self.bench.ended) < BACKLOG:
                     self._submit(BATCH)
                     if self._rng.random() < 0.5:
                         self._foreign()
@@ -119,9 +133,12 @@ class Load:
     def _kind(self) -> tuple[int, Kind]:
         """By weight; kinds with a budget are spread over the run."""
         share = min((time.monotonic() - self._began) / self._seconds + 0.05, 1.0)
+        too_many = len(self._longest - self.bench.ended) >= LONGEST_OPEN
         while True:
             index = self._rng.choices(range(len(self._kinds)), [kind.weight for kind in self._kinds])[0]
             allowed = self._allowed.get(index)
+            if too_many and self._kinds[index].task_type == LONGEST:
+                continue
             if allowed is None or self._used.get(index, 0) < allowed * share:
                 self._used[index] = self._used.get(index, 0) + 1
                 return index, self._kinds[index]
@@ -140,6 +157,9 @@ class Load:
             "priority": rng.randint(1, 10),
             "labels": {"chaos": kind.task_type},
         }
+        if rng.random() < LABELS_SHARE:
+            for number in range(rng.randint(1, LABELS_MAX)):
+                fields["labels"][f"heavy-{number}"] = payload(LABEL_BYTES, rng.randrange(1 << 30))
         special = rng.random()
         if kind.task_type == "async_nap" and special < 0.15:
             fields["ordering_key"] = f"key-{rng.randrange(KEYS)}"
@@ -176,12 +196,14 @@ class Load:
                 receipt.task_id,
                 kind.ends,
                 kind.task_type,
-                parameters.get("ms") if kind.task_type.endswith("_nap") else None,
+                _result(kind, parameters),
                 (band, request.ordering_key) if band is not None and request.ordering_key else None,
                 to_ms(request.not_before) if request.not_before is not None else None,
                 to_ms(request.expires_at) if request.expires_at is not None else None,
-                parameters.get("size", 0) >= LARGE,
+                _large(request),
             )
+            if kind.task_type == LONGEST:
+                self._longest.add(receipt.origin)
 
     def _cancel(self, task_id: str) -> None:
         self.cancelled.add(task_id)
@@ -191,6 +213,15 @@ class Load:
         except (SubmitError, Unreachable):
             return
         self.heard.setdefault(task_id, time.time_ns() // 1_000_000)
+
+    def cancel_longest(self) -> int:
+        """Those that have not ended: what they are for is over, and nobody waits ten minutes for them. Returns how many."""
+        left = sorted(self._longest - self.bench.ended)
+        for origin in left:
+            task_id = self.acked[origin].task_id
+            assert task_id is not None
+            self._cancel(task_id)
+        return len(left)
 
     def _due(self, *, everything: bool = False) -> None:
         now = time.monotonic()
@@ -260,3 +291,15 @@ class Load:
             self.acked[f"{name}-{message.partition()}@{message.offset()}"] = expected
 
         return told
+
+
+def _result(kind: Kind, parameters: dict[str, Any]) -> int | None:
+    if kind.task_type == WEIGHS:
+        return int(parameters["size"])
+    return parameters.get("ms") if kind.task_type.endswith("_nap") or kind.task_type == LONGEST else None
+
+
+def _large(request: TaskRequest) -> bool:
+    """One of its events may be more than a narrowed status topic takes."""
+    labels = sum(map(len, (request.labels or {}).values()))
+    return (request.parameters or {}).get("size", 0) + labels >= SMALL

@@ -22,8 +22,9 @@ from tests.acceptance.harness import Bench, until
 from tests.chaos.acting import Player
 from tests.chaos.faults import Fault, table
 from tests.chaos.fleet import Fleet
-from tests.chaos.judge import by_origin, deleted, judge
-from tests.chaos.kinds import LONG_S
+from tests.chaos.judge import by_origin, deleted, judge, letter_gone
+from tests.chaos.kinds import LONG_S, LONGEST_S
+from tests.chaos.layout import make_thin
 from tests.chaos.load import Load
 from tests.chaos.network import Network, ProxiedBroker
 from tests.chaos.outcome import Outcome
@@ -34,7 +35,7 @@ from tests.conftest import warm_up
 WARM_TRIES = 5
 BROKER_START_S = 240.0  # on a machine where everything else starts again, too
 HOSTS = 3  # at the beginning and, at least, at the end
-LONG_RUN_MINUTES = 5.0
+LONG_RUN_MINUTES, LONGEST_RUN_MINUTES = 5.0, 20.0
 BEGIN_S = 180.0
 HEAL_S = 90.0
 FINISH_S = 300.0
@@ -58,7 +59,8 @@ def run(
     proxied = any("network" in faults[one.fault].claims for one in plan)
     try:
         kafka = (ProxiedBroker if proxied else DevBroker)(brokers, config=QUICK)
-        with kafka, _network(kafka) as network, _bench(kafka, directory) as bench:
+        thin = any("thin" in faults[one.fault].needs for one in plan)
+        with kafka, _network(kafka) as network, _bench(kafka, directory, thin=thin) as bench:
             try:
                 _played(_Run(kafka, bench, network, plan, faults, minutes, rate, tell, directory), outcome)
             except (AssertionError, StreamtaskError, KafkaException) as error:
@@ -120,10 +122,12 @@ def _network(kafka: DevBroker) -> Iterator[Network | None]:
 
 
 @contextlib.contextmanager
-def _bench(kafka: DevBroker, directory: Path) -> Iterator[Bench]:
+def _bench(kafka: DevBroker, directory: Path, *, thin: bool) -> Iterator[Bench]:
     _warm(kafka.bootstrap)
     names = TopicNames("chaos")
     admin.ensure_topics({"bootstrap.servers": kafka.bootstrap}, names, partitions=PARTITIONS)
+    if thin:
+        make_thin(kafka.bootstrap, names, PARTITIONS)
     yield Bench(kafka.bootstrap, names, directory, quiet=True)
 
 
@@ -132,12 +136,16 @@ def _played(this: _Run, outcome: Outcome) -> None:
     bootstraps = this.network.bootstraps if this.network is not None else {"": this.kafka.bootstrap}
     fleet = Fleet(bench, this.directory, bootstraps)
     long_s = LONG_S * min(this.minutes / LONG_RUN_MINUTES, 1.0)
-    load = Load(bench, outcome.seed, long_s, this.minutes, **({} if this.rate is None else {"rate": this.rate}))
+    longest_s = LONGEST_S * min(this.minutes / LONGEST_RUN_MINUTES, 1.0)
+    load = Load(
+        bench, outcome.seed, long_s, longest_s, this.minutes, **({} if this.rate is None else {"rate": this.rate})
+    )
     stage = Stage(this.kafka, bench, fleet, load, this.tell, this.network)
     looked = 0.0
 
     def between() -> None:
         nonlocal looked
+        load.check()
         if time.monotonic() - looked >= LOOK_S:
             bench.look()
             fleet.tend()
@@ -179,8 +187,11 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
     while len(fleet.wanted()) < HOSTS:
         fleet.start()
     load.stop()
+    stage.note(f"{load.cancel_longest()} tasks that would go on for long are cancelled")
     deadline = time.monotonic() + FINISH_S
-    while open_ := [one for one in load.acked if one not in bench.ended and not deleted(stage, one)]:
+    while open_ := [
+        one for one in load.acked if one not in bench.ended and not deleted(stage, one) and not letter_gone(stage, one)
+    ]:
         if time.monotonic() > deadline:
             known = by_origin(bench)
             told = [(one, [(s.status, s.event.attempt) for s in known.get(one, [])]) for one in sorted(open_)[:10]]

@@ -39,6 +39,8 @@ class Stage:
         self.narrow: list[tuple[int, int]] = []  # likewise
         self.offsets_touched_ms: int | None = None  # the first time
         self.control_anew_ms: int | None = None  # the last time
+        self.dead_anew_ms: int | None = None  # the last time when tasks.dead was made anew
+        self.letters_gone: dict[tuple[str, int], int] = {}  # see checks.Facts
         self.grown = False  # partitions were added
         self.partitions = PARTITIONS
         self.acting = ""  # the name of the fault that speaks

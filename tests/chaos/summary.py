@@ -46,6 +46,8 @@ def _table(outcome: Outcome) -> Table:
     }
     if counts.deleted:
         rows["deleted"] = f"{counts.deleted} requests whose records were deleted on purpose"
+    if counts.letters_gone:
+        rows["letters gone"] = f"{counts.letters_gone} requests whose dead letters may have been deleted on purpose"
     if outcome.ends_unknown:
         rows["not known"] = f"when {outcome.ends_unknown} executions ended whose child was killed"
     if outcome.witness:

@@ -72,6 +72,21 @@ def test_what_was_deleted_on_purpose_is_not_lost() -> None:
     assert found(histories={}, executions=[], deleted={("normal", 0): 5}) != []
 
 
+def test_a_letter_that_was_in_a_topic_that_is_gone_is_not_missed_and_a_later_one_is() -> None:
+    garbage: dict[str, Any] = {"acked": {ORIGIN: Expected(None, None)}, "histories": {}, "executions": []}
+    assert found(**garbage, letters_gone={("normal", 0): 6}) == []
+    assert "lost" in found(**garbage, letters_gone={("normal", 0): 5})[0]
+    assert "lost" in found(**garbage, letters_gone={("normal", 1): 6})[0]
+    assert "lost" in found(histories={}, executions=[], letters_gone={("normal", 0): 6})[0], "it must have a history"
+    assert found(histories={}, executions=[], letters_gone={("normal", 0): 6}, repeated={TASK}) == []
+
+
+def test_a_text_that_came_back_is_judged_by_its_length() -> None:
+    text = [*HISTORY[:2], seen("completed", 1, 130, 2, result="seven c")]
+    assert found(histories={ORIGIN: text}) == []
+    assert "returned 7" in found(histories={ORIGIN: [*HISTORY[:2], seen("completed", 1, 130, 2, result="six ch")]})[0]
+
+
 def test_an_end_that_the_request_must_not_have_is_told() -> None:
     failed = [*HISTORY[:2], seen("failed", 1, 130, 2, code="timeout")]
     assert "ended as timeout" in found(histories={ORIGIN: failed})[0]

@@ -34,6 +34,7 @@ def stage(told: list[dict[str, Any]] | None = None, workers: tuple[_Worker, ...]
     fleet = Fleet(bench, Path(), {})  # type: ignore[arg-type]
     fleet.told = [("worker-0.log", one) for one in told or []]
     plain: dict[str, Any] = {"narrow": [], "deleted": {}, "offsets_touched_ms": None, "grown": False}
+    plain |= {"letters_gone": {}, "dead_anew_ms": None}
     return SimpleNamespace(bench=bench, fleet=fleet, **plain | changes)
 
 
@@ -63,7 +64,7 @@ def test_exit_code_2_needs_its_reason() -> None:
     assert list(judge._told(stage(workers=(_Worker(2, "no broker answered"),)))) == []
     missing = stage(workers=(_Worker(2, "Topics do not exist: t.control. Create them"),))
     assert len(list(judge._told(missing))) == 1
-    missing.fleet.missing = "t.control"
+    missing.fleet.missing = {"t.control"}
     assert list(judge._told(missing)) == []
 
 
@@ -73,6 +74,21 @@ def test_a_worker_that_crashes_is_told() -> None:
     assert list(judge._told(one)) == []
     one.fleet.codes = {5: -11}
     assert list(judge._told(one)) == ["worker 5 ended with exit code -11"]
+
+
+def test_a_failed_task_needs_no_letter_where_it_had_ended_before_tasks_dead_was_made_anew() -> None:
+    def broken(**changes: Any) -> dict[str, int]:
+        one = stage(**changes)
+        end = SimpleNamespace(event=SimpleNamespace(ended=True, origin="high-3@7"), timestamp_ms=MS)
+        one.bench.histories = lambda: {"id": [end]}
+        missing = SimpleNamespace(kind="failed_not_dead", origin="high-3@7")
+        report: Any = SimpleNamespace(violations=[missing], violations_by_kind={"failed_not_dead": 1})
+        return dict(judge._broken(one, report))
+
+    assert broken(letters_gone={("high", 3): 8}, dead_anew_ms=MS) == {}
+    assert broken(letters_gone={("high", 3): 8}, dead_anew_ms=MS - 1) == {"failed_not_dead": 1}
+    assert broken(letters_gone={("high", 3): 7}, dead_anew_ms=MS) == {"failed_not_dead": 1}
+    assert broken() == {"failed_not_dead": 1}
 
 
 def test_letters_are_twice_only_where_a_partition_read_its_past_after_its_offsets_were_touched() -> None:

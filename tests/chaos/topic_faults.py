@@ -1,7 +1,7 @@
 """What happens to topics and offsets under running work: grown, narrowed, cut, forgotten, made anew.
 
-Only tasks.control is made anew. Where a request topic is, the audit is not clean by its own rule (docs/audit.md): events of
-two requests name one origin. Where tasks.status is, the histories are gone that a run is judged by.
+Only tasks.control and tasks.dead are made anew. Where a request topic is, the audit is not clean by its own rule
+(docs/audit.md): events of two requests name one origin. Where tasks.status is, the histories are gone that a run is judged by.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from confluent_kafka.admin import (
 
 from streamtask.errors import StreamtaskError, Unreachable
 from streamtask.kafka import admin
+from streamtask.kafka.ends import topic_ends
 from tests.acceptance.harness import SESSION_MS
 from tests.chaos.faults import PARTS, Acting, Fault, lasting, pick
 from tests.chaos.fleet import FOREVER_MS, Host, now_ms
@@ -34,6 +35,7 @@ SMALL_BYTES = 20_000
 TRIES = 5
 LEADER_TRIES = 60
 MAKE_TRIES = 60
+SETTLED_S = 6.0
 
 
 def _admin(stage: Stage) -> AdminClient:
@@ -133,26 +135,46 @@ def delete_records(stage: Stage, args: Mapping[str, Any]) -> Acting:
 def remake_control(stage: Stage, args: Mapping[str, Any]) -> Acting:
     """Under running workers. What it said is forgotten, also what is said while they still read the old one; whatever is
     said later is heard."""
-    names, kafka = stage.bench.names, {"bootstrap.servers": stage.kafka.bootstrap}
-    client = _admin(stage)
-    stage.say(f"{names.control} deleted and made anew")
     stage.control_anew_ms = FOREVER_MS
-    stage.fleet.missing = names.control
-    old = admin.topic_ids(kafka, [names.control])
-    yield from stage.aside(lambda: client.delete_topics([names.control])[names.control].result(ANSWER_S))
-    for _ in range(MAKE_TRIES):
-        try:
-            yield from stage.aside(lambda: admin.ensure_topics(kafka, names, partitions=PARTITIONS))
-            if admin.topic_ids(kafka, [names.control]) != old:
-                break
-        except (StreamtaskError, KafkaException):  # it is still being deleted
-            pass
-        yield 0.5
-    else:
-        raise AssertionError(f"{names.control} cannot be made again")
+    yield from _made_anew(stage, stage.bench.names.control, away_s=0.0)
     yield float(args["hold_s"])
     stage.control_anew_ms = now_ms()
     stage.say("wishes are heard again", undone=True)
+
+
+def _made_anew(stage: Stage, topic: str, *, away_s: float) -> Acting:
+    names, kafka = stage.bench.names, {"bootstrap.servers": stage.kafka.bootstrap}
+    client = _admin(stage)
+    stage.say(f"{topic} deleted and made anew after {away_s:g} s")
+    stage.fleet.missing.add(topic)
+    old = admin.topic_ids(kafka, [topic])
+    yield from stage.aside(lambda: client.delete_topics([topic])[topic].result(ANSWER_S))
+    yield away_s
+    for _ in range(MAKE_TRIES):
+        try:
+            yield from stage.aside(lambda: admin.ensure_topics(kafka, names, partitions=PARTITIONS))
+            if admin.topic_ids(kafka, [topic]) != old:
+                return
+        except (StreamtaskError, KafkaException):  # it is still being deleted
+            pass
+        yield 0.5
+    raise AssertionError(f"{topic} cannot be made again")
+
+
+def remake_dead(stage: Stage, args: Mapping[str, Any]) -> Acting:
+    """Under running workers. Its letters are gone; who fails meanwhile waits, and nobody else."""
+    topic = stage.bench.names.dead
+    stage.bench.look()
+    stage.dead_anew_ms = FOREVER_MS
+    yield from _made_anew(stage, topic, away_s=float(args["hold_s"]))
+    yield SETTLED_S  # until the last letter that went to the old one has been answered for
+    # Whatever lies below may have had its letter in the old one.
+    ends = topic_ends(stage.bench.kafka, stage.bench.names.requests)
+    bands = dict(zip(stage.bench.names.requests, (band.name for band in stage.bench.names.bands), strict=True))
+    stage.letters_gone = {(bands[name], partition): end for (name, partition), end in ends.items()}
+    stage.dead_anew_ms = now_ms()
+    stage.bench.read_anew(topic)
+    stage.say("letters are kept again", undone=True)
 
 
 def _empty(stage: Stage) -> Acting:
@@ -267,6 +289,16 @@ FAULTS = (
         "never: cancels until then may be forgotten",
         remake_control,
         lasting(10, 15),
+        TOPICS | {"workers", "frozen", "network"},
+        1,
+        most=1,
+    ),
+    Fault(
+        "remake_dead",
+        "tasks.dead deleted and made anew under running workers",
+        "never: its letters are gone",
+        remake_dead,
+        lasting(0, 15),
         TOPICS | {"workers", "frozen", "network"},
         1,
         most=1,
