@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from streamtask.core.batch import Owing, Refusal
 from streamtask.core.claim import Claim, Phase
 from streamtask.core.shard import Shard, Standing
-from streamtask.ports import DEAD, LETTERS, STATUS, CommitPlan, Fault, FaultKind, Note, Now, Place, Probe
+from streamtask.ports import DEAD, LETTERS, STATUS, Cell, CommitPlan, Fault, FaultKind, Note, Now, Place, Probe
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine
@@ -196,15 +196,21 @@ def owing(engine: Engine, heads: Sequence[Shard], refusals: Iterable[Refusal]) -
     fresh = [claim for claim in engine.fresh if may(claim)]
     if aside.letters:
         return Owing(heads, refusals, urgent, fresh, aside.avoid())
-    floors: dict[tuple[int, int], int] = {}
-    for refusal in refusals:
-        cell = (refusal.band, refusal.shard.number)
-        floors[cell] = min(floors.get(cell, refusal.offset), refusal.offset)
+    floors = floors_of(refusals)
     waits = [claim for claim in urgent if needs_letter(claim)]
     fresh += [claim for claim in waits if not claim.created]
     fresh = [claim for claim in fresh if claim.offset < floors.get((claim.band, claim.shard), claim.offset + 1)]
     fresh.sort(key=lambda claim: (claim.band, claim.shard, claim.offset))  # one mark a cell
     return Owing(heads, (), [claim for claim in urgent if not needs_letter(claim)], fresh, aside.avoid())
+
+
+def floors_of(refusals: Iterable[Refusal]) -> dict[Cell, int]:
+    """The lowest refusal of each cell: no CREATED above it may be marked before its letter is written."""
+    floors: dict[Cell, int] = {}
+    for refusal in refusals:
+        cell = (refusal.band, refusal.shard.number)
+        floors[cell] = min(floors.get(cell, refusal.offset), refusal.offset)
+    return floors
 
 
 def needs_letter(claim: Claim) -> bool:

@@ -11,6 +11,8 @@ tests/contract/test_sim_rules.py where the two can be compared):
 - `init` of an id aborts its open transaction and waits for a decided one; it makes every earlier holder of the id void.
 - The generation is checked where offsets are sent, never at EndTxn.
 - A copy of an EndTxn or of a plain commit may stay in the network and arrive later.
+- A partition that is sick takes nothing: no record, and no marker, so a transaction that touched it stays decided and not
+  complete until it is well again, and its id answers «try again» meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +23,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from streamtask.model import DeadLetter, RequestRecord, StatusEvent
-from streamtask.ports import Cell, CommitPlan, Committed, Fault, FaultKind, OffsetCommit, Settled
+from streamtask.ports import (
+    DEAD as DEAD_TOPIC,
+)
+from streamtask.ports import (
+    LETTERS,
+    STATUS,
+    Cell,
+    CommitPlan,
+    Committed,
+    Fault,
+    FaultKind,
+    OffsetCommit,
+    Place,
+    Settled,
+)
 
 from .group import Group, Membership
 from .timeline import Timeline
@@ -143,7 +159,9 @@ class Broker:
         self.control: list[str] = []
         self.holds_copies = False  #: late copies arrive only when a scenario lets them (`copies`)
         self.copies: list[Callable[[], None]] = []
-        self.refused_bytes = 1_000  #: a result above this is refused, and its whole transaction with it
+        self.sick: set[Place] = set()
+        self.letter_partitions = 2  #: of tasks.dead
+        self.refused_bytes = 1_000_000  #: a result above this is refused, and its whole transaction with it
 
     # -- transactional ids ---------------------------------------------------------------------------------------------
 
@@ -201,6 +219,16 @@ class Broker:
             found.state, found.since_ms = ONGOING, self.timeline.now
             assert not found.targets, f"{producer.id} still owes markers: {found.targets}"
         return found
+
+    def silent(self, plan: CommitPlan) -> frozenset[Place]:
+        """Sick places that this plan needs: it is never acknowledged there."""
+        needed: set[Place] = {(STATUS, event.partition) for event in plan.events}
+        free = [number for number in range(self.letter_partitions) if number not in plan.avoid]
+        for letter in plan.dead:
+            needed.add((LETTERS, free[letter.record.offset % len(free)]) if free else DEAD_TOPIC)
+        if plan.dead and DEAD_TOPIC in self.sick:
+            needed.add(DEAD_TOPIC)
+        return frozenset(needed & self.sick)
 
     def send_offsets(
         self, producer: Producer, membership: Membership | None, offsets: Iterable[OffsetCommit]
@@ -268,6 +296,9 @@ class Broker:
         return self.rng.randint(*(self.delays.slow_marker if slow else self.delays.marker))
 
     def _mark(self, id: str, target: Target, commit: bool) -> None:
+        if target in self.sick or (target == DEAD and DEAD_TOPIC in self.sick):
+            self.timeline.after(50, lambda: self._mark(id, target, commit))
+            return
         found = self.transactions[id]
         found.targets.remove(target)
         if target[0] == "status":

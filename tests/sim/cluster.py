@@ -12,7 +12,7 @@ from typing import Any
 
 from streamtask.config import EngineConfig
 from streamtask.model import BANDS
-from streamtask.ports import Cell, Fault
+from streamtask.ports import Cell, Fault, Place
 
 from .adversary import Adversary
 from .broker import ONGOING, Broker
@@ -72,6 +72,7 @@ class Cluster:
         self.supervised = self.rng.random() < 0.5  #: a dead process is removed from the group at once
         self.timeouts = True
         self.child_starts_ms: tuple[int, ...] = (0,)
+        self.link_bytes_ms = 1 << 30  #: of results that a flush takes in a millisecond
 
     # -- what happened -------------------------------------------------------------------------------------------------
 
@@ -242,6 +243,18 @@ class Cluster:
         log.retain(start)
         self.note("broker", f"{cell} starts at {log.start} now")
         self.promises.removed(cell, range(before, log.start))
+
+    def sicken(self, place: Place, length_ms: int | None) -> None:
+        """This partition takes nothing for so long; None: until it is healed."""
+        self.note("broker", f"{place} is SICK for {length_ms} ms")
+        self.broker.sick.add(place)
+        if length_ms is not None:
+            self.timeline.after(length_ms, lambda: self.heal(place))
+
+    def heal(self, place: Place) -> None:
+        if place in self.broker.sick:
+            self.note("broker", f"{place} is well again")
+            self.broker.sick.discard(place)
 
     def gap(self, cell: Cell, length: int) -> None:
         """Offsets that hold no record: transaction markers, compaction."""

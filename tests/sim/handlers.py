@@ -68,14 +68,15 @@ class Behaviour:
 
 
 _OK = Outcome(Ending.RETURNED, b'"done"')
-_BIG = Outcome(Ending.RETURNED, b'"' + b"x" * 2_000 + b'"')
+_BIG = Outcome(Ending.RETURNED, b'"' + b"x" * 1_000_000 + b'"')
+_FAT = Outcome(Ending.RETURNED, b'"' + b"x" * 600_000 + b'"')  # six seconds at 100 kB/s
 _FAIL = Outcome(Ending.RAISED, code="handler_error", error="no")
 _GIVE_UP = Outcome(Ending.RAISED, code="handler_error", error="never", retryable=False)
 _LATER = Outcome(Ending.RAISED, code="handler_error", error="later", after_ms=150)
 _INVALID = Outcome(Ending.INVALID, code="invalid_parameters", error="wrong")
 LOST = Outcome(Ending.LOST, code="worker_lost", error="its process died")
 WORDS = ("ok", "ok", "ok", "fail", "give_up", "later", "invalid", "big", "progress", "long", "hang", "stubborn", "kill")
-WORDS += ("crash",)
+WORDS += ("crash", "fat")
 SLAYS_AFTER_MS = {"slay": 0, "slay_late": 500}  #: late: later than a first trial takes
 
 
@@ -95,6 +96,8 @@ def behaviour_of(record: RequestRecord, attempt: int, rng: random.Random) -> Beh
         return Behaviour(0, _INVALID)
     if word == "big":
         return Behaviour(short, _BIG)
+    if word == "fat":
+        return Behaviour(short, _FAT)
     if word == "progress":
         steps = tuple((at, round(at / 200, 2)) for at in range(10, 200, rng.randint(15, 60)))
         return Behaviour(200, _OK, steps)

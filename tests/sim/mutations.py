@@ -6,9 +6,8 @@ docs/decisions/0006-rules-and-mutations.md is this file in prose; tests/sim/test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -36,19 +35,11 @@ from streamtask.ports import (
     Stop,
 )
 
+from .mutation import Mutation
 from .process import Process
+from .refusal_mutations import REFUSAL_MUTATIONS
 
 FAR = 1 << 40
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """rule: its name in the design; scenarios: each of them must fail without it; breaks: what then goes wrong."""
-
-    rule: str
-    active: Callable[[], Any]
-    scenarios: tuple[str, ...]
-    breaks: str
 
 
 def _write_ahead() -> Any:
@@ -434,3 +425,4 @@ MUTATIONS: dict[str, Mutation] = {
         "the next owner sees `open` and fences a healthy worker",
     ),
 }
+MUTATIONS |= REFUSAL_MUTATIONS

@@ -11,7 +11,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from streamtask.core.batch_size import SILENT_MS
 from streamtask.ports import (
+    LETTERS,
+    STATUS,
     AbortTransaction,
     Ask,
     AwaitEnded,
@@ -30,9 +33,10 @@ from streamtask.ports import (
     RenewProducer,
     Seat,
     SendOffsets,
+    Waiting,
 )
 
-from .broker import Broker, Producer
+from .broker import ONGOING, Broker, Producer
 from .group import Membership
 from .handlers import Execution
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 CLAIM_DEADLINE_MS = 3_000
+DECIDED_MS = 700  # kafka.claim.DECIDED_S
 REVOKE_DEADLINE_MS = 2_000
 
 
@@ -65,6 +70,7 @@ class Performer:
     positions: dict[Cell, int]
     executions: dict[int, Execution]
     _fencing: tuple[FenceIds | None, set[str]]
+    _produced_ms: int
 
     def next_id(self) -> str:
         """A transactional id that was never used."""
@@ -95,6 +101,8 @@ class Performer:
         left.difference_update([id for id in sorted(left) if self.broker.init(id)])
         if not left:
             return None
+        if waited_ms >= DECIDED_MS and all(self.broker.transactions[id].state != ONGOING for id in left):
+            return None  # only markers are missing
         return BLOCKED if waited_ms < CLAIM_DEADLINE_MS else Fault(FaultKind.RETRY, "CONCURRENT_TRANSACTIONS")
 
     def _read_settled(self, ask: ReadSettled, waited_ms: int, twist: str) -> Any:
@@ -125,12 +133,31 @@ class Performer:
 
     def _produce(self, ask: Produce, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):
-            return BLOCKED
+            # A real producer takes the records, and its flush is not answered: AddPartitionsToTxn is told to come again.
+            if waited_ms < SILENT_MS:
+                return BLOCKED
+            return Fault(FaultKind.FENCED, "not acknowledged in time: CONCURRENT_TRANSACTIONS")
+        self._produced_ms = self.cluster.timeline.now
         return self.broker.produce(self.producer, ask.plan)
 
     def _flush(self, ask: Flush, waited_ms: int, twist: str) -> Any:
         self.meanwhile()
-        return _left(twist)
+        if twist:
+            return _left(twist)
+        silent = self.broker.silent(ask.plan)
+        produced = len(ask.plan.events) + len(ask.plan.dead)
+        size = sum(len(event.result or b"") for event in ask.plan.events)
+        late = size > self.cluster.link_bytes_ms * (self.cluster.timeline.now - self._produced_ms)
+        if not silent and not late:
+            return None
+        if ask.last:
+            places = silent or frozenset((STATUS, event.partition) for event in ask.plan.events)
+            return Fault(FaultKind.FENCED, "not acknowledged in time", places)
+        if waited_ms < ask.wait_ms:
+            return BLOCKED
+        touched = {(STATUS, event.partition) for event in ask.plan.events} | {(LETTERS, 0) for _ in ask.plan.dead}
+        some = not late and len(touched) > len(silent)
+        return Waiting(max(1, produced - 1) if some else produced, produced)
 
     def _send_offsets(self, ask: SendOffsets, waited_ms: int, twist: str) -> Any:
         if self.broker.busy(self.producer):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from streamtask.core import ownership, protocol
+from streamtask.core import ownership, protocol, setaside
 from streamtask.core.engine import Engine
 from streamtask.core.pace import WHOLE
 from streamtask.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
@@ -22,7 +22,9 @@ from streamtask.ports import (
     FenceIds,
     Now,
     Pause,
+    Place,
     Poll,
+    Probe,
     ReadControl,
     Recalled,
     RecallStatus,
@@ -82,6 +84,7 @@ class Process(Performer):
         self.control_wanted: list[tuple[int, tuple[int, ...]]] = []
         self.recalls: list[tuple[RecallStatus, int]] = []
         self._fencing: tuple[FenceIds | None, set[str]] = (None, set())
+        self._produced_ms = 0
         self.barrier: dict[int, int] = {}  # ghost: end of tasks.control when the shard was claimed
         self.leaving = False
         self._leaves_at = 0
@@ -382,11 +385,19 @@ class Process(Performer):
                 self.paused.difference_update(effect.cells)
             elif kind is ReadControl:
                 self.control_wanted.append((len(self.broker.control), effect.shards))
+            elif kind is Probe:
+                for place in effect.places:
+                    self.do(self.rng.randint(20, 2_000), lambda place=place: self._probed(place))
             elif kind is RecallStatus:
                 self.recalls.append((effect, self.broker.status[effect.shard].end))
             else:
                 self.cluster.note(self.name, effect)
         return bool(effects)
+
+    def _probed(self, place: Place) -> None:
+        why = "in-sync replicas 1 of 2" if place in self.broker.sick else None
+        setaside.probed(self.engine, place, why, self.now())
+        self.stir()
 
     def _start(self, effect: Start) -> None:
         assert effect.token not in self.executions, f"token {effect.token} is used twice"

@@ -54,6 +54,7 @@ from .positions import (
     unknown_version,
 )
 from .process import Process
+from .refusals import REFUSALS
 from .stage import Stage, slot_of
 
 COMPLETED, FAILED, CANCELLED, RUNNING = (
@@ -340,6 +341,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         second_recovery_before_the_first_has_resolved,
         trace_late_copy_of_end_txn,
         refused_record,
+        *REFUSALS,
         offset_behind_the_log_start,
         nothing_is_waited_for_that_cannot_come,
         offset_beyond_the_log_end,

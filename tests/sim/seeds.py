@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from streamtask.ports import DEAD, LETTERS, STATUS
+
 from .adversary import Adversary, Mix
 from .clients import Clients
 from .cluster import EPOCH_MS, Cluster
@@ -103,7 +105,14 @@ class Story:
             cluster.timeline.after(rng.randint(0, self.busy_ms * 3 // 4), self._submit)
         for _ in range(rng.choice((0, 1, 4))):
             cluster.timeline.after(rng.randint(0, self.busy_ms), self._cancel)
-        for kind, strike in (("retention", self._retention), ("gap", self._gap), ("outage", self._outage)):
+        places = {
+            "retention": self._retention,
+            "gap": self._gap,
+            "outage": self._outage,
+            "sick": self._sick,
+            "slow": self._slow,
+        }
+        for kind, strike in places.items():
             if kind in shares and rng.random() < 0.5:
                 cluster.timeline.after(rng.randint(0, self.busy_ms), strike)
 
@@ -128,6 +137,29 @@ class Story:
         cell = self._cell()
         if cell not in self.cluster.blocked_cells:
             self.cluster.gap(cell, self.rng.choice((1, 1, 7, 70)))
+
+    def _sick(self) -> None:
+        """A partition of tasks.status or tasks.dead takes nothing for a while, or tasks.dead is gone."""
+        rng, broker = self.rng, self.cluster.broker
+        shard = (STATUS, rng.randrange(broker.shards))
+        place = rng.choice((shard, shard, (LETTERS, rng.randrange(broker.letter_partitions)), DEAD))
+        self.cluster.sicken(place, rng.choice((100, 2_000, 10_000, 30_000)))
+        self.struck("sick")
+
+    def _slow(self) -> None:
+        """A quota or a narrow link: results take their time."""
+        cluster = self.cluster
+        cluster.link_bytes_ms = self.rng.choice((50, 100, 1_000))
+        cluster.note("broker", "the link is SLOW")
+        cluster.timeline.after(self.rng.choice((500, 5_000, 20_000)), self._fast)
+        self.struck("slow")
+
+    def _fast(self) -> None:
+        self.cluster.link_bytes_ms = 1 << 30
+
+    def struck(self, kind: str) -> None:
+        struck = self.cluster.adversary.struck
+        struck[kind] = struck.get(kind, 0) + 1
 
     def _outage(self) -> None:
         """Everybody dies; when the group is empty, offsets or log ends are lost; then they come back."""
@@ -159,6 +191,9 @@ class Story:
         cluster = self.cluster
         cluster.note("adversary", "rests")
         cluster.adversary.calm = True
+        self._fast()
+        for place in list(cluster.broker.sick):
+            cluster.heal(place)
         processes = [p for p in cluster.processes if p is not None]
         cluster.timeouts = bool(processes) and all(p.frozen for p in processes)
         if cluster.timeouts:
