@@ -6,7 +6,7 @@ of a worker agree with its status events. One pass over the events of a transact
 
 Health is a statement about progress: a worker is unhealthy when work waits and nothing starts, ends or reports for
 `stalled_s`, when one of its shards does not come to be claimed, or when its owner thread gives no sign of life. What a restart
-would not help is told and is no reason for one: no broker answers, or a shard is refused.
+would not help is told and is no reason for one: no broker answers, a shard is refused, or a partition takes no records.
 Ready is a statement about membership: in the group, every owned shard open, not draining.
 """
 
@@ -23,11 +23,12 @@ from streamtask import telemetry
 from streamtask.core.engine import Engine
 from streamtask.core.shard import Shard, Standing
 from streamtask.model import ErrorCode, HandlerKind, TaskStatus
-from streamtask.ports import Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
+from streamtask.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
 from streamtask.whereabouts import Stragglers
 
 EVERY_S = 1.0  # between two snapshots
 CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
+DEGRADED = "degraded"  # a partition takes no records: what needs it waits, the rest goes on
 REFUSING = "refusing"  # this release cannot read a shard's ledger, or partitions are missing: the other shards go on
 BEAT_MAX_S = 15.0  # without a sign of life of the owner: a broker call takes 10 at most; the watchdog ends it after 20
 CLAIM_MAX_S = 30.0  # a shard that was assigned this long ago and is not claimed yet: something is in the way
@@ -70,6 +71,23 @@ class BandState:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAsideState:
+    """A partition that takes no records. topic: `status` or `dead`; number -1: all of tasks.dead."""
+
+    topic: str
+    number: int
+    why: str
+    seconds: float
+
+    def __str__(self) -> str:
+        where = f"partition {self.number} of tasks.{self.topic}" if self.number >= 0 else f"tasks.{self.topic}"
+        waits = f"shard {self.number} waits" if self.topic == STATUS else "tasks that failed wait"
+        if self.topic != STATUS and self.number >= 0:
+            waits = "dead letters go to the others"
+        return f"{where} has taken no records for {self.seconds:.0f} s: {self.why}; {waits}"
+
+
+@dataclass(frozen=True, slots=True)
 class CellState:
     """received: next offset expected from the log; open: requests below it that have not ended."""
 
@@ -88,6 +106,8 @@ class Snapshot:
     stalled_s: float = 0.0
     shards: Mapping[str, int] = field(default_factory=dict)  # by standing; refused ones apart
     refused: Mapping[int, str] = field(default_factory=dict)
+    aside: tuple[SetAsideState, ...] = ()
+    batch_bytes: int = 0  # what the next transaction may carry
     unclaimed_s: float = 0.0  # the shard that has been unclaimed for longest
     bands: tuple[BandState, ...] = ()
     cells: Mapping[Cell, CellState] = field(default_factory=dict)
@@ -220,9 +240,14 @@ class Observer:
             member=member,
             draining=engine.draining,
             running=running,
-            stalled_s=self._stalled(bool(engine.urgent) or any(band.tasks for band in bands), now_s),
+            stalled_s=self._stalled(_waits(engine, bands), now_s),
             shards={standing.name.lower(): standings[standing.name.lower()] for standing in Standing},
             refused={number: s.refused for number, s in engine.shards.items() if s.refused is not None},
+            aside=tuple(
+                SetAsideState(topic, number, sick.why, max(0.0, now_s - sick.since_ms / 1_000))
+                for (topic, number), sick in engine.aside.places.items()
+            ),
+            batch_bytes=engine.size.limit,
             unclaimed_s=self._unclaimed_for(engine.shards, now_s),
             bands=bands,
             cells={
@@ -286,6 +311,7 @@ class Observer:
         """
         seen = self.snapshot
         refused = [f"shard {number} is refused: {why}" for number, why in seen.refused.items()]
+        aside = [str(state) for state in seen.aside]
         problems = []
         if beat_age_s > BEAT_MAX_S:
             problems.append(f"the owner thread gave no sign of life for {beat_age_s:.0f} s")
@@ -299,10 +325,11 @@ class Observer:
             problems.append(
                 f"the handlers' event loop has been blocked for {late.blocked_s:.0f} s at {late.blocked_at}"
             )
-        well = CUT_OFF if silent_s else REFUSING if refused else "draining" if seen.draining else "healthy"
+        known = CUT_OFF if silent_s else REFUSING if refused else DEGRADED if aside else ""
+        well = known or ("draining" if seen.draining else "healthy")
         facts = {
             "state": "unhealthy" if problems else well,
-            "problems": [*refused, *problems],
+            "problems": [*refused, *aside, *problems],
             "kafka": _silence(silent_s) or "answers",
             "running": seen.running,
             "overdue": late.overdue,
@@ -329,6 +356,17 @@ class Observer:
             why = _silence(silent_s)
         facts = {"ready": not why, "why": why or None, "shards": {n: c for n, c in seen.shards.items() if c}}
         return not why, facts | ({"refused": dict(seen.refused)} if seen.refused else {})
+
+
+def _waits(engine: Engine, bands: Iterable[BandState]) -> bool:
+    """Whether something is owed or waits that no partition set aside holds up."""
+    if not engine.aside:
+        return bool(engine.urgent) or any(band.tasks for band in bands)
+    aside = engine.aside
+    if any(not aside.holds(claim) for claim in engine.urgent):
+        return True
+    shards = [shard for number, shard in engine.shards.items() if not aside.has_shard(number)]
+    return engine.schedule.waiting > 0 or any(backlog.records for shard in shards for backlog in shard.backlogs)
 
 
 def log_backlog(seen: Snapshot, ends: Mapping[Cell, int], band: int) -> int:

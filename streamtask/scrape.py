@@ -65,6 +65,10 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_commit_seconds": (HISTOGRAM, (), "From a transaction's first record to the answer to its end."),
     "streamtask_shards": (GAUGE, ("state",), "Shards assigned to this worker: unclaimed, claimed, open, closing, "
                           "refused."),
+    "streamtask_partition_set_aside_seconds": (GAUGE, ("topic", "partition", "reason"), "For how long a partition has taken "
+                                               "no records; topic: status or dead, partition -1: all of it."),
+    "streamtask_batch_bytes": (GAUGE, (), "What the next transaction may carry: falls when the broker does not take it in "
+                               "time."),
     "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),
     "streamtask_cells_reseated_total": (COUNTER, (), "Partitions assigned anew because they delivered nothing though their "
                                         "logs went on."),
@@ -153,6 +157,10 @@ class WorkerCollector(Collector):
             "streamtask_commits_total": [((), seen.commits)],
             "streamtask_commit_events_total": [((), seen.events)],
             "streamtask_shards": [((state,), count) for state, count in states.items() if state != "gone"],
+            "streamtask_partition_set_aside_seconds": [
+                ((state.topic, str(state.number), state.why), state.seconds) for state in seen.aside
+            ],
+            "streamtask_batch_bytes": [((), seen.batch_bytes)],
             "streamtask_rebalances_total": [((kind,), seen.notes.get(n, 0)) for kind, n in REBALANCES.items()],
             "streamtask_cells_reseated_total": [((), seen.notes.get("cell_reseated", 0))],
             "streamtask_notes_total": [((name, level), count) for name, level, count in notes],

@@ -68,6 +68,10 @@ class SetAside:
     def has_shard(self, number: int) -> bool:
         return (STATUS, number) in self.places
 
+    def holds(self, claim: Claim) -> bool:
+        """Whether what this claim owes waits for a place."""
+        return self.has_shard(claim.shard) or (not self.letters and needs_letter(claim))
+
     def refuse(self, place: Place, why: str, now: Now) -> Sick | None:
         """Set it aside. None when it was already."""
         if place in self.places:
@@ -126,7 +130,7 @@ def blamed(plan: CommitPlan, fault: Fault, *, some: bool) -> frozenset[Place]:
 
 def set_aside(engine: Engine, places: Iterable[Place], why: str, now: Now) -> None:
     """These places take nothing. Batches built from now on do without them."""
-    for place in sorted(places):
+    for place in sorted(places, reverse=True):
         sick = engine.aside.refuse(place, why, now)
         if sick is None:
             continue

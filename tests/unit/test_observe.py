@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
-from streamtask.core import ownership, protocol
+from streamtask.core import ownership, protocol, setaside
 from streamtask.errors import ConfigError
 from streamtask.handlers import Context
 from streamtask.identity import trace_id
@@ -27,7 +27,7 @@ from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.observe import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
-from streamtask.ports import Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
+from streamtask.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.scrape import METRICS, Endpoint, WorkerCollector
 from streamtask.whereabouts import Stragglers
 from streamtask.worker import STUCK_S
@@ -257,6 +257,31 @@ def test_a_refused_shard_is_named_and_not_ready_and_no_reason_for_a_restart() ->
     assert not d.look().ready()[0]
     healthy, facts = d.look().health(BEAT_MAX_S + 2)
     assert (healthy, facts["state"], len(facts["problems"])) == (False, "unhealthy", 2)
+
+
+def test_a_partition_set_aside_is_named_and_no_reason_for_a_restart() -> None:
+    d = desk()
+    d.submit()
+    d.settle()
+    setaside.set_aside(d.engine, [(STATUS, 0), DEAD], "in-sync replicas [1] of [1, 2]", d.now)
+    d.end(next(iter(d.running.values())).record)
+    for _ in range(4):
+        d.look()
+        d.later(40_000)
+    healthy, facts = d.look().health(0.0)
+    assert (healthy, facts["state"]) == (True, "degraded")
+    assert facts["problems"] == [
+        "partition 0 of tasks.status has taken no records for 160 s: in-sync replicas [1] of [1, 2]; shard 0 waits",
+        "tasks.dead has taken no records for 160 s: in-sync replicas [1] of [1, 2]; tasks that failed wait",
+    ]
+    collector = WorkerCollector(d.observer, lambda: 0.0, lambda: Seen({}, None, 0.0))
+    found = {
+        (sample.labels["topic"], sample.labels["partition"])
+        for metric in collector.collect()
+        for sample in metric.samples
+        if sample.name == "streamtask_partition_set_aside_seconds"
+    }
+    assert found == {("status", "0"), ("dead", "-1")}
 
 
 def test_a_blocked_loop_is_unhealthy_after_a_while_and_stragglers_are_counted() -> None:
