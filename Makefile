@@ -12,6 +12,8 @@ DEMO ?=
 BENCH ?= throughput
 # Seeds of the simulation
 SEEDS ?= 500
+# Minutes of `make fuzz`
+FUZZ ?= 10
 # Which runs of the protocol model: nothing, deep, traces, rules, or '"built fence" "1: crash"'
 MODEL ?=
 # Options of the chaos harness instead of 20 minutes of a random seed, e.g. CHAOS="--seed 7 --minutes 5"
@@ -23,7 +25,7 @@ PYTEST ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check bench bench-check sim chaos model clean
+.PHONY: help install demo test slow check bench bench-check fuzz sim chaos model clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +52,9 @@ bench: $(INSTALLED) ## measure on a real local Kafka: BENCH="throughput --json" 
 
 bench-check: $(INSTALLED) ## have the ratios to their limits fallen by 15 % since they were recorded?
 	@$(BIN)/python -m benchmarks.check
+
+fuzz: $(INSTALLED) ## every property test with new seeds, for FUZZ=10 minutes; prints what plays a find again
+	@$(BIN)/python -m tests.fuzz --minutes $(FUZZ)
 
 sim: $(INSTALLED) ## the simulation alone: SEEDS=10000
 	@$(BIN)/python -m tests.sim --seeds $(SEEDS)

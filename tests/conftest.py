@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers as _providers
 
 from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
@@ -32,9 +33,24 @@ from tests.parts import MARKS, Collected
 if TYPE_CHECKING:
     from tests.secure_broker import SecureBroker
 
-# A machine that is shared takes its time: how long an example took says nothing.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Property tests draw the same examples in every run, on every machine: a change that breaks one is seen where it is made,
+# and a fresh clone does not fail by chance. `make fuzz` is what looks for new ones. No deadline: on a shared machine the
+# time that an example took says nothing.
+settings.register_profile(
+    "house",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "fuzz", settings.get_profile("house"), derandomize=False, max_examples=300, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("house")
+# hypothesis mixes in constants that it finds in whatever modules happen to be imported: under pytest-xdist, or with one
+# test alone, others than in a whole run, and with them other examples for the same seed.
+_providers._get_local_constants = lambda: _NO_CONSTANTS
 
 # A run that was started in the background (`make test &`, some CI) ignores SIGINT, and so would every process that it
 # starts: tests that send one would wait for ever. A handler of our own is reset to the default in them.
@@ -42,6 +58,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_NO_CONSTANTS = _providers.Constants()
 _SHARED = pytest.StashKey[SharedBroker]()
 _EVERYTHING = pytest.StashKey[list[Collected]]()
 

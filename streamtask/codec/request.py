@@ -243,9 +243,14 @@ def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
 
     Raises DecodeError with `fields`: an unknown field is refused, naming the nearest known one.
     """
-    raw = value if isinstance(value, bytes) else _as_json(value)
+    unwritable: dict[str, str] = {}
+    if isinstance(value, bytes):
+        raw = value
+    else:
+        unwritable = _unwritable(value)
+        raw = _as_json({name: held for name, held in value.items() if str(name) not in unwritable})
     document = read_object(raw)
-    wrong = unknown_fields(TaskRequest, document)
+    wrong = unknown_fields(TaskRequest, document) | unwritable
     task_id = document.get("task_id")
     spelled = named_task(document)
     if task_id is not None and spelled is None:
@@ -259,9 +264,25 @@ def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
     return request if spelled == task_id else request.model_copy(update={"task_id": spelled})
 
 
+def _unwritable(document: dict[str, Any]) -> dict[str, str]:
+    """{field that no JSON can hold: why}, in the order of the model's fields: NaN, lone surrogates, unknown objects.
+
+    Both of the client's ways (client/build.py) refuse such a field here, so that they word it alike.
+    """
+    wrong: dict[str, str] = {}
+    for name in (*TaskRequest.model_fields, *(name for name in document if name not in TaskRequest.model_fields)):
+        if name not in document:
+            continue
+        try:
+            encode_result(document[name])
+        except DecodeError as error:
+            wrong[str(name)] = str(error)
+    return wrong
+
+
 def _as_json(document: dict[str, Any]) -> bytes:
     try:
-        return to_json(document, inf_nan_mode="constants")
+        return to_json(document)
     except (PydanticSerializationError, RecursionError) as error:
         raise DecodeError(f"cannot be written as JSON: {error}") from None
 
@@ -297,12 +318,12 @@ def encode_fields(document: dict[str, Any]) -> bytes:
             return text
     except TypeError:
         pass  # another kind of value, a number beyond 64 bits, or what is no JSON: pydantic writes it, or tells
-    if "parameters" in document:
-        document["parameters"] = orjson.Fragment(_parameters(document["parameters"]))
     try:
-        return orjson.dumps(document)
-    except TypeError as error:  # a lone surrogate in one of the texts
-        raise DecodeError(f"cannot be written as JSON: {error}") from None
+        if "parameters" not in document:
+            return orjson.dumps(document)
+        return orjson.dumps({**document, "parameters": orjson.Fragment(encode_result(document["parameters"]))})
+    except (TypeError, DecodeError):  # NaN or an unknown object in the parameters, a lone surrogate in one of the texts
+        raise wrong_fields(_unwritable(document)) from None
 
 
 def request_datum(request: TaskRequest) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from schemathesis.specs.openapi.checks import (
 from streamtask.documents.export import openapi
 from tests.acceptance.harness import WAIT_S, Bench, until
 
-pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.hypothesis]
 
+# The same requests in every run, but for `make fuzz`.
+fixed = seed(1) if settings.default.derandomize else lambda test: test
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -80,7 +82,7 @@ def test_whatever_is_asked_the_answer_is_one_of_the_document(bench: Bench, mode:
             if mode is GenerationMode.NEGATIVE and not asks_for_something:
                 continue
 
-            @seed(1)
+            @fixed
             @settings(max_examples=40, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
             @given(case=operation.as_strategy(generation_mode=mode), turn=st.integers(0, 7))
             def any_of_them(case: Any, turn: int) -> None:
