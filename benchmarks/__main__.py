@@ -34,7 +34,7 @@ from benchmarks.peers import catalogue, drive, report
 from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
 from benchmarks.warm import warm
-from streamtask.errors import StreamtaskError
+from streamtask.errors import ConfigError, StreamtaskError
 
 BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "throughput": (throughput.measure, 60_000),
@@ -84,20 +84,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure streamtask on a local Kafka.")
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--concurrency", type=_positive, default=CONCURRENCY, help="handlers at once (1000)")
+    parser.add_argument("--concurrency", type=positive, default=CONCURRENCY, help="handlers at once (1000)")
     parser.add_argument(
         "--tasks",
-        type=_positive,
+        type=positive,
         help=", ".join(f"{name} {tasks}" for name, (_, tasks) in BENCHMARKS.items() if tasks),
     )
-    parser.add_argument("--partitions", type=_positive, default=PARTITIONS, help="of every topic (12)")
+    parser.add_argument("--partitions", type=positive, default=PARTITIONS, help="of every topic (12)")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
     parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="of throughput, flame (async)")
     parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")
     parser.add_argument(
         "--in-flight",
         nargs="?",
-        type=_positive,
+        type=positive,
         const=in_flight.MANY,
         metavar="TASKS",
         help="of memory: what each of so many tasks in flight takes (10000)",
@@ -130,7 +130,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--chart and --jobs are of throughput --peers")
     if unknown := set(options.jobs) - set(catalogue.JOBS):
         parser.error(f"--jobs {','.join(sorted(unknown))}: there are {', '.join(catalogue.JOBS)}")
+    try:
+        _check(options)
+    except StreamtaskError as error:
+        parser.error(str(error))
     return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Whatever can be known before a broker is started and minutes are measured. Raises ConfigError, Failed."""
+    catalogue.chosen(options.peers or ())
+    if options.name == "flame":
+        flame.find_spy()
+    for name in ("out", "chart"):
+        file: Path | None = getattr(options, name)
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"--{name} {file}: the folder {file.parent} does not exist.")
+    if options.name == "soak" and not options.minutes > 0:
+        raise ConfigError(f"--minutes {options.minutes:g}: give more than 0.")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -144,7 +161,7 @@ def _rate(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("a whole number from 1")

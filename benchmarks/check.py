@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import parse, run
+from benchmarks.__main__ import parse, positive, run
 from benchmarks.stand import broker, circumstances
 from streamtask.errors import ConfigError, StreamtaskError
 
@@ -42,7 +42,7 @@ def fallen(recorded: Mapping[str, Sequence[float]], found: Mapping[str, Sequence
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description="Compare ratios to recorded ones.")
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=positive, default=ROUNDS)
     parser.add_argument("--record", action="store_true", help="keep what is found as what it is to be")
     options = parser.parse_args(argv)
     if unknown := set(options.names) - set(NAMES):

@@ -2,8 +2,8 @@
 
 `make test` draws the same examples in every run (see conftest.py), so it cannot meet what nobody has met yet; this can.
 Rounds of every property test follow each other, each under a seed of its own, until one finds something or the time is
-over; the round that has begun by then is finished (two minutes). A find ends it with exit code 1 and with what plays it again: the seed of the round, and, in pytest's own output,
-the `@reproduce_failure(...)` line of each failing test.
+over; the round that has begun by then is finished. A find ends it with exit code 1 and with what plays it again: the
+seed of the round, and, in pytest's own output, the `@reproduce_failure(...)` line of each failing test.
 """
 
 from __future__ import annotations

@@ -74,8 +74,14 @@ def serve(
 ) -> int | None:
     """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
     settings = door.settings(host=host, port=port, store=store)
-    refuse_without_topics(settings)
+    from streamtask.view.http import refuse_bind
     from streamtask.view.http import serve as serve_http
+
+    settings.bootstrap()
+    refuse_bind(
+        settings, insecure=insecure
+    )  # before Kafka is asked: a broker that is away takes ten seconds to be missed
+    refuse_without_topics(settings)
 
     serve_http(settings, insecure=insecure)
     return None

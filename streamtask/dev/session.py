@@ -111,6 +111,7 @@ class Session:
                 folders = self._options.folders or (Path(),)
                 held.enter_context(contextlib.closing(Watch(folders, lambda found: self._put("changed", what=found))))
             names = TopicNames(self._facts["prefix"])
+            choose_port(self._options.port, SERVICE_PORT, "--port")  # refused before a broker is started
             kafka = self._open_kafka(held)
             ensure_topics(kafka, names, partitions=self._facts["partitions"])
             follower = held.enter_context(contextlib.closing(Follower(kafka, names, self._say_task)))

@@ -104,6 +104,14 @@ def create_app(
     return app
 
 
+def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
+    """Raise ConfigError when `serve` could not listen as it is set, or should not; asks nobody."""
+    from streamtask.view.server import find_place
+
+    check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
+    find_place(settings.host, settings.port)
+
+
 def serve(settings: Settings, *, insecure: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT. Raises ConfigError, TopicsMissing, Unreachable, ClusterError."""
     from streamtask.view.server import run  # needs granian and Kafka; the routes do not

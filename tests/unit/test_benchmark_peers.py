@@ -231,6 +231,25 @@ def test_requests_have_three_parameters_and_a_payload_of_20_kb_where_that_is_the
     assert jobs.payload(1) == jobs.payload(1) != jobs.payload(2)
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["throughput", "--peers", "celary"], "--peers celary: no such peer. There are"),
+        (["throughput", "--peers", "--chart", "no/such/folder/a.png"], "the folder no/such/folder does not exist"),
+        (["soak", "--minutes", "0"], "--minutes 0"),
+    ],
+    ids=lambda held: held[0] if isinstance(held, list) else "",
+)
+def test_a_wrong_argument_is_refused_before_a_broker_is_started_and_anything_is_measured(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.__main__.broker", lambda _bootstrap: pytest.fail("a broker was started"))
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_peers_may_be_named_and_belong_to_throughput(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["throughput"]).peers is None
     assert parse(["throughput", "--peers"]).peers == ()

@@ -112,6 +112,19 @@ def test_without_a_broker_named_each_command_says_how_to_name_one(arguments: lis
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--host", "0.0.0.0"], ["STREAMTASK_API_KEY", "--insecure"]), (["--host", "192.0.2.1"], ["cannot listen there"])],
+    ids=["open to everybody", "no address of this machine"],
+)
+def test_serve_refuses_where_it_may_not_listen_before_it_asks_kafka(
+    options: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtask.cli.run.refuse_without_topics", lambda _settings: pytest.fail("Kafka was asked"))
+    insecure = [] if "--insecure" in words else ["--insecure"]
+    assert_one_line_error(run("serve", "--bootstrap", "127.0.0.1:1", *options, *insecure), *words)
+
+
+@pytest.mark.parametrize(
     ("parameters", "word"),
     [("{", "not JSON"), ("[1]", "JSON object"), ("@missing.json", "missing.json"), ('"x"', "not str")],
 )
