@@ -159,6 +159,11 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
+    allowed_hosts: str = Field(
+        "",
+        description="names that the query service is called by, with commas between them: `tasks.example.com`, "
+        "`*.example.com`, `*` for any; beside localhost, IP addresses and its `host`",
+    )
     api_key: SecretStr | None = None
     store: Path | None = Field(None, description="SQLite file of the query service; none: a temporary one")
     body_bytes_max: int = Field(1_000_000, ge=1_000)
@@ -187,6 +192,11 @@ class Settings(BaseSettings):
     @property
     def topics(self) -> TopicNames:
         return TopicNames(self.prefix)
+
+    @property
+    def hosts_allowed(self) -> tuple[str, ...]:
+        """The names in `allowed_hosts`."""
+        return tuple(name for part in self.allowed_hosts.split(",") if (name := part.strip()))
 
     def bootstrap(self) -> str:
         """The broker's address. Raises ConfigError when none was given."""

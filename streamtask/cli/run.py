@@ -68,12 +68,21 @@ def serve(
     store: Annotated[
         Path | None, typer.Option("--store", metavar="FILE", help="SQLite file; none: a temporary one.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A name that it is called by, beside localhost and addresses; may be repeated; *.example.com, *.",
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without an API key.")
     ] = False,
 ) -> int | None:
     """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
-    settings = door.settings(host=host, port=port, store=store)
+    names = ",".join(allowed_host) if allowed_host else None
+    settings = door.settings(host=host, port=port, store=store, allowed_hosts=names)
     from streamtask.view.http import refuse_bind
     from streamtask.view.http import serve as serve_http
 

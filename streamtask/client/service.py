@@ -298,6 +298,8 @@ def error_of(code: int, problem: dict[str, Any], *, task_id: str, url: str) -> S
         return UnknownTask(f"Nobody knows task {task_id}.")
     if code in (401, 403):
         return ConfigError(f"The query service at {url} refused the API key: {text}. Set STREAMTASK_API_KEY.")
+    if code == 421:
+        return ConfigError(f"The query service at {url} does not go by that name. {text}")
     if code in (400, 409, 413, 415, 422):
         return RequestRefused(text, fields=_fields(problem))
     if code in (502, 503, 504):

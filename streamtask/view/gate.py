@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hmac
 import ipaddress
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamtask.errors import ConfigError
 from streamtask.identity import canonical
+from streamtask.view.hosts import Hosts, is_foreign
 from streamtask.view.problems import Problem
 from streamtask.view.service import ViewService
 
@@ -32,8 +32,9 @@ _TASK_PATH_LENGTH = len(_TASKS) + 36
 class LookUp:
     """Answers the plain look-up of who may come in: before the application (metrics.py), and in it for who asks that."""
 
-    def __init__(self, service: ViewService, api_key: str | None) -> None:
+    def __init__(self, service: ViewService, api_key: str | None, hosts: Hosts) -> None:
         self._service = service
+        self._hosts = hosts
         self._key = None if api_key is None else api_key.encode()
 
     async def answers(self, scope: Scope, send: Send) -> bool:
@@ -44,8 +45,8 @@ class LookUp:
         if len(path) != _TASK_PATH_LENGTH or not path.startswith(_TASKS) or scope["query_string"]:
             return False
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        for name, _ in headers:
-            if name in _CONDITIONS:
+        for name, value in headers:
+            if name in _CONDITIONS or (name == b"host" and not self._hosts.allows(value)):
                 return False
         if self._key is not None and not _admits(self._key, headers):
             return False
@@ -77,11 +78,12 @@ _CONTENT_TYPE, _NO_CACHE = (b"content-type", b"application/json"), (b"cache-cont
 
 
 class Gate:
-    """ASGI middleware. `api_key` None: everybody may come in (loopback, or --insecure)."""
+    """ASGI middleware. `api_key` None: everybody may come in (loopback, or --insecure) who names one of our hosts."""
 
-    def __init__(self, app: ASGIApp, look_up: LookUp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, look_up: LookUp, api_key: str | None, hosts: Hosts) -> None:
         self._app = app
         self._look_up = look_up
+        self._hosts = hosts
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,17 +94,29 @@ class Gate:
                 await self._app(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if self._key is not None and scope["path"] not in OPEN_PATHS and not _admits(self._key, headers):
+        unknown = self._unknown_host(headers)
+        if unknown is not None:
+            await _misdirected(unknown).response()(scope, receive, send)
+        elif self._key is not None and scope["path"] not in OPEN_PATHS and not _admits(self._key, headers):
             await _unauthorized().response()(scope, receive, send)
-        elif scope["method"] not in READING and _is_foreign(headers):
-            await _foreign().response()(scope, receive, send)
+        elif scope["method"] not in READING and (refusal := _refusal_of_origin(headers)) is not None:
+            await refusal.response()(scope, receive, send)
         elif not await self._look_up.answers(scope, send):
             await self._app(scope, receive, send)
 
     def _opens(self, headers: list[tuple[bytes, bytes]]) -> bool:
         """Whether this WebSocket may be opened. Browsers keep a page from reading another site's answers, but not its
         WebSockets."""
-        return not _is_foreign(headers) and (self._key is None or _admits(self._key, headers))
+        if self._unknown_host(headers) is not None or _refusal_of_origin(headers) is not None:
+            return False
+        return self._key is None or _admits(self._key, headers)
+
+    def _unknown_host(self, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+        """The `Host` that is none of ours. No browser leaves it out, so whoever does is let through (HTTP/1.0 checks)."""
+        for name, value in headers:
+            if name == b"host" and not self._hosts.allows(value):
+                return value
+        return None
 
 
 def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
@@ -153,14 +167,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _is_foreign(headers: list[tuple[bytes, bytes]]) -> bool:
-    """A browser was sent here by another site's page: its Origin is not the host that it speaks to.
+def _refusal_of_origin(headers: list[tuple[bytes, bytes]]) -> Problem | None:
+    """Why this may not write or open a WebSocket: a browser was sent here by the page of another site. None: it may."""
+    try:
+        if not is_foreign(headers):
+            return None
+    except ValueError as error:
+        return Problem(400, "malformed-origin", "The Origin cannot be read", f"Origin: {error}.")
+    return Problem(403, "cross-origin", "Pages of other sites may not write here")
 
-    Without this any web page could submit tasks to a service on its visitor's loopback address.
-    """
-    named = dict(headers)
-    origin = named.get(b"origin")
-    return origin is not None and urlsplit(origin.decode("latin-1")).netloc != named.get(b"host", b"").decode("latin-1")
+
+def _misdirected(host: bytes) -> Problem:
+    return Problem(
+        421,
+        "unknown-host",
+        "This service does not go by that name",
+        f"Host: {host.decode('latin-1')[:255]!r}. If that is one of its names, start it with --allowed-host NAME "
+        "(STREAMTASK_ALLOWED_HOSTS).",
+    )
 
 
 def _unauthorized() -> Problem:
@@ -171,7 +195,3 @@ def _unauthorized() -> Problem:
         "Send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
         headers={"WWW-Authenticate": "Bearer"},
     )
-
-
-def _foreign() -> Problem:
-    return Problem(403, "cross-origin", "Pages of other sites may not write here")

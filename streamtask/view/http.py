@@ -26,6 +26,7 @@ from streamtask.view import examples
 from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
 from streamtask.view.examples import HEADERS, JSON, answer
 from streamtask.view.gate import Gate, LookUp, check_bind
+from streamtask.view.hosts import Hosts
 from streamtask.view.live import Live
 from streamtask.view.materialize import created_row
 from streamtask.view.openapi import describe
@@ -78,8 +79,10 @@ def create_app(
     redriver: Redriver | None = None,
     api_key: str | None = None,
     body_bytes_max: int = 1_000_000,
+    hosts: Hosts | None = None,
 ) -> FastAPI:
-    """The ASGI application over a view that somebody else keeps running."""
+    """The ASGI application over a view that somebody else keeps running. hosts: its names; None: localhost and addresses."""
+    hosts = hosts or Hosts()
     app = FastAPI(
         title="streamtask query service",
         version="1",
@@ -89,8 +92,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     install(app)
-    app.state.look_up = LookUp(service, api_key)
-    app.add_middleware(Gate, look_up=app.state.look_up, api_key=api_key)
+    app.state.look_up = LookUp(service, api_key, hosts)
+    app.add_middleware(Gate, look_up=app.state.look_up, api_key=api_key, hosts=hosts)
     _add_submit(app, service, submitter, body_bytes_max)
     _add_lookup(app, service)
     _add_list(app, service)
@@ -109,6 +112,7 @@ def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
     from streamtask.view.server import find_place
 
     check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
+    Hosts(settings.host, settings.hosts_allowed)
     find_place(settings.host, settings.port)
 
 

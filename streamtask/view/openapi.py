@@ -79,11 +79,11 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         if len(kept) == 1:
             del schema["anyOf"]
             schema.update(kept[0])
-    more: dict[int | str, Any] = responses(500)
+    more: dict[int | str, Any] = responses(421, 500)
     if path not in OPEN_PATHS:
         operation["security"] = [{}, *({name: []} for name in SECURITY)]
         more |= responses(401)
     if method not in READING:
-        more |= responses(403)
+        more |= responses(400, 403)
     told = operation["responses"] | {str(code): one for code, one in more.items()}
     operation["responses"] = dict(sorted(told.items()))

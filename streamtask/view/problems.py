@@ -32,6 +32,7 @@ _MEANING = {
     409: "The state of the task does not allow it",
     410: "What came since is too much to be read again",
     413: "The body is too large",
+    421: "`Host` is no name of this service (DNS rebinding); see --allowed-host",
     422: "A field or a parameter is wrong; `errors` names it",
     500: "Something is wrong in the service; its log says what",
     503: "Not now; `Retry-After` says when to try again",

@@ -28,6 +28,7 @@ from streamtask.config import Settings
 from streamtask.errors import ClusterError, ConfigError
 from streamtask.registry import Formats
 from streamtask.view.gate import check_bind
+from streamtask.view.hosts import Hosts
 from streamtask.view.http import create_app
 from streamtask.view.metrics import observed
 from streamtask.view.redriver import KafkaRedriver
@@ -115,7 +116,14 @@ async def _serve(settings: Settings, key: str | None, say: Callable[[str], None]
         )
         async with service.running(), KafkaSubmitter(kafka, names, encoder) as submitter:
             redriver = KafkaRedriver(kafka, names, facts.cluster_id, formats.waiting)
-            app = create_app(service, submitter, redriver=redriver, api_key=key, body_bytes_max=settings.body_bytes_max)
+            app = create_app(
+                service,
+                submitter,
+                redriver=redriver,
+                api_key=key,
+                body_bytes_max=settings.body_bytes_max,
+                hosts=Hosts(settings.host, settings.hosts_allowed),
+            )
             gc.set_threshold(*COLLECT_AFTER)
             gc.freeze()  # the routes and their schemas live as long as the process: no collection looks at them again
             async with serving(observed(app, service), place):

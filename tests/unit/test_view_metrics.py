@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 async def seen(view: Bench, api_key: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the service as server.py serves it."""
     app = observed(create_app(view.service, LogSubmitter(view.log), api_key=api_key), view.service)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://view") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as http:
         yield http
 
 

@@ -19,6 +19,7 @@ from streamtask.config import TopicNames
 from streamtask.errors import StreamtaskError
 from streamtask.identity import Origin
 from streamtask.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
+from streamtask.view.hosts import Hosts
 from streamtask.view.http import create_app
 from streamtask.view.service import OnGap, ViewService
 from streamtask.view.store import MemoryStore, Partition, Store
@@ -241,7 +242,8 @@ async def bench(
     store = store or MemoryStore()
     service = ViewService(store, log.open, NAMES, CLUSTER, open_past=log.past)
     submitter = LogSubmitter(log)
-    app = create_app(service, submitter, api_key=api_key, body_bytes_max=body_bytes_max)
+    hosts = Hosts(allowed=["view.test"])
+    app = create_app(service, submitter, api_key=api_key, body_bytes_max=body_bytes_max, hosts=hosts)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://view.test") as http:
         yield Bench(log, store, service, submitter, http, app)
