@@ -176,13 +176,16 @@ def limit_quota(stage: Stage, args: Mapping[str, Any]) -> Acting:
             limit_producers(stage.kafka.bootstrap, FREE, client_id=name)
         limit_producers(stage.kafka.bootstrap, rate)
 
+    lifted = False
     try:
         yield from stage.aside(limit)
         yield float(args["hold_s"])
         yield from _lift(stage)
+        lifted = True
     finally:
-        for _ in _lift(stage):
-            pass
+        if not lifted:
+            for _ in _lift(stage):
+                pass
     stage.say("no quota", undone=True)
 
 
