@@ -22,9 +22,11 @@ pub fn claim(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
                 bump(n, w.fid); close_tx(n, w.fid, Ts::Abort); n.w[i].pc = Pc::C2w }),
             Ts::Empty => push(out, "claim 2: init_transactions of the recorded id", i, w.fid as usize, Class::Step, s, |n| {
                 bump(n, w.fid); n.w[i].fid = NONE; n.w[i].pc = if cfg.fence_after { Pc::C4 } else { Pc::C3 } }),
+            _ if cfg.fence_decided => push(out, "claim 2: the recorded id is decided", i, w.fid as usize, Class::Step, s, |n| {
+                n.w[i].fid = NONE; n.w[i].pc = if cfg.fence_after { Pc::C4 } else { Pc::C3 } }),
             _ => gives_up(out),
         },
-        Pc::C2w => if s.tx[w.fid as usize].st != Ts::Empty { gives_up(out) } else { push(out, "claim 2: fence complete", i, 0, Class::Step, s, |n| {
+        Pc::C2w => if s.tx[w.fid as usize].st != Ts::Empty && !cfg.fence_decided { gives_up(out) } else { push(out, "claim 2: fence complete", i, 0, Class::Step, s, |n| {
             n.w[i].fid = NONE; n.w[i].pc = if cfg.fence_after { Pc::C4 } else { Pc::C3 } }) },
         Pc::C3 => if cfg.stable && !s.pend.is_empty() { gives_up(out) } else { push(out, "claim 3: committed(), decodes", i, 0, Class::Step, s, |n| {
             let fence_now = cfg.fence && cfg.fence_after && w.fid != NONE;

@@ -33,6 +33,7 @@ rules! {
     fence = true: "step 2: the recorded owner is fenced",
     fence_after = false: "mutation: step 2 after step 3",
     fence_clean = false: "variant: step 2 also for a clean owner",
+    fence_decided = false: "variant: step 2 does not wait for the markers of what is decided",
     fence_former = true: "step 2 also for the id that this same worker used before",
     stable = true: "step 3 waits for pending offsets",
     txn_claim = false: "mutation: step 4 is a transaction",

@@ -64,6 +64,8 @@ const MUTATIONS: &[Row] = &[
     ("fence_rule poll_first reclaim", "1: prog=2 freeze", "leaves the state machine"),
     ("fence_rule", "1: prog freeze move", H), ("fence_rule", "1: prog fence freeze", H), ("fence_rule", "1: prog amb freeze crash", H),
     ("fence_former", "1: amb crash move", H), ("fence_former", "1: amb fence freeze", H), ("fence_former stable", "1: amb crash", CREATED2),
+    ("fence_decided", "1: crash=2 move", H), ("fence_decided", "1: freeze move", H), ("fence_decided", "1: amb crash", H),
+    ("fence_decided", "1: prog freeze move", H), ("fence_decided stable", "1: crash=2", CREATED2),
     ("deadline", "1: freeze=2", STALL),
     ("late_meta", "1: freeze move amb", H), ("late_meta", "1: prog expire crash", H),
     ("threads", "1: crash move", UNCOUNTED), ("threads", "1: freeze amb move", H),
