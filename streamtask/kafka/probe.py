@@ -65,22 +65,31 @@ class Probes:
             threading.Thread(target=self._run, args=(place,), name="probe", daemon=True).start()
 
     def _run(self, place: Place) -> None:
+        clients: list[Producer] = []
         try:
-            why = self._probe(place)
+            why = self._probe(place, clients)
         except Exception as error:  # noqa: BLE001 a place without an answer would never be asked again
             why = str(error_of(error) or error)
         self._answers.put((place, why))
+        clients.clear()  # only now: the end of a client may block for as long as its partition takes nothing
 
-    def _probe(self, place: Place) -> str | None:
+    def _probe(self, place: Place, clients: list[Producer]) -> str | None:
         failed: dict[int, KafkaError] = {}
         settings = self._settings.transactional(new_transactional_id(self._names.group, f"{self._slot}-probe"))
         settings |= {"transaction.timeout.ms": TRANSACTION_MS, "message.timeout.ms": TRANSACTION_MS}
         producer = Producer(settings | {"on_delivery": lambda error, message: _note(failed, error, message)})
+        clients.append(producer)
         topic = self._names.dead if place[0] == LETTERS else self._names.status
         producer.init_transactions(INIT_S)
-        numbers = [place[1]] if place[1] >= 0 else _partitions(producer, topic)
-        if not numbers:
+        there = _partitions(producer, topic)
+        if not there:
             return f"{topic} does not exist"
+        if place[0] == LETTERS and place[1] not in there:
+            numbers = (
+                there  # all of it; or one that is no more, the topic was made anew: nothing is to be kept away from it
+            )
+        else:
+            numbers = [place[1]]
         producer.begin_transaction()
         for number in numbers:
             producer.produce(topic, VALUE, KEY, number)

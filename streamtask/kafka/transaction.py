@@ -77,6 +77,7 @@ class StatusTransaction:
         self._refused: list[tuple[KafkaError, Place]] = []
         self._silent: set[Place] | None = None  # the places of what is given up, while it is
         self._produced = 0
+        self._at_letters = False  # a dead letter is being handed over
         self._letters = False  # the open transaction has dead letters
         self._throttled_until = 0.0  # monotonic: a quota of the broker
         self._flush_by = 0.0  # monotonic
@@ -158,6 +159,7 @@ class StatusTransaction:
         self._flush_by = deadline = time.monotonic() + timeout_s
         self._refused.clear()
         self._produced, self._letters = len(plan.events) + len(plan.dead), bool(plan.dead)
+        self._at_letters = False
         try:
             places = self._letter_places(producer, plan, deadline)
             if places is not None and not places:
@@ -217,7 +219,10 @@ class StatusTransaction:
             raise error  # a SystemError that is not Kafka's
         if found.code() == KafkaError._UNKNOWN_PARTITION:
             self._look_again(producer, self._flush_by)
-        return self._over(fault(error, Call.PRODUCE))
+        answer = fault(error, Call.PRODUCE)
+        if self._at_letters and answer.kind is FaultKind.ABORT:
+            answer = Fault(answer.kind, answer.text, frozenset({DEAD}))
+        return self._over(answer)
 
     def _look_again(self, producer: Producer, deadline: float) -> None:
         """Partitions were added since the producer looked: by itself it looks every five minutes, and until then every
@@ -255,7 +260,8 @@ class StatusTransaction:
         if not plan.dead or not plan.avoid:
             return None
         found = producer.list_topics(self._names.dead, timeout=max(deadline - time.monotonic(), 0.05))
-        return sorted(set(found.topics[self._names.dead].partitions) - plan.avoid)
+        topic = found.topics.get(self._names.dead)
+        return sorted(set(topic.partitions) - plan.avoid) if topic is not None else []
 
     def _enqueue(self, producer: Producer, plan: CommitPlan, deadline: float, places: list[int] | None) -> None:
         """Raises KafkaException, or BufferError when the queue stays full until the deadline."""
@@ -267,6 +273,7 @@ class StatusTransaction:
                 produce(topic, value, key, event.partition, headers=headers)
             except BufferError:
                 self._when_room(producer, deadline, topic, value, key, event.partition, headers=headers)
+        self._at_letters = True
         for letter in plan.dead:
             # Placed by key, not by the request's partition: tasks.dead is no part of a shard, and may have fewer
             # partitions than the bands after these have grown.
@@ -276,6 +283,7 @@ class StatusTransaction:
                 produce(dead, dead_value, dead_key, *at, headers=dead_headers)
             except BufferError:
                 self._when_room(producer, deadline, dead, dead_value, dead_key, *at, headers=dead_headers)
+        self._at_letters = False
 
     @staticmethod
     def _when_room(producer: Producer, deadline: float, *record: Any, **more: Any) -> None:
