@@ -100,8 +100,8 @@ class StatusTransaction:
 
     def _place(self, message: Any) -> Place:
         """A record whose partition was never chosen has partition -1: its topic is not there."""
-        letter = message.topic() == self._names.dead
-        return (LETTERS if letter else STATUS, message.partition())
+        letter, number = message.topic() == self._names.dead, message.partition()
+        return (LETTERS if letter else STATUS, -1 if number is None else number)
 
     def _on_throttle(self, event: Any) -> None:
         if event.throttle_time > 0:

@@ -8,7 +8,7 @@ from streamtask.codec import encode_dead, encode_status, status_headers, status_
 from streamtask.config import TopicNames
 from streamtask.core.batch_size import BYTES_MIN, FLUSH_MS, PATIENCE_MAX_MS, RISE_BYTES, SILENT_MS, BatchSize
 from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord
-from streamtask.ports import Answer, Ask, Fault, FaultKind, Flush, RenewProducer, Waiting
+from streamtask.ports import Answer, Ask, Fault, FaultKind, Flush, Produce, RenewProducer, Waiting
 from tests.core.desk import Desk, raised
 
 SLOTS = {HandlerKind.ASYNC: 100, HandlerKind.THREAD: 0, HandlerKind.PROCESS: 0}
@@ -178,3 +178,18 @@ def test_silence_is_waited_for_longer_each_time() -> None:
     assert size.silent_ms(1_000) == SILENT_MS
     size.not_taken(1_000, 0.0, SILENT_MS)
     assert size.silent_ms(1_000) == FLUSH_MS
+
+
+def test_a_quota_is_waited_out_before_a_transaction_begins() -> None:
+    """An open transaction that waits for a broker's quota outlives its timeout."""
+    d = desk()
+    record = d.submit()
+    d.engine.hold(4_000, d.now)
+    d.asked.clear()
+    assert not d.turn()
+    d.later(3_999)
+    assert not d.turn()
+    assert not any(isinstance(ask, Produce) for ask in d.asked)
+    d.later(1)
+    assert d.turn()
+    assert d.history(record) == ["created", "running 1"]

@@ -116,7 +116,10 @@ def test_every_function_that_the_record_names_anywhere_exists() -> None:
 
 
 def test_every_mutation_of_the_simulation_stands_beside_a_rule() -> None:
-    beyond = {"time_from_the_beginning", *REFUSAL_MUTATIONS}  # the model has no clock, and one partition of tasks.status
+    beyond = {
+        "time_from_the_beginning",
+        *REFUSAL_MUTATIONS,
+    }  # the model has no clock, and one partition of tasks.status
     assert {name for row in table("The rules") for name in names(row[4])} == set(MUTATIONS) - beyond
 
 
