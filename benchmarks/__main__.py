@@ -26,6 +26,7 @@ from benchmarks import (
     start,
     submit,
     subscribers,
+    takeover,
     throughput,
     visible,
 )
@@ -53,9 +54,10 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
     "memory": (memory.measure, 1_000_000),
+    "takeover": (takeover.measure, 10),
     "soak": (soak.measure, 0),
 }
-WITHOUT_BROKER = ("rooms", "audit", "soak")  # the soak's is one of its own
+WITHOUT_BROKER = ("rooms", "audit", "soak", "takeover")  # the last two have their own
 WARMED = (
     "latency",
     "priority",
@@ -72,6 +74,7 @@ OPTIONS = {  # that others do not have
     "memory": ("in_flight",),
     "flame": ("handler", "out"),
     "soak": ("minutes", "rate", "keep"),
+    "takeover": ("brokers", "rate"),
 }
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"scaling": scaling.text}  # of what is more than a line a figure
 ABOUT = ("benchmark", "machine", "versions", "commit")
@@ -105,7 +108,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE.svg", help="of flame: the graph; .txt: the stacks")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
     parser.add_argument(
-        "--rate", type=_rate, help="tasks a second: of the soak (300), of latency (none: one after the other)"
+        "--rate",
+        type=_rate,
+        help="tasks a second: of the soak (300), of latency (none: one after the other), of takeover for each partition (20)",
+    )
+    parser.add_argument(
+        "--brokers", type=_counts, metavar="N,…", help="of takeover: how many brokers a cluster has (1,3)"
     )
     parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
     parser.add_argument(
@@ -152,6 +160,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_positive(count) for count in _names(text))
 
 
 def _rate(text: str) -> float:

@@ -125,6 +125,14 @@ def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.
     return _process(["streamtask", "worker", APP], given)
 
 
+def supervisor(
+    bootstrap: str, prefix: str, concurrency: int, processes: int
+) -> contextlib.AbstractContextManager[OtherProcess]:
+    """`streamtask worker --processes N`: the parent of N worker processes, with the settings that a user has."""
+    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
+    return _process(["streamtask", "worker", APP, "--processes", str(processes)], given)
+
+
 class QueryService(NamedTuple):
     """A process of `streamtask serve`, and where it answers."""
 

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         ge=3,
         description="a worker process without a sign of life for so long is killed by its supervisor and replaced",
     )
-    session_timeout_ms: int = Field(10_000, ge=1)
+    session_timeout_ms: int = Field(6_000, ge=1)
     metrics_port: int | None = Field(
         None,
         ge=0,

@@ -10,6 +10,7 @@ connects with less than it was told would be worse than a wait.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -24,6 +25,7 @@ from streamtask.kafka.settings import KafkaSettings
 INSTALL = "pip install 'streamtask[failover]'"
 CALL_S = 3.0  # one connect, and one request
 RETRY_S, RETRY_MAX_S = 0.2, 2.0
+KEEP_S = 45.0  # between two looks at the connection: brokers and NATs drop what is idle for minutes
 DEATHS_MAX = 1_000  # waiting to be removed; far above any number of processes
 
 # librdkafka's name → kafka-python's, where the value means the same.
@@ -166,28 +168,59 @@ def remove_members(settings: KafkaSettings, group: str, members: Sequence[str], 
 
     Raises ConfigError (not installed, a setting without a counterpart), Unreachable, or ClusterError.
     """
-    return _remove(configuration(settings), group, members, reason)
-
-
-def _remove(config: Mapping[str, Any], group: str, members: Collection[str], reason: str) -> dict[str, bool]:
-    from kafka.admin import MemberToRemove
-    from kafka.errors import KafkaError
-
+    remover = _Remover(configuration(settings), group)
     try:
-        client, close = _connected(config)
+        return remover.remove(members, reason)
+    finally:
+        remover.close()
+
+
+class _Remover:
+    """Removes members of one group through a client that stays connected: to connect takes longer than to remove. Used by
+    one thread."""
+
+    def __init__(self, config: Mapping[str, Any], group: str) -> None:
+        self._config, self._group = config, group
+        self._client: Any = None
+        self._close: Callable[[], None] = lambda: None
+
+    def connect(self) -> None:
+        """Connect, and to the group's coordinator, or see that it still is. Raises kafka-python's errors."""
+        if self._client is None:
+            self._client, self._close = _connected(self._config)
         try:
-            wanted = [MemberToRemove(member_id=member, reason=reason) for member in members]
-            answers = client.remove_group_members(group, wanted)
-        finally:
-            close()
-    except (KafkaError, OSError) as error:  # a connect or a TLS file that cannot be read is an OSError
-        kind = Unreachable if isinstance(error, OSError) or getattr(error, "retriable", False) else ClusterError
-        raise kind(f"{','.join(config['bootstrap_servers'])}: {type(error).__name__}: {error}") from error
-    names = {member: getattr(answer, "__name__", str(answer)) for member, answer in answers.items()}
-    refused = {member: name for member, name in names.items() if name not in ("NoError", "UnknownMemberIdError")}
-    if refused:
-        raise ClusterError(f"group {group} did not remove {', '.join(f'{m}: {name}' for m, name in refused.items())}")
-    return {member: name == "NoError" for member, name in names.items()}
+            self._client.describe_groups([self._group])
+        except BaseException:
+            self.close()
+            raise
+
+    def remove(self, members: Collection[str], reason: str) -> dict[str, bool]:
+        """As remove_members."""
+        from kafka.admin import MemberToRemove
+        from kafka.errors import KafkaError
+
+        wanted = [MemberToRemove(member_id=member, reason=reason) for member in members]
+        kept = self._client is not None
+        try:
+            if self._client is None:
+                self._client, self._close = _connected(self._config)
+            answers = self._client.remove_group_members(self._group, wanted)
+        except (KafkaError, OSError) as error:  # a connect or a TLS file that cannot be read is an OSError
+            self.close()
+            if kept:  # its connection may have died unnoticed
+                return self.remove(members, reason)
+            kind = Unreachable if isinstance(error, OSError) or getattr(error, "retriable", False) else ClusterError
+            raise kind(f"{','.join(self._config['bootstrap_servers'])}: {type(error).__name__}: {error}") from error
+        names = {member: getattr(answer, "__name__", str(answer)) for member, answer in answers.items()}
+        refused = {member: name for member, name in names.items() if name not in ("NoError", "UnknownMemberIdError")}
+        if refused:
+            told = ", ".join(f"{m}: {name}" for m, name in refused.items())
+            raise ClusterError(f"group {self._group} did not remove {told}")
+        return {member: name == "NoError" for member, name in names.items()}
+
+    def close(self) -> None:
+        close, self._client, self._close = self._close, None, lambda: None
+        close()
 
 
 class Failover:
@@ -204,7 +237,7 @@ class Failover:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         try:
-            self._config = configuration(settings)
+            self._remover = _Remover(configuration(settings), group)
         except ConfigError as error:
             # Not to have asked for it is normal; settings that rule it out are worth a look.
             name = "failover_off" if INSTALL in str(error) else "failover_unmapped"
@@ -239,21 +272,33 @@ class Failover:
 
     def _run(self) -> None:
         self._prove()
-        while (death := self._deaths.get()) is not None:
-            deaths = dict([death])
-            while not self._deaths.empty():  # the only reader: a fall of many is one request
-                more = self._deaths.get()
-                if more is None:
-                    self._clear(deaths)
-                    return
-                deaths.update([more])
-            self._clear(deaths)
+        try:
+            while (death := self._next()) is not None:
+                deaths = dict([death])
+                while not self._deaths.empty():  # the only reader: a fall of many is one request
+                    more = self._deaths.get()
+                    if more is None:
+                        self._clear(deaths)
+                        return
+                    deaths.update([more])
+                self._clear(deaths)
+        finally:
+            with contextlib.suppress(Exception):  # whatever the second client raises
+                self._remover.close()
+
+    def _next(self) -> tuple[str, float] | None:
+        """The next death, with the connection kept alive until it comes; None: no more."""
+        while True:
+            try:
+                return self._deaths.get(timeout=KEEP_S)
+            except queue.Empty:
+                with contextlib.suppress(Exception):  # tried again, and at a death
+                    self._remover.connect()
 
     def _prove(self) -> None:
-        """Connect once, so that wrong settings are seen before somebody has died."""
+        """Connect, so that wrong settings are seen before somebody has died."""
         try:
-            _, close = _connected(self._config)
-            close()
+            self._remover.connect()
         except Exception as error:  # noqa: BLE001 whatever the second client raises must not end this thread
             telemetry.emit("failover_unproven", {"why": f"{type(error).__name__}: {error}"})
         else:
@@ -263,7 +308,7 @@ class Failover:
         first_s, wait_s = min(deaths.values()), RETRY_S
         while True:
             try:
-                done = _remove(self._config, self._group, deaths, "its process is dead")
+                done = self._remover.remove(deaths, "its process is dead")
             except Exception as error:  # noqa: BLE001 as above
                 spent_s = time.monotonic() - first_s
                 if spent_s + wait_s < self._window_s and not self._closing.wait(wait_s):

@@ -34,6 +34,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     "member_not_removed": (logging.WARNING, "its shards move after the session timeout; fields: members, why"),
     # shards
     "shards_assigned": (logging.INFO, "the group gave shards; fields: shards"),
+    "shards_claimed": (logging.INFO, "they are ours; fields: shards, list_ms, fence_ms, read_ms, commit_ms (of each step), "
+                       "fenced (transactional ids of earlier owners)"),
     "shards_revoked": (logging.INFO, "the group took shards; fields: shards, clean"),
     "shards_lost": (logging.WARNING, "shards were taken without asking (session over); fields: shards"),
     "shard_refused": (logging.ERROR, "cannot be claimed by this release; fields: shard, why"),

@@ -12,11 +12,10 @@ Every call ends by its deadline and answers a Fault instead of raising. Two clie
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
 from streamtask.kafka.faults import Call, error_of, fault
@@ -29,7 +28,6 @@ DECIDED_S = (
     0.7  # an open transaction is aborted, or a decided one complete, after less unless a marker cannot be written
 )
 PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
-FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
 # The reader keeps what it knew of a topic for minutes. After a freeze of all brokers it had seen the topics without their
 # partitions, and every claim failed for as long.
 _METADATA_OLD = frozenset(
@@ -96,73 +94,6 @@ def list_offsets(
     for part in parts:
         answer[cells[part.topic, part.partition]] = Committed(*_committed(part))
     return answer
-
-
-def fence_ids(
-    settings: KafkaSettings, ids: Sequence[str], *, timeout_s: float, on_refused: Callable[[str], None] | None = None
-) -> Fault | None:
-    """Claim 2: init_transactions once with each id, in parallel: aborts its open transaction and fences its holder.
-
-    An id that still answers CONCURRENT_TRANSACTIONS after DECIDED_S counts as fenced. What it had open is decided, and only
-    markers are missing, of a partition that takes none at the moment: waiting for it would keep every shard of the claim
-    from its owner. Offsets that are still pending hold the next step back (read_settled), and nothing else matters here.
-
-    on_refused  told of an id that the ACLs do not let us use: the claim then waits for its transaction's end instead
-    """
-    deadline = time.monotonic() + timeout_s
-    places = threading.BoundedSemaphore(FENCES_AT_ONCE)
-    outcomes: list[tuple[str, KafkaException | None]] = []
-
-    def fence(transactional_id: str) -> None:
-        # The producer's end may block when brokers are gone: it is this thread's alone.
-        outcome: KafkaException | None = None
-        try:
-            producer = Producer(settings.transactional(transactional_id))
-            _fence(producer, deadline)
-        except KafkaException as error:
-            outcome = error
-        outcomes.append((transactional_id, outcome))
-        places.release()
-
-    threads = []
-    for transactional_id in ids:
-        if not places.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            break
-        thread = threading.Thread(target=fence, args=(transactional_id,), name="fence", daemon=True)
-        thread.start()
-        threads.append(thread)
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0) + 0.05)
-    done = list(outcomes)
-    for transactional_id, outcome in done:
-        if outcome is None:
-            continue
-        error = error_of(outcome)
-        if error is None or error.code() != KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
-            return fault(outcome, Call.FENCE)
-        if on_refused is not None:
-            on_refused(f"no WRITE on transactional id {transactional_id}: its open transaction has to time out")
-    if len(done) < len(ids):
-        return Fault(FaultKind.RETRY, f"fence: {len(ids) - len(done)} of {len(ids)} ids not answered in {timeout_s} s")
-    return None
-
-
-def _fence(producer: Producer, deadline: float) -> None:
-    """Raises KafkaException."""
-    decided = time.monotonic() + DECIDED_S
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            producer.init_transactions(max(min(left, DECIDED_S), 0.001))
-            return
-        except KafkaException as error:
-            held = error_of(error)
-            if held is None or not held.retriable():
-                raise
-            if held.code() == KafkaError.CONCURRENT_TRANSACTIONS and time.monotonic() >= decided:
-                return
-            if left <= DECIDED_S:
-                raise
 
 
 def read_settled(

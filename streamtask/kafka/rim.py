@@ -8,6 +8,7 @@ over is answered FENCED until RenewProducer. One owner thread calls everything h
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ from streamtask.config import TopicNames
 from streamtask.errors import NotAllowed, Unreachable
 from streamtask.kafka import claim
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
+from streamtask.kafka.claim_times import ClaimTimes
 from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
 from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.fencing import fence_ids
 from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
@@ -124,6 +127,7 @@ class KafkaRim:
             Rejoin: self._rejoin,
         }
         self._reader = claim.reader(settings, names.group)
+        self._claim_times = ClaimTimes()
         self._unlisted = 0  # questions in a row that it got no answer to
         self._transaction: StatusTransaction | None = None
         self.probes = Probes(settings, names, slot)
@@ -170,7 +174,10 @@ class KafkaRim:
         """The answer that the ask's docstring names, or a Fault."""
         step = self._perform.get(type(ask))
         assert step is not None, f"{type(ask).__name__} is not the rim's"
-        return step(ask)
+        began_s = time.monotonic()
+        answer = step(ask)
+        self._claim_times.performed(ask, time.monotonic() - began_s)
+        return answer
 
     def pause(self, cells: Iterable[Cell]) -> None:
         self.consumer.pause(cells)
@@ -229,7 +236,7 @@ class KafkaRim:
         in_background("renew-reader", holder.clear)
 
     def _fence_ids(self, ask: FenceIds) -> Answer:
-        return claim.fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)
+        return fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)
 
     def _read_settled(self, ask: ReadSettled) -> Answer:
         return claim.read_settled(

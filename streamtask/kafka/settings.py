@@ -19,11 +19,14 @@ Properties = dict[str, Any]
 
 # A frozen broker keeps its connections open: with librdkafka's default of 60 s the worker would stand still for 61 s.
 SOCKET_TIMEOUT_MS = 6_000
-# Below the session timeout a dead owner's transaction would outlive its membership; 10 s = the session.
+# What a dead owner has open is aborted by who takes its shards over; where nobody does, it holds readers back for so long.
 TRANSACTION_TIMEOUT_MS = 10_000
 # Of a worker whose link is slow: the longest flush (core/batch_size.py, 30 s), the offsets and the commit.
 TRANSACTION_TIMEOUT_PATIENT_MS = 45_000
-HEARTBEAT_INTERVAL_MS = 1_000  # a join is noticed within a heartbeat
+# A member hears that another one has died, left or joined in the answer to its next heartbeat, and until every member has
+# heard it no shard moves: with 1 s that was the longest part of a take-over. It costs a broker 4 small requests a second.
+HEARTBEAT_INTERVAL_MS = 250
+SESSION_TIMEOUT_MIN_MS = 3_000
 FETCH_BYTES_MIN, FETCH_BYTES_MAX = 64 << 10, 1 << 20  # of one partition in one answer, compressed
 DELIVERY_TIMEOUT_MS = 30_000  # client and control records: after it the submit fails
 
@@ -46,7 +49,7 @@ class KafkaSettings:
     bootstrap: str
     client_id: str = "streamtask"
     extra: Mapping[str, Scalar] = field(default_factory=dict)
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = 6_000  # the least that brokers allow by default
     max_poll_interval_ms: int = 60_000
     batch_bytes: int = 400_000
     message_bytes_max: int = 1_000_000
@@ -56,10 +59,10 @@ class KafkaSettings:
     def __post_init__(self) -> None:
         if not self.bootstrap:
             raise ConfigError("bootstrap is empty: name the brokers as HOST:PORT[,HOST:PORT].")
-        if self.session_timeout_ms < 3 * HEARTBEAT_INTERVAL_MS:
+        if self.session_timeout_ms < SESSION_TIMEOUT_MIN_MS:
             raise ConfigError(
-                f"session_timeout_ms={self.session_timeout_ms} is too short: "
-                f"use three heartbeats of {HEARTBEAT_INTERVAL_MS} ms or more."
+                f"session_timeout_ms={self.session_timeout_ms} is too short: use {SESSION_TIMEOUT_MIN_MS} or more; a host "
+                "that stands still for so long would lose its shards."
             )
         if self.max_poll_interval_ms < self.session_timeout_ms:
             raise ConfigError(
@@ -207,7 +210,7 @@ class KafkaSettings:
                 "enable.partition.eof": True,  # positions pass over markers and compacted ends
                 # It joins nothing; but beside librdkafka's own 45 s a max.poll.interval.ms that is meant for the workers
                 # would be refused.
-                "session.timeout.ms": 3 * HEARTBEAT_INTERVAL_MS,
+                "session.timeout.ms": SESSION_TIMEOUT_MIN_MS,
                 "isolation.level": "read_committed" if read_committed else "read_uncommitted",
             },
         )

@@ -36,7 +36,7 @@ from streamtask.model import TaskResponse
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.acceptance.apps:app"
-SESSION_MS = 3_000  # the shortest that KafkaSettings takes: three heartbeats
+SESSION_MS = 3_000  # the shortest that KafkaSettings takes
 WAIT_S = 30.0
 T = TypeVar("T")
 TROUBLE = ("Traceback", "AssertionError", "worker_stuck", "poisoned")

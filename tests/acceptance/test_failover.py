@@ -19,7 +19,7 @@ from tests.acceptance.harness import ROOT, Bench, Running, until
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
-SESSION_S = 10.0  # the default of a user; the bench's own is shorter
+SESSION_S = 10.0  # longer than the default: a removal is told apart from the end of a session
 SESSION_MS = "10000"
 # What is promised is 3 s. Of three kills the middle one is held to it: a machine of two cores that does other things, too,
 # has been seen to need 5.6 s once in seven, of it 0.2-1.7 s until the group has given the shards, then the claim.

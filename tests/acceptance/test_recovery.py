@@ -26,8 +26,8 @@ from tests.acceptance.harness import Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
-SESSION_S = 10.0  # the default of a user; the bench's own is shorter
-USERS = {"STREAMTASK_SESSION_TIMEOUT_MS": "10000"}
+SESSION_S = 6.0  # the default of a user; the bench's own is shorter
+USERS = {"STREAMTASK_SESSION_TIMEOUT_MS": "6000"}
 HOST_SHARE = 2.0  # of the session; 1.2 on a machine that is not busy (docs/guarantees.md)
 BROKER_S = 10.0  # what one broker of three costs: 3 to 8.5 in 14 deaths
 OUTAGE_S = float(os.environ.get("STREAMTASK_OUTAGE_S", "15"))
@@ -107,7 +107,8 @@ def test_the_tasks_of_a_host_that_dies_run_elsewhere_within_little_more_than_its
     until(bench_sees, "whoever reads committed events sees it", 60.0)
     seen_s = time.monotonic() - killed_s
     tell(
-        f"a host killed → its tasks run elsewhere: {elsewhere_s:.1f} s, seen read committed: {seen_s:.1f} s (session 10 s)"
+        f"a host killed → its tasks run elsewhere: {elsewhere_s:.1f} s, seen read committed: {seen_s:.1f} s "
+        f"(session {SESSION_S:g} s)"
     )
     assert seen_s <= HOST_SHARE * SESSION_S
     (bench.directory / "gate").touch()
@@ -132,7 +133,7 @@ def test_a_drain_hands_over_the_moment_its_last_task_has_ended(bench: Bench, tel
     last_ms = max(done.ms for done in bench.executions() if done.what == "end" and done.id in mine)
     told = other.events("shards_assigned")[-1]["timestamp"]
     handed_s = _ms(told) / 1_000 - last_ms / 1_000
-    tell(f"a drain's last task has ended → its shards are with the other one: {handed_s:.2f} s (session 10 s)")
+    tell(f"a drain's last task has ended → its shards are with the other one: {handed_s:.2f} s (session 6 s)")
     assert handed_s <= 0.5 * SESSION_S, "a session's end is not waited for"
     completed(bench, tasks)
     bench.finish()

@@ -39,7 +39,7 @@ def test_every_client_notices_a_frozen_broker_in_six_seconds() -> None:
 
 def test_a_record_does_not_outlive_its_transaction() -> None:
     properties = SETTINGS.transactional("id")
-    assert properties["message.timeout.ms"] <= properties["transaction.timeout.ms"] <= SETTINGS.session_timeout_ms
+    assert properties["message.timeout.ms"] <= properties["transaction.timeout.ms"]
     assert 2 * properties["batch.size"] < 1_048_588  # Kafka's default max.message.bytes counts the batch
 
 
@@ -82,7 +82,7 @@ def test_what_a_client_is_cannot_be_overridden() -> None:
     [
         ({"bootstrap": ""}, "bootstrap"),
         ({"session_timeout_ms": 1_000}, "session_timeout_ms"),
-        ({"max_poll_interval_ms": 9_000}, "max_poll_interval_ms"),
+        ({"max_poll_interval_ms": 5_000}, "max_poll_interval_ms"),
         ({"batch_bytes": 2_000_000}, "batch_bytes"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_short_max_poll_interval_of_the_users_is_taken_by_every_client() -> No
     AdminClient(settings.admin())
 
 
-@pytest.mark.parametrize("extra", [{"max.poll.interval.ms": 9_999}, {"session.timeout.ms": "60001"}])
+@pytest.mark.parametrize("extra", [{"max.poll.interval.ms": 5_999}, {"session.timeout.ms": "60001"}])
 def test_a_poll_interval_below_the_session_is_refused_by_name(extra: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"max\.poll\.interval\.ms=\d+ is below session\.timeout\.ms=\d+"):
         KafkaSettings("b:1", extra=extra).consumer("group")

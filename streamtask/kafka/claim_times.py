@@ -1,0 +1,35 @@
+"""How long each step of a claim took: what `shards_claimed` tells, and where a take-over spends its time."""
+
+from __future__ import annotations
+
+from streamtask import telemetry
+from streamtask.ports import Ask, CommitPlain, FenceIds, ListOffsets, Produce, ReadSettled, Seat
+
+_STEPS: dict[type, str] = {
+    ListOffsets: "list_ms",
+    FenceIds: "fence_ms",
+    ReadSettled: "read_ms",
+    CommitPlain: "commit_ms",
+}
+
+
+class ClaimTimes:
+    """Of one worker process. A claim that begins again counts all its tries."""
+
+    def __init__(self) -> None:
+        self._took: dict[str, float] = {}
+        self._fenced = 0
+
+    def performed(self, ask: Ask, seconds: float) -> None:
+        """Tell, when the last step of a claim of new shards was done."""
+        name = _STEPS.get(type(ask))
+        if name is not None:
+            self._took[name] = self._took.get(name, 0.0) + seconds * 1_000
+            self._fenced += len(ask.ids) if isinstance(ask, FenceIds) else 0
+        elif isinstance(ask, Seat):
+            spent = {name: round(self._took.get(name, 0.0)) for name in _STEPS.values()}
+            shards = sorted({shard for _, shard in ask.positions})
+            telemetry.emit("shards_claimed", {"shards": shards, **spent, "fenced": self._fenced})
+            self._took, self._fenced = {}, 0
+        elif isinstance(ask, Produce):
+            self._took, self._fenced = {}, 0  # a claim of shards that it had before, which seats nothing

@@ -1,0 +1,105 @@
+"""Step 2 of a claim: abort what dead or frozen owners have open, by `init_transactions` once with each of their ids.
+
+A fresh client that asks for its id and meets a moment at which nothing is connected yet, or the markers of the transaction
+that it has just aborted are not written, waits 500 ms before it asks again, whatever its settings say (librdkafka; on an
+idle broker one in thirty, one in seven where it has connected before; always behind an open transaction). That was half of
+a take-over. So another client asks the same beside it, HEDGE_S later: the id belongs to nobody who lives, its epoch may rise
+any number of times, and the first answer says that nothing of it is open any more.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from streamtask.kafka.faults import Call, error_of, fault
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.ports import Fault, FaultKind
+
+FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
+HEDGE_S = 0.06  # an answer takes 15 ms; doubled each time
+RETRY_S = 0.02
+TRIES_MAX = 4  # clients that ask for one id: at 0, 60, 180 and 420 ms
+
+
+@dataclass(slots=True)
+class _Fence:
+    transactional_id: str
+    tries: int = 0
+    failed: int = 0
+    again_s: float = 0.0  # when the next client asks, monotonic
+    error: KafkaException | None = None
+    done: bool = False  # another client has done it
+
+
+def fence_ids(
+    settings: KafkaSettings, ids: Sequence[str], *, timeout_s: float, on_refused: Callable[[str], None] | None = None
+) -> Fault | None:
+    """Fence these ids in parallel. Answer: None, or a Fault when not all of them were in time.
+
+    on_refused  told of an id that the ACLs do not let us use: the claim then waits for its transaction's end instead
+    """
+    deadline = time.monotonic() + timeout_s
+    answers: queue.SimpleQueue[tuple[_Fence, KafkaException | None]] = queue.SimpleQueue()  # bounded by the tries
+    waiting = {name: _Fence(name) for name in dict.fromkeys(ids)}
+    running = 0
+
+    def ask(fence: _Fence) -> None:
+        # The producer's end may block when brokers are gone: it is this thread's alone.
+        error: KafkaException | None = None
+        try:
+            producer = Producer(settings.transactional(fence.transactional_id))
+            while (left_s := deadline - time.monotonic()) > 0 and not fence.done:
+                try:
+                    producer.init_transactions(left_s)
+                    error = None
+                    break
+                except KafkaException as raised:
+                    error, held = raised, error_of(raised)
+                    if held is None or not held.retriable():
+                        break
+                time.sleep(RETRY_S)  # the markers of what was open are being written
+        except KafkaException as raised:
+            error = raised
+        answers.put((fence, error))
+
+    while waiting and (now := time.monotonic()) < deadline:
+        for fence in sorted(waiting.values(), key=lambda one: one.tries):
+            if running < FENCES_AT_ONCE and fence.tries < TRIES_MAX and fence.again_s <= now:
+                fence.again_s = now + HEDGE_S * 2**fence.tries
+                fence.tries += 1
+                running += 1
+                threading.Thread(target=ask, args=(fence,), name="fence", daemon=True).start()
+        due_s = min((one.again_s for one in waiting.values() if one.tries < TRIES_MAX), default=deadline)
+        try:
+            fence, error = answers.get(timeout=max(min(due_s, deadline) - time.monotonic(), 0.001))
+        except queue.Empty:
+            continue
+        running -= 1
+        if error is None or _refused(error):
+            fence.done = True
+            if waiting.pop(fence.transactional_id, None) is not None and error is not None and on_refused is not None:
+                on_refused(
+                    f"no WRITE on transactional id {fence.transactional_id}: its open transaction has to time out"
+                )
+            continue
+        fence.failed += 1
+        fence.error = fence.error or error
+        if fence.failed == fence.tries and fence.transactional_id in waiting:
+            return fault(error, Call.FENCE)
+    for fence in waiting.values():
+        if fence.error is not None:
+            return fault(fence.error, Call.FENCE)
+    if waiting:
+        return Fault(FaultKind.RETRY, f"fence: {len(waiting)} of {len(ids)} ids not answered in {timeout_s} s")
+    return None
+
+
+def _refused(error: KafkaException) -> bool:
+    held = error_of(error)
+    return held is not None and held.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
