@@ -163,7 +163,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_positive(count) for count in _names(text))
+    return tuple(positive(count) for count in _names(text))
 
 
 def _rate(text: str) -> float:
