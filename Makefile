@@ -35,7 +35,7 @@ install: $(INSTALLED) ## make .venv and install streamtask into it, with everyth
 demo: $(INSTALLED) ## the census of a folder on a real local Kafka: DIR=folder, DEMO=--exit ends by itself
 	@$(BIN)/streamtask demo $(DEMO) $(if $(DIR),"$(DIR)")
 
-test: $(INSTALLED) ## the tests, on a real local Kafka; two at a time, acceptance tests alone
+test: $(INSTALLED) ## the tests, on a real local Kafka; two at a time
 	@$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
 
 slow: $(INSTALLED) ## the rest: what takes long, other languages, containers; what is not installed is skipped and named

@@ -5,17 +5,16 @@
 `prefix`  a random topic prefix, one per test.
 `make_topics(partitions)` and `topics` (4 partitions): the topics of that prefix, deleted after the test.
 
-Tests that kill, freeze or configure brokers start a DevBroker of their own. Acceptance tests come last, each alone on
-the machine, also under pytest-xdist: they start many processes, and wait for them with deadlines.
+Tests that kill, freeze or configure brokers start a DevBroker of their own. tests/turns.py says what runs side by side.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +26,7 @@ from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
 from streamtask.kafka import admin
 from streamtask.testing import GIVEN, Broker, SharedBroker
-from tests import parts, skips
+from tests import parts, skips, turns
 from tests.parts import MARKS, Collected
 
 if TYPE_CHECKING:
@@ -103,6 +102,12 @@ def secured() -> Iterator[SecureBroker]:
         yield kafka
 
 
+@pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the runs of mypy in this process: the first one takes 8 s, those after it 2."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     # Not in the fixture: its end counts as part of the last test, whose time limit is not for waiting on others.
     shared = session.config.stash.get(_SHARED, None)
@@ -112,7 +117,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before anything is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("acceptance") is not None)
+    turns.order(items)
     if config.args == config.getini("testpaths") and not config.getoption("ignore"):
         config.stash[_EVERYTHING] = found = [
             Collected(item.nodeid, frozenset(mark.name for mark in item.iter_markers()) & MARKS) for item in items
@@ -143,14 +148,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Waits here, outside of the test's time limit, until no acceptance test runs, or until none at all does."""
     parts.note("ran", item.nodeid)
-    if not os.environ.get("PYTEST_XDIST_WORKER") or getattr(item.config, "cache", None) is None:
+    with turns.turn(item):
         return (yield)
-    alone = item.get_closest_marker("acceptance") is not None
-    with (item.config.cache.mkdir("turns") / "turn").open("a") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    return turns.Scheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture

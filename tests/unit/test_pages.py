@@ -30,8 +30,8 @@ def test_each_way_over_is_shown_for_all_three() -> None:
 
 
 @pytest.mark.parametrize("page", ["migration", "development"])
-def test_the_code_of_the_page_is_typed(page: str, tmp_path: Path) -> None:
+def test_the_code_of_the_page_is_typed(page: str, tmp_path: Path, mypy_cache: Path) -> None:
     file = tmp_path / f"{page}_page.py"
     file.write_text(module_of(page))
-    told = mypy(file, tmp_path / "cache")
+    told = mypy(file, mypy_cache)
     assert told.returncode == 0, told.stdout + told.stderr
