@@ -51,7 +51,7 @@ def fence_ids(
 
     def ask(fence: _Fence) -> None:
         # The producer's end may block when brokers are gone: it is this thread's alone.
-        error: KafkaException | None = None
+        error: KafkaException | None = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not asked in time"))
         try:
             producer = Producer(settings.transactional(fence.transactional_id))
             while (left_s := deadline - time.monotonic()) > 0 and not fence.done:
@@ -76,6 +76,8 @@ def fence_ids(
                 running += 1
                 threading.Thread(target=ask, args=(fence,), name="fence", daemon=True).start()
         due_s = min((one.again_s for one in waiting.values() if one.tries < TRIES_MAX), default=deadline)
+        if running >= FENCES_AT_ONCE:
+            due_s = deadline  # the next client is made when another one has its answer
         try:
             fence, error = answers.get(timeout=max(min(due_s, deadline) - time.monotonic(), 0.001))
         except queue.Empty:

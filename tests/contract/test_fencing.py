@@ -88,3 +88,17 @@ def test_ids_without_an_answer_are_a_fault_at_the_deadline(monkeypatch: pytest.M
 def test_an_error_that_asking_again_does_not_mend_is_a_fault_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fencing, "Producer", Clients(broken))
     assert fence_ids(SETTINGS, ("a",), timeout_s=600.0) is not None
+
+
+def test_a_client_that_was_made_too_late_to_ask_has_fenced_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def late(properties: dict[str, Any]) -> Any:
+        threading.Event().wait(0.12)
+        return type("Client", (), {"init_transactions": lambda _self, timeout: asked.append(timeout)})()
+
+    monkeypatch.setattr(fencing, "Producer", late)
+    for _ in range(5):
+        answer = fence_ids(SETTINGS, ("a",), timeout_s=0.119)
+        assert asked or answer is not None
+        asked.clear()
