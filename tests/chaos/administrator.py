@@ -17,7 +17,7 @@ MOVE_S = 60.0
 
 @contextlib.contextmanager
 def _asking(bootstrap: str) -> Iterator[Any]:
-    """Its errors become RuntimeError: nobody who asks should have to know them."""
+    """Its errors become TimeoutError: nobody who asks should have to know them, and all of them mean that nobody answered."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from kafka.admin import KafkaAdminClient
@@ -36,7 +36,7 @@ def _asking(bootstrap: str) -> Iterator[Any]:
             finally:
                 client.close()
         except KafkaError as error:
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+            raise TimeoutError(f"{type(error).__name__}: {error}") from None
 
 
 def limit_producers(bootstrap: str, bytes_per_s: int | None, *, client_id: str | None = None) -> None:
@@ -44,7 +44,7 @@ def limit_producers(bootstrap: str, bytes_per_s: int | None, *, client_id: str |
 
     client_id  whose; None: of all that have no limit of their own
 
-    Raises RuntimeError when the broker refuses, or none answers.
+    Raises RuntimeError when the broker refuses, TimeoutError when none answers.
     """
     with _asking(bootstrap) as client:
         from kafka.protocol.admin import AlterClientQuotasRequest
@@ -76,7 +76,8 @@ def _ask(client: Any, request: Any, errors: Callable[[Any], list[tuple[int, str 
 
 
 def place_replicas(bootstrap: str, placed: Mapping[tuple[str, int], Sequence[int]]) -> None:
-    """{(topic, partition): brokers}; returns when they lie there. Raises RuntimeError."""
+    """{(topic, partition): brokers}; returns when they lie there. Raises RuntimeError when that is refused, TimeoutError
+    when none answers, or they are not there in time."""
     with _asking(bootstrap) as client:
         from kafka import TopicPartition
 
@@ -87,5 +88,5 @@ def place_replicas(bootstrap: str, placed: Mapping[tuple[str, int], Sequence[int
         deadline = time.monotonic() + MOVE_S
         while client.list_partition_reassignments():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the replicas did not move within {MOVE_S:g} s")
+                raise TimeoutError(f"the replicas did not move within {MOVE_S:g} s")
             time.sleep(0.2)

@@ -195,7 +195,7 @@ def _lift(stage: Stage) -> Acting:
         try:
             yield from stage.aside(lambda: limit_producers(stage.kafka.bootstrap, None))
             return
-        except RuntimeError:
+        except TimeoutError:
             if not left:
                 raise
             yield 1.0

@@ -28,7 +28,7 @@ def starved_by(node: int, partitions: int) -> list[int]:
 
 
 def make_thin(bootstrap: str, names: TopicNames, partitions: int) -> None:
-    """Raises RuntimeError when the brokers do not get it done."""
+    """Raises TimeoutError when the brokers do not get it done."""
     place_replicas(
         bootstrap,
         {

@@ -36,6 +36,7 @@ TRIES = 5
 LEADER_TRIES = 60
 MAKE_TRIES = 60
 SETTLED_S = 6.0
+ASK_S = 3.0
 
 
 def _admin(stage: Stage) -> AdminClient:
@@ -168,12 +169,18 @@ def remake_dead(stage: Stage, args: Mapping[str, Any]) -> Acting:
     stage.dead_anew_ms = FOREVER_MS
     yield from _made_anew(stage, topic, away_s=float(args["hold_s"]))
     yield SETTLED_S  # until the last letter that went to the old one has been answered for
-    # Whatever lies below may have had its letter in the old one.
-    ends = topic_ends(stage.bench.kafka, stage.bench.names.requests)
+    for left in reversed(range(LEADER_TRIES)):
+        try:
+            stage.bench.read_anew(topic)
+            # Whatever lies below may have had its letter in the old one.
+            ends = topic_ends(stage.bench.kafka, stage.bench.names.requests, timeout_s=ASK_S)
+            break
+        except (StreamtaskError, KafkaException):
+            assert left, f"nobody answers for {topic}, or for the ends of the requests"
+            yield 1.0
     bands = dict(zip(stage.bench.names.requests, (band.name for band in stage.bench.names.bands), strict=True))
     stage.letters_gone = {(bands[name], partition): end for (name, partition), end in ends.items()}
     stage.dead_anew_ms = now_ms()
-    stage.bench.read_anew(topic)
     stage.say("letters are kept again", undone=True)
 
 
