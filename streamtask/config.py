@@ -105,7 +105,7 @@ class EngineConfig:
     not_before_max_ms: int = 3_600_000  # longer waits need scheduling
     begin_ms: int = 60_000  # a child has not begun by then: again elsewhere. One starts in 0.3 s, and 5 s at load 40
     refresh_ms: int = 30 * 86_400_000 // 4  # a quarter of the status retention: the last event is published again
-    trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); doubled each time
+    trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); 16 times as long after an acquittal
     trial_max_ms: int = 3_600_000
     alone_ms: int = 30_000  # a trial that is stood alone waits for what runs, at most so long; nothing else starts
     cancels_max: int = 1_000_000  # ids of tasks.control kept (16 bytes each)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamtask.handlers import Context, Handler
 from streamtask.model import Band
 from streamtask.ports import Start
 from streamtask.tracing import Attempt
+
+if TYPE_CHECKING:
+    from streamtask.children.pool import Pool
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
@@ -18,7 +21,7 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 class Execution(Context):
     """Belongs to the executor. `task` and `cancel_sent` are of the loop's side, `thread_id` of the thread that runs it."""
 
-    __slots__ = ("cancel_sent", "handler", "in_child", "span", "task", "thread_id", "told", "woke_s")
+    __slots__ = ("cancel_sent", "handler", "pool", "span", "task", "thread_id", "told", "woke_s")
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class Execution(Context):
         self.task: asyncio.Task[None] | None = None
         self.thread_id: int | None = None
         self.cancel_sent = False
-        self.in_child = False
+        self.pool: Pool | None = None  #: whose child runs it
         self.told = False  # that it goes on in spite of its stop
         self.woke_s = 0.0
         self.span: Attempt | None = None

@@ -26,13 +26,14 @@ from streamtask import outcomes
 from streamtask.children.pipe import job_of
 from streamtask.children.place import Job
 from streamtask.children.pool import Pool
+from streamtask.children.quarantine import Quarantine
 from streamtask.coroutines import Coroutines
 from streamtask.errors import LifespanError
 from streamtask.execution import Execution, OnEvent
 from streamtask.handlers import Context, Handler, Lifespan
 from streamtask.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
 from streamtask.ports import Start, Stop, StopReason
-from streamtask.tracing import Attempt, Attempts
+from streamtask.tracing import Attempts
 from streamtask.whereabouts import Running, Stragglers, where
 
 Done = list[tuple[int, Outcome]]
@@ -71,6 +72,7 @@ class Executor:
         self._handlers = handlers
         self._attempts = attempts
         self._children = children
+        self._quarantine = None if children is None else Quarantine.beside(children)
         self._threads_max = threads
         self._bands = tuple(bands)
         self._on_event = on_event or _warn
@@ -106,8 +108,10 @@ class Executor:
     def start(self, timeout_s: float = 60.0) -> None:
         """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more."""
         self._coroutines.start()
-        if self._children is not None:
-            self._children.start(self._child_ended, self._child_reported, self._fail, self._child_begun)
+        if self._children is not None and self._quarantine is not None:
+            told = (self._child_ended, self._child_reported, self._fail, self._child_begun)
+            self._children.start(*told)
+            self._quarantine.start(*told)
         opened = self._coroutines.await_opened(timeout_s)
         if opened and self.failure is None:
             return
@@ -136,9 +140,8 @@ class Executor:
             if span_of is not None:
                 execution.span = span_of(start)
             self._executions[start.token] = execution
-            if handler.kind is HandlerKind.PROCESS or (start.isolated and self._children is not None):
-                execution.in_child = True
-                self._to_child(start, handler, execution.span)
+            if handler.kind is HandlerKind.PROCESS or (start.group and self._children is not None):
+                self._to_child(execution, start, handler)
             elif handler.kind is HandlerKind.ASYNC:
                 batch.append(execution)
             else:
@@ -154,8 +157,8 @@ class Executor:
             execution = self._executions.get(stop.token)
             if execution is not None:
                 execution._stopped = execution._stopped or stop.reason  # the first reason is the reason
-                if self._children is not None and execution.in_child:
-                    self._children.stop(stop.token, stop.reason)
+                if execution.pool is not None:
+                    execution.pool.stop(stop.token, stop.reason)
                     self._told.append((overdue_s, execution))
                 elif execution.handler.kind is HandlerKind.ASYNC:
                     batch.append(execution)
@@ -289,6 +292,8 @@ class Executor:
             self._thread_work.put(None)
         if self._children is not None:
             self._children.close(max(0.0, deadline - time.monotonic()))
+        if self._quarantine is not None:
+            self._quarantine.close(max(0.0, deadline - time.monotonic()))
         if not self._coroutines.close(deadline):
             self._on_event("lifespan_left_open", {"running": len(self._executions)})
         return not self._executions
@@ -366,20 +371,24 @@ class Executor:
 
     # --- Children -----------------------------------------------------------------------------------------------------
 
-    def _to_child(self, start: Start, handler: Handler, span: Attempt | None) -> None:
-        assert self._children is not None, f"{handler.name!r} needs a child, and there are none"
-        payload = job_of(start, handler.memory_mb, () if span is None else span.carried)
+    def _to_child(self, execution: Execution, start: Start, handler: Handler) -> None:
+        """Process handlers into the pool; suspects among them alone, others into the child of their group."""
+        alone = handler.kind is HandlerKind.PROCESS
+        pool = execution.pool = self._children if alone else self._quarantine
+        assert pool is not None, f"{handler.name!r} needs a child, and there are none"
+        carried = () if execution.span is None else execution.span.carried
         # Not beside others where the child may have to go after it.
         shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
-        self._children.submit(
+        pool.submit(
             Job(
                 start.token,
                 handler.name,
-                payload,
+                job_of(start, handler.memory_mb, carried),
                 handler.max_tasks,
-                own=start.isolated,
+                own=alone and start.group > 0,
                 shares=shares,
                 timed=start.timed,
+                group=0 if alone else start.group,
             )
         )
 

@@ -330,6 +330,7 @@ class Outcome:
     after_ms   the handler's own wish (RetryLater), else None
     ran_ms     how long it occupied its thread or child; None: it shares neither with others
     begun      False: it was told to stop while it waited behind others, and was never called
+    beside     others that ran in the process that died (LOST only); 0: its death is its own
     """
 
     ending: Ending
@@ -342,6 +343,7 @@ class Outcome:
     after_ms: int | None = None
     ran_ms: float | None = field(default=None, compare=False)
     begun: bool = True
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,8 @@ class Start:
     token      names this execution for Ended and Progress; never used twice in a process
     timeout_ms the attempt's time limit as resolved by the engine (the engine keeps the clock), None = none: from the start
                of its handler, which a child tells (Engine.begun)
-    isolated   it has died before: run it in a child of its own, whatever its kind, so that it cannot take others along
+    group      two processes have died under it: run it in the quarantine child of this number, with all others that have it,
+               whatever its kind, so that it cannot take the worker along; 0: it runs as its kind does
     shares     its type is short, and it shares its slot: a child may be handed several of these at once
     """
 
@@ -285,13 +286,18 @@ class Start:
     attempt: int
     kind: HandlerKind
     timeout_ms: int | None
-    isolated: bool = False
+    group: int = 0
     shares: bool = False
 
     @property
     def timed(self) -> bool:
         """Whether it matters when its handler begins: it has a time limit, or may stand a trial."""
-        return self.timeout_ms is not None or self.isolated
+        return self.timeout_ms is not None or self.group > 0
+
+    @property
+    def in_child(self) -> bool:
+        """Whether its handler begins in a child, and so later than it is handed over."""
+        return self.kind is HandlerKind.PROCESS or self.group > 0
 
 
 @dataclass(frozen=True, slots=True)

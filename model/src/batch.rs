@@ -5,11 +5,15 @@ use crate::rules::Cfg;
 use crate::state::*;
 
 /// Its next run is (or the present one began as) a trial.
-pub fn suspect(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && m.lost >= cfg.suspect() && (m.trial > 0 || !(cfg.child || cfg.proc)) }
+pub fn suspect(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && m.lost >= cfg.suspect() }
 /// That trial is one that it stands alone.
-fn alone(m: &Mem, cfg: &Cfg) -> bool { suspect(m, cfg) && m.trial == 2 && !m.over_ok }
+fn alone(m: &Mem, cfg: &Cfg) -> bool { suspect(m, cfg) && m.trial == 3 && !m.over_ok }
 /// It runs in a child of its own.
-pub fn isolated(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && (cfg.proc || (cfg.child && m.lost >= cfg.suspect())) }
+pub fn isolated(m: &Mem, cfg: &Cfg) -> bool { cfg.iso && (cfg.proc || m.ward > 0) }
+/// Its deaths when its own child has died: the one of who had outlived its trial in quarantine is one more than a suspect's.
+fn died_alone(m: &Mem, cfg: &Cfg) -> u8 { if m.ward > 0 { m.lost.max(cfg.suspect()) + 1 } else { m.lost + cfg.child_counts as u8 } }
+/// Both run in the child of one group.
+pub fn together(a: &Mem, b: &Mem) -> bool { a.ward == 1 && b.ward == 1 && a.ph == Ph::Exec && b.ph == Ph::Exec }
 /// Until this stands in the ledgers, the head says so.
 pub fn recovering(w: &Wk) -> bool { w.rcl || w.m.iter().any(|m| m.fact != 0) }
 
@@ -19,7 +23,7 @@ pub fn written(m: &Mem, cfg: &Cfg, clean: bool) -> L {
     let runs = !matches!(m.ph, Ph::No | Ph::Wait);
     let trial = suspect(m, cfg) && !m.over_ok;
     let mark = if clean || !cfg.mark { 0 } else if runs { if trial { 2 } else { 1 } } else { m.keep as u8 };
-    L { st: m.st, att: m.att, lost, mark, trial: m.trial.max((trial && runs) as u8) }
+    L { st: m.st, att: m.att, lost, mark, trial: m.trial }
 }
 
 pub fn apply(m: &mut [Mem; R], plan: &[Op; R], cfg: &Cfg) {
@@ -30,11 +34,13 @@ pub fn apply(m: &mut [Mem; R], plan: &[Op; R], cfg: &Cfg) {
             Op::Create => x.st = St::Created,
             Op::Both => { x.st = St::Started; x.att = 1; x.ph = Ph::Granted }
             Op::Start => { x.st = St::Started; x.att += 1; x.lost += x.chg as u8; x.chg = false; x.ph = Ph::Granted; x.prog = false;
-                x.trial = x.trial.max(suspect(x, cfg) as u8); x.over = false; x.over_ok = false; x.keep = false }
+                x.ward = if !suspect(x, cfg) || !(cfg.child || cfg.proc) { 0 } else if x.trial == 0 && cfg.child { 1 } else { 2 };
+                x.over = false; x.over_ok = false; x.keep = false }
             Op::Progress => x.prog = false,
-            Op::Survive => { x.over = false; x.over_ok = true }
-            Op::Retry => { x.ph = Ph::Wait; x.over_ok = false }
-            Op::Died => { x.ph = Ph::Wait; x.lost += cfg.child_counts as u8; x.keep = !cfg.child_clears; x.over_ok = false }
+            Op::Survive => { x.over = false; x.over_ok = true; if cfg.forgive { x.lost = 0; x.trial = 0 } }
+            Op::Retry => { x.ph = Ph::Wait; x.over_ok = false; x.ward = 0 }
+            Op::Died => { x.lost = died_alone(x, cfg); x.ph = Ph::Wait; x.keep = !cfg.child_clears; x.over_ok = false; x.ward = 0 }
+            Op::Parted => { x.lost = x.lost.max(cfg.suspect()); x.trial = x.trial.max(1); x.ph = Ph::Wait; x.over_ok = false; x.ward = 0 }
             Op::Long => { x.ph = Ph::Wait; x.sch = true }
             Op::Finish | Op::Cancel | Op::Lost => *x = DONE,
         }
@@ -42,8 +48,8 @@ pub fn apply(m: &mut [Mem; R], plan: &[Op; R], cfg: &Cfg) {
 }
 
 fn events(r: usize, op: Op, m: &Mem, cfg: &Cfg) -> Vec<Ev> {
-    let died = (m.ph == Ph::FinDied && cfg.child_counts) as u8;
-    let one = |k, a| Ev { r: r as u8, k, a, lost: m.lost + m.chg as u8 + died };
+    let lost = match m.ph { Ph::FinDied => died_alone(m, cfg), Ph::FinParted => m.lost.max(cfg.suspect()), _ => m.lost };
+    let one = |k, a| Ev { r: r as u8, k, a, lost: lost + m.chg as u8 };
     let ev = |k, a| vec![one(k, a)];
     match op {
         Op::No | Op::Survive => vec![],
@@ -53,6 +59,7 @@ fn events(r: usize, op: Op, m: &Mem, cfg: &Cfg) -> Vec<Ev> {
         Op::Progress => ev(K::Running, m.att),
         Op::Retry | Op::Long => ev(K::Retry, m.att),
         Op::Died => ev(K::Died, m.att),
+        Op::Parted => ev(K::Parted, m.att),
         Op::Finish => ev(K::Ended, m.att),
         Op::Cancel => ev(K::Cancelled, m.att),
         Op::Lost => ev(K::Lost, m.att),
@@ -74,7 +81,8 @@ fn sched_record(op: Op, m: &Mem, cfg: &Cfg) -> Option<Sv> {
 fn owed(m: &Mem, cfg: &Cfg) -> Op {
     match m.ph {
         Ph::FinOk => Op::Finish, Ph::FinRetry => Op::Retry, Ph::FinLong => Op::Long, Ph::FinX => Op::Cancel,
-        Ph::FinDied => if m.lost + cfg.child_counts as u8 >= cfg.lost_max() { Op::Lost } else { Op::Died },
+        Ph::FinDied => if died_alone(m, cfg) >= cfg.lost_max() { Op::Lost } else { Op::Died },
+        Ph::FinParted => Op::Parted,
         _ => Op::No,
     }
 }
@@ -107,7 +115,9 @@ pub fn begin(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
         let plan = [*a, *b];
         if plan == [Op::No; R] && !(w.hrec && !recovering(w)) { continue }
         let more = (0..R).filter(|r| plan[*r] == Op::Start && suspect(&w.m[*r], cfg)).count();
-        if cfg.one_trial && more > 0 && trials + more > 1 { continue }
+        let on_trial = |r: usize| suspect(&w.m[r], cfg) && ((!w.m[r].over_ok && !matches!(w.m[r].ph, Ph::No | Ph::Wait)) || plan[r] == Op::Start);
+        let narrow = (0..R).any(|r| on_trial(r) && w.m[r].trial > 1);
+        if cfg.one_trial && narrow && more > 0 && trials + more > 1 { continue }
         let starts = (0..R).filter(|r| matches!(plan[*r], Op::Start | Op::Both)).count();
         let tried = w.m.iter().any(|m| alone(m, cfg) && !matches!(m.ph, Ph::No | Ph::Wait));
         let goes = (0..R).any(|r| plan[r] == Op::Start && alone(&Mem { over_ok: false, ..w.m[r] }, cfg));

@@ -34,7 +34,7 @@ pub fn claim(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
             n.w[i].pc = if fence_now { Pc::C2 } else { n.w[i].fid = NONE; Pc::C4 };
             if n.w[i].re && !cfg.reclaim { after_claim(n, i, cfg) } }) },
         Pc::C4 => {
-            if !cfg.claim_commit { return push(out, "claim 4: skipped", i, 0, Class::Step, s, |n| { if !w.re { claimed_anew(n, cfg) } n.w[i].pc = Pc::C5 }) }
+            if !cfg.claim_commit { return push(out, "claim 4: skipped", i, 0, Class::Step, s, |n| { if !w.re { claimed_anew(n, i, cfg) } n.w[i].pc = Pc::C5 }) }
             if cfg.txn_claim {
                 if !w.ok || !s.memb[i] { return push(out, "claim 4: transaction refused", i, 0, Class::Step, s, |n| claim_fails(n, i, cfg)) }
                 if s.tx[w.id as usize].st != Ts::Empty { return }
@@ -47,7 +47,7 @@ pub fn claim(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
             let lands = |n: &mut State| {
                 let rec = claim_record(w, cfg);
                 let cells = if cfg.claim_cells { cfg.all() } else { 1 };
-                if !w.re { claimed_anew(n, cfg) }
+                if !w.re { claimed_anew(n, i, cfg) }
                 passes(n, &rec, cells, cfg);
                 commit_plain(n, &rec, cells, cfg);
                 rec
@@ -61,7 +61,7 @@ pub fn claim(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
         }
         Pc::C4t => {
             if !w.ok { return push(out, "claim 4: transaction fenced", i, 0, Class::Step, s, |n| claim_fails(n, i, cfg)) }
-            push(out, "claim 4: transaction commits", i, 0, Class::Step, s, |n| { if !w.re { claimed_anew(n, cfg) } decide(n, w.id, cfg); claimed(n, i, cfg) })
+            push(out, "claim 4: transaction commits", i, 0, Class::Step, s, |n| { if !w.re { claimed_anew(n, i, cfg) } decide(n, w.id, cfg); claimed(n, i, cfg) })
         }
         Pc::C5 => if cfg.sched && !w.read && !w.re && cfg.sched_hw && !s.slog.is_empty() { if !s.memb[i] { gives_up(out) } } else {
             push(out, "claim 5, 6: reads schedule, starts", i, 0, Class::Step, s, |n| {
@@ -150,18 +150,22 @@ fn adopt(n: &mut State, i: usize, cfg: &Cfg) {
         } else if cell.iter().any(|r| !n.gone[*r] && !n.cut[*r]) { rcl = true }
         if cfg.pos { for &r in *cell { if n.gone[r] && m[r].st != St::Done && (cfg.skip || !believed) { m[r] = DONE } } }
     }
+    if cfg.lives && com.set && com.id == n.w[i].id { for x in m.iter_mut() { x.chg = false } }
     if cfg.iso {
-        let trial = (0..R).any(|r| m[r].chg && com.l[r].mark == 2);
-        let convicts = if cfg.alone { (0..R).any(|r| m[r].chg && com.l[r].mark == 2 && com.l[r].trial == 2) } else { trial };
+        let convicts = convicts(&com, cfg, |r| m[r].chg);
         for r in 0..R { if m[r].chg {
-            let own = if convicts { com.l[r].mark == 2 || !cfg.trial_alone } else { !trial && (m[r].lost < cfg.suspect() || !cfg.spare) };
-            m[r].chg = own;
-            if !convicts && !own && m[r].lost >= cfg.suspect() { m[r].trial = m[r].trial.max(com.l[r].mark) }
+            m[r].chg = if convicts { com.l[r].mark == 2 || !cfg.trial_alone } else { m[r].lost < cfg.suspect() || !cfg.spare };
+            if !convicts && com.l[r].mark == 2 { m[r].trial = if m[r].trial < 2 { 2 } else { 3 } }
         } }
     }
     let w = &mut n.w[i];
     w.m = m; w.lim = lim;
     w.rcl = rcl && cfg.recall;
+}
+
+/// Whether the death of this record's owner is that of who stood trial.
+pub fn convicts(com: &Rec, cfg: &Cfg, charged: impl Fn(usize) -> bool) -> bool {
+    (0..R).any(|r| charged(r) && com.l[r].mark == 2 && (com.l[r].trial == 3 || !cfg.alone))
 }
 
 /// tasks.status has been read to its end: what it says about requests that the log held when the shard was claimed.

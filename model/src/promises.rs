@@ -17,8 +17,20 @@ pub fn decide(s: &mut State, id: u8, cfg: &Cfg) {
         let p = *p;
         if p.rec.clean && p.cells & 1 != 0 { for r in 0..R { s.g[r].run = false } }
         passes(s, &p.rec, p.cells, cfg);
+        if cfg.iso { for r in 0..R { acquitted(s, r, p.rec.l[r]) } }
     }
     close_tx(s, id, Ts::Commit);
+}
+
+/// What the transaction says about who stood trial: it did not, or it outlived it, and then its deaths are forgiven.
+fn acquitted(s: &mut State, r: usize, l: L) {
+    let was = s.com.l[r];
+    let over = was.st == St::Started && was.mark == 2 && was.att == l.att && l.mark == 1;
+    let g = &mut s.g[r];
+    let bad_why = if over && l.lost > 0 { Some("an acquitted request is still charged") }
+        else if (over || (l.st == St::Started && l.lost < g.lost)) && !g.out { Some("deaths were forgiven without a trial") } else { None };
+    if over { g.lost = 0; g.forgiven = true }
+    if let Some(why) = bad_why { bad(s, why) }
 }
 
 fn event(s: &mut State, e: Ev, cfg: &Cfg) -> Option<&'static str> {
@@ -26,6 +38,12 @@ fn event(s: &mut State, e: Ev, cfg: &Cfg) -> Option<&'static str> {
     let mut why = None;
     if g.term { why = Some("an event is committed after the terminal one") }
     let new = e.k == K::Running && e.a == g.att + 1;
+    if e.k == K::Parted {
+        if !g.parted { why = Some("a group's death was told that did not happen") }
+        g.lost = g.lost.max(cfg.suspect()); g.parted = false;
+        if e.lost != g.lost { why = Some("a death of several was charged to one of them") }
+    }
+    if e.k == K::Lost && g.forgiven { g.lost = g.lost.max(cfg.suspect()) } // it was in quarantine to its end
     if e.k == K::Died {
         if !g.may { why = Some("a child's death was told that did not happen") }
         g.must = true;
@@ -37,12 +55,13 @@ fn event(s: &mut State, e: Ev, cfg: &Cfg) -> Option<&'static str> {
             if d > g.may as i8 { why = Some("a death was counted that did not happen, or twice") }
         }
         g.lost = e.lost; g.must = false; g.may = false; g.died = false; g.blur = false;
+        g.parted = false; g.out = false; g.forgiven = false;
     }
     match e.k {
         K::Created => {}
         K::Running if new => { g.att = e.a; g.granted |= 1 << e.a; g.run = true }
         K::Running => {}
-        K::Retry | K::Died => g.run = false,
+        K::Retry | K::Died | K::Parted => g.run = false,
         K::Ended | K::Lost => { g.term = true; g.run = false }
         K::Cancelled => {
             if e.a == 0 && g.started != 0 { why = Some("CREATED -> CANCELLED of a request that was started") }
@@ -70,15 +89,15 @@ pub fn died(s: &mut State, ex: [u8; R], cfg: &Cfg) {
 }
 
 /// A new owner has claimed: who may, and who must, be charged for the end of the last one. Reads the record before the claim's.
-pub fn claimed_anew(s: &mut State, cfg: &Cfg) {
-    let marked = |r: usize, mark: u8| s.g[r].run && s.com.l[r].mark == mark;
-    let trial = (0..R).any(|r| marked(r, 2));
-    let convicts = if cfg.alone { (0..R).any(|r| marked(r, 2) && s.com.l[r].trial == 2) } else { trial };
+pub fn claimed_anew(s: &mut State, i: usize, cfg: &Cfg) {
+    // This process was the last owner, and lives. What tasks.schedule has marked may be charged: a claim does not rewrite that.
+    let same = !cfg.sched && s.com.set && s.com.id == s.w[i].id;
+    let convicts = crate::claim::convicts(&s.com, cfg, |r| s.g[r].run);
     for r in 0..R {
         let l = s.com.l[r];
         let g = &mut s.g[r];
         if !g.run { continue }
-        let own = !cfg.iso || if convicts { l.mark == 2 } else { !trial && l.lost < cfg.suspect() };
+        let own = !same && (!cfg.iso || if convicts { l.mark == 2 } else { l.lost < cfg.suspect() });
         g.may = g.may || own;
         g.must = g.must || (own && g.died);
         g.run = false; g.died = false;
@@ -98,7 +117,7 @@ pub fn read_history(s: &mut State) {
         let a = e.ev.a;
         let (ok, hk, ha) = match e.ev.k {
             K::Created => (g.hk == 0, 1, 0),
-            K::Running | K::Retry | K::Died => ((g.hk == 1 && a == 1) || (g.hk == 2 && (a == g.ha || a == g.ha + 1)), 2, a),
+            K::Running | K::Retry | K::Died | K::Parted => ((g.hk == 1 && a == 1) || (g.hk == 2 && (a == g.ha || a == g.ha + 1)), 2, a),
             K::Ended | K::Lost => (g.hk == 2 && a == g.ha, 3, a),
             K::Cancelled => (g.hk == 1 || g.hk == 2, 3, a),
         };

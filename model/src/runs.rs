@@ -34,7 +34,8 @@ const BUILT: &[Row] = &[
 const PARTS: &[Row] = &[
     ("iso", "crash=2", H), ("iso child", "crash=2", H), ("iso child", "kill crash", H), ("iso child", "kill move", H), ("iso", "1: crash=2 freeze", H),
     ("iso innocent quick", "kill=2 move", H), ("iso child innocent quick", "slay=3", H), ("iso child innocent quick", "kill slay=2", H),
-    ("iso innocent", "kill=3", H), ("iso innocent", "crash kill", H), ("iso child innocent", "slay=4", H), ("iso child innocent", "crash slay=2", H),
+    ("iso innocent", "kill=3", H), ("iso innocent", "crash kill", H), ("iso innocent", "crash kill=2", H), ("iso child innocent", "slay=4", H), ("iso child innocent", "crash slay=2", H),
+    ("iso child innocent", "kill=3", H), ("iso child innocent", "kill=2 slay", H),
     ("iso proc full", "1: kill=2 crash move", H), ("iso proc full", "1: kill freeze crash", H),
     ("pos", "crash del", H), ("pos", "1: del freeze", H), ("pos", "1: del crash=2 move", H), ("pos", "trunc", H),
     ("pos", "crash forget", H), ("pos", "1: crash=2 forget", H), ("pos", "1: freeze forget", H), ("pos", "1: expire forget", H), ("pos", "1: crash forget move", H),
@@ -70,9 +71,11 @@ const MUTATIONS: &[Row] = &[
     ("late_meta", "1: freeze move amb", H), ("late_meta", "1: prog expire crash", H),
     ("threads", "1: crash move", UNCOUNTED), ("threads", "1: freeze amb move", H),
     ("revoke_waits", "move=2", "holds (clean owner fenced)"),
-    ("iso child innocent quick spare", "slay=2", TWICE), ("iso innocent quick trial_alone", "kill=2", H), ("iso innocent quick trial_alone held", "kill=3", TWICE),
-    ("iso innocent alone", "kill=2", "a neighbour"), ("iso child innocent alone", "slay=3", "a neighbour"), ("iso innocent alone", "crash kill", "a neighbour"), ("iso innocent held", "kill=3", "a neighbour"),
-    ("iso innocent quick one_trial", "kill=2", H), ("iso innocent quick one_trial alone", "kill=2", "a neighbour"),
+    ("iso child innocent quick spare", "slay=2", TWICE), ("iso innocent quick trial_alone", "kill=3", H), ("iso innocent quick trial_alone held", "kill=4", TWICE),
+    ("iso innocent alone", "kill=2", "a neighbour"), ("iso child innocent alone", "slay=3", "a neighbour"), ("iso innocent alone", "crash kill", "a neighbour"), ("iso innocent held", "kill=4", "a neighbour"),
+    ("iso innocent quick one_trial", "kill=3", H), ("iso innocent quick one_trial alone", "kill=2", "a neighbour"),
+    ("iso child innocent parted", "kill=2", "a neighbour"), ("iso child innocent parted", "kill crash", "a neighbour"), ("iso forgive", "1: crash", "still charged"),
+    ("lives", "1: freeze", TWICE),
     ("iso proc full child_counts", "1: kill crash", UNCOUNTED), ("iso proc full child_clears", "1: kill crash", TWICE),
     ("pos by_id", "1: recreate", PASSES), ("pos by_id", "1: crash trunc", PASSES), ("pos bounds", "1: crash trunc", PASSES), ("pos skip", "crash del", H), ("pos goes_on", "crash del", STUCK),
     ("pos recall", "1: crash forget", AFTER), ("pos recall_end", "1: crash forget", CREATED2), ("pos says_recovering", "1: crash=2 forget", AFTER),
@@ -86,7 +89,7 @@ const MUTATIONS: &[Row] = &[
 /// What the code does not keep.
 const HOLES: &[Row] = &[
     ("pos", "1: tear", PASSES),
-    ("iso innocent", "crash kill=2", "a neighbour"),
+    ("iso innocent", "crash=2 kill=2", "a neighbour"),
 ];
 
 /// Minutes and gigabytes.
@@ -101,7 +104,7 @@ const DEEP: &[Row] = &[
 const TOLD: &[(&str, &str)] = &[
     ("stable", "1: freeze"), ("read_back", "1: amb=2"), ("recycle_slow", "1: dup"), ("rejoin_slow", "1: dupc crash"), ("end_first", "1: crash move"),
     ("mark", "crash=2"), ("mark", "1: crash retry"), ("fence_rule fence", "1: prog freeze"), ("pos fence_rule", "1: prog freeze forget"),
-    ("iso innocent alone", "kill=2"), ("iso innocent held", "kill=3"), ("iso proc full child_clears", "1: kill crash"), ("pos by_id", "1: recreate"), ("pos by_id", "1: crash trunc"), ("pos bounds", "1: crash trunc"),
+    ("iso innocent alone", "kill=2"), ("iso innocent held", "kill=4"), ("iso child innocent parted", "kill=2"), ("lives", "1: freeze"), ("iso proc full child_clears", "1: kill crash"), ("pos by_id", "1: recreate"), ("pos by_id", "1: crash trunc"), ("pos bounds", "1: crash trunc"),
     ("pos recall_end", "1: crash forget"), ("pos says_recovering", "1: crash=2 forget"), ("pos close_recovering", "1: crash forget move"),
     ("bands lead", "amb"), ("bands one_txn", "crash"), ("bands close_cells", "move"), ("pos bands whole_head", "1: crash=2 forget"),
     ("sched sched_start", "1: long crash"), ("sched sched_hw", "1: long freeze"),

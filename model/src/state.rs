@@ -31,7 +31,7 @@ faults! {
     "prog" prog: "a handler reports progress",
     "cancel" cancel: "a client cancels",
     "long" long: "a handler fails and is retried much later (with sched)",
-    "kill" kill: "r0's handler kills its process: the child if it has one, else the worker (with iso)",
+    "kill" kill: "r0's handler kills its process: the child if it has one, and who is in it too, else the worker (with iso)",
     "slay" slay: "r0's handler kills the worker, child or not (with iso)",
     "del" del: "retention: the log start moves past a request (with pos)",
     "forget" forget: "the group's offsets expire while it is empty (with pos)",
@@ -42,11 +42,12 @@ faults! {
 
 small! {
     pub enum St { New, Created, Started, Done }
-    /// One request in a ledger. mark: 0 none, 1 running, 2 on trial; trial: its next run is one (1), stood alone (2).
+    /// One request in a ledger. mark: 0 none, 1 running, 2 on trial; trial: who may stand trial beside it: a group (0), who has
+    /// a child of its own (1), no other suspect of this worker (2), nothing else at all (3).
     pub struct L { pub st: St, pub att: u8, pub lost: u8, pub mark: u8, pub trial: u8 }
     /// Committed offset metadata of the shard: head + ledgers. An offset is the first entry of its cell that is not Done.
     pub struct Rec { pub set: bool, pub id: u8, pub seq: u8, pub clean: bool, pub recov: bool, pub l: [L; R] }
-    pub enum K { Created, Running, Retry, Died, Ended, Lost, Cancelled }
+    pub enum K { Created, Running, Retry, Died, Parted, Ended, Lost, Cancelled }
     /// `lost` is the death count written beside the event (ghost: the invariant on deaths reads it).
     pub struct Ev { pub r: u8, pub k: K, pub a: u8, pub lost: u8 }
     pub enum Res { Open, Committed, Aborted }
@@ -60,14 +61,14 @@ small! {
     pub enum Owner { Nobody, Worker(u8), Dead }
     pub enum Up { Down, Up, Frozen }
     pub enum Pc { Loop, C1, C2, C2w, C3, C4, C4t, C5, Again, T1, T2, T3, T4, Ab, VEnd, Rec }
-    pub enum Ph { No, Wait, Granted, Exec, FinOk, FinRetry, FinLong, FinX, FinDied }
+    pub enum Ph { No, Wait, Granted, Exec, FinOk, FinRetry, FinLong, FinX, FinDied, FinParted }
     /// An owner's memory of one request. chg: the claim charges it; have: its record was read; fact: what tasks.status told
     /// and no ledger says yet (0 nothing, ENDED, else 1 + attempt); over: its trial is (owed), over_ok: (committed);
-    /// keep: a mark that was not cleared (mutation).
+    /// ward: it runs in the child of a group (1), in a quarantine child of its own (2); keep: a mark that was not cleared (mutation).
     pub struct Mem { pub st: St, pub att: u8, pub lost: u8, pub chg: bool, pub ph: Ph, pub prog: bool, pub sch: bool,
-        pub trial: u8, pub over: bool, pub over_ok: bool, pub keep: bool, pub have: bool, pub fact: u8 }
+        pub trial: u8, pub over: bool, pub over_ok: bool, pub ward: u8, pub keep: bool, pub have: bool, pub fact: u8 }
     /// What a batch does to a request; `Both`: CREATED and RUNNING 1 in one transaction.
-    pub enum Op { No, Create, Both, Start, Progress, Survive, Retry, Long, Died, Finish, Cancel, Lost }
+    pub enum Op { No, Create, Both, Start, Progress, Survive, Retry, Long, Died, Parted, Finish, Cancel, Lost }
     /// A record of tasks.schedule: absent, or the request with attempt, lost and its running mark.
     pub struct Sv { pub on: bool, pub att: u8, pub lost: u8, pub run: bool }
     pub struct Sent { pub id: u8, pub r: u8, pub v: Sv, pub res: Res }
@@ -82,9 +83,9 @@ small! {
     }
     /// Ghosts of one request. `h*`: what a read_committed reader has seen; the others: what is decided at the coordinator.
     /// must, may: a death is to be, can be charged; died: a process died under it; blur: its deaths cannot be known any more;
-    /// excused: the log lost its record.
+    /// parted: the child of its group died; out: it outlived its trial; forgiven: and its deaths were; excused: the log lost its record.
     pub struct Gh { pub hk: u8, pub ha: u8, pub att: u8, pub granted: u8, pub started: u8, pub term: bool,
-        pub lost: u8, pub must: bool, pub may: bool, pub run: bool, pub ctl: bool, pub died: bool, pub blur: bool, pub excused: bool }
+        pub lost: u8, pub must: bool, pub may: bool, pub run: bool, pub ctl: bool, pub died: bool, pub blur: bool, pub parted: bool, pub out: bool, pub forgiven: bool, pub excused: bool }
 }
 
 pub const NONE: u8 = 99; // no id; as the recorded owner: nobody
@@ -115,14 +116,14 @@ pub struct State {
 
 pub const L0: L = L { st: St::New, att: 0, lost: 0, mark: 0, trial: 0 };
 pub const M0: Mem = Mem { st: St::New, att: 0, lost: 0, chg: false, ph: Ph::No, prog: false, sch: false, trial: 0, over: false,
-    over_ok: false, keep: false, have: false, fact: 0 };
+    over_ok: false, ward: 0, keep: false, have: false, fact: 0 };
 pub const DONE: Mem = Mem { st: St::Done, have: true, ..M0 };
 pub const S0: Sv = Sv { on: false, att: 0, lost: 0, run: false };
 pub const W0: Wk = Wk { up: Up::Down, joined: false, own: 0, pc: Pc::Loop, id: NONE, ok: false, meta: false, rv: false, re: false,
     amb: false, seq: 0, oid: NONE, fid: NONE, m: [M0; R], plan: [Op::No; R], ex: [0; R], read: false, sch: [S0; R],
     rcl: false, hw: 0, lim: 0, hrec: false };
 pub const G0: Gh = Gh { hk: 0, ha: 0, att: 0, granted: 0, started: 0, term: false, lost: 0, must: false, may: false, run: false, ctl: false,
-    died: false, blur: false, excused: false };
+    died: false, blur: false, parted: false, out: false, forgiven: false, excused: false };
 pub const T0: Tx = Tx { st: Ts::Empty, status: false, offs: false, sched: false };
 pub const R0: Rec = Rec { set: false, id: NONE, seq: 0, clean: true, recov: false, l: [L0; R] };
 

@@ -123,13 +123,18 @@ fn handlers(s: &State, i: usize, cfg: &Cfg, out: &mut Out) {
             if s.f.prog > 0 && !m.prog { push(out, "handler reports progress, request", i, r, Class::Fault, s, |n| { n.f.prog -= 1; n.w[i].m[r].prog = true }) }
             if s.g[r].ctl { push(out, "handler cancelled, request", i, r, Class::Step, s, |n| fin(n, Ph::FinX)) }
             let lives = !(cfg.quick && r == 0 && s.f.kill + s.f.slay > 0);
-            if suspect(&m, cfg) && !m.over && !m.over_ok && lives { push(out, "trial is over, request", i, r, Class::Step, s, |n| n.w[i].m[r].over = true) }
+            if suspect(&m, cfg) && !m.over && !m.over_ok && lives { push(out, "trial is over, request", i, r, Class::Step, s, |n| { let g = &mut n.g[r]; g.out = g.out || (g.run && g.att == m.att); n.w[i].m[r].over = true }) }
             if r == 0 && s.f.kill > 0 {
                 if isolated(&m, cfg) { push(out, "handler KILLS its child, request", i, r, Class::Fault, s, |n| {
                     n.f.kill -= 1;
-                    let g = &mut n.g[r];
-                    g.may = g.may || (g.run && g.att == m.att);
-                    fin(n, Ph::FinDied) }) }
+                    let several = cfg.parted && (0..R).any(|q| q != r && together(&m, &w.m[q]));
+                    for q in (0..R).filter(|q| *q == r || together(&m, &w.m[*q])) {
+                        let ours = n.g[q].run && n.g[q].att == w.m[q].att;
+                        let g = &mut n.g[q];
+                        if several { g.parted = g.parted || ours } else { g.may = g.may || (ours && q == r) }
+                        let x = &mut n.w[i].m[q];
+                        x.ph = if several { Ph::FinParted } else { Ph::FinDied }; x.prog = false; x.over = false;
+                        n.w[i].ex[q] = 0 } }) }
                 else { push(out, "handler KILLS its worker, request", i, r, Class::Fault, s, |n| { n.f.kill -= 1; crash(n, i, cfg) }) }
             }
             if r == 0 && s.f.slay > 0 { push(out, "handler KILLS its worker, child or not, request", i, r, Class::Fault, s, |n| { n.f.slay -= 1; crash(n, i, cfg) }) }

@@ -1,12 +1,13 @@
 """The child: loads the app once, then runs one execution after the other, until its worker closes the pipe or kills it.
 
-    python -m streamtask.children.child MODULE:app FD ALIVE_FD
+    python -m streamtask.children.child MODULE:app FD ALIVE_FD [many]
 
 Plain functions run in the main thread, `async def` on the loop of an executor of its own (which also holds the app's
 lifespan, opened when somebody asks for `ctx.state`). The pipe is a descriptor of its own: stdout and stderr are the
 handler's. SIGTERM means «stop» only while the worker's STOP lies in the pipe: a SIGTERM to all processes of a service is
 the worker's to act on. It raises CancelledError in the handler, so that its `finally` blocks run; then the child ends.
 Short executions come several at once. SIGURG asks for those back that are not begun: the first takes longer than expected.
+«many»: the child of a group of suspects, which it runs at the same time (many.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, NoReturn
 
 import structlog
@@ -33,7 +34,8 @@ import structlog
 from streamtask import outcomes, tracing
 from streamtask.app import App, load_app
 from streamtask.children import pipe
-from streamtask.children.place import RECALL
+from streamtask.children.many import Many
+from streamtask.children.place import MANY, RECALL
 from streamtask.errors import StreamtaskError
 from streamtask.executor import Executor
 from streamtask.handlers import Context
@@ -248,11 +250,7 @@ class Child:
             self._limit(resource.RLIM_INFINITY)
         if self._told and outcome.ending is not Ending.RETURNED:
             outcome.ending = Ending.STOPPED
-        if len(outcome.result or b"") > pipe.PAYLOAD_MAX:
-            text = f"the result has {len(outcome.result or b'')} bytes; a child can hand over {pipe.PAYLOAD_MAX}"
-            outcome = outcomes.refused(ErrorCode.RESULT_TOO_LARGE, text)
-            outcome.ending = Ending.RAISED
-        return outcome
+        return pipe.fitting(outcome)
 
     def _await(self, start: Start) -> Outcome:
         """An `async def`, on the executor's loop."""
@@ -318,12 +316,12 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
-def _log_over_the_pipe(child: Child) -> None:
+def _log_over_the_pipe(say: Callable[[bytes], None]) -> None:
     """ctx.log and structlog: the worker writes the line, as it writes its own."""
 
     def send(_logger: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
         level, text = str(event.pop("level", method)), str(event.pop("event", ""))
-        child.send(pipe.log(level, text, dict(event)))
+        say(pipe.log(level, text, dict(event)))
         raise structlog.DropEvent
 
     structlog.configure(
@@ -358,8 +356,17 @@ def main(argv: list[str]) -> int:
         return EXIT_CONFIG
     gc.collect()
     gc.freeze()
-    child = Child(app, channel)
-    _log_over_the_pipe(child)
+    child: Child | Many = Child(app, channel)
+    if MANY in argv[3:]:
+        settings = app.settings
+        child = Many(
+            app.registry,
+            channel,
+            threads=settings.threads,
+            lifespan=app.lifespan,
+            bands=settings.topics.bands,
+        )
+    _log_over_the_pipe(child.send)
     child.run()
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.ports import Start
 
 OVERRIDES_VARIABLE = "STREAMTASK_CHILD_OVERRIDES"  # to the child: settings from the worker's command line, JSON
@@ -92,7 +92,7 @@ def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes
     record = start.record
     request = record.request
     assert request is not None, f"{record.offset} was not decoded"
-    ours = (start.token, start.attempt, start.timeout_ms, start.isolated, memory_mb, trace)
+    ours = (start.token, start.attempt, start.timeout_ms, start.group, memory_mb, trace)
     place = (record.band, record.partition, record.offset, record.timestamp_ms, record.task_id)
     times = (record.priority, record.created_ms, record.expires_ms, record.not_before_ms, record.headers)
     return pickle.dumps((*ours, place, times, request.__getstate__()), pickle.HIGHEST_PROTOCOL)
@@ -100,7 +100,7 @@ def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes
 
 def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, bytes]]]:
     """(start, memory_mb, trace) of job_of."""
-    token, attempt, timeout_ms, isolated, memory_mb, trace, place, times, state = pickle.loads(payload)
+    token, attempt, timeout_ms, group, memory_mb, trace, place, times, state = pickle.loads(payload)
     request = TaskRequest.__new__(TaskRequest)
     request.__setstate__(state)
     priority, created_ms, expires_ms, not_before_ms, headers = times
@@ -109,7 +109,16 @@ def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, byt
         band, partition, offset, timestamp_ms, task_id, request, priority, created_ms, b"", None, headers
     )
     record.expires_ms, record.not_before_ms = expires_ms, not_before_ms
-    return Start(token, record, attempt, HandlerKind.PROCESS, timeout_ms, isolated), memory_mb, trace
+    return Start(token, record, attempt, HandlerKind.PROCESS, timeout_ms, group), memory_mb, trace
+
+
+def fitting(outcome: Outcome) -> Outcome:
+    """The outcome, or a failure in place of a result that no frame holds."""
+    size = len(outcome.result or b"")
+    if size <= PAYLOAD_MAX:
+        return outcome
+    text = f"the result has {size} bytes; a child can hand over {PAYLOAD_MAX}"
+    return Outcome(Ending.RAISED, code=ErrorCode.RESULT_TOO_LARGE.value, error=text, retryable=False)
 
 
 def said(token: int, outcome: Outcome) -> bytes:

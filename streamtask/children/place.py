@@ -20,6 +20,7 @@ from streamtask.model import Ending, Outcome
 from streamtask.ports import StopReason
 
 CLOSED = "it closed its pipe"
+MANY = "many"  # on the command line of a quarantine child
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "warn": 30, "error": 40, "exception": 40, "critical": 50}
 RECALL = signal.SIGURG  # ignored unless the child listens
 
@@ -33,6 +34,7 @@ class Job:
     own        in a child that is started for it alone, beside the others
     shares     it is short: a child may be handed several of these at once
     timed      the child says when it begins with it
+    group      of suspects: it runs in the quarantine child of that (quarantine.py); 0: in a child of the pool
     """
 
     token: int
@@ -42,6 +44,7 @@ class Job:
     own: bool = False
     shares: bool = False
     timed: bool = False
+    group: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -109,9 +112,16 @@ class Place:
 
 
 def launch(app: str, number: int, mark: str, alive_fd: int, environment: Mapping[str, str]) -> Place:
-    """Start a child. Raises OSError."""
+    """Start a child of the pool. Raises OSError."""
+    return Place(number, *spawn(app, mark, alive_fd, environment), mark)
+
+
+def spawn(
+    app: str, mark: str, alive_fd: int, environment: Mapping[str, str], *words: str
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a child; words: which kind of one (child.main). Raises OSError."""
     ours, theirs = socket.socketpair()
-    argv = [sys.executable, "-m", "streamtask.children.child", app, str(theirs.fileno()), str(alive_fd)]
+    argv = [sys.executable, "-m", "streamtask.children.child", app, str(theirs.fileno()), str(alive_fd), *words]
     try:
         process = subprocess.Popen(
             argv,
@@ -126,7 +136,7 @@ def launch(app: str, number: int, mark: str, alive_fd: int, environment: Mapping
     finally:
         theirs.close()
     ours.setblocking(False)
-    return Place(number, process, ours, mark)
+    return process, ours
 
 
 def log_line(payload: bytes) -> None:

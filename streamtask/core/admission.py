@@ -16,9 +16,7 @@ from streamtask.ports import Now
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Into the schedule; `suspect`: its start is a trial."""
-
-    suspect: bool = False
+    """Into the schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +84,13 @@ def _restarted(claim: Claim, wanted: bool) -> Verdict:
     """A request that was started before, by an owner that is gone."""
     if not wanted:
         return End(cancelled(ErrorCode.CANCELLED))
-    fate = death(claim.policy, claim.lost)
-    if fate == "quarantine":
+    if death(claim.policy, claim.lost) == "quarantine":
         return End(failed(ErrorCode.WORKER_LOST, worker_lost(claim)))
     if claim.record.request is None:  # that owner could read it: it knew a schema that nobody tells us now
         return End(_unreadable(claim))
     if claim.failed and not claim.lost:
         return WaitFor(Wait.RETRY)  # its due time is not in the ledger: the engine counts the backoff anew
-    return Run(suspect=fate == "suspect")
+    return _RUN
 
 
 def _unreadable(claim: Claim) -> Final:

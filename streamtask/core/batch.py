@@ -20,7 +20,7 @@ from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
 from streamtask.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
 from streamtask.ports import CommitPlan, OffsetCommit
 
-CREATE, START, REPORT, WAIT, SURVIVED, FINISH = 1, 2, 4, 8, 16, 32
+CREATE, START, REPORT, WAIT, ACQUIT, FINISH = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(slots=True)
@@ -200,7 +200,7 @@ def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
         wait = step.wait = claim.wait
         step.pays |= WAIT
         assert wait.failed is not None, f"{claim}: a wait without a count"
-        draft.waiting(claim.offset, wait.failed, wait.lost)
+        draft.waiting(claim.offset, wait.failed, wait.lost, wait.trial)
         event = _event(claim, TaskStatus.RUNNING, now, claim.attempt, claim.started_ms)
         event.message = wait.message
         events.append(event)
@@ -212,9 +212,9 @@ def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
         events.append(_event(claim, TaskStatus.RUNNING, now, attempt, now))
     elif final is not None:
         _finish(batch, draft, step, final, now)
-    elif claim.survived and claim.wait is None:
-        step.pays |= SURVIVED
-        draft.survived(claim.offset)
+    elif claim.acquitted and claim.wait is None:
+        step.pays |= ACQUIT
+        draft.acquitted(claim.offset)
     if final is None and phase is Phase.RUNNING and claim.progress is not None:
         report = step.report = claim.progress
         step.pays |= REPORT

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from streamtask.core.ledger import ALONE, SUSPECT_LOST
+from streamtask.core.suspects import ALONE, stage_of
 from streamtask.identity import TRACE_HEADERS
 from streamtask.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
 
@@ -57,19 +57,22 @@ class Final:
 class Owed:
     """A RUNNING event without a new attempt: progress, or the wait for a retry (`failed` given: the mark is cleared).
 
-    lost: deaths of its own, this one included, when its process died; None: as many as before
+    lost: its deaths, when the child that it ran in died; None: as many as before
+    trial: how narrow its next trial is, when others ran in there; None: as before
     """
 
     fraction: float | None = None
     message: str | None = None
     failed: int | None = None
     lost: int | None = None
+    trial: int | None = None
 
 
 class Claim:
     """One open request. Also the item of the schedule (band, shard_number, priority, kind, task_type, ordering_key…)."""
 
     __slots__ = (
+        "acquitted",
         "armed",
         "attempt",
         "band",
@@ -79,11 +82,13 @@ class Claim:
         "failed",
         "final",
         "fraction",
+        "group",
         "headers",
         "kind",
         "label_bytes",
         "lost",
         "offset",
+        "on_trial",
         "ordering_key",
         "origin",
         "owner_shard",
@@ -97,7 +102,6 @@ class Claim:
         "shard",
         "started_ms",
         "stop",
-        "survived",
         "suspect",
         "task_id",
         "task_type",
@@ -135,11 +139,13 @@ class Claim:
         self.progress: Owed | None = None
         self.wait: Owed | None = None
         self.final: Final | None = None
-        self.survived = False  #: its trial is over and it lives: the ledger is to say so
+        self.acquitted = False  #: its trial is over and it lives: the ledger is to say so
         # in this process
         self.phase = Phase.QUEUED
         self.wait_reason = Wait.RETRY
-        self.suspect = False
+        self.suspect = False  #: two processes have died under it: its next start is a trial
+        self.on_trial = False
+        self.group = 0  #: that it runs in, when it began as a suspect; also after its trial
         self.token = 0
         self.stop: object | None = None
         self.queued_ms = 0
@@ -159,14 +165,9 @@ class Claim:
         return most if limit is None else limit if most is None else min(limit, most)
 
     @property
-    def isolated(self) -> bool:
-        """It has died so often that it runs in a child of its own, where there are children."""
-        return self.lost >= SUSPECT_LOST
-
-    @property
     def alone(self) -> bool:
         """The trial that it is to stand is one that nothing else of this worker runs beside."""
-        return self.suspect and self.trial >= ALONE
+        return self.suspect and stage_of(self.trial) == ALONE
 
     def __repr__(self) -> str:
         return f"<Claim {self.origin} {self.phase.name} attempt {self.attempt}>"

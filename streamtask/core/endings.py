@@ -1,19 +1,20 @@
 """What follows when an execution has really ended: its end, a retry, a death of its own, or nothing, because it was given
 up here. The engine has freed its slot before and has looked whose it is.
 
-A death (Ending.LOST: the process that ran it died, and this worker lives) is charged here in the transaction that clears
-its mark. A worker that dies before that transaction leaves the mark, and the next claim charges it: once, either way.
+A death (Ending.LOST: the process that ran it died, and this worker lives) is charged here, if it ran alone in that process,
+in the transaction that clears its mark. A worker that dies before that transaction leaves the mark, and the next claim
+charges it: once, either way.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamtask.core import admission
+from streamtask.core import admission, suspects
 from streamtask.core.claim import Claim, Final, Owed, Phase
 from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.retry import Again, after_death, death, decide
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, TaskStatus
+from streamtask.model import Ending, ErrorCode, Outcome, TaskStatus
 from streamtask.ports import Now, StopReason
 
 if TYPE_CHECKING:
@@ -67,28 +68,36 @@ def _failed(engine: Engine, claim: Claim, code: str, error: str, outcome: Outcom
 
 
 def _died(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
-    """A death of this task alone. It counts no failure: `Retry.attempts` bounds errors, `lost_max` bounds deaths."""
-    lost = claim.lost + 1
+    """The child that it ran in has died. It counts no failure: `Retry.attempts` bounds errors, `lost_max` bounds deaths."""
+    if outcome.beside:
+        _parted(engine, claim, outcome, now)
+        return
+    # In quarantine an acquitted one is a suspect still: it died, and nobody else can have done it.
+    lost = (max(claim.lost, SUSPECT_LOST) if claim.group else claim.lost) + 1
     engine.deaths += 1
-    fate = death(claim.policy, lost)
-    if fate == "quarantine":
+    if death(claim.policy, lost) == "quarantine":
         engine.end(claim, admission.failed(ErrorCode.WORKER_LOST, admission.child_lost(lost, outcome.error)))
         return
-    isolate(engine, claim, lost, suspect=fate == "suspect")
     again = after_death(claim.policy.retry, lost, engine.rng.random())
     text = f"attempt {claim.attempt} was lost: {outcome.error}; again in {again.wait_ms / 1000:g} s"
     engine.retry(claim, Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=lost), again, now)
 
 
-def isolate(engine: Engine, claim: Claim, lost: int, *, suspect: bool) -> None:
-    """How one that has died so often starts next: as before; in a child of its own, in a slot of that kind; on trial.
+def _parted(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
+    """One of those that ran in its child has killed that. Nobody is charged; who runs beside it next are half as many."""
+    trial = suspects.parted(claim.trial, outcome.beside + 1)
+    text = f"attempt {claim.attempt} was broken off: {outcome.error}, as did that of {outcome.beside} others; again at once"
+    owed = Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=max(claim.lost, SUSPECT_LOST), trial=trial)
+    engine.retry(claim, owed, Again(0), now)
 
-    In a child, a death is its own, and the worker lives. Only where a worker has died though its suspects were isolated
-    (the ledger counts such deaths as trials to come), or where there are no children, they start one at a time.
+
+def suspect(claim: Claim, lost: int, trial: int | None = None) -> None:
+    """Whether one that has so many deaths starts in quarantine next, and how narrow its trial is there.
+
+    Where there are no children, the worker itself is the child: at most one group is on trial in it.
     """
-    children = lost >= SUSPECT_LOST and engine.config.slots.get(HandlerKind.PROCESS, 0) > 0
-    if children:
-        claim.kind = HandlerKind.PROCESS
-    claim.suspect = suspect and (claim.trial > 0 or not children)
-    if claim.suspect and not claim.trial:
-        claim.trial = 1
+    claim.suspect = lost >= SUSPECT_LOST
+    if trial is not None:
+        claim.trial = trial
+    if not claim.policy.lost_max:
+        claim.trial = suspects.never_convicted(claim.trial)

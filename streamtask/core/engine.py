@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from streamtask.config import EngineConfig
 from streamtask.core import admission, batch, endings, intake, setaside, timers
 from streamtask.core.batch import (
+    ACQUIT,
     CREATE,
     FINISH,
     REPORT,
     START,
-    SURVIVED,
     WAIT,
     Batch,
     Limits,
@@ -36,7 +36,8 @@ from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
 from streamtask.core.setaside import SetAside
 from streamtask.core.shard import Shard, Standing
-from streamtask.model import Ending, ErrorCode, Outcome, RequestRecord, TaskStatus
+from streamtask.core.suspects import GROUPS_ON_TRIAL, Groups, acquitted
+from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
 from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
 
 
@@ -50,7 +51,10 @@ class Engine:
         self.rng = rng
         self.shards: dict[int, Shard] = {}
         limits = {name: policy.concurrency for name, policy in config.policies.items()}
-        self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, config.ageing_ms, config.alone_ms)
+        self.children = config.slots.get(HandlerKind.PROCESS, 0) > 0  # else suspects run beside the others
+        groups: Groups[Claim] = Groups(GROUPS_ON_TRIAL if self.children else 1)
+        times = (config.ageing_ms, config.alone_ms)
+        self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, *times, groups)
         self.wall: Deadlines[Claim] = Deadlines()
         self.mono: Deadlines[Claim] = Deadlines()
         self.running: dict[int, Claim] = {}  # by token; executions of shards that have gone stay until they really end
@@ -63,7 +67,6 @@ class Engine:
         self.size = BatchSize(config.batch_bytes_max)
         self.cancels = Cancels(config.cancels_max)
         self.effects: list[Effect] = []
-        self.trial: Claim | None = None
         self.sent: Batch | None = None  # under way; facts may come in, nothing is built
         self.fenced = False  # the transactional id is over: recover before anything else is committed
         self.doubt: Batch | None = None  # sent under an id that is over; whether it landed is not known yet
@@ -151,7 +154,7 @@ class Engine:
             self.late_results += 1  # its shard has gone: whoever owns it now runs it again
             return
         assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
-        claim.survived = False
+        claim.acquitted = claim.on_trial = False
         claim.progress = None if outcome.ending is Ending.RETURNED else claim.progress
         endings.judge(self, claim, outcome, now)
 
@@ -243,6 +246,7 @@ class Engine:
             self.prepare(now)
             while (claim := self.schedule.pick(now.mono_ms)) is not None:
                 claim.phase = Phase.PICKED
+                claim.group = self.schedule.group_of(claim) if claim.suspect else 0
                 self.touch(claim)
         refusals = [r for r in self.refusals if r.shard.standing is Standing.OPEN] if self.refusals else ()
         heads = [
@@ -337,13 +341,16 @@ class Engine:
             claim.lost = claim.lost if step.wait.lost is None else step.wait.lost
             if claim.wait is step.wait:
                 claim.wait = None
-            self.trial_over(claim)
+            if claim.phase is not Phase.PICKED:  # else it is in its next group already
+                self.schedule.leave(claim)
         if pays & START:
             claim.attempt, claim.started_ms = step.attempt, step.at_ms
             self._start(claim, now)
-        if pays & SURVIVED:
-            claim.survived = False
-            self.trial_over(claim)
+        if pays & ACQUIT:
+            self.schedule.acquit(claim)
+            if claim.phase is Phase.RUNNING:  # else its child has died since: it is a suspect again
+                claim.acquitted = claim.on_trial = False
+                claim.lost, claim.trial = 0, acquitted(claim.trial)
         if pays & REPORT:
             assert step.report is not None
             if step.report.fraction is not None:
@@ -366,18 +373,20 @@ class Engine:
         self._tokens += 1
         token = claim.token = self._tokens
         claim.phase = Phase.RUNNING
-        claim.stop, claim.survived = None, False
+        claim.stop, claim.acquitted, claim.on_trial = None, False, claim.suspect
         claim.progress_mono_ms = now.mono_ms - self.config.progress_ms
         self.running[token] = claim
-        self.trial = claim if claim.suspect else self.trial
         limit, shares = claim.timeout_ms, self.schedule.parts_of(claim) < WHOLE
-        start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.isolated, shares)
+        start = Start(
+            token, claim.record, claim.attempt, claim.kind, limit, claim.group if self.children else 0, shares
+        )
         timers.start(self, claim, start, now)
         self.effects.append(start)
 
     def retry(self, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
         """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
         claim.wait = owed
+        endings.suspect(claim, claim.lost if owed.lost is None else owed.lost, owed.trial)
         self.touch(claim)
         self.wait(claim, Wait.RETRY)
         timers.retry(self, claim, again.wait_ms, now)
@@ -405,7 +414,7 @@ class Engine:
         return bool(
             claim.final is not None
             or claim.wait is not None
-            or (claim.survived and claim.phase is Phase.RUNNING)
+            or (claim.acquitted and claim.phase is Phase.RUNNING)
             or claim.phase is Phase.PICKED
             or (claim.progress is not None and claim.phase is Phase.RUNNING)
         )
@@ -416,18 +425,11 @@ class Engine:
         self.throttled.pop(claim, None)
         self.schedule.finish(claim)
         self.disarm(claim)
-        self.trial_over(claim)
 
     def disarm(self, claim: Claim) -> None:
         """No deadline of this claim is left."""
         if claim.armed:
             timers.disarm(self, claim)
-
-    def trial_over(self, claim: Claim) -> None:
-        """The next suspect may start, if this one was on trial."""
-        if self.trial is claim:
-            self.trial = None
-            self.schedule.trial_over()
 
     def _cancel(self, claim: Claim, now: Now) -> None:
         if claim.final is not None or claim.stop is StopReason.CANCEL:
@@ -453,8 +455,7 @@ class Engine:
         """Give the slot back: it will not start here."""
         self.schedule.release(claim)
         claim.phase = Phase.WAITING
-        if claim.suspect:
-            self.schedule.trial_over()
+        self.schedule.leave(claim)
         if not self._owes(claim):
             self.urgent.pop(claim, None)
 

@@ -130,9 +130,9 @@ def _judge(engine: Engine, shard: Shard, claim: Claim, now: Now) -> None:
     if record.expires_ms is not None and not claim.attempt:
         timers.expiry(engine, claim, record.expires_ms)
     if isinstance(judged, admission.Run):
-        if claim.lost:
-            endings.isolate(engine, claim, claim.lost, suspect=judged.suspect)
+        endings.suspect(claim, claim.lost)
         engine.queue(claim, now)
         return
+    endings.suspect(claim, claim.lost)
     engine.wait(claim, judged.reason)
     timers.wait(engine, claim, judged, now)

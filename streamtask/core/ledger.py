@@ -1,7 +1,7 @@
 """The ledger of one request partition (cell): what is open, what is done, what was promised about it.
 
     receive(offset, task_id)           a record came from the log: is it to be worked on?
-    draft() → created, started, waiting, cleared, survived, done → close() → (position, text)
+    draft() → created, started, waiting, cleared, acquitted, done → close() → (position, text)
                                        only looks: a copy is changed, and this is what to commit
     settle(draft)                      the broker said yes: now it is so. An aborted draft is simply dropped
 
@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from streamtask.core import suspects
 from streamtask.core.offsetmap import (
     ATTEMPT_MAX,
     NOTHING,
@@ -37,8 +38,7 @@ from streamtask.core.offsetmap import (
 from streamtask.core.recall import Recall
 
 GAP_ROOM: Final = 1 << 19  # offsets that may be gaps while one answer of room() is used up
-SUSPECT_LOST: Final = 2  # deaths after which a request is isolated; from then on they are its own only in a trial
-ALONE: Final = 16  # in Entry.trial, above its exponent: it has died in a trial, so it stands the next ones alone
+SUSPECT_LOST: Final = 2  # deaths after which a request is a suspect: it runs in quarantine, and stands trial there
 
 _CREATED, _ENTRY, _DONE = 0, 1, 2
 
@@ -67,32 +67,34 @@ class Draft:
         self._changes.append((_CREATED, offset, NOTHING))
 
     def started(self, offset: int, attempt: int, mark: int = Mark.RUNNING, trial: int = 0) -> None:
-        """RUNNING with this attempt. mark: RUNNING or TRIAL; trial: its exponent, 0 keeps what it has."""
+        """RUNNING with this attempt. mark: RUNNING or TRIAL; trial: its number (core/suspects.py), 0 keeps what it has."""
         assert mark != Mark.NONE, f"{offset} starts without a mark"
         assert attempt <= ATTEMPT_MAX, f"attempt {attempt} of {offset}: end it instead"
         old = self._entry(offset)
         assert attempt > old.attempt, f"attempt {attempt} of {offset} was granted before ({old.attempt})"
         self._put(offset, entry_of(attempt, old.failed, old.lost, mark, trial or old.trial))
 
-    def waiting(self, offset: int, failed: int, lost: int | None = None) -> None:
+    def waiting(self, offset: int, failed: int, lost: int | None = None, trial: int | None = None) -> None:
         """The attempt ended and another one will come: no mark, so that a death is not charged to a waiting task.
 
-        lost: given when the attempt ended by a death of its own, which is charged here; else it stays
+        lost   given when the attempt ended by the death of its child: with this one, if it was alone in there; else it stays
+        trial  given when it was not: how narrow its next trial is
         """
         old = self._entry(offset)
         assert lost is None or lost >= old.lost, f"{offset}: deaths fell from {old.lost} to {lost}"
-        self._put(offset, entry_of(old.attempt, failed, old.lost if lost is None else lost, Mark.NONE, old.trial))
+        lost, trial = old.lost if lost is None else lost, old.trial if trial is None else trial
+        self._put(offset, entry_of(old.attempt, failed, lost, Mark.NONE, trial))
 
     def cleared(self, offset: int) -> None:
         """A clean hand-over: it runs nowhere."""
         old = self._entry(offset)
         self._put(offset, entry_of(old.attempt, old.failed, old.lost, Mark.NONE, old.trial))
 
-    def survived(self, offset: int) -> None:
-        """Its trial is over and it runs on: from now on a death of the worker is not its own."""
+    def acquitted(self, offset: int) -> None:
+        """Its trial is over and it runs on: its deaths are forgiven."""
         old = self._entry(offset)
         assert old.mark == Mark.TRIAL, f"{offset} is not on trial"
-        self._put(offset, entry_of(old.attempt, old.failed, old.lost, Mark.RUNNING, old.trial))
+        self._put(offset, entry_of(old.attempt, old.failed, 0, Mark.RUNNING, suspects.acquitted(old.trial)))
 
     def done(self, offset: int) -> None:
         """Its terminal event (or dead letter) is in this transaction."""
@@ -389,11 +391,9 @@ def _created_beyond(state: OffsetMap, created: int, known: dict[int, int], recei
 def charge(ledgers: Sequence[Ledger]) -> list[tuple[int, int]]:
     """The owner of these cells (one shard, all of them) died: charge the deaths to who was running, clear all marks.
 
-    If anyone stood trial alone, the death is that one's. If one stood trial beside others, it may be theirs (a poison that
-    had outlived its own trial, or one that nobody suspects yet): then it is nobody's, and that one stands its next
-    trial alone. Otherwise each one that ran is charged, except suspects (lost >= 2). Suspects that were not charged
-    stand longer trials; who stands them alone does not: it has died in one half as long, and others wait meanwhile.
-    So only a death in a trial that it stood alone takes anyone from 2 to 3.
+    If anyone stood trial alone in that worker, the death is that one's. Otherwise each one that ran is charged, but none
+    beyond SUSPECT_LOST: from there on only a death in its own child, or in a trial that it stands alone, is surely its own.
+    Who stood trial is not charged, but stands the next one beside fewer others (suspects.narrowed).
 
     Returns (index of the ledger, offset) of each request whose `lost` rose.
     """
@@ -403,18 +403,22 @@ def charge(ledgers: Sequence[Ledger]) -> list[tuple[int, int]]:
         for offset, entry in ledger.entries.items()
         if entry.mark != Mark.NONE
     ]
-    tried = [entry for _, _, entry in marked if entry.mark == Mark.TRIAL]
-    alone = any(entry.trial & ALONE for entry in tried)
+    on_trial = [entry for _, _, entry in marked if entry.mark == Mark.TRIAL]
+    alone = any(_stood_alone(entry) for entry in on_trial)
     charged = []
     for cell, offset, entry in marked:
-        lost, trial, on_trial = entry.lost, entry.trial, entry.mark == Mark.TRIAL
-        if on_trial if alone else not tried and lost < SUSPECT_LOST:
+        lost, trial = entry.lost, entry.trial
+        if _stood_alone(entry) if alone else lost < SUSPECT_LOST:
             lost += 1
             charged.append((cell, offset))
-        elif not alone and trial < ALONE and (on_trial or lost >= SUSPECT_LOST):
-            trial = min(trial + 1, ALONE - 1) + (ALONE if on_trial else 0)
+        if entry.mark == Mark.TRIAL and not alone:
+            trial = suspects.narrowed(trial, len(on_trial))
         ledgers[cell].entries[offset] = entry_of(entry.attempt, entry.failed, lost, Mark.NONE, trial)
     return charged
+
+
+def _stood_alone(entry: Entry) -> bool:
+    return entry.mark == Mark.TRIAL and suspects.stage_of(entry.trial) == suspects.ALONE
 
 
 def unmark(ledgers: Sequence[Ledger]) -> None:

@@ -106,7 +106,7 @@ class Entry:
     failed   of these: handler errors and timeouts
     lost     deaths of a worker charged to it
     mark     see Mark
-    trial    its next or current trial lasts trial_ms * 2 ** (trial % 16 - 1), from 16 on alone; 0 = none yet
+    trial    how narrow its next or present trial is, and how long (core/suspects.py)
     """
 
     attempt: int = 0

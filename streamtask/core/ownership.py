@@ -131,7 +131,7 @@ def adopt(
                 forget(engine, (number,))
                 shard = _new(engine, number)
             try:
-                engine.effects.extend(shard.adopt(settled))
+                engine.effects.extend(shard.adopt(settled, engine.own_ids))
             except UnknownVersion as why:
                 refuse(engine, number, str(why))
                 shard.ledgers = []
@@ -252,7 +252,7 @@ def forget(engine: Engine, numbers: Iterable[int]) -> None:
                     engine.effects.append(Stop(claim.token, StopReason.REVOKE))
             elif claim.phase is Phase.PICKED:
                 engine.unpick(claim)
-            engine.trial_over(claim)
+            engine.schedule.leave(claim)
         for refusal in [r for r in engine.refusals if r.shard is shard]:
             del engine.refusals[refusal]
         engine.backlogged -= {cell for cell in engine.backlogged if cell[1] == number}

@@ -49,18 +49,7 @@ def after_death(retry: Retry, lost: int, rand: float) -> Again:
 
 
 def death(policy: TaskPolicy, lost: int) -> Literal["run", "suspect", "quarantine"]:
-    """How a request goes on whose worker died `lost` times while running it."""
+    """How a request goes on under which a process has died `lost` times: as before, in quarantine, or not at all."""
     if policy.lost_max and lost >= policy.lost_max:
         return "quarantine"
-    # One that is never quarantined needs no trial: as a lasting suspect it would take every death of the worker upon
-    # itself, and a poison beside it would kill workers for ever.
-    return "suspect" if policy.lost_max and lost >= SUSPECT_LOST else "run"
-
-
-def trial_ms(base: int, exponent: int, cap: int, timeout_ms: int | None) -> int:
-    """Length of a trial: `base` doubled for every one survived so far, up to the task's own timeout, or `cap`.
-
-    exponent  1 for the first trial, as the ledger counts
-    """
-    assert exponent >= 1, f"trial {exponent}"
-    return min(base << min(exponent - 1, 62), cap if timeout_ms is None else timeout_ms)
+    return "suspect" if lost >= SUSPECT_LOST else "run"

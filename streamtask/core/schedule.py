@@ -15,15 +15,15 @@ other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 +
 
 Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
 executions of threads and children share slots (core/pace.py): a claim is picked while less than all slots are taken.
-A suspect that is to be *alone* goes first: nothing else starts while it is on trial, nor, for at most alone_ms (a long
-execution must not hold the others up), while it waits for what runs.
+Suspects start in groups (core/suspects.py), and those on trial hold at most half of the slots of their kind, so that
+others go on. One whose trial no other suspect may be on beside goes first: no other goes on trial, for at most alone_ms,
+while it waits for those that are. Beside one that is to be *alone* nothing at all starts, nor while it waits for what runs.
 Claims of the same (shard, band, ordering_key) run one at a time, in the order in which they were first shown to the
-schedule, which is that of their offsets. A claim whose type is at its limit, or a suspect while another one is on
-trial, is put aside, and comes back in its place when what it lacks is given back.
+schedule, which is that of their offsets. A claim whose type is at its limit, or a suspect that no group has room for, is
+put aside, and comes back in its place when what it lacks is given back.
 
 Always true: slots in use = claims picked and not released, each with what it took; claims with a whole slot are at most
-as many as the slots; at most one suspect is on trial; what `remove` leaves behind in the heaps is at most as much as what
-is queued, plus a constant.
+as many as the slots; what `remove` leaves behind in the heaps is at most as much as what is queued, plus a constant.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from streamtask.core.pace import WHOLE, Pace
+from streamtask.core.suspects import ALONE, ONLY, Groups, stage_of
 from streamtask.model import Band, HandlerKind
 
 AGED_TURNS_MAX: Final = 16
@@ -43,7 +44,7 @@ _GARBAGE_MIN: Final = 64
 
 
 class Item(Protocol):
-    """What the schedule reads of a claim. Compared by identity; only the last four ever change."""
+    """What the schedule reads of a claim. Compared by identity; only the last three ever change."""
 
     @property
     def band(self) -> int: ...
@@ -64,9 +65,7 @@ class Item(Protocol):
     @property
     def suspect(self) -> bool: ...
     @property
-    def isolated(self) -> bool: ...
-    @property
-    def alone(self) -> bool: ...
+    def trial(self) -> int: ...
 
 
 T = TypeVar("T", bound=Item)
@@ -75,18 +74,19 @@ assert KINDS == (ASYNC, THREAD, HandlerKind.PROCESS), "see _index, which is spel
 
 
 class _Lane(Generic[T]):
-    """Claims of one band that need more than a slot of their kind: a limited type, the trial, or both.
+    """Claims of one band that need more than a slot of their kind: a limited type, a group of this stage, or both.
 
     Only its best one is in the band's heap, and only while the lane may go: `shown` is its key there, 0 = none.
     """
 
-    __slots__ = ("heap", "home", "shown", "suspect", "task_type")
+    __slots__ = ("heap", "home", "kind", "shown", "stage", "task_type")
 
-    def __init__(self, home: list[tuple[int, T]], task_type: str | None, suspect: bool) -> None:
+    def __init__(self, home: list[tuple[int, T]], kind: HandlerKind, task_type: str | None, stage: int | None) -> None:
         self.home = home
         self.heap: list[tuple[int, T]] = []
+        self.kind = kind
         self.task_type = task_type
-        self.suspect = suspect
+        self.stage = stage
         self.shown = 0
 
 
@@ -100,6 +100,7 @@ class Schedule(Generic[T]):
         limits: Mapping[str, int | None],
         ageing_ms: int,
         alone_ms: int,
+        groups: Groups[T],
     ) -> None:
         assert ageing_ms > 0, f"ageing_ms {ageing_ms}"
         self._weights = [band.weight for band in bands]
@@ -120,19 +121,25 @@ class Schedule(Generic[T]):
         self._heaps: list[list[list[tuple[int, T]]]] = [[[] for _ in KINDS] for _ in bands]  # by band and kind
         self._since: list[deque[tuple[int, T]]] = [deque() for _ in bands]  # runnable ones in the order they became it
         self._queued = [0] * len(bands)
-        self._lanes: dict[tuple[int, HandlerKind, str | None, bool], _Lane[T]] = {}
+        self._lanes: dict[tuple[int, HandlerKind, str | None, int | None], _Lane[T]] = {}
         self._lanes_of_type: dict[str, list[_Lane[T]]] = {}
         self._lane_of: dict[T, _Lane[T]] = {}  # of claims that are shown or aside in one
         self._lines: dict[tuple[int, int, str], dict[T, bool]] = {}  # first one holds the key; True: it is queued
-        self._trial: T | None = None
-        self._alone: dict[T, int] = {}  # queued, and to be alone → until when others wait; 0: not yet
+        self._groups = groups
+        self._narrow: dict[T, int] = {}  # queued, of stage ONLY or ALONE → until when others wait; 0: not yet
+        self._spared = False  # suspects wait for one of these
         self._garbage = 0
 
     # --- What is ---
 
     @property
-    def trial_busy(self) -> bool:
-        return self._trial is not None
+    def on_trial(self) -> int:
+        """Suspects that were picked and are neither acquitted nor gone."""
+        return self._groups.tried
+
+    def group_of(self, item: T) -> int:
+        """The number of the group that it was picked into; 0: it is no suspect."""
+        return self._groups.number_of(item)
 
     def free(self, kind: HandlerKind) -> int:
         """Slots of this kind that nobody holds, nor a part of them (the kept one included)."""
@@ -203,13 +210,14 @@ class Schedule(Generic[T]):
         if not limited and not item.suspect:
             heapq.heappush(home, (key, item))
             return
-        if item.suspect and item.alone and self._slots[_index(kind)]:
-            self._alone[item] = 0
+        stage = stage_of(item.trial) if item.suspect else None
+        if stage is not None and stage >= ONLY and self._slots[_index(kind)]:
+            self._narrow[item] = 0
             return
-        name = (band, item.kind, task_type if limited else None, item.suspect)
+        name = (band, kind, task_type if limited else None, stage)
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = _Lane(home, name[2], item.suspect)
+            lane = self._lanes[name] = _Lane(home, kind, name[2], stage)
             if limited:
                 self._lanes_of_type.setdefault(task_type, []).append(lane)
         self._lane_of[item] = lane
@@ -222,9 +230,18 @@ class Schedule(Generic[T]):
             heapq.heappush(home, (key, item))
 
     def _may_go(self, lane: _Lane[T]) -> bool:
-        if lane.suspect and self._trial is not None:
+        if lane.stage is not None and not self._may_be_tried(lane.stage, lane.kind):
             return False
         return lane.task_type is None or self._types[lane.task_type] < self._limits[lane.task_type]
+
+    def _may_be_tried(self, stage: int, kind: HandlerKind) -> bool:
+        half = (self._slots[_index(kind)] // WHOLE + 1) // 2
+        return not self._spared and self._groups.tried_of(kind) < half and self._groups.has_room(stage, kind)
+
+    def _show_suspects(self) -> None:
+        for lane in self._lanes.values():
+            if lane.stage is not None:
+                self._show_lane(lane)
 
     def _show_lane(self, lane: _Lane[T]) -> None:
         if lane.shown or not self._may_go(lane):
@@ -241,19 +258,21 @@ class Schedule(Generic[T]):
     # --- Out ---
 
     def pick(self, now_ms: int) -> T | None:
-        """The next claim to start; it holds a slot (and the trial, if it is a suspect) from now on."""
+        """The next claim to start; it holds a slot (and is in a group, if it is a suspect) from now on."""
         if not self._keys:
             return None
         (async_, thread, process), slots = self._used, self._slots
         if async_ >= slots[0] and thread >= slots[1] and process >= slots[2]:
             return None
-        trial = self._trial
-        if trial is not None and trial.alone:
+        if self._groups.narrowest == ALONE:
             return None
-        if self._alone and trial is None:
-            item, until = self._next_alone(now_ms)
-            if item is not None or now_ms < until:
+        if self._narrow:
+            item, waited_for = self._next_narrow(now_ms)
+            if item is not None or waited_for:
                 return None if item is None else self._take(item)
+        elif self._spared:  # who they waited for is gone
+            self._spared = False
+            self._show_suspects()
         turns = self._turns
         idle: tuple[int, list[tuple[int, T]]] | None = None  # first band with something to run, but no turn left
         for band, left in enumerate(turns):
@@ -268,18 +287,24 @@ class Schedule(Generic[T]):
         self._new_round(now_ms)
         return self._take(heapq.heappop(idle[1])[1])
 
-    def _next_alone(self, now_ms: int) -> tuple[T | None, int]:
-        """The first of those that are to be alone, if it goes now; until when others wait for it, if it does not. That needs
-        no wake-up: something runs meanwhile."""
-        item = next(iter(self._alone))
-        until = self._alone[item] = self._alone[item] or now_ms + self._alone_ms
-        if self._held:
-            kind, limit = _index(item.kind), self._limits.get(item.task_type)
-            full = limit is not None and self._types[item.task_type] >= limit
-            if now_ms < until or full or self._used[kind] >= self._slots[kind]:
-                return None, until
-        del self._alone[item]
-        return item, until
+    def _next_narrow(self, now_ms: int) -> tuple[T | None, bool]:
+        """The first of those that no other suspect may be on trial beside, if it goes now; else whether everything waits for
+        it. The end of a wait needs no wake-up: something runs meanwhile."""
+        item = next(iter(self._narrow))
+        until = self._narrow[item] = self._narrow[item] or now_ms + self._alone_ms
+        alone = stage_of(item.trial) == ALONE
+        waits = now_ms < until
+        kind, limit = _index(item.kind), self._limits.get(item.task_type)
+        full = (limit is not None and self._types[item.task_type] >= limit) or self._used[kind] >= self._slots[kind]
+        busy = (bool(self._held) and (waits or full)) if alone else (self._groups.tried > 0 or full)
+        if self._spared and not (busy and waits):
+            self._spared = False
+            self._show_suspects()
+        if busy:
+            self._spared = waits
+            return None, alone and waits
+        del self._narrow[item]
+        return item, False
 
     def pick_many(self, limit: int, now_ms: int) -> list[T]:
         """Up to `limit` picks."""
@@ -334,7 +359,7 @@ class Schedule(Generic[T]):
         del self._keys[item]
         self._queued[band] -= 1
         named = item.kind
-        if named is ASYNC or item.isolated:
+        if named is ASYNC or item.suspect:
             kind, parts = (0 if named is ASYNC else 1 if named is THREAD else 2), WHOLE
         else:
             kind, parts = (1 if named is THREAD else 2), self.pace.parts.get(item.task_type, WHOLE)
@@ -345,8 +370,7 @@ class Schedule(Generic[T]):
         if item.task_type in self._limits:
             self._types[item.task_type] += 1
         if item.suspect:
-            assert self._trial is None, f"{item} and {self._trial} on trial at once"
-            self._trial = item
+            self._groups.join(item)
         lane = self._lane_of.pop(item, None) if self._lane_of else None
         if lane is not None:
             lane.shown = 0
@@ -376,12 +400,15 @@ class Schedule(Generic[T]):
             for lane in self._lanes_of_type.get(item.task_type, ()):
                 self._show_lane(lane)
 
-    def trial_over(self) -> None:
-        """The suspect on trial has ended, or survived it: the next one may start. No trial: nothing happens."""
-        if self._trial is not None:
-            self._trial = None
-            for lane in self._lanes.values():
-                self._show_lane(lane)
+    def acquit(self, item: T) -> None:
+        """It has outlived its trial: others may go on trial. It was not on trial: nothing happens."""
+        if self._groups.acquit(item):
+            self._show_suspects()
+
+    def leave(self, item: T) -> None:
+        """A suspect runs here no longer, and the ledger says so. It was none: nothing happens."""
+        if self._groups.leave(item):
+            self._show_suspects()
 
     def remove(self, item: T) -> None:
         """Out of the queue (cancelled, expired). It keeps its key until `finish`, so that the next one in line starts
@@ -390,7 +417,7 @@ class Schedule(Generic[T]):
         if key is None:
             return
         self._queued[item.band] -= 1
-        self._alone.pop(item, None)
+        self._narrow.pop(item, None)
         lane = self._lane_of.pop(item, None) if self._lane_of else None
         if lane is not None and lane.shown == key:
             lane.shown = 0
@@ -407,8 +434,7 @@ class Schedule(Generic[T]):
         """Its end is settled: its key, its trial, its place in the queue are given up; the next in line may run."""
         if item in self._keys:
             self.remove(item)
-        if self._trial is item:
-            self.trial_over()
+        self.leave(item)
         if item.ordering_key is None:
             return
         name = (item.shard, item.band, item.ordering_key)
@@ -437,7 +463,7 @@ class Schedule(Generic[T]):
         """Rebuild the heaps without what is not queued any more."""
         keys = self._keys
         self._garbage = 0
-        self._alone = {item: until for item, until in self._alone.items() if item in keys}
+        self._narrow = {item: until for item, until in self._narrow.items() if item in keys}
         self._lane_of = {item: lane for item, lane in self._lane_of.items() if item in keys}
         for lane in self._lanes.values():
             lane.heap[:] = [entry for entry in lane.heap if keys.get(entry[1]) == entry[0]]

@@ -12,7 +12,7 @@ tasks.status when the committed metadata is missing or not ours.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import IntEnum
 
 from streamtask.core.claim import Claim
@@ -71,6 +71,7 @@ class Shard:
         "head_recovering",
         "known_to",
         "ledgers",
+        "left_by",
         "log_ends",
         "number",
         "owes_cells",
@@ -91,6 +92,7 @@ class Shard:
         self.backlogs = [Backlog() for _ in range(bands)]
         self.claims: dict[str, Claim] = {}
         self.charged = 0  # deaths that the claim under way charges
+        self.left_by = ""  # the owner that the claim under way has found recorded
         self.log_ends = [0] * bands  # as seen by the claim
         self.waiting = [0] * bands  # claims of a cell that wait without a slot (retries not counted)
         self.sequence = 0
@@ -135,20 +137,22 @@ class Shard:
 
     # -- claim ---------------------------------------------------------------------------------------------------------
 
-    def adopt(self, settled: Mapping[Cell, Settled]) -> list[Note]:
+    def adopt(self, settled: Mapping[Cell, Settled], own_ids: Collection[str] = ()) -> list[Note]:
         """Take the shard over from what is committed: ledgers, head, positions; deaths are charged.
 
         settled  one Settled per cell of this shard
+        own_ids  transactional ids that this process has used: what one of them left was fenced or lost, and has not died
         Returns what the operator should know. Raises UnknownVersion when another release wrote the text.
         """
         notes: list[Note] = []
         self.ledgers = []
         self.awaits_recall = False
+        self.left_by = ""
         for band in range(len(self.backlogs)):
             cell = settled[band, self.number]
             self.log_ends[band] = cell.log_end
             self.ledgers.append(self._restore(band, cell, notes))
-        if self.distrusted:
+        if self.distrusted or self.left_by in own_ids:
             unmark(self.ledgers)  # what ran was ended, here, before
         self.charged = len(charge(self.ledgers))
         return notes
@@ -189,6 +193,7 @@ class Shard:
         return Ledger(cell.log_start, text_max=text_max)
 
     def _take_head(self, head: Head) -> None:
+        self.left_by = head.owner
         self.sequence = head.sequence
         self.clock_ms = max(self.clock_ms, head.clock_ms)
         self.awaits_recall = self.awaits_recall or head.state == "recovering"

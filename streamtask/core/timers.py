@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from streamtask.core import admission
 from streamtask.core.claim import Claim, Phase, Wait
-from streamtask.core.ledger import ALONE
-from streamtask.core.retry import Again, decide, trial_ms
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome
+from streamtask.core.retry import Again, decide
+from streamtask.core.suspects import trial_ms
+from streamtask.model import Ending, ErrorCode, Outcome
 from streamtask.ports import Now, Start, Stop, StopReason
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def retry(engine: Engine, claim: Claim, wait_ms: int, now: Now) -> None:
 
 def start(engine: Engine, claim: Claim, handed: Start, now: Now) -> None:
     """It is handed over."""
-    if handed.kind is not HandlerKind.PROCESS:
+    if not handed.in_child:
         run(engine, claim, handed.timeout_ms, now)
     elif handed.timed:
         claim.armed = True
@@ -67,9 +67,9 @@ def run(engine: Engine, claim: Claim, timeout_ms: int | None, now: Now) -> None:
     if timeout_ms is not None:
         claim.armed = True
         engine.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
-    if engine.trial is claim:
+    if claim.on_trial:
         claim.armed = True
-        length = trial_ms(engine.config.trial_ms, claim.trial % ALONE or 1, engine.config.trial_max_ms, timeout_ms)
+        length = trial_ms(engine.config.trial_ms, claim.trial, engine.config.trial_max_ms, timeout_ms)
         engine.mono.arm(claim, now.mono_ms + length, TRIAL)
 
 
@@ -108,7 +108,7 @@ def due(engine: Engine, now: Now) -> None:
         elif claim.phase is not Phase.RUNNING:
             pass
         elif kind == TRIAL:
-            claim.survived = True
+            claim.acquitted = True
             engine.touch(claim)
         elif claim.stop is None:
             claim.stop = StopReason.TIMEOUT if kind == TIMEOUT else StopReason.NOT_BEGUN

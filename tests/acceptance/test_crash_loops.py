@@ -1,8 +1,8 @@
 """A task that kills the process that it runs in is quarantined after three deaths; its neighbours are not, and work goes on.
 
-Deaths of a worker are charged to all that ran in it, but never a third one: that is always a death of the child that a
-suspect has for itself, or inside its own trial (decision 0008). So a poison that is alone dies exactly three times; of many
-at once each has at least one death of its own, and its last attempt is one.
+Deaths of a worker are charged to all that ran in it, but never a third one: that is always a death of a quarantine child in
+which it was alone, or inside a trial that it stands alone (decision 0008). A poison with others in its group dies once more
+for each time that the group is halved; its last attempt is the one in which it is alone.
 """
 
 from __future__ import annotations
@@ -92,23 +92,22 @@ def neighbours(bench: Bench, directory: Path) -> list[str]:
     [("poison", "exits", False), pytest.param("poison_thread", "segfaults", True, marks=pytest.mark.slow)],
     ids=["a coroutine in its first instruction", "a thread inside C after its first progress"],
 )
-def test_a_poison_is_quarantined_after_exactly_three_deaths_and_its_neighbours_finish(
+def test_a_poison_is_quarantined_after_two_deaths_of_its_worker_and_its_neighbours_finish(
     bench: Bench, tmp_path: Path, task_type: str, how: str, tells_progress: bool
 ) -> None:
     parent = bench.supervised(app=APP, STREAMTASK_CHILDREN="3", **PATIENT)
     beside = neighbours(bench, tmp_path)
-    # Not many: who is beside both deaths is isolated, and each has to wait for a process of its own then.
     before = bench.client.submit_many([request("noop", n=n) for n in range(4)])
     poison = bench.client.submit(task_type, {"how": how, "gates": str(tmp_path) if tells_progress else ""})
     after = bench.client.submit_many([request("noop", n=n) for n in range(4)])
     end = ends_of(bench, [poison.task_id], tmp_path)[poison.task_id]
     check_quarantined(bench, poison.task_id, how, end)
-    assert [one.attempt for one in bench.starts(poison.task_id)] == [1, 2, 3]
+    assert 3 <= end.event.attempt <= 5, "a group of at most twelve, most of which have ended, is halved"
     ends = bench.ends([*beside, *(one.task_id for one in (*before, *after))], 90)
     assert {one.status for one in ends.values()} == {"completed"}
     assert [letter.reason for letter in bench.letters()] == ["worker_lost"]
     deaths = [told for told in parent.events("supervisor_event") if told["what"] == "child_ended"]
-    assert len(deaths) == 2, "the third death was its child's alone"
+    assert len(deaths) == 2, "the others were those of quarantine children"
     bench.finish()
 
 
@@ -164,13 +163,13 @@ def test_poisons_of_every_kind_and_way_at_once_are_quarantined_and_no_neighbour_
 
 @pytest.mark.slow
 def test_one_that_kills_only_beside_another_is_parted_from_it_and_both_finish(bench: Bench, tmp_path: Path) -> None:
-    """Two deaths together make both suspects; in children of their own neither does any harm."""
+    """Two deaths together make both suspects of one group; its child dies too, and in children of their own both finish."""
     bench.supervised(app=APP, STREAMTASK_CHILDREN="3", **PATIENT)
     go = tmp_path / "go"
     both = [one.task_id for one in bench.client.submit_many([request(k, path=str(go)) for k in ("beside", "jealous")])]
-    until(lambda: all(len(bench.starts(one)) >= 3 for one in both), "both run for the third time", 90)
-    third = {bench.starts(one)[-1].pid for one in both}
-    assert len(third) == 2, "each in a process of its own"
+    until(lambda: all(len(bench.starts(one)) >= 4 for one in both), "both run for the fourth time", 90)
+    assert len({bench.starts(one)[2].pid for one in both}) == 1, "the third time in the child of their group"
+    assert len({bench.starts(one)[3].pid for one in both}) == 2, "each in a process of its own"
     go.touch()
     ends = bench.ends(both, 60)
     assert {end.status for end in ends.values()} == {"completed"}
@@ -215,9 +214,9 @@ def test_where_the_kernel_takes_a_process_for_its_memory_its_task_is_quarantined
         until(lambda: len(bench.running()) == 3, "the neighbours run")
         hungry = bench.client.submit("eats", {"mb": 1_000})
         end = ends_of(bench, [hungry.task_id], tmp_path)[hungry.task_id]
-        assert (end.status, end.code, end.event.attempt) == ("failed", "worker_lost", 3)
+        assert (end.status, end.code) == ("failed", "worker_lost")
         assert "SIGKILL (not enough memory?)" in (end.event.error or "")
-        assert len({one.pid for one in bench.starts(hungry.task_id)}) == 3
+        assert 3 <= len({one.pid for one in bench.starts(hungry.task_id)}) <= 5
         deaths = [told for told in parent.events("supervisor_event") if told["what"] == "child_ended"]
         assert len(deaths) <= 2
         assert bench.starts(hungry.task_id)[-1].pid not in {told["pid"] for told in deaths}, "the kernel took the child"

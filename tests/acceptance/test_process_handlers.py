@@ -207,7 +207,7 @@ def test_neighbours_of_a_poison_that_kills_whole_workers_are_never_quarantined(b
     end = bench.end(poison.task_id, 270)
     assert (end.status, end.code) == ("failed", "worker_lost")
     deaths = bench.starts(poison.task_id)
-    assert len(deaths) in (4, 5), "two are charged, one finds it isolated, one on trial, one on trial alone"
+    assert 4 <= len(deaths) <= 7, "two are charged, then its trials are narrowed until it stands one alone"
     ends = bench.ends([one.task_id for one in (*before, *after)], 240)
     assert {end.status for end in ends.values()} == {"completed"}
     assert [letter.reason for letter in bench.letters()] == ["worker_lost"]

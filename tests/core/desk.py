@@ -89,6 +89,7 @@ class Desk:
         self.answers: dict[type, list[Answer]] = {}  # what to answer instead, first one first
         self.when_flushing: Callable[[], None] = lambda: None
         self.when_awaiting: Callable[[tuple[int, ...]], None] = lambda tokens: None
+        self.place = 0
         self.ids = iter(f"tasks.workers.0.{n}" for n in range(1, 1_000))
         self.children_begin = True  # at once
         self.refuses: Callable[[CommitPlan], bool] = lambda plan: False
@@ -253,7 +254,8 @@ class Desk:
         other = Desk(dict(self.config.policies), shards=self.shards, claim=False, slots=dict(self.config.slots), **more)
         other.offsets, other.log_ends, other.log_starts = self.offsets, self.log_ends, self.log_starts
         other.events, other.dead, other.now, other._next = self.events, self.dead, self.now, self._next
-        other.ids = iter(f"tasks.workers.9.{n}" for n in range(1, 1_000))
+        other.place = self.place + 1  # no id is used twice: an id of one's own on a shard means that nobody has died
+        other.ids = iter(f"tasks.workers.{other.place}.{n}" for n in range(1, 1_000))
         other.engine.owner = next(other.ids)
         other.engine.own_ids = {other.engine.owner}
         assert other.claim()

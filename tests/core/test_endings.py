@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from streamtask.core import protocol
-from streamtask.core.ledger import ALONE
 from streamtask.core.offsetmap import LOST_MAX, Entry, Mark
 from streamtask.core.retry import Again, after_death
+from streamtask.core.suspects import ALONE, ONLY, SINGLE, STAGES
 from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
 from streamtask.ports import EndTransaction, Fault, FaultKind, StopReason
 from tests.core.desk import RETURNED, Desk, raised
@@ -146,7 +150,7 @@ def test_a_task_that_died_twice_is_a_suspect_and_starts_on_trial() -> None:
         d.end(record, LOST)
         d.settle()
         again(d)
-    assert entry(d) == Entry(3, lost=2, mark=Mark.TRIAL, trial=1)
+    assert entry(d) == Entry(3, lost=2, mark=Mark.TRIAL)
     d.end(record)
     d.settle()
     assert d.history(record)[-1] == "completed"
@@ -188,7 +192,7 @@ def test_a_type_that_is_never_quarantined_waits_longer_after_each_death() -> Non
         d.end(record, LOST)
         d.settle()
         again(d)
-    assert entry(d) == Entry(41, lost=LOST_MAX, mark=Mark.RUNNING)
+    assert entry(d) == Entry(41, lost=LOST_MAX, mark=Mark.TRIAL)
     policy = Retry(attempts=1, backoff_ms=1_000, backoff_max_ms=60_000)
     assert [after_death(policy, lost, 0.999_999) for lost in (1, 2, 3, 9)] == [
         Again(w) for w in (1_000, 2_000, 4_000, 60_000)
@@ -196,13 +200,13 @@ def test_a_type_that_is_never_quarantined_waits_longer_after_each_death() -> Non
 
 
 @pytest.mark.parametrize("lost_max", [3, 0])
-def test_who_died_twice_runs_isolated_whatever_its_kind_and_whoever_died(lost_max: int) -> None:
-    d = ready(lost_max=lost_max)
+def test_who_died_twice_runs_in_quarantine_whatever_its_kind_and_whoever_died(lost_max: int) -> None:
+    d = ready(children=2, lost_max=lost_max)
     record = d.submit()
     d.turn()
-    isolated = []
+    groups = []
     for by_worker in (True, False):
-        isolated.append(next(iter(d.running.values())).isolated)
+        groups.append(next(iter(d.running.values())).group)
         if by_worker:
             d = d.successor()
             d.feed(record)
@@ -210,8 +214,9 @@ def test_who_died_twice_runs_isolated_whatever_its_kind_and_whoever_died(lost_ma
             d.end(record, LOST)
         d.settle()
         again(d)
-    isolated.append(next(iter(d.running.values())).isolated)
-    assert isolated == [False, False, True]
+    groups.append(next(iter(d.running.values())).group)
+    assert groups[:2] == [0, 0]
+    assert groups[2] > 0
 
 
 def died_twice(d: Desk, count: int) -> tuple[Desk, list[RequestRecord]]:
@@ -225,103 +230,157 @@ def died_twice(d: Desk, count: int) -> tuple[Desk, list[RequestRecord]]:
     return d, records
 
 
-def test_the_isolated_run_side_by_side_in_the_slots_of_children_and_none_is_on_trial() -> None:
-    d, records = died_twice(ready(children=3), 5)
-    assert sorted(start.isolated for start in d.running.values()) == [True, True], "one of three is kept for high"
-    assert {entry(d, record.offset).mark for record in records} == {Mark.RUNNING, Mark.NONE}
+def begin(d: Desk) -> None:
+    """All that was handed over begins."""
+    for token in d.running:
+        d.engine.begun(token, d.now)
+
+
+def test_suspects_run_in_one_group_on_trial_beside_the_others() -> None:
+    d, records = died_twice(ready(children=3), 4)
+    assert len({start.group for start in d.running.values()}) == 1
+    assert len(d.running) == 4
+    assert {entry(d, record.offset) for record in records} == {Entry(3, lost=2, mark=Mark.TRIAL)}
     innocent = d.submit()
     d.settle()
-    assert d.history(innocent)[-1] == "running 1", "the slots of its own kind are free"
-    for _ in range(5):
-        for start in list(d.running.values()):
-            d.end(start.record)
-        d.settle()
+    assert d.history(innocent)[-1] == "running 1", "half of the slots are free"
+    for start in list(d.running.values()):
+        d.end(start.record)
+    d.settle()
     assert {d.history(record)[-1] for record in records} == {"completed"}
 
 
-def test_where_a_worker_dies_with_isolated_ones_they_run_next_on_trial_one_at_a_time() -> None:
-    d, records = died_twice(ready(children=3), 2)
-    assert len(d.running) == 2
+def test_a_trial_counts_from_where_the_child_begins_and_who_outlives_it_is_acquitted() -> None:
+    d, (record,) = died_twice(ready(children=3), 1)
+    d.later(d.engine.config.trial_ms)
+    d.settle()
+    assert entry(d).mark == Mark.TRIAL, "its child has not begun"
+    begin(d)
+    d.later(d.engine.config.trial_ms - 1)
+    d.settle()
+    assert entry(d).mark == Mark.TRIAL
+    d.later(1)
+    d.settle()
+    assert entry(d) == Entry(3, lost=0, mark=Mark.RUNNING, trial=STAGES)
     d = d.successor()
-    assert [entry(d, record.offset).lost for record in records] == [2, 2], "no death of anybody's own"
-    d.feed(*records)
+    assert entry(d) == Entry(3, lost=1, trial=STAGES), "that is its first death now"
+    d.feed(record)
     d.settle()
-    (start,) = d.running.values()
-    assert (start.isolated, entry(d, start.record.offset).mark) == (True, Mark.TRIAL)
+    assert [start.group for start in d.running.values()] == [0]
 
 
-def died_on_trial(children: int, count: int = 2) -> tuple[Desk, RequestRecord, list[RequestRecord]]:
-    """A worker has died while one of so many stood trial, beside one that nobody suspected: (the next one, it, others)."""
-    d, records = died_twice(ready(children=children), count)
-    if children:
+def test_where_the_child_of_several_dies_nobody_is_charged_and_their_groups_are_half_as_large() -> None:
+    d, records = died_twice(ready(children=3), 4)
+    begin(d)
+    deaths = d.engine.deaths
+    for record in records:
+        d.end(record, replace(LOST, beside=3))
+    d.settle()
+    assert {entry(d, record.offset) for record in records} == {Entry(4, lost=2, mark=Mark.TRIAL, trial=SINGLE - 1)}
+    assert sorted(Counter(start.group for start in d.running.values()).values()) == [2, 2]
+    assert "as did that of 3 others" in (d.events[-1].message or "") or d.history(records[0])[-2:] == [
+        "running 3",
+        "running 4",
+    ]
+    assert d.engine.deaths == deaths
+    for record in records[:2]:
+        d.end(record, replace(LOST, beside=1))
+    d.settle()
+    assert [entry(d, record.offset).trial for record in records] == [SINGLE] * 2 + [SINGLE - 1] * 2
+    assert len({start.group for start in d.running.values()}) == 3, "those two are alone"
+
+
+def test_a_death_alone_in_quarantine_is_the_third_one_also_of_one_that_was_acquitted() -> None:
+    d, records = died_twice(ready(children=3), 2)
+    d.end(records[0], LOST)
+    d.settle()
+    assert d.last(records[0]).error_code == "worker_lost"
+    begin(d)
+    d.later(d.engine.config.trial_ms)
+    d.settle()
+    assert entry(d, records[1].offset).lost == 0
+    d.end(records[1], LOST)
+    d.settle()
+    assert d.last(records[1]).error_code == "worker_lost"
+
+
+def test_an_acquitted_one_whose_child_dies_with_others_in_it_is_a_suspect_again() -> None:
+    d, records = died_twice(ready(children=3), 2)
+    begin(d)
+    d.later(d.engine.config.trial_ms)
+    d.settle()
+    for record in records:
+        d.end(record, replace(LOST, beside=1))
+    d.settle()
+    assert {entry(d, one.offset) for one in records} == {Entry(4, lost=2, mark=Mark.TRIAL, trial=STAGES + SINGLE)}
+
+
+def test_a_child_that_dies_while_the_acquittal_is_being_committed_makes_a_suspect_again() -> None:
+    d, records = died_twice(ready(children=3), 2)
+    begin(d)
+    d.later(d.engine.config.trial_ms)
+    perform, told = d.perform, []
+
+    def perform_and_die(ask: Any) -> Any:
+        if type(ask) is EndTransaction and not told:
+            told.append(ask)
+            for record in records:
+                d.end(record, replace(LOST, beside=1))
+        return perform(ask)
+
+    d.perform = perform_and_die  # type: ignore[method-assign]
+    d.settle()
+    assert told
+    assert {entry(d, one.offset) for one in records} == {Entry(4, lost=2, mark=Mark.TRIAL, trial=SINGLE)}
+
+
+def died_on_trial(children: int) -> tuple[Desk, RequestRecord, list[RequestRecord]]:
+    """Two workers have died while a suspect stood trial in them, beside one that nobody suspected: (the next one, both)."""
+    d, (tried,) = died_twice(ready(children=children), 1)
+    for trial in (ONLY, ALONE):
         d = d.successor()
-        d.feed(*records)
-    unsuspected = d.submit()
-    d.settle()
-    (tried,) = (start.record for start in d.running.values() if start.record is not unsuspected)
-    assert entry(d, tried.offset) == Entry(entry(d, tried.offset).attempt, lost=2, mark=Mark.TRIAL, trial=1)
-    assert len(d.running) == 2
-    return d.successor(), tried, [record for record in (*records, unsuspected) if record is not tried]
+        assert entry(d, tried.offset).trial == trial
+        d.feed(tried)
+        if trial == ONLY:
+            d.settle()
+    return d, tried, [d.submit()]
 
 
 @pytest.mark.parametrize("children", [3, 0])
-def test_a_death_in_a_trial_beside_others_is_nobodys_and_that_one_stands_the_next_one_alone(children: int) -> None:
+def test_a_worker_that_dies_in_a_trial_charges_nobody_a_third_death_unless_it_was_stood_alone(children: int) -> None:
     d, tried, others = died_on_trial(children)
-    assert [entry(d, record.offset).lost for record in (tried, *others)] == [2, 2, 0]
-    new = d.record(band=0)
-    d.feed(new, *sorted([*others, tried], key=lambda record: record.offset))
+    assert entry(d, tried.offset).lost == 2
     d.settle()
     (start,) = d.running.values()
-    assert start.record is tried, "first, whatever its priority, and nothing beside it"
-    assert entry(d, tried.offset).mark == Mark.TRIAL
+    assert start.record is tried, "first, and nothing beside it"
+    assert entry(d, tried.offset) == Entry(5, lost=2, mark=Mark.TRIAL, trial=ALONE)
     d = d.successor()
-    assert [entry(d, record.offset).lost for record in (tried, *others)] == [3, 2, 0], "now it is its own"
-    d.feed(new, *sorted([*others, tried], key=lambda record: record.offset))
+    assert entry(d, tried.offset).lost == 3, "now it is its own"
+    d.feed(tried, *others)
     d.settle()
-    for _ in range(3):
-        for start in list(d.running.values()):
-            d.end(start.record)
-        d.settle()
-    assert [d.history(record)[-1] for record in (tried, new, *others)] == ["failed"] + ["completed"] * 3
-
-
-def test_a_ledger_that_says_alone_and_not_how_long_is_taken_for_a_first_trial() -> None:
-    d, tried, others = died_on_trial(3)
-    ledger = d.engine.shards[0].ledgers[1]
-    ledger.state.entries[tried.offset] = Entry(4, lost=2, trial=ALONE)
-    d.feed(*sorted([*others, tried], key=lambda record: record.offset))
-    d.settle()
-    assert [start.record for start in d.running.values()] == [tried]
-    d.later(d.engine.config.trial_ms)
-    d.settle()
-    assert entry(d, tried.offset) == Entry(5, lost=2, mark=Mark.RUNNING, trial=ALONE)
-    assert len(d.running) > 1
+    assert d.last(tried).error_code == "worker_lost"
+    assert d.history(others[0])[-1] == "running 1"
 
 
 @pytest.mark.parametrize("survives", [True, False])
 def test_others_start_when_a_trial_that_is_stood_alone_is_over(survives: bool) -> None:
     d, tried, others = died_on_trial(3)
-    d.feed(*sorted([*others, tried], key=lambda record: record.offset))
     d.settle()
     assert [start.record for start in d.running.values()] == [tried]
-    unsuspected = others[-1]
-    assert d.history(unsuspected)[-1] == "running 1", "of the worker that has died"
     if survives:
-        d.later(d.engine.config.trial_ms * 2 - 1)
-        d.settle()
-        assert len(d.running) == 1, "its second trial is twice as long"
-        d.later(1)
+        begin(d)
+        d.later(d.engine.config.trial_ms)
     else:
         d.end(tried)
     d.settle()
-    assert d.history(unsuspected)[-1] == "running 2"
+    assert d.history(others[0])[-1] == "running 1"
 
 
-def test_an_isolated_one_whose_child_dies_is_charged_and_the_others_run_on() -> None:
-    d, records = died_twice(ready(children=3), 2)
-    d.end(records[0], LOST)
-    d.settle()
-    assert d.last(records[0]).error_code == "worker_lost"
-    d.end(records[1])
-    d.settle()
-    assert d.history(records[1])[-1] == "completed"
+def test_a_type_that_is_never_quarantined_never_stands_trial_alone() -> None:
+    d, (tried,) = died_twice(ready(children=3, lost_max=0), 1)
+    for _ in range(4):
+        d = d.successor()
+        d.feed(tried)
+        d.settle()
+    assert entry(d, tried.offset).trial == SINGLE
+    assert entry(d, tried.offset).lost == 2

@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streamtask.core.ledger import ALONE, Draft, Ledger, charge
+from streamtask.core.ledger import Draft, Ledger, charge
 from streamtask.core.offsetmap import Entry, Head, Mark, decode
+from streamtask.core.suspects import ALONE, narrowed, stage_of
 
 CHOICE = st.integers(0, 1_000_000)
 ID = "0190a0a0-0000-7000-8000-000000000001"  # only a recall compares it
@@ -92,9 +93,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if offset is None:
             return
         old = self.entries.get(offset, Entry())
-        mark, exponent = (Mark.TRIAL, max(old.trial, 1)) if trial else (Mark.RUNNING, old.trial)
-        new = Entry(old.attempt + 1, old.failed, old.lost, mark, exponent)
-        self._plan().started(offset, new.attempt, mark, exponent)
+        new = Entry(old.attempt + 1, old.failed, old.lost, Mark.TRIAL if trial else Mark.RUNNING, old.trial)
+        self._plan().started(offset, new.attempt, new.mark, new.trial)
         self._planned("entry", offset, new)
 
     @rule(pick=CHOICE)
@@ -208,16 +208,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _charge(self) -> None:
         on_trial = [entry.trial for entry in self.entries.values() if entry.mark == Mark.TRIAL]
-        alone = any(trial >= ALONE for trial in on_trial)
+        alone = any(stage_of(trial) == ALONE for trial in on_trial)
         expected = []
         for offset, old in self.entries.items():
-            trial, own = old.trial, False
-            if old.mark == Mark.TRIAL:
-                own = alone
-                trial = trial if alone else ALONE + min(trial + 1, ALONE - 1)
-            elif old.mark == Mark.RUNNING:
-                own = not on_trial and old.lost < 2
-                trial += not own and not alone and old.lost >= 2 and trial < ALONE - 1
+            trial, tried = old.trial, old.mark == Mark.TRIAL
+            own = old.mark != Mark.NONE and (tried and stage_of(trial) == ALONE if alone else old.lost < 2)
+            if tried and not alone:
+                trial = narrowed(trial, len(on_trial))
             self.entries[offset] = Entry(old.attempt, old.failed, old.lost + own, Mark.NONE, trial)
             if own:
                 expected.append((0, offset))

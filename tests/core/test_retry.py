@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtask.core.retry import GIVE_UP, Again, death, decide, trial_ms
+from streamtask.core.retry import GIVE_UP, Again, death, decide
 from streamtask.model import Ending, Outcome, Retry, TaskPolicy
 
 RAISED = Outcome(Ending.RAISED)
@@ -49,15 +49,8 @@ def test_what_may_not_be_retried_is_given_up() -> None:
     [
         (3, ["run", "run", "suspect", "quarantine", "quarantine"]),
         (1, ["run", "quarantine", "quarantine", "quarantine", "quarantine"]),
-        (0, ["run", "run", "run", "run", "run"]),
+        (0, ["run", "run", "suspect", "suspect", "suspect"]),
     ],
 )
 def test_two_deaths_make_a_suspect_and_lost_max_ends_it(lost_max: int, fates: list[str]) -> None:
     assert [death(TaskPolicy(lost_max=lost_max), lost) for lost in range(5)] == fates
-
-
-def test_a_trial_is_doubled_up_to_the_timeout_or_the_cap() -> None:
-    assert [trial_ms(10, exponent, 60, None) for exponent in (1, 2, 3, 4, 31)] == [10, 20, 40, 60, 60]
-    assert [trial_ms(10, exponent, 60, 30) for exponent in (1, 2, 3)] == [10, 20, 30]
-    assert trial_ms(10, 9, 60, 500) == 500, "a long task has a long timeout: its trial may reach it"
-    assert trial_ms(10, 1, 60, 5) == 5

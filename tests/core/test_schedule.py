@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from streamtask.core.pace import AHEAD_MS, WHOLE
 from streamtask.core.schedule import AGED_TURNS_MAX, Schedule
+from streamtask.core.suspects import ALONE, GROUPS_ON_TRIAL, ONLY, SINGLE, Groups, stage_of
 from streamtask.model import BANDS, HandlerKind
 
 ASYNC, THREAD, PROCESS = HandlerKind.ASYNC, HandlerKind.THREAD, HandlerKind.PROCESS
@@ -31,13 +32,12 @@ class Item:
     shard: int = 0
     queued_ms: int = 0
     suspect: bool = False
-    isolated: bool = False
-    alone: bool = False
+    trial: int = 0
 
 
 def schedule(slots: int = 1_000, *, limits: dict[str, int | None] | None = None, **kinds: int) -> Schedule[Item]:
     counts = {ASYNC: slots, **{HandlerKind(kind): count for kind, count in kinds.items()}}
-    return Schedule(BANDS, counts, limits or {}, AGEING_MS, ALONE_MS)
+    return Schedule(BANDS, counts, limits or {}, AGEING_MS, ALONE_MS, Groups(GROUPS_ON_TRIAL))
 
 
 def add(to: Schedule[Item], *items: Item, now_ms: int = 0) -> None:
@@ -272,11 +272,13 @@ def test_a_type_that_takes_longer_than_what_shares_may_wait_shares_with_nobody()
     assert len(plan.pick_many(9, 0)) == 4
 
 
-def test_a_coroutine_and_what_is_isolated_take_whole_slots_however_short_they_are() -> None:
+def test_a_coroutine_and_a_suspect_take_whole_slots_however_short_they_are() -> None:
     plan = schedule(2, process=2)
     learned(plan, 0.02)
-    add(plan, *some(5, band=HIGH), *some(5, kind=PROCESS, band=HIGH, isolated=True))
-    assert Counter(item.kind for item in plan.pick_many(9, 0)) == {ASYNC: 2, PROCESS: 2}
+    suspects = some(2, kind=PROCESS, band=HIGH, suspect=True)
+    add(plan, *some(5, band=HIGH), *suspects)
+    assert Counter(item.kind for item in plan.pick_many(9, 0)) == {ASYNC: 2, PROCESS: 1}, "half are left to others"
+    assert plan.parts_of(suspects[0]) == WHOLE
 
 
 def test_the_slot_kept_for_high_is_kept_from_short_ones_too() -> None:
@@ -340,36 +342,83 @@ def test_cancelling_the_one_that_was_next_does_not_hold_up_its_type() -> None:
     assert plan.pick(0) is second
 
 
-def test_suspects_run_one_at_a_time_beside_the_others() -> None:
-    plan = schedule(limits={"slow": 1})
-    suspects = [Item(suspect=True, priority=7), Item(suspect=True, task_type="slow"), Item(suspect=True, band=HIGH)]
-    others = [*some(2), Item(task_type="slow", priority=4)]
+def test_suspects_hold_at_most_half_of_the_slots_of_their_kind() -> None:
+    """Defect: they filled what there was, and new requests hardly started."""
+    plan = schedule(9)
+    suspects, others = some(20, suspect=True, band=HIGH), some(20, band=HIGH)
     add(plan, *suspects, *others)
-    assert not plan.trial_busy
-    assert plan.pick_many(9, 0) == [suspects[2], *others]
-    assert plan.trial_busy
-    plan.release(suspects[2])
-    assert plan.pick(0) is None, "its end is not settled yet"
-    plan.trial_over()
-    assert plan.pick_many(9, 0) == [suspects[0]]
-    plan.trial_over()  # it survived
-    assert plan.pick_many(9, 0) == [], "its type is at its limit"
-    plan.release(others[2])
-    assert plan.pick_many(9, 0) == [suspects[1]]
+    assert plan.pick_many(30, 0) == [*suspects[:5], *others[:4]]
+    plan.release(suspects[0])
+    assert plan.pick_many(30, 0) == [others[4]], "its end is not settled yet"
+    plan.leave(suspects[0])
+    plan.acquit(suspects[1])
+    assert plan.pick_many(30, 0) == [], "no slot is free"
+    plan.release(others[0])
+    plan.release(others[1])
+    assert plan.pick_many(30, 0) == suspects[5:7], "an acquitted one is like all others"
 
 
-def test_the_end_of_a_suspect_ends_its_trial() -> None:
+def test_suspects_are_picked_into_groups_of_their_stage_and_only_so_many_groups_are_on_trial() -> None:
     plan = schedule()
-    first, second = some(2, suspect=True)
+    wide, narrow, single = (
+        some(3, suspect=True),
+        some(3, suspect=True, trial=SINGLE - 1),
+        some(3, suspect=True, trial=SINGLE),
+    )
+    add(plan, *wide, *narrow, *single)
+    assert set(plan.pick_many(30, 0)) == {*wide, *narrow, single[0]}
+    assert len({plan.group_of(item) for item in wide}) == 1
+    assert [len({plan.group_of(item) for item in pair}) for pair in (narrow, narrow[:2])] == [2, 1]
+    assert plan.on_trial == 7
+    plan.acquit(narrow[2])
+    assert plan.pick_many(30, 0) == [single[1]]
+    assert len({plan.group_of(item) for item in single[:2]}) == 2
+
+
+def test_a_suspect_of_a_limited_type_waits_for_its_type_too() -> None:
+    plan = schedule(limits={"slow": 1})
+    first, second = some(2, suspect=True, task_type="slow")
     add(plan, first, second)
     assert plan.pick_many(9, 0) == [first]
+    plan.acquit(first)
+    assert plan.pick_many(9, 0) == []
     plan.release(first)
     plan.finish(first)
     assert plan.pick_many(9, 0) == [second]
 
 
+def test_the_only_one_on_trial_waits_for_the_others_and_no_other_suspect_starts_meanwhile() -> None:
+    plan = schedule()
+    first, second, only, other = Item(suspect=True), Item(suspect=True), Item(suspect=True, trial=ONLY), Item()
+    add(plan, first)
+    assert plan.pick(0) is first
+    add(plan, only, second, other)
+    assert plan.pick_many(9, 1) == [other]
+    plan.acquit(first)
+    assert plan.pick_many(9, 2) == [only]
+    plan.acquit(only)
+    assert plan.pick_many(9, 3) == [second]
+
+
+def test_suspects_go_on_when_the_only_one_on_trial_cannot_start_or_is_gone() -> None:
+    for goes in (True, False):
+        plan = schedule(limits={"slow": 1})
+        slow, only, second = (
+            Item(task_type="slow"),
+            Item(suspect=True, trial=ONLY, task_type="slow"),
+            Item(suspect=True),
+        )
+        add(plan, slow)
+        assert plan.pick(0) is slow
+        add(plan, only, second)
+        assert plan.pick_many(9, 1) == []
+        if goes:
+            plan.finish(only)
+        assert plan.pick_many(9, 1 if goes else 1 + ALONE_MS) == [second]
+
+
 def lone(**fields: object) -> Item:
-    return Item(suspect=True, isolated=True, alone=True, **fields)  # type: ignore[arg-type]
+    return Item(suspect=True, trial=ALONE, **fields)  # type: ignore[arg-type]
 
 
 def test_one_that_is_to_be_alone_goes_first_when_all_has_ended_and_nothing_starts_beside_it() -> None:
@@ -382,7 +431,7 @@ def test_one_that_is_to_be_alone_goes_first_when_all_has_ended_and_nothing_start
     plan.release(running)
     assert plan.pick_many(9, 2) == [alone]
     assert plan.pick(3) is None
-    plan.trial_over()  # it survived
+    plan.acquit(alone)
     assert plan.pick_many(9, 4) == [urgent]
 
 
@@ -396,7 +445,7 @@ def test_one_that_is_to_be_alone_waits_only_so_long_for_what_runs() -> None:
     assert plan.pick(10 + ALONE_MS - 1) is None
     assert plan.pick(10 + ALONE_MS) is alone, "the endless one is beside it"
     assert plan.pick(10 + 100 * ALONE_MS) is None, "nothing starts beside it, however long its trial is"
-    plan.trial_over()
+    plan.leave(alone)
     assert plan.pick(10 + 100 * ALONE_MS) is other
 
 
@@ -436,26 +485,26 @@ def test_one_that_was_to_be_alone_and_is_gone_holds_nobody_up(goes: str) -> None
         plan.release(running)
         assert plan.pick(2) is alone
         plan.release(alone)
-        plan.trial_over()
+        plan.leave(alone)
     assert plan.pick_many(9, 2) == [other]
 
 
-def test_who_is_to_be_alone_waits_for_the_trial_of_another_and_then_for_what_started_meanwhile() -> None:
+def test_who_is_to_be_alone_waits_for_the_trial_of_another() -> None:
     plan = schedule()
     suspect, beside, first, second = Item(suspect=True), Item(), lone(offset=1), lone(offset=2)
     add(plan, suspect)
     assert plan.pick(0) is suspect
     add(plan, first, second, beside)
-    assert plan.pick_many(9, 1) == [beside], "that trial is not stood alone"
+    assert plan.pick_many(9, 1) == [], "what runs is waited for"
     plan.release(suspect)
     plan.finish(suspect)
-    assert plan.pick(2) is None
-    plan.release(beside)
     assert plan.pick_many(9, 3) == [first]
     plan.release(first)
     assert plan.pick(4) is None, "its end is not settled yet"
     plan.finish(first)
     assert plan.pick_many(9, 5) == [second]
+    plan.finish(second)
+    assert plan.pick_many(9, 6) == [beside]
 
 
 # --- Counts, shards, bounds ---
@@ -537,7 +586,8 @@ class NaiveSchedule:
         self.running: list[Item] = []
         self.lines: dict[tuple[int, int, str], list[Item]] = {}
         self.turns = [band.weight for band in BANDS]
-        self.trial: Item | None = None
+        self.groups: Groups[Item] = Groups(GROUPS_ON_TRIAL)
+        self.spared = False
         self.taken: dict[Item, int] = {}  # parts of a slot, by what runs
         self.parts: dict[str, int] = {}  # what a type takes as a thread or in a child, when it is known
         self.runnable_since: list[Item] = []
@@ -572,31 +622,43 @@ class NaiveSchedule:
             self.front(item)
             and self.has_room(item)
             and (item.band == HIGH or sum(others) < (slots - kept) * WHOLE)
-            and not (item.suspect and self.trial is not None)
+            and (not item.suspect or self.may_be_tried(item))
         )
 
-    def pick_alone(self, now_ms: int) -> tuple[Item | None, bool]:
-        """The one that goes alone now; whether others wait for the sake of one."""
-        if self.trial is not None:
-            return None, self.trial.alone
+    def may_be_tried(self, item: Item) -> bool:
+        half = (SLOTS[item.kind] + 1) // 2
+        room = self.groups.has_room(stage_of(item.trial), item.kind)
+        return not self.spared and self.groups.tried_of(item.kind) < half and room
+
+    @staticmethod
+    def is_narrow(item: Item) -> bool:
+        return item.suspect and stage_of(item.trial) >= ONLY
+
+    def pick_narrow(self, now_ms: int) -> tuple[Item | None, bool]:
+        """The one that nobody may be on trial beside, if it goes now; whether all others wait for the sake of one."""
+        if self.groups.narrowest == ALONE:
+            return None, True
+        self.spared = False
         self.note_runnable()
-        first = next((item for item in self.runnable_since if item.alone), None)
+        first = next((item for item in self.runnable_since if self.is_narrow(item)), None)
         if first is None:
             return None, False
-        until = self.waits_until.setdefault(first, now_ms + ALONE_MS)
-        if self.running and (now_ms < until or not self.has_room(first)):
-            return None, now_ms < until
+        waits = now_ms < self.waits_until.setdefault(first, now_ms + ALONE_MS)
+        alone, full = stage_of(first.trial) == ALONE, not self.has_room(first)
+        if bool(self.running) and (waits or full) if alone else self.groups.tried > 0 or full:
+            self.spared = waits
+            return None, alone and waits
         return self.take(first), True
 
     def pick(self, now_ms: int) -> Item | None:
         if self.queue and any(self.room_of(kind) for kind in SLOTS):
-            alone, holds = self.pick_alone(now_ms)
-            if alone is not None or holds:
-                return alone
+            narrow, holds = self.pick_narrow(now_ms)
+            if narrow is not None or holds:
+                return narrow
         best: dict[int, Item] = {}
         for item in self.queue:
             if (
-                not item.alone
+                not self.is_narrow(item)
                 and self.may_run(item)
                 and (item.band not in best or item.priority > best[item.band].priority)
             ):
@@ -615,17 +677,17 @@ class NaiveSchedule:
         self.waits_until.pop(item, None)
         self.queue.remove(item)
         self.running.append(item)
-        whole = item.kind is ASYNC or item.isolated
+        whole = item.kind is ASYNC or item.suspect
         self.taken[item] = WHOLE if whole else self.parts.get(item.task_type, WHOLE)
         if item.suspect:
-            self.trial = item
+            self.groups.join(item)
         return item
 
 
 class ScheduleMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.plan: Schedule[Item] = Schedule(BANDS, SLOTS, TYPES, AGEING_MS, ALONE_MS)
+        self.plan: Schedule[Item] = Schedule(BANDS, SLOTS, TYPES, AGEING_MS, ALONE_MS, Groups(GROUPS_ON_TRIAL))
         self.naive = NaiveSchedule()
         self.now_ms = 0
         self.offset = 0
@@ -640,19 +702,17 @@ class ScheduleMachine(RuleBasedStateMachine):
         key=st.sampled_from([None, None, "a", "b"]),
         shard=st.integers(0, 1),
         suspect=st.integers(0, 4).map(lambda value: value == 0),
-        isolated=st.integers(0, 4).map(lambda value: value == 0),
-        alone=st.integers(0, 2).map(lambda value: value == 0),
+        trial=st.sampled_from([0, 0, SINGLE - 1, SINGLE, ONLY, ALONE]),
         hold=st.integers(0, 5).map(lambda value: value == 0),
         count=st.integers(1, 4),
     )
     def claims_come(
         self, band: int, priority: int, kind: HandlerKind, task_type: str, key: str | None, shard: int,
-        suspect: bool, isolated: bool, alone: bool, hold: bool, count: int,
+        suspect: bool, trial: int, hold: bool, count: int,
     ) -> None:  # fmt: skip
         for _ in range(count):
             self.offset += 1
-            item = Item(band, priority, self.offset, kind, task_type, key, shard, self.now_ms, suspect, isolated)
-            item.alone = suspect and alone
+            item = Item(band, priority, self.offset, kind, task_type, key, shard, self.now_ms, suspect, trial)
             if hold:
                 self.plan.hold(item)
                 self._into_line(item)
@@ -700,8 +760,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.plan.release(item)
         if retry:
             self.waiting.append(item)
-            if self.naive.trial is item:
-                self._trial_over()
+            self.plan.leave(item)
+            self.naive.groups.leave(item)
         else:
             self.ending.append(item)
 
@@ -722,18 +782,16 @@ class ScheduleMachine(RuleBasedStateMachine):
     def an_end_is_settled(self, at: int) -> None:
         item = self.ending.pop(at % len(self.ending))
         self.plan.finish(item)
-        if self.naive.trial is item:
-            self.naive.trial = None
+        self.naive.groups.leave(item)
         if item.ordering_key is not None and item in self.naive.lines.get(self.naive.line(item), []):
             self.naive.lines[self.naive.line(item)].remove(item)
 
-    @rule()
-    def the_trial_is_survived(self) -> None:
-        self._trial_over()
-
-    def _trial_over(self) -> None:
-        self.plan.trial_over()
-        self.naive.trial = None
+    @precondition(lambda self: self.naive.running)
+    @rule(at=st.integers(0, 99))
+    def one_is_acquitted(self, at: int) -> None:
+        item = self.naive.running[at % len(self.naive.running)]
+        self.plan.acquit(item)
+        self.naive.groups.acquit(item)
 
     @rule(shard=st.integers(0, 1))
     def a_shard_goes(self, shard: int) -> None:
@@ -745,8 +803,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             self.naive.running.remove(item)
             self.plan.release(item)
             self.plan.finish(item)
-            if self.naive.trial is item:
-                self.naive.trial = None
+            self.naive.groups.leave(item)
         self.ending = [item for item in self.ending if item.shard != shard]
 
     @invariant()
@@ -761,7 +818,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert self.plan.free(kind) == max(0, total * WHOLE - taken) // WHOLE
             whole = [item for item in self.naive.running if item.kind is kind and self.naive.taken[item] == WHOLE]
             assert len(whole) <= total
-        assert self.plan.trial_busy == (self.naive.trial is not None)
+        assert self.plan.on_trial == self.naive.groups.tried
 
 
 ScheduleMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -51,7 +51,7 @@ def config(**changes: object) -> EngineConfig:
 
 
 def without_children() -> EngineConfig:
-    """Nothing can be isolated: who has died twice starts on trial at once."""
+    """Suspects stand their trials in the worker itself, one group at a time."""
     return config(slots={HandlerKind.ASYNC: 4, HandlerKind.THREAD: 2, HandlerKind.PROCESS: 0})
 
 
@@ -128,6 +128,6 @@ class Execution:
     behaviour: Behaviour
     begun: bool = False
     told: bool = False
-    isolated: bool = False
+    group: int = 0
     timeout_ms: int | None = None
     begun_ms: int = 0

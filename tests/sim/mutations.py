@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from streamtask.core import endings, ownership, protocol, timers
+from streamtask.core import endings, ownership, protocol, suspects, timers
+from streamtask.core import schedule as schedule_room
 from streamtask.core import shard as shard_room
 from streamtask.core.claim import Claim, Owed
-from streamtask.core.ledger import ALONE, Draft, Ledger, charge
+from streamtask.core.engine import Engine
+from streamtask.core.ledger import Draft, Ledger, charge
 from streamtask.core.offsetmap import Mark, entry_of
 from streamtask.core.recall import Recall
 from streamtask.core.shard import Standing
-from streamtask.model import TaskStatus
+from streamtask.core.suspects import ALONE, STAGES, stage_of
+from streamtask.model import Outcome, TaskStatus
 from streamtask.ports import (
     AwaitEnded,
     CommitPlain,
@@ -125,7 +129,7 @@ def _trial_alone_convicts() -> Iterator[None]:
         for ledger in ledgers:
             for offset, entry in list(ledger.entries.items()):
                 if entry.mark == Mark.TRIAL:
-                    trial = entry.trial | ALONE
+                    trial = entry.trial - stage_of(entry.trial) + ALONE
                     ledger.state.entries[offset] = entry_of(entry.attempt, entry.failed, entry.lost, entry.mark, trial)
         return charge(ledgers)
 
@@ -135,13 +139,44 @@ def _trial_alone_convicts() -> Iterator[None]:
 
 def _alone_is_alone() -> Any:
     """One that is to stand its trial alone stands it beside the others."""
-    return patch.object(Claim, "alone", False)
+    return patch.object(schedule_room, "ALONE", STAGES)
+
+
+def _nobody_is_charged_for_several() -> Any:
+    """The death of a child is charged to each of those that ran in it."""
+    died = endings._died
+
+    def each(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
+        died(engine, claim, replace(outcome, beside=0), now)
+
+    return patch.object(endings, "_died", each)
+
+
+def _groups_are_halved() -> Any:
+    """Who was in a child that died runs beside as many as before."""
+    return patch.object(suspects, "parted", lambda trial, size: trial)
+
+
+def _acquittal_forgives() -> Any:
+    """Who has outlived its trial keeps its deaths."""
+
+    def keep(self: Draft, offset: int) -> None:
+        old = self._entry(offset)
+        self._put(offset, entry_of(old.attempt, old.failed, old.lost, Mark.RUNNING, old.trial))
+
+    return patch.object(Draft, "acquitted", keep)
+
+
+def _the_living_are_not_charged() -> Any:
+    """Whoever finds a shard unclean charges its marks, also the process that left it so."""
+    adopt = shard_room.Shard.adopt
+    return patch.object(shard_room.Shard, "adopt", lambda self, settled, own_ids=(): adopt(self, settled))
 
 
 def _child_death_charged() -> Any:
     """The death of a child ends the attempt and is nobody's: `lost` stays."""
 
-    def owed(*, message: str, failed: int, lost: int | None = None) -> Owed:
+    def owed(*, message: str, failed: int, lost: int | None = None, trial: int | None = None) -> Owed:
         return Owed(message=message, failed=failed)
 
     return patch.object(endings, "Owed", owed)
@@ -159,7 +194,7 @@ def _time_from_the_beginning() -> Any:
 def _child_death_clears_the_mark() -> Any:
     """The transaction that charges a child's death leaves the running mark where it is: the next claim charges it too."""
 
-    def waiting(self: Draft, offset: int, failed: int, lost: int | None = None) -> None:
+    def waiting(self: Draft, offset: int, failed: int, lost: int | None = None, trial: int | None = None) -> None:
         old = self._entry(offset)
         mark = Mark.NONE if lost is None else old.mark
         self._put(offset, entry_of(old.attempt, failed, old.lost if lost is None else lost, mark, old.trial))
@@ -345,6 +380,30 @@ MUTATIONS: dict[str, Mutation] = {
         _alone_is_alone,
         ("poison_that_nobody_suspects_kills_in_the_trial_of_another",),
         "the same, in its next trial",
+    ),
+    "nobody_is_charged_for_several": Mutation(
+        "the death of a child is charged to who was alone in it",
+        _nobody_is_charged_for_several,
+        ("poison_among_many",),
+        "those that ran in the child of a poison are quarantined with it",
+    ),
+    "groups_are_halved": Mutation(
+        "a group whose child died is halved",
+        _groups_are_halved,
+        ("poison_among_many",),
+        "a poison is never alone in its child: it takes those beside it along for ever",
+    ),
+    "acquittal_forgives": Mutation(
+        "who outlives its trial is acquitted",
+        _acquittal_forgives,
+        ("suspect_that_is_acquitted",),
+        "a long task stays a suspect, and stands trial again after every death of a worker",
+    ),
+    "the_living_are_not_charged": Mutation(
+        "a process that claims again what it had charges nobody",
+        _the_living_are_not_charged,
+        ("owner_that_was_frozen_claims_again",),
+        "a worker that was frozen for longer than its session makes suspects of all that ran in it",
     ),
     "child_death_charged": Mutation(
         "a child's death is charged to its task",

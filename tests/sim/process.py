@@ -407,11 +407,11 @@ class Process(Performer):
             effect.attempt,
             effect.kind,
             behaviour_of(effect.record, effect.attempt, self.rng),
-            isolated=effect.isolated,
+            group=effect.group,
             timeout_ms=effect.timeout_ms,
         )
         self.executions[effect.token] = execution
-        starts_ms = self.rng.choice(self.cluster.child_starts_ms) if execution.kind is HandlerKind.PROCESS else 0
+        starts_ms = self.rng.choice(self.cluster.child_starts_ms) if effect.in_child else 0
         self.do(self.cluster.latency() + starts_ms, lambda: self._begin(execution))
 
     def _begin(self, execution: Execution) -> None:
@@ -429,7 +429,7 @@ class Process(Performer):
         if owner and record.task_id in self.broker.control[: self.barrier.get(shard, 0)]:
             raise PromiseBroken(f"{record} starts, although it was cancelled before its shard was claimed")
         execution.begun, execution.begun_ms = True, cluster.timeline.now
-        if execution.kind is HandlerKind.PROCESS:
+        if execution.kind is HandlerKind.PROCESS or execution.group:
             self.begun.append(execution.token)
             self.stir()
         behaviour = execution.behaviour
@@ -450,10 +450,9 @@ class Process(Performer):
     def _kills(self, execution: Execution) -> None:
         if execution.token not in self.executions:
             return  # it has been stopped
-        if execution.isolated and not execution.behaviour.slays and self.rng.random() < 0.5:
-            self.cluster.note(self.name, "loses the child of its own")
+        if execution.group and not execution.behaviour.slays and self.rng.random() < 0.8:
             self._end(execution, LOST)
-        else:  # if isolated: in a way that reaches its worker, too
+        else:  # in quarantine: in a way that reaches its worker, too
             self.cluster.note(self.name, "is killed by its handler")
             self.cluster.crash(self)
 
@@ -462,10 +461,22 @@ class Process(Performer):
             self.progress.append((token, fraction))
             self.stir()
 
+    def _child_dies(self, execution: Execution) -> None:
+        """With all that run in it; those that it has not begun begin in the next child of their group."""
+        shared = execution.group and execution.kind is not HandlerKind.PROCESS
+        ran = [one for one in self.executions.values() if one.begun and shared and one.group == execution.group]
+        ran = ran or [execution]
+        self.cluster.note(self.name, f"loses a child and {len(ran)} executions in it")
+        for one in ran:
+            self.executions.pop(one.token, None)
+            self.cluster.promises.child_died(one.record, one.attempt, len(ran) - 1)
+            self.endings.append((one.token, replace(LOST, beside=len(ran) - 1)))
+        self.stir()
+
     def _end(self, execution: Execution, outcome: Outcome | None) -> None:
-        if self.executions.pop(execution.token, None) is not None and outcome is not None:
-            if outcome.ending is Ending.LOST:
-                self.cluster.promises.child_died(execution.record, execution.attempt)
+        if outcome is not None and outcome.ending is Ending.LOST and execution.token in self.executions:
+            self._child_dies(execution)
+        elif self.executions.pop(execution.token, None) is not None and outcome is not None:
             self.endings.append((execution.token, outcome))
             self.stir()
 

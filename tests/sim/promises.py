@@ -5,10 +5,10 @@ the formal model: `granted`, `ended`, `running`, `must`, `may` follow what is *d
 `seen…` what a read_committed reader sees.
 
 A death *may* be charged when a new owner claims while the newest attempt was under way, and *must* be when a process
-died under it: once. When the next attempt, or `worker_lost`, commits, `lost` has grown by what must and may allow. A death
-in a trial that was stood alone is that one's, one in a trial beside others is nobody's, and none but the first takes anyone
-from 2 to 3. A thread that goes on after it was told to
-stop is the one whose death may stay uncounted.
+died under it: once. When the next attempt, or `worker_lost`, commits, `lost` has grown by what must and may allow. From 2 to 3
+that is the death of a child in which it was alone, or of a worker in which it stood its trial alone; the death of a child
+with several in it is charged to none of them. What has outlived its trial is acquitted: its deaths are forgiven, and it
+starts again at 0. A thread that goes on after it was told to stop is the one whose death may stay uncounted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamtask.core.ledger import ALONE, SUSPECT_LOST
+from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.offsetmap import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
+from streamtask.core.suspects import ALONE, stage_of
 from streamtask.identity import Origin
 from streamtask.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus
 from streamtask.ports import Cell, OffsetCommit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TEXT_MAX = 4_000
 FOREVER = 1 << 60  # a log end that bounds nothing
+TRIAL_MS = 200  # of handlers.config
 CREATED, RUNNING, FAILED, CANCELLED = (
     TaskStatus.CREATED,
     TaskStatus.RUNNING,
@@ -49,6 +51,9 @@ class History:
     running  its newest attempt may be under way, as far as committed events tell
     died     a process died under its newest attempt
     handed   a clean record says that its newest attempt, which was under way, has ended
+    parted   the child that its newest attempt shared with others has died
+    forgiven it was acquitted in its newest attempt
+    begun_ms when that began
     charges, mark, trial  what the newest committed ledger says
     """
 
@@ -72,6 +77,9 @@ class History:
     running: bool = False
     died: bool = False
     handed: bool = False
+    parted: bool = False
+    forgiven: bool = False
+    begun_ms: int = 0
     mark: int = Mark.NONE
     trial: int = 0
     blurred: bool = False  #: the group's offsets were lost: nobody can know its deaths until the next attempt
@@ -110,6 +118,9 @@ class Promises:
         self.executions = 0
         self.events = 0
         self.deaths = 0
+        self.parted = 0
+        self.acquitted = 0
+        self.owners: dict[int, str] = {}  # by shard: the id in the newest committed head
 
     # -- what exists ---------------------------------------------------------------------------------------------------
 
@@ -139,6 +150,7 @@ class Promises:
     def forgotten(self, shard: int) -> None:
         """The group's offsets of this shard are gone."""
         cells = [(band, shard) for band in range(len(self.bands))]
+        self.owners.pop(shard, None)
         for cell in cells:
             self.passed[cell] = 0
         self._recalled(shard, cells)
@@ -214,6 +226,11 @@ class Promises:
                     raise self._broken("a child's death was told that did not happen", history)
                 history.must = True  # its own, by the death of its child; the mark is cleared with it
                 history.running = False
+            elif (event.message or "").startswith(f"attempt {attempt} was broken off"):
+                if not history.parted:
+                    raise self._broken("a group's death was told that did not happen", history)
+                history.lost = max(history.lost, SUSPECT_LOST)  # nobody's, but it stays in quarantine
+                history.parted = history.running = False
         else:
             self._terminal(history, event, attempt)
 
@@ -232,7 +249,7 @@ class Promises:
             history.charges = entry.lost
         self._deaths(history)
         history.attempt = attempt
-        history.handed = False
+        history.handed = history.parted = history.forgiven = False
         history.granted.add(attempt)
         history.running = True
 
@@ -244,6 +261,9 @@ class Promises:
             raise self._broken(f"{event.status} of attempt {attempt} after attempt {history.attempt}", history)
         if event.error_code == "worker_lost":
             if (event.error or "").startswith("its process died"):
+                if history.forgiven:  # in quarantine, where an acquitted one is a suspect still
+                    history.lost = max(history.lost, SUSPECT_LOST)
+                    history.charges = max(history.charges, SUSPECT_LOST)
                 history.charges += 1  # charged and ended in one: no ledger says it any more
             self._deaths(history)
             if history.charges < history.lost_max or not history.lost_max:
@@ -291,16 +311,18 @@ class Promises:
         for commit in commits:
             self._passes_nothing_open(commit, texts)
         for shard in fresh:
-            self._claimed(shard)
+            head = texts[0, shard][1]
+            self._claimed(
+                shard, lives=head is not None and _process(head.owner) == _process(self.owners.get(shard, ""))
+            )
         self._marks(texts)
 
-    def _claimed(self, shard: int) -> None:
-        """A new owner: who may be, and who must be charged for the end of the last one."""
+    def _claimed(self, shard: int, *, lives: bool) -> None:
+        """A new owner: who may be, and who must be charged for the end of the last one. lives: it is the same process."""
         ran = [h for h in self._of_shard(shard) if h.running]
-        trials = [h.trial for h in ran if h.mark == Mark.TRIAL]
-        alone = any(trial >= ALONE for trial in trials)
+        alone = [h for h in ran if h.mark == Mark.TRIAL and stage_of(h.trial) == ALONE]
         for history in ran:
-            own = history.mark == Mark.TRIAL if alone else not trials and history.charges < SUSPECT_LOST
+            own = not lives and (history in alone if alone else history.charges < SUSPECT_LOST)
             history.may = history.may or own
             history.must = history.must or (own and history.died)
             history.running = history.died = False
@@ -345,6 +367,8 @@ class Promises:
     def _marks(self, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
         """Follow what the committed ledgers say about deaths and running executions."""
         for cell, (state, head) in texts.items():
+            if head is not None:
+                self.owners[cell[1]] = head.owner
             if head is not None and head.state == "clean":
                 for history in self._of_shard(cell[1]):
                     history.handed = history.handed or history.running
@@ -354,9 +378,23 @@ class Promises:
                 history = records.get(offset)
                 if history is None:
                     continue
+                if history.mark == Mark.TRIAL and entry.mark == Mark.RUNNING and entry.attempt == history.attempt:
+                    self._acquitted(history, entry.lost)
                 history.charges = entry.lost
                 history.mark = entry.mark
                 history.trial = entry.trial
+
+    def _acquitted(self, history: History, lost: int) -> None:
+        """Its ledger says that it has outlived its trial."""
+        request = history.record.request
+        limit_ms = TRIAL_MS if request is None or request.timeout_seconds is None else request.timeout_seconds * 1_000
+        if self.clock() - history.begun_ms < min(TRIAL_MS, limit_ms) - 1:
+            raise self._broken(f"acquitted {self.clock() - history.begun_ms} ms after it began", history)
+        if lost:
+            raise self._broken("acquitted, and its deaths are not forgiven", history)
+        history.lost = 0
+        history.forgiven = True
+        self.acquitted += 1
 
     # -- handlers ------------------------------------------------------------------------------------------------------
 
@@ -370,6 +408,7 @@ class Promises:
         if attempt in history.started:
             raise self._broken(f"two executions share attempt {attempt}", history)
         history.started.add(attempt)
+        history.begun_ms = self.clock()
         if owner and history.ended is not None:
             raise self._broken("its owner starts a request whose terminal event is committed", history)
         if owner and record.request is not None and record.request.ordering_key is not None:
@@ -392,12 +431,15 @@ class Promises:
             raise self._broken("a process died under a handler that a clean record says to have ended", history)
         history.died = history.died or history.running
 
-    def child_died(self, record: RequestRecord, attempt: int) -> None:
-        """The child process of a running execution died, and its worker lives: its death may be charged now."""
+    def child_died(self, record: RequestRecord, attempt: int, beside: int) -> None:
+        """The child process of a running execution died, and its worker lives: its death may be charged now, if it was alone
+        in there."""
         origin = str(Origin(self.bands[record.band], record.partition, record.offset))
         history = self._find(origin, record.task_id, "death of a child")
         if attempt == history.attempt and history.ended is None:
-            history.may = history.may or history.running
+            history.parted = history.parted or (beside > 0 and history.running)
+            history.may = history.may or (beside == 0 and history.running)
+            self.parted += beside > 0
 
     # -- read committed ------------------------------------------------------------------------------------------------
 
@@ -423,3 +465,8 @@ class Promises:
             raise self._broken(f"updated_at falls to {event.updated_ms} from {history.seen_updated}", history)
         history.seen, history.seen_updated = event.status, event.updated_ms
         history.seen_attempt = max(history.seen_attempt, attempt)
+
+
+def _process(owner: str) -> str:
+    """What a transactional id says about whose it is, without the number that each of its process has."""
+    return owner.rpartition("-")[0]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,58 @@ async def where_async(ctx: Context) -> dict[str, Any]:
 @app.task
 def where_thread(ctx: Context) -> dict[str, Any]:
     return {"pid": os.getpid(), "state": ctx.state, "attempt": ctx.attempt}
+
+
+@app.task
+async def waits_async(ready: str) -> None:
+    mark(ready, str(os.getpid()))
+    await asyncio.sleep(3_600)
+
+
+_arrived: list[Callable[[], object]] = []
+_arrivals = threading.Lock()
+
+
+def _arrive(go: Callable[[], object], others: int) -> None:
+    """Whoever comes last lets all of them go; they are in one process, or none of them goes."""
+    with _arrivals:
+        _arrived.append(go)
+        if len(_arrived) == others:
+            for one in _arrived:
+                one()
+
+
+@app.task
+async def meets_async(others: int) -> int:
+    loop = asyncio.get_running_loop()
+    met = loop.create_future()
+    _arrive(lambda: loop.call_soon_threadsafe(met.set_result, None), others)
+    await met
+    return os.getpid()
+
+
+@app.task
+def meets_thread(others: int) -> int:
+    met = threading.Event()
+    _arrive(met.set, others)
+    met.wait()
+    return os.getpid()
+
+
+@app.task
+async def tells_async(ctx: Context, text: str) -> str:
+    ctx.progress(0.5, text)
+    ctx.log.info("said", text=text)
+    await asyncio.sleep(0)
+    return text
+
+
+@app.task
+async def starts_one(ready: str) -> None:
+    """And waits beside it."""
+    child = subprocess.Popen(["sleep", "3600"])  # noqa: ASYNC220 it returns at once
+    mark(ready, str(child.pid))
+    await asyncio.sleep(3_600)
 
 
 @app.task

@@ -63,9 +63,18 @@ class Hand:
         self.begun: list[int] = []  # tokens that children have told
         self._tokens = 0
 
-    def begin(self, task_type: str, *, isolated: bool = False, timeout_ms: int | None = None, **parameters: Any) -> int:
-        start = self._start(task_type, parameters, isolated=isolated)
-        start.timeout_ms = timeout_ms
+    def begin(
+        self,
+        task_type: str,
+        *,
+        isolated: bool = False,
+        group: int = 0,
+        timeout_ms: int | None = None,
+        **parameters: Any,
+    ) -> int:
+        """isolated: in a group of its own."""
+        start = self._start(task_type, parameters)
+        start.group, start.timeout_ms = 1_000 + start.token if isolated else group, timeout_ms
         self.executor.submit([start])
         return start.token
 
@@ -85,6 +94,19 @@ class Hand:
         task_id = f"0190a0a0-0000-7000-8000-{token:012d}"
         record = RequestRecord(1, 3, token, 0, task_id, request, 5, 0, b"{}", headers=(("traceparent", b"00"),))
         return Start(token, record, 4, HandlerKind.PROCESS, None, **more)
+
+    def begin_group(self, group: int, *wanted: tuple[str, dict[str, Any]]) -> list[int]:
+        """Suspects, which are all handed to the child of their group before it has begun any."""
+        starts = [self._start(task_type, parameters) for task_type, parameters in wanted]
+        for start in starts:
+            start.group = group
+        self.executor.submit(starts)
+        return [start.token for start in starts]
+
+    def pids(self) -> list[int]:
+        """The children that live now, of both pools."""
+        quarantine = self.executor._quarantine
+        return [*self.pool.pids(), *(quarantine.pids() if quarantine is not None else ())]
 
     def look(self) -> None:
         self.begun += self.executor.begun()

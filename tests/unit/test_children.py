@@ -56,7 +56,7 @@ def own() -> Iterator[Callable[..., Hand]]:
     yield make
     for one in made:
         one.executor.close(5.0)
-        assert one.pool.pids() == []
+        assert one.pids() == []
 
 
 # --- What behaves -----------------------------------------------------------------------------------------------------
@@ -315,14 +315,14 @@ def test_what_a_child_has_started_ends_with_it(hand: Hand, hold: bool, tmp_path:
 
 def test_who_is_isolated_runs_in_a_child_of_its_own_whatever_its_kind(own: Callable[..., Hand]) -> None:
     hand = own(children=0)
-    assert hand.pool.pids() == [], "nothing is started before it is needed"
+    assert hand.pids() == [], "nothing is started before it is needed"
     assert hand.result("where_async")["pid"] == os.getpid()
     found = [hand.result(kind, isolated=True) for kind in ("where_async", "where_thread", "where", "where_async")]
     pids = [one["pid"] for one in found]
     assert len({os.getpid(), *pids}) == 5, "one for each"
     assert [one["state"] for one in found if "state" in one] == [{"pid": pid} for pid in (pids[0], pids[1], pids[3])]
     assert {one["attempt"] for one in found} == {4}
-    until(lambda: hand.pool.pids() == [], "they end with their execution")
+    until(lambda: hand.pids() == [], "they end with their execution")
 
 
 def test_who_is_isolated_dies_alone(own: Callable[..., Hand], tmp_path: Path) -> None:
@@ -351,10 +351,10 @@ def test_who_is_isolated_is_really_ended_though_it_is_a_thread_handler(
 def test_who_is_isolated_can_be_stopped_before_its_child_is_ready(own: Callable[..., Hand], tmp_path: Path) -> None:
     hand = own(children=0)
     token = hand.begin("sleeps_in_a_thread", isolated=True, ready=str(tmp_path / "ready"))
-    until(hand.pool.pids, "its child is started")
+    until(hand.pids, "its child is started")
     assert hand.stop(token, StopReason.CANCEL).code == "cancelled"
     assert not (tmp_path / "ready").exists()
-    until(lambda: hand.pool.pids() == [], "its child has ended")
+    until(lambda: hand.pids() == [], "its child has ended")
 
 
 # --- Its beginning ----------------------------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def test_what_is_stopped_before_its_child_has_loaded_the_app_has_not_begun(
     outcome = hand.stop(token, StopReason.NOT_BEGUN)
     assert (outcome.ending, outcome.begun) == (Ending.STOPPED, False)
     assert hand.begun == []
-    until(lambda: hand.pool.pids() == [], "its child has ended")
+    until(lambda: hand.pids() == [], "its child has ended")
 
 
 def test_the_time_that_a_lifespan_takes_to_open_in_a_child_is_not_the_handlers(

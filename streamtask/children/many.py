@@ -1,0 +1,188 @@
+"""The child of a group of suspects: runs their coroutines and threads many at a time, as a worker does.
+
+    python -m streamtask.children.child MODULE:app FD ALIVE_FD many
+
+It has an executor of its own, with the app's lifespan and as many threads as the worker has. A thread reads what the worker
+sends; the main thread hands it over and sends back what has begun, progressed and ended. BEGUN is in the pipe before a
+handler's first instruction, so that the worker knows who ran in here when this process dies.
+
+STOP ends one execution and leaves the others alone: a coroutine is cancelled, a thread is told. SIGTERM does nothing: it is
+the worker's to act on. The process ends when the worker closes the pipe, or kills it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from streamtask import outcomes, tracing
+from streamtask.children import pipe
+from streamtask.errors import LifespanError
+from streamtask.executor import Executor
+from streamtask.handlers import Handler, Lifespan
+from streamtask.model import Band, Outcome
+from streamtask.ports import Start, Stop, StopReason
+
+IDLE_S = 3_600.0
+
+
+class _Borrowed(tracing.Attempt):
+    """A span that lives in the worker: here it is the current one of its handler, and ends there."""
+
+    __slots__ = ()
+
+    def __init__(self, carried: tracing.Headers) -> None:
+        self.context = contextvars.Context()
+        self.context.run(tracing.attach, carried)
+
+    def end(self, outcome: Outcome, stopped: StopReason | None) -> None:
+        pass
+
+
+class _Spans(tracing.Attempts):
+    """What came with each job."""
+
+    def __init__(self) -> None:
+        self.carried: dict[int, tracing.Headers] = {}  # by token, until its execution begins
+
+    def beginner(self) -> Callable[[Start], tracing.Attempt | None]:
+        return self.begin
+
+    def begin(self, start: Start) -> tracing.Attempt | None:
+        carried = self.carried.pop(start.token, None)
+        return _Borrowed(carried) if carried else None
+
+
+class Many:
+    """See the module. Everything belongs to the main thread but `_read`, and `send`, which is anybody's."""
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        channel: socket.socket,
+        *,
+        threads: int,
+        lifespan: Lifespan | None,
+        bands: tuple[Band, ...],
+    ) -> None:
+        self._handlers = handlers
+        self._channel = channel
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._inbox: deque[pipe.Frame | None] = deque()  # bounded by the slots of the worker; None: the pipe has ended
+        self._spans = _Spans()
+        self._opened = False
+        self._executor = Executor(
+            handlers,
+            threads=threads,
+            lifespan=lifespan,
+            bands=bands,
+            on_event=self._on_event,
+            attempts=self._spans,
+        )
+        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not speak for this child
+
+    def run(self) -> None:
+        """Until the worker closes the pipe."""
+        signal.signal(signal.SIGTERM, _ignore)
+        self.send(pipe.frame(pipe.HELLO))
+        threading.Thread(target=self._read, name="streamtask-pipe", daemon=True).start()
+        while self._take():
+            done, progress = self._executor.drain()
+            out = b"".join(pipe.progress(token, fraction, message) for token, fraction, message in progress)
+            out += b"".join(pipe.said(token, pipe.fitting(outcome)) for token, outcome in done)
+            if out:
+                self.send(out)
+            self._executor.wait(IDLE_S)
+        if self._opened:
+            self._executor.close(1.0)
+
+    def send(self, frames: bytes) -> None:
+        """From any thread. Blocks while the worker is busy."""
+        try:
+            with self._lock:
+                self._channel.sendall(frames)
+        except OSError:
+            if os.getpid() == self._pid:
+                os._exit(pipe.EXIT_DEAF)
+
+    def _take(self) -> bool:
+        """What the worker has sent, in its order. False: it has closed the pipe."""
+        starts: list[Start] = []
+        while self._inbox:
+            frame = self._inbox.popleft()
+            if frame is None:
+                return False
+            kind, token, payload = frame
+            if kind == pipe.JOB:
+                start, _, trace = pipe.read_job(payload)
+                if trace:
+                    self._spans.carried[token] = trace
+                starts.append(start)
+            elif kind == pipe.STOP:
+                self._begin(starts)  # it may be one of these
+                starts = []
+                self._executor.stop([Stop(token, StopReason(payload.decode()))])
+        self._begin(starts)
+        return True
+
+    def _begin(self, starts: list[Start]) -> None:
+        if not starts:
+            return
+        if not self._opened:
+            try:
+                self._executor.start()
+            except LifespanError as error:
+                self._cannot(starts, error)
+                return
+            self._opened = True
+        self.send(b"".join(pipe.frame(pipe.BEGUN, start.token) for start in starts))
+        self._executor.submit(starts)
+
+    def _cannot(self, starts: list[Start], error: LifespanError) -> None:
+        """These fail with the reason; the process ends, and what is still in the pipe goes to another one."""
+        said = [
+            pipe.said(start.token, outcomes.raised(error, self._handlers[start.record.request.task_type].retry))
+            for start in starts
+            if start.record.request is not None
+        ]
+        self.send(pipe.frame(pipe.LEAVING) + b"".join(said))
+        os._exit(0)
+
+    def _read(self) -> None:
+        """Its own thread: frames from the pipe, until that ends."""
+        while (header := self._exactly(pipe.HEADER.size)) is not None:
+            length, kind, token = pipe.HEADER.unpack(header)
+            payload = self._exactly(length) if length else b""
+            if payload is None:
+                break
+            self._inbox.append((kind, token, payload))
+            self._executor.wake()
+        self._inbox.append(None)
+        self._executor.wake()
+
+    def _exactly(self, count: int) -> bytes | None:
+        """None: the worker has closed the pipe."""
+        data = b""
+        try:
+            while len(data) < count:
+                more = self._channel.recv(count - len(data))
+                if not more:
+                    return None
+                data += more
+        except OSError:
+            os._exit(pipe.EXIT_DEAF)  # a handler has closed what is not its own
+        return data
+
+    def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.send(pipe.log("warning", name, dict(fields)))
+
+
+def _ignore(_number: int, _frame: Any) -> None:
+    """Not SIG_IGN: what a handler starts would inherit that."""

@@ -1,0 +1,212 @@
+"""The quarantine children of one worker: one for each group of suspects, which all run in it at the same time.
+
+A pool of its own beside that of the process handlers: it starts a child when the first suspect of a group comes, and ends it
+when the last one has left. The same thread, pipes, guard and kills as there (pool.py); what differs is what a child runs.
+
+    stop      STOP into the pipe. The others go on; a child in which all were told to stop and do not is killed
+    death     Ending.LOST for each one that had begun, with the number of those that ran beside it: nobody's alone, unless that
+              is 0. Those that had not begun go into the next child of their group
+
+Always true: every job that was submitted yields exactly one outcome; a job is in one child or waits; what a child has
+started is dead when its death is told.
+"""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from streamtask import outcomes
+from streamtask.children import pipe
+from streamtask.children.place import MANY, Job, Place, how_ended, log_line, spawn
+from streamtask.children.pool import Pool
+from streamtask.model import Ending, ErrorCode, Outcome
+from streamtask.ports import StopReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOOK_S = 0.25  # between two looks at who was told to stop and goes on
+
+
+@dataclass(slots=True, eq=False)
+class Ward(Place):
+    """The child of one group. open: what it was given and has not answered; told: who was to stop by when, and why."""
+
+    group: int = 0
+    open: dict[int, Job] = field(default_factory=dict)
+    began: set[int] = field(default_factory=set)
+    stopping: dict[int, tuple[StopReason, float]] = field(default_factory=dict)
+
+
+class Quarantine(Pool):
+    """See the module. Everything but `submit`, `stop`, `start` and `close` belongs to the pool's thread."""
+
+    @classmethod
+    def beside(cls, pool: Pool) -> Quarantine:
+        """For the same app, with the same settings."""
+        return cls(pool._app, 0, grace_s=pool._grace_s, environment=pool._environment, on_event=pool._on_event)
+
+    def submit(self, job: Job) -> None:
+        """It runs in the child of its group. From one thread only."""
+        assert job.group, f"{job.task_type!r} is in no group"
+        if not self._thread.ident:
+            self._thread.start()
+        self._wish(lambda: self._submit(job))
+
+    # --- The pool's thread --------------------------------------------------------------------------------------------
+
+    def _wards(self) -> Iterable[Ward]:
+        return [child for child in self._children.values() if isinstance(child, Ward)]
+
+    def _ward_of(self, group: int) -> Ward | None:
+        return next((ward for ward in self._wards() if ward.group == group and not ward.leaving), None)
+
+    def _patience_s(self) -> float | None:
+        most = super()._patience_s()
+        if any(ward.stopping for ward in self._wards()):
+            return LOOK_S if most is None else min(most, LOOK_S)
+        return most
+
+    def _by_the_clock(self, now_s: float) -> None:
+        super()._by_the_clock(now_s)
+        for ward in self._wards():
+            if ward.stopping and not ward.doomed and ward.stopping.keys() == ward.open.keys():
+                if all(due_s <= now_s for _, due_s in ward.stopping.values()):
+                    ward.leaving = True
+                    self._kill(ward)
+
+    def _submit(self, job: Job) -> None:
+        if self.failure is not None or self._closing:
+            self._on_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+        else:
+            self._pending[job.token] = job
+            self._fill()
+
+    def _assign(self) -> None:
+        """Done in _fill: nothing waits for a child to be free."""
+
+    def _fill(self) -> None:
+        for job in list(self._pending.values()):
+            ward = self._ward_of(job.group)
+            if ward is None:
+                if self._closing or self.failure is not None or self._start_at_s is not None:
+                    continue
+                ward = self._open_ward(job)
+                if ward is None:
+                    continue
+            del self._pending[job.token]
+            ward.open[job.token] = job
+            self._by_token[job.token] = ward
+            ward.out += pipe.frame(pipe.JOB, job.token, job.payload)
+            self._write(ward)
+
+    def _open_ward(self, job: Job) -> Ward | None:
+        self._numbers += 1
+        number, mark = self._numbers, f"{self._mark}.{self._numbers}."
+        try:
+            process, channel = spawn(self._app, mark, self._alive_in, self._environment, MANY)
+        except OSError as error:  # no memory or no process table entry just now
+            self._not_started(f"{error}")
+            return None
+        ward = Ward(number, process, channel, mark, group=job.group)
+        self._children[number] = ward
+        self._guard.watch(process.pid)
+        self._selector.register(channel, selectors.EVENT_READ, ward)
+        threading.Thread(target=self._await_end, args=(ward,), name=f"streamtask-ward-{number}", daemon=True).start()
+        return ward
+
+    def _stop(self, token: int, reason: StopReason) -> None:
+        if self._pending.pop(token, None) is not None:
+            self._on_ended(token, outcomes.not_begun(reason))
+            return
+        ward = self._by_token.get(token)
+        if not isinstance(ward, Ward) or token in ward.stopping:
+            return
+        ward.stopping[token] = (reason, min(time.monotonic() + self._grace_s, self._deadline_s))
+        ward.out += pipe.frame(pipe.STOP, token, reason.value.encode())
+        self._write(ward)
+
+    def _close(self, deadline_s: float) -> None:
+        self._closing, self._deadline_s = True, deadline_s
+        for token in (*self._pending, *self._by_token):
+            self._stop(token, StopReason.REVOKE)
+        for ward in self._wards():
+            if not ward.open:
+                self._retire(ward)
+            ward.kill_at_s = min(deadline_s, ward.kill_at_s or deadline_s)
+
+    def _heard(self, child: Place, kind: int, token: int, payload: bytes) -> None:
+        assert isinstance(child, Ward), f"{child.number} is no quarantine child"
+        if kind == pipe.HELLO:
+            if child.ready:
+                raise pipe.Garbage("it said hello twice")
+            child.ready = True
+        elif kind == pipe.LEAVING:
+            child.leaving = True
+        elif kind == pipe.LOG:
+            log_line(payload)
+        elif kind == pipe.PROGRESS:
+            fraction, message = pipe.read_progress(payload)
+            if token in child.open:  # else from a thread that a handler left behind
+                self._on_progress(token, fraction, message)
+        elif token not in child.open:
+            raise pipe.Garbage("it told the beginning or the outcome of what it does not run")
+        elif kind == pipe.BEGUN:
+            self._failed_starts = 0
+            child.began.add(token)
+            self._on_begun(token)
+        else:
+            self._answered(child, token, pipe.heard(kind, payload))
+
+    def _answered(self, ward: Ward, token: int, outcome: Outcome) -> None:
+        told = ward.stopping.get(token)
+        if outcome.ending is Ending.STOPPED and told is None:
+            raise pipe.Garbage("it was stopped by somebody else")
+        if outcome.ending is Ending.LOST:
+            raise pipe.Garbage("it told its own death")
+        outcome.ran_ms = None  # it shares no slot
+        self._gone(ward, token, outcome)
+        if not ward.open and not ward.leaving:
+            self._retire(ward)
+
+    def _gone(self, ward: Ward, token: int, outcome: Outcome) -> None:
+        del ward.open[token], self._by_token[token]
+        ward.began.discard(token)
+        ward.stopping.pop(token, None)
+        self._on_ended(token, outcome)
+
+    def _died(self, child: Place) -> None:
+        assert isinstance(child, Ward), f"{child.number} is no quarantine child"
+        while self._read(child):  # what it said before it died
+            pass
+        self._forget_pipe(child)
+        del self._children[child.number]
+        self._guard.forget(child.process.pid)
+        how = child.broken or how_ended(child.process.returncode)
+        ran = [token for token in child.open if token in child.began and token not in child.stopping]
+        if ran:
+            fields = {"pid": child.process.pid, "how": how, "task_type": child.open[ran[0]].task_type}
+            self._on_event("child_died", {**fields, "executions": len(ran)})
+        began, waiting = set(child.began), {}
+        for token, job in list(child.open.items()):
+            if token in child.stopping:
+                reason = child.stopping[token][0]
+                self._gone(child, token, outcomes.stopped(reason) if token in began else outcomes.not_begun(reason))
+            elif token in began:
+                error = f"its process died: {how}"
+                code = ErrorCode.WORKER_LOST.value
+                self._gone(child, token, Outcome(Ending.LOST, code=code, error=error, beside=len(ran) - 1))
+            else:
+                waiting[token] = job
+                del self._by_token[token]
+        self._pending = {**waiting, **self._pending}  # they were before these
+        if waiting and not ran and not child.leaving:  # it has begun nothing: no death of theirs
+            self._not_started(how)
+        if self._closing:
+            for token in list(self._pending):
+                self._stop(token, StopReason.REVOKE)
+        self._fill()
