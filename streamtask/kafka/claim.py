@@ -24,9 +24,6 @@ from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try
 from streamtask.ports import Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
 
 VISIBLE_RECHECK_S = 0.003  # a plain commit takes 0.5-8 ms
-DECIDED_S = (
-    0.7  # an open transaction is aborted, or a decided one complete, after less unless a marker cannot be written
-)
 PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
 # The reader keeps what it knew of a topic for minutes. After a freeze of all brokers it had seen the topics without their
 # partitions, and every claim failed for as long.

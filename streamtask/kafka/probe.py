@@ -18,13 +18,15 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streamtask.config import TopicNames
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.kafka.transaction import new_transactional_id
 from streamtask.ports import LETTERS, Place
 
 PROBES_AT_ONCE = 4  # each is a client with its connections; the others wait
 INIT_S, ANSWER_S, ABORT_S = 5.0, 2.0, 1.0
-TRANSACTION_MS = 5_000  # what a probe leaves open holds readers of its partition back for so long at most
+# What a probe leaves open holds readers of its partition back for so long at most. Not below the socket timeout: librdkafka
+# refuses that.
+TRANSACTION_MS = SOCKET_TIMEOUT_MS
 KEY, VALUE = b"streamtask.probe", b"{}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -67,6 +68,19 @@ def test_a_fence_that_is_told_to_ask_again_does(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fencing, "Producer", Clients(busy))
     assert fence_ids(SETTINGS, ("dead",), timeout_s=20.0) is None
     assert left[0] < 0
+
+
+def test_markers_that_cannot_be_written_hold_no_claim_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a dead owner's transaction on a partition below its min ISR kept all of its shards from their next owner."""
+
+    def for_ever(timeout: float) -> None:
+        threading.Event().wait(timeout)
+        raise KafkaException(KafkaError(KafkaError.CONCURRENT_TRANSACTIONS, "markers", retriable=True))
+
+    monkeypatch.setattr(fencing, "Producer", Clients(for_ever))
+    began = time.monotonic()
+    assert fence_ids(SETTINGS, ("dead",), timeout_s=600.0) is None
+    assert time.monotonic() - began < 300
 
 
 def test_an_id_that_may_not_be_used_is_told_once_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 CLAIM_DEADLINE_MS = 3_000
-DECIDED_MS = 700  # kafka.claim.DECIDED_S
+DECIDED_MS = 700  # kafka.fencing.DECIDED_S
 REVOKE_DEADLINE_MS = 2_000
 
 
