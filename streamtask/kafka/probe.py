@@ -23,7 +23,7 @@ from streamtask.kafka.transaction import new_transactional_id
 from streamtask.ports import LETTERS, Place
 
 PROBES_AT_ONCE = 4  # each is a client with its connections; the others wait
-INIT_S, ANSWER_S, ABORT_S = 5.0, 2.0, 1.0
+INIT_S, ANSWER_S, ABORT_S = 10.0, 5.0, 1.0  # nobody waits for it
 # What a probe leaves open holds readers of its partition back for so long at most. Not below the socket timeout: librdkafka
 # refuses that.
 TRANSACTION_MS = SOCKET_TIMEOUT_MS
