@@ -50,6 +50,7 @@ LAYERS: dict[str, int] = {
     "streamtask.children.child": 5,
     "streamtask.devbroker": 3,
     "streamtask.devjars": 3,
+    "streamtask.devtraining": 3,
     # L4 shells
     "streamtask.recovery": 4,
     "streamtask.worker": 4,

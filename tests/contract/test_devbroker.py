@@ -16,7 +16,7 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from streamtask import devbroker, devjars
+from streamtask import devbroker, devjars, devtraining
 from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
 from streamtask.errors import DevBrokerUnavailable
@@ -152,6 +152,23 @@ def test_the_command_runs_until_sigterm_and_needs_no_java_from_path(tmp_path: Pa
         running.terminate()
         assert running.wait(DEADLINE_S) == 0
     assert "num.io.threads=2" in (tmp_path / "server1.properties").read_text()
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_a_cache_that_java_has_written_ahead_of_time_is_whole_and_taken_by_the_next_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m2").symlink_to(devjars.cache_directory() / "m2")
+    monkeypatch.setenv("STREAMTASK_CACHE", str(tmp_path))
+    with DevBroker() as kafka:
+        assert not [flag for flag in kafka.command(1) if "AOT" in flag]
+    made = devtraining.train_aot()
+    assert made.stat().st_size > 10_000_000
+    assert not list(tmp_path.glob("aot-*")), "what it was made in is gone"
+    with DevBroker() as kafka:
+        assert f"-XX:AOTCache={made}" in kafka.command(1)
+        assert "AOT" not in kafka.log_tail(1), "Java takes it without a word"
 
 
 @pytest.mark.broker
