@@ -83,11 +83,12 @@ class Part:
 
 
 def violations(lines: Sequence[str]) -> str:
-    """What the demo's own audit found; its last line is JSON."""
+    """What the demo's own audit found; the last line that it prints is JSON, warnings on stderr may follow."""
+    last = next((line for line in reversed(lines) if line.startswith("{")), "")
     try:
-        found = json.loads(lines[-1])["violations"]
+        found = json.loads(last)["violations"]
     except (ValueError, LookupError, TypeError):
-        return f"its last line does not say how many violations there are: {lines[-1:]}"
+        return f"it does not say how many violations there are: {lines[-3:]}"
     return f"{found} violations" if found else ""
 
 

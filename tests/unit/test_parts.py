@@ -145,7 +145,12 @@ def test_other_lines_are_no_summary(line: str) -> None:
 
 @pytest.mark.parametrize(
     ("lines", "right"),
-    [(['{"violations": 0}'], True), (['{"violations": 2}'], False), (["killed"], False), ([], False)],
+    [
+        (['{"violations": 0}', "%3|FAIL| Connection refused"], True),
+        (['{"violations": 2}'], False),
+        (["killed"], False),
+        ([], False),
+    ],
 )
 def test_the_demo_fails_on_violations_and_without_its_verdict(lines: list[str], right: bool) -> None:
     assert (parts.violations(lines) == "") is right
