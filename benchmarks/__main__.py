@@ -19,6 +19,7 @@ from benchmarks import (
     latency,
     lookup,
     memory,
+    payloads,
     priority,
     restore,
     rooms,
@@ -53,7 +54,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "flame": (flame.measure, 100_000),
     "rooms": (rooms.measure, 60_000),
     "audit": (audit.measure, 200_000),
-    "memory": (memory.measure, 1_000_000),
+    "memory": (memory.measure, memory.TASKS),
     "takeover": (takeover.measure, 10),
     "soak": (soak.measure, 0),
 }
@@ -71,7 +72,7 @@ OPTIONS = {  # that others do not have
     "throughput": ("handler",),
     "scaling": ("axis",),
     "latency": ("rate",),
-    "memory": ("in_flight",),
+    "memory": ("in_flight", "payload", "result"),
     "flame": ("handler", "out"),
     "soak": ("minutes", "rate", "keep"),
     "takeover": ("brokers", "rate"),
@@ -105,6 +106,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="TASKS",
         help="of memory: what each of so many tasks in flight takes (10000)",
     )
+    parser.add_argument("--payload", type=_bytes, metavar="BYTES", help="of memory: requests of this size (17k, 900k)")
+    parser.add_argument("--result", type=_bytes, metavar="BYTES", help="of memory: results of this size (900k)")
     parser.add_argument("--out", type=Path, metavar="FILE.svg", help="of flame: the graph; .txt: the stacks")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (60)")
     parser.add_argument(
@@ -166,6 +169,13 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(positive(count) for count in _names(text))
 
 
+def _bytes(text: str) -> int:
+    try:
+        return payloads.size_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _rate(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1e6:
@@ -199,7 +209,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             partitions=options.partitions,
             **{name: held for name in given if (held := getattr(options, name)) is not None},
         )
-    return {"benchmark": options.name, **dict.fromkeys(ALWAYS), **found, "concurrency": options.concurrency, **about}
+    return {"benchmark": options.name, **dict.fromkeys(ALWAYS), "concurrency": options.concurrency, **found, **about}
 
 
 def table(found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ are measured on peers as well (benchmarks/peers), some that wait, and one that r
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.peers.apps import jobs
 from streamtask import App, Context
 
 app = App("benchmark")
+ROW_BYTES = 57  # of one row as JSON, about
 
 
 @app.task("noop")
@@ -118,3 +120,26 @@ def _mark(ctx: Context, marks: str, what: str) -> None:
     place = os.open(marks, os.O_WRONLY | os.O_APPEND)
     os.write(place, f"{ctx.task_id} {what} {at_ms:.3f}\n".encode())
     os.close(place)
+
+
+@app.task("rows")
+async def rows(rows: list[dict[str, Any]]) -> int:
+    return len(rows)
+
+
+def rows_of(size: int) -> list[dict[str, Any]]:
+    """Small rows that take about so many bytes as JSON."""
+    rows = [{"id": n, "name": f"the name of {n}", "value": n / 2, "on": True} for n in range(max(1, size // ROW_BYTES))]
+    while len(json.dumps(rows, separators=(",", ":"))) > size and len(rows) > 1:
+        del rows[-max(1, len(rows) // 50) :]
+    return rows
+
+
+_ROWS: dict[int, list[dict[str, Any]]] = {}
+
+
+@app.task("give_rows")
+async def give_rows(size: int) -> list[dict[str, Any]]:
+    if size not in _ROWS:
+        _ROWS[size] = rows_of(size)
+    return _ROWS[size]

@@ -11,18 +11,31 @@ from typing import Any
 
 import psutil
 
+from benchmarks import payloads
 from benchmarks.app import TASK_TYPES
 from benchmarks.in_flight import measure as in_flight_measure
 from benchmarks.stand import check_histories, status_counts, topics, worker
 from benchmarks.throughput import follow, submit
 
 MB = 1e6
+TASKS = 1_000_000
 
 
 def measure(
-    bootstrap: str, *, tasks: int, concurrency: int, partitions: int, in_flight: int | None = None
+    bootstrap: str,
+    *,
+    tasks: int,
+    concurrency: int,
+    partitions: int,
+    in_flight: int | None = None,
+    payload: int | None = None,
+    result: int | None = None,
 ) -> dict[str, Any]:
-    """The figures; see the module. in_flight: what so many tasks in flight take instead (benchmarks/in_flight.py)."""
+    """The figures; see the module. in_flight: what so many tasks in flight take instead (benchmarks/in_flight.py); payload,
+    result: what requests or results of so many bytes do (benchmarks/payloads.py)."""
+    if payload is not None or result is not None:
+        given = None if tasks == TASKS else tasks
+        return payloads.measure(bootstrap, tasks=given, partitions=partitions, payload=payload, result=result)
     if in_flight is not None:
         return in_flight_measure(bootstrap, partitions=partitions, many=in_flight)
     at_tenth: dict[int, int] = {}

@@ -98,6 +98,8 @@ class EngineConfig:
     batch_bytes_max: int = 16_000_000  # and of its results and dead letters
     backlog_max: int = 150  # records of one cell held beyond its ledger's cap before the cell is paused
     backlog_bytes_max: int = 4_000_000  # and their bytes
+    waiting_bytes_max: int = 96 << 20  # budget.py: of requests from their fetch to their end (core/memory.py)
+    active_bytes_max: int = 80 << 20  # of decoded parameters of what runs, and of results that are not committed
     backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms; kafka-facts 4)
     progress_ms: int = 100  # at most one progress event a task in this time
     ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
@@ -129,6 +131,13 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000,
         description="process handlers at once, per worker process, each in a child; none: one a CPU",
+    )
+    memory_mb: int | None = Field(
+        None,
+        ge=32,
+        le=1_000_000,
+        description="MiB that a worker process holds of requests, results and what it reads ahead; none: half of its "
+        "container's limit, divided among the processes, up to 1024, else 256",
     )
     kill_grace_s: float = Field(2.0, ge=0, le=60, description="from SIGTERM to SIGKILL of a child that is to stop")
     drain_grace_s: float = Field(30.0, ge=0)

@@ -183,7 +183,12 @@ class Coroutines:
             self._finish(execution, outcomes.not_begun(execution._stopped))
             return
         try:
-            args, kwargs = handler.arguments(execution.request.parameters)
+            execution._open()
+        except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
+            self._finish(execution, outcomes.broken_off(handler, execution, error))
+            return
+        try:
+            args, kwargs = handler.arguments(execution.request.parameters, ours=execution.record.text is not None)
         except ParametersInvalid as error:
             self._finish(execution, outcomes.invalid(error))
             return

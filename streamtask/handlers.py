@@ -24,6 +24,7 @@ import structlog
 
 from streamtask import model
 from streamtask.binding import Arguments, Binding, fresh
+from streamtask.codec import reopened
 from streamtask.errors import ConfigError, GiveUp, RetryLater
 from streamtask.identity import Origin, new_task_id, trace_id
 from streamtask.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
@@ -142,10 +143,13 @@ class Handler:
             lost_max=self.lost_max,
         )
 
-    def arguments(self, parameters: dict[str, Any] | None) -> Arguments:
-        """The validated arguments of one attempt. Raises binding.ParametersInvalid."""
+    def arguments(self, parameters: dict[str, Any] | None, *, ours: bool = False) -> Arguments:
+        """The validated arguments of one attempt. Raises binding.ParametersInvalid.
+
+        ours  the parameters were decoded for this attempt alone: no copy is needed
+        """
         # A handler may change what it is given; the next attempt must not see that.
-        return self.binding.bind(fresh(parameters) if self.retry.attempts > 1 else parameters)
+        return self.binding.bind(fresh(parameters) if self.retry.attempts > 1 and not ours else parameters)
 
 
 def make_handler(
@@ -282,6 +286,11 @@ class Context:
         self._stopped: StopReason | None = None
         self._ended = False
         self._log: Any = None
+
+    def _open(self) -> None:
+        """Decode the parameters of a request that waited as text. Called right before the handler, where it runs."""
+        if self.record.text is not None:
+            self.request = reopened(self.record.text)
 
     @property
     def task_id(self) -> str:

@@ -246,6 +246,10 @@ class RequestRecord:
     created_ms, expires_ms, not_before_ms   resolved by the codec; None = not given
     headers                  as received; traceparent and tracestate pass through
     value                    the bytes of the record, for its dead letter
+    text                     the request as JSON when its `parameters` and `description` were dropped from `request` while it
+                             waits (codec.reopened reads them again); None: `request` is whole
+    weight, opened           bytes that it holds here, and that its parameters take while it runs (core/memory.py); 0: not
+                             weighed yet
     """
 
     band: int
@@ -262,6 +266,9 @@ class RequestRecord:
     problem: tuple[str, str] | None = None
     expires_ms: int | None = None
     not_before_ms: int | None = None
+    text: bytes | None = None
+    weight: int = 0
+    opened: int = 0
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from streamtask.model import ErrorCode, HandlerKind, TaskStatus
 from streamtask.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
 from streamtask.whereabouts import Stragglers
 
+MIB = 1 << 20
 EVERY_S = 1.0  # between two snapshots
 CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
 DEGRADED = "degraded"  # a partition takes no records: what needs it waits, the rest goes on
@@ -95,6 +96,18 @@ class CellState:
     open: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryState:
+    """Bytes (core/memory.py): held by requests until their end, and by parameters and results of what runs; what both may be
+    together; cells that are paused for it, and how often one was."""
+
+    waiting: int = 0
+    active: int = 0
+    budget: int = 0
+    paused: int = 0
+    pauses: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A worker as it was at one moment. at_s: time.monotonic(); stalled_s: for how long work has waited without a step."""
@@ -121,6 +134,7 @@ class Snapshot:
     deaths: int = 0
     stragglers: Stragglers = NONE
     late_results: int = 0
+    memory: MemoryState = MemoryState()
     notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -268,6 +282,7 @@ class Observer:
             deaths=engine.deaths,
             stragglers=stragglers,
             late_results=engine.late_results,
+            memory=_memory(engine),
             notes=telemetry.counted(),
         )
 
@@ -335,6 +350,11 @@ class Observer:
             "overdue": late.overdue,
             "abandoned": late.abandoned,
             "waiting": seen.waiting,
+            "memory": {
+                "held_mb": round((seen.memory.waiting + seen.memory.active) / MIB, 1),
+                "budget_mb": round(seen.memory.budget / MIB, 1),
+                "cells_paused": seen.memory.paused,
+            },
             "stalled_s": round(seen.stalled_s, 1),
             "beat_age_s": round(beat_age_s, 3),
             "shards": {name: count for name, count in seen.shards.items() if count} | _refused(seen),
@@ -374,6 +394,11 @@ def log_backlog(seen: Snapshot, ends: Mapping[Cell, int], band: int) -> int:
     transaction marker takes counts as one."""
     cells = ((cell, state) for cell, state in seen.cells.items() if cell[0] == band)
     return sum(state.open + max(0, ends.get(cell, 0) - state.received) for cell, state in cells)
+
+
+def _memory(engine: Engine) -> MemoryState:
+    memory = engine.memory
+    return MemoryState(memory.waiting.total, memory.active.total, memory.budget, len(memory.heavy), memory.pauses)
 
 
 def _any(of: _Type) -> int:

@@ -31,7 +31,11 @@ _FRAMES_MAX = 50  # frames kept of one traceback, the innermost ones
 def of_call(handler: Handler, context: Context) -> Outcome:
     """Call a plain function here and now, its parameters validated right before."""
     try:
-        args, kwargs = handler.arguments(context.request.parameters)
+        context._open()
+    except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
+        return broken_off(handler, context, error)
+    try:
+        args, kwargs = handler.arguments(context.request.parameters, ours=context.record.text is not None)
     except ParametersInvalid as error:
         return invalid(error)
     except BaseException as error:  # noqa: BLE001 validators are the user's code

@@ -18,6 +18,7 @@ from typing import Any
 
 from streamtask import telemetry
 from streamtask.app import App, load_app
+from streamtask.budget import budget_of
 from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
 from streamtask.children.pool import Pool
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
@@ -47,6 +48,9 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     settings = load_app(app).configure(**overrides)
     kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
     granted.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
+    # All of them live in one container: only here it is known how many share its limit.
+    share = budget_of(settings.memory_mb, processes)
+    overrides = {**overrides, "memory_mb": share.memory_mb if share.source == "cgroup" else overrides.get("memory_mb")}
     failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
     supervisor = Supervisor(
         lambda slot: [sys.executable, "-m", "streamtask.process", app, str(slot)],

@@ -59,6 +59,14 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_loop_blocked_seconds": (GAUGE, (), "For how long the handlers' event loop has not answered; 0 below 5."),
     "streamtask_slots": (GAUGE, ("kind",), "Executions that may run at once, by kind of handler."),
     "streamtask_slots_used": (GAUGE, ("kind",), "Slots that are held."),
+    # memory
+    "streamtask_memory_bytes": (GAUGE, ("share",), "Bytes held: waiting (requests until their end is committed), active "
+                                "(parameters and results of what runs)."),
+    "streamtask_memory_budget_bytes": (GAUGE, (), "Bytes that both may be; beyond it cells are paused and fewer "
+                                       "tasks are started."),
+    "streamtask_cells_paused_for_memory": (GAUGE, (), "Request partitions of which nothing is read for now, because "
+                                          "what was read fills the memory."),
+    "streamtask_memory_pauses_total": (COUNTER, (), "Times that one was paused for it."),
     # transactions and shards
     "streamtask_commits_total": (COUNTER, (), "Transactions that committed."),
     "streamtask_commit_events_total": (COUNTER, (), "Status events in them."),
@@ -154,6 +162,10 @@ class WorkerCollector(Collector):
             "streamtask_loop_blocked_seconds": [((), seen.stragglers.blocked_s)],
             "streamtask_slots": [((kind,), total) for kind, (_, total) in seen.slots.items()],
             "streamtask_slots_used": [((kind,), used) for kind, (used, _) in seen.slots.items()],
+            "streamtask_memory_bytes": [(("waiting",), seen.memory.waiting), (("active",), seen.memory.active)],
+            "streamtask_memory_budget_bytes": [((), seen.memory.budget)],
+            "streamtask_cells_paused_for_memory": [((), seen.memory.paused)],
+            "streamtask_memory_pauses_total": [((), seen.memory.pauses)],
             "streamtask_commits_total": [((), seen.commits)],
             "streamtask_commit_events_total": [((), seen.events)],
             "streamtask_shards": [((state,), count) for state, count in states.items() if state != "gone"],

@@ -17,7 +17,7 @@ import structlog
 
 EVENTS: dict[str, tuple[int, str]] = {
     # the life of a worker
-    "worker_started": (logging.INFO, "joined the group; fields: app, prefix, group, worker, bootstrap"),
+    "worker_started": (logging.INFO, "joined the group; fields: app, prefix, group, worker, bootstrap, memory_mb, memory_by"),
     "metrics_listening": (logging.INFO, "/metrics, /health and /ready answer; fields: url"),
     "worker_draining": (logging.INFO, "SIGTERM: takes nothing more; fields: running, grace_s"),
     "worker_stopped": (logging.INFO, "left the group; fields: seconds"),

@@ -10,7 +10,6 @@ First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grac
 
 from __future__ import annotations
 
-import dataclasses
 import faulthandler
 import os
 import random
@@ -24,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from streamtask import asides, telemetry
+from streamtask.budget import budget_of
 from streamtask.children.pool import Pool
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
@@ -64,7 +64,6 @@ from streamtask.sizes import EventSize
 from streamtask.tracing import Attempts
 
 RECORDS_MAX = 2_000  # of one poll
-TAIL_KBYTES = 8_192  # fetched ahead of cancels and of lost ledgers' status events, together
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
 BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
 # The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
@@ -110,6 +109,7 @@ class Worker:
         self.name = name
         self.settings = settings
         self.names: TopicNames = settings.topics
+        self.budget = budget_of(settings.memory_mb)
         host = socket.gethostname()
         self.identity = f"{name}@{host}:{os.getpid()}"
         self.kafka = KafkaSettings(
@@ -117,6 +117,8 @@ class Worker:
             client_id=f"streamtask-{name}@{host}-{os.getpid()}",
             extra=settings.kafka,
             session_timeout_ms=settings.session_timeout_ms,
+            fetch_kbytes=self.budget.fetch_kbytes,
+            tail_kbytes=self.budget.tail_kbytes,
         )
         self.formats = Formats(settings)
         self.handlers = handlers
@@ -129,12 +131,10 @@ class Worker:
             children=children,
             attempts=Attempts(self.names),
         )
-        self._children = children
-        self.slot = slot
+        self._children, self.slot = children, slot
         self._on_member, self._on_beat = on_member, on_beat
-        self._signals = 0
+        self._signals, self._joined = 0, False
         self._hopeless: StreamtaskError | None = None
-        self._joined = False
         self._beat = time.monotonic()
         self._noticing = Noticing(self.names)
         self._partitions = 0
@@ -169,7 +169,7 @@ class Worker:
             self.kafka,
             self.names,
             slot=self.slot,
-            decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader).decode,
+            decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader, compact=True).decode,
             encode_event=write_status,
             encode_dead=self._encode_dead,
             on_assigned=self._assigned,
@@ -180,15 +180,14 @@ class Worker:
             on_member=self._on_member,
         )
         self.engine = Engine(self._engine_config(), self.rim.transactional_id, random.Random())
-        beside = dataclasses.replace(self.kafka, tail_kbytes=TAIL_KBYTES)
-        self.side = SideReader(beside, (self.names.control,), on_error=self._kafka_error)
+        self.side = SideReader(self.kafka, (self.names.control,), on_error=self._kafka_error)
         self.control = ControlReader(self.side, self.names, self.formats.reader)
         self.recall = StatusRecall(self.side, self.names, self.formats.reader)
         self._on_beat()  # from here on silence counts: the first task may keep the interpreter within the first second
         watchdog = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
         watchdog.start()
         fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
-        telemetry.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap()})
+        telemetry.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
         try:
             self._close_endpoint = self._open_endpoint()
             self.rim.join()
@@ -244,6 +243,7 @@ class Worker:
             policies={name: handler.policy() for name, handler in self.handlers.items()},
             slots=slots,
             worker=self.identity,
+            **self.budget.limits(),
             unknown_type_grace_ms=int(self.settings.unknown_type_grace_s * 1_000),
         )
 

@@ -59,6 +59,7 @@ LAYERS: dict[str, int] = {
     "streamtask.observe": 4,
     "streamtask.noticing": 4,
     "streamtask.sizes": 4,
+    "streamtask.budget": 4,
     "streamtask.scrape": 4,
     "streamtask.note": 4,
     "streamtask.supervisor": 4,

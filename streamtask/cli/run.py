@@ -46,6 +46,14 @@ def worker(
         int | None,
         typer.Option("--children", metavar="N", help="Process handlers at once, a process; else one a CPU."),
     ] = None,
+    memory_mb: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-mb",
+            metavar="MB",
+            help="Memory for requests and results, a process; else 256, or by its container.",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option("--metrics-port", metavar="PORT", help="/metrics, /health, /ready; each process one port more."),
@@ -55,7 +63,8 @@ def worker(
     from streamtask.process import supervise
 
     overrides: dict[str, object] = {"bootstrap_servers": door.bootstrap, "prefix": door.prefix}
-    overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "metrics_port": metrics_port}
+    overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "memory_mb": memory_mb}
+    overrides["metrics_port"] = metrics_port
     return supervise(app, overrides, processes=processes)
 
 

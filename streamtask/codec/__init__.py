@@ -15,6 +15,7 @@ from streamtask.codec.request import (
     encode_fields,
     encode_request,
     peek_request,
+    reopened,
 )
 from streamtask.codec.result import encode_result
 from streamtask.codec.status import decode_status, encode_status, peek_status, status_headers, status_key
@@ -34,6 +35,7 @@ __all__ = [
     "encode_status",
     "peek_request",
     "peek_status",
+    "reopened",
     "status_headers",
     "status_key",
 ]

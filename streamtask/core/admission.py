@@ -49,11 +49,21 @@ def cancelled(code: ErrorCode, error: str | None = None) -> Final:
     return Final(TaskStatus.CANCELLED, str(code), error)
 
 
-def verdict(claim: Claim, config: EngineConfig, now: Now, *, wanted: bool, waiting: int, waiting_max: int) -> Verdict:
+def verdict(
+    claim: Claim,
+    config: EngineConfig,
+    now: Now,
+    *,
+    wanted: bool,
+    waiting: int,
+    waiting_max: int,
+    crowded: bool = False,
+) -> Verdict:
     """Judge a claim that has just come under its ledger (its counters are restored from it).
 
     wanted               False: tasks.control has cancelled it
     waiting, waiting_max claims of its cell that wait without a slot, and how many may
+    crowded              such claims of all cells take what memory they may
     """
     record, request = claim.record, claim.record.request
     if claim.attempt:
@@ -65,7 +75,7 @@ def verdict(claim: Claim, config: EngineConfig, now: Now, *, wanted: bool, waiti
     if record.expires_ms is not None and record.expires_ms <= now.wall_ms:
         return End(cancelled(ErrorCode.EXPIRED, "expired before its start"))
     if claim.task_type not in config.policies:
-        if waiting >= waiting_max:
+        if waiting >= waiting_max or crowded:
             return End(failed(ErrorCode.UNKNOWN_TASK_TYPE, unknown_type(claim)))
         return WaitFor(Wait.UNKNOWN_TYPE, in_ms=config.unknown_type_grace_ms)
     due = record.not_before_ms
@@ -75,6 +85,9 @@ def verdict(claim: Claim, config: EngineConfig, now: Now, *, wanted: bool, waiti
             return End(failed(ErrorCode.INVALID_PARAMETERS, text))
         if waiting >= waiting_max:
             text = f"not_before: {waiting} tasks of this partition wait already, no more can"
+            return End(failed(ErrorCode.INVALID_PARAMETERS, text))
+        if crowded:
+            text = "not_before: the tasks that wait already take all the memory that they may; no more can"
             return End(failed(ErrorCode.INVALID_PARAMETERS, text))
         return WaitFor(Wait.NOT_BEFORE, due_ms=due)
     return _RUN

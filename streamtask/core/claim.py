@@ -86,6 +86,7 @@ class Claim:
         "headers",
         "kind",
         "label_bytes",
+        "load",
         "lost",
         "offset",
         "on_trial",
@@ -151,6 +152,7 @@ class Claim:
         self.queued_ms = 0
         self.armed = False  #: some deadline of it may be armed
         self.progress_mono_ms = 0
+        self.load = 0  #: bytes that it holds beside its record (core/memory.py)
         self.bare = 0  #: 1: without result, 2: without anything long: the broker refused its records
 
     @property

@@ -30,6 +30,7 @@ from streamtask.core.batch_size import BatchSize
 from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
+from streamtask.core.memory import Memory
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.pace import WHOLE
 from streamtask.core.retry import Again
@@ -38,7 +39,7 @@ from streamtask.core.setaside import SetAside
 from streamtask.core.shard import Shard, Standing
 from streamtask.core.suspects import GROUPS_ON_TRIAL, Groups, acquitted
 from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
-from streamtask.ports import Cell, Effect, Note, Now, Pause, Start, Stop, StopReason
+from streamtask.ports import Cell, Effect, Note, Now, Start, Stop, StopReason
 
 
 class Engine:
@@ -66,6 +67,7 @@ class Engine:
         self.aside = SetAside()
         self.size = BatchSize(config.batch_bytes_max)
         self.cancels = Cancels(config.cancels_max)
+        self.memory = Memory(config.waiting_bytes_max, config.active_bytes_max, len(config.bands))
         self.effects: list[Effect] = []
         self.sent: Batch | None = None  # under way; facts may come in, nothing is built
         self.fenced = False  # the transactional id is over: recover before anything else is committed
@@ -85,21 +87,13 @@ class Engine:
 
     def fetched(self, records: Iterable[RequestRecord]) -> None:
         """Records of owned shards, in the order of their offsets within a cell; others are dropped."""
-        shards, config = self.shards, self.config
+        shards = self.shards
         for record in records:
             shard = shards.get(record.partition)
             if shard is None or not shard.ledgers or shard.standing is Standing.CLOSING:
                 continue
-            cell = (record.band, record.partition)
-            backlog = shard.backlogs[record.band]
-            backlog.records.append(record)
-            backlog.bytes += len(record.value)
-            self.backlogged.add(cell)
-            if not backlog.paused and (
-                len(backlog.records) >= config.backlog_max or backlog.bytes >= config.backlog_bytes_max
-            ):
-                backlog.paused = True
-                self.effects.append(Pause((cell,)))
+            self.backlogged.add((record.band, record.partition))
+            intake.fetched(self, shard, record)
 
     def position_lost(self, cell: Cell, log_start: int) -> None:
         """The log no longer holds the next record of this cell: it goes on at `log_start`.
@@ -147,6 +141,7 @@ class Engine:
             self.late_results += 1
             return
         self.schedule.release(claim)
+        self.memory.ended(claim, outcome.result)
         if outcome.ran_ms is not None:
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
         self.disarm(claim)
@@ -163,7 +158,9 @@ class Engine:
         claim = self.running.get(token)
         if claim is None or claim.owner_shard.standing is Standing.GONE:
             return
-        claim.progress = Owed(fraction, message)
+        owed = Owed(fraction, message)
+        self.memory.replaced(claim, claim.progress, owed)
+        claim.progress = owed
         if now.mono_ms - claim.progress_mono_ms >= self.config.progress_ms:
             claim.progress_mono_ms = now.mono_ms
             self.touch(claim)
@@ -230,7 +227,7 @@ class Engine:
 
     def prepare(self, now: Now) -> None:
         """Admit what has been fetched. `build` does it as well; here while a batch is under way."""
-        if self.backlogged and not self.draining:
+        if (self.backlogged or self.memory.heavy) and not self.draining:
             intake.admit(self, now)
 
     @property
@@ -244,10 +241,7 @@ class Engine:
         assert self.sent is None, "a batch is under way"
         if not self.draining:
             self.prepare(now)
-            while (claim := self.schedule.pick(now.mono_ms)) is not None:
-                claim.phase = Phase.PICKED
-                claim.group = self.schedule.group_of(claim) if claim.suspect else 0
-                self.touch(claim)
+            intake.pick(self, now)
         refusals = [r for r in self.refusals if r.shard.standing is Standing.OPEN] if self.refusals else ()
         heads = [
             s for s in self.shards.values() if s.standing is Standing.OPEN and (s.owes_head or s.recovered_since_head())
@@ -287,7 +281,9 @@ class Engine:
             shard.owes_head = shard.recovered_since_head()
             shard.owes_cells = False
         for refusal in landed.refusals:
-            self.refusals.pop(refusal, None)
+            if refusal in self.refusals:
+                del self.refusals[refusal]
+                self.memory.released(refusal.shard, refusal.letter.record)
         for step in landed.steps:
             if self.shards.get(step.claim.shard) is step.claim.owner_shard:
                 self._settle(step, now)
@@ -341,6 +337,8 @@ class Engine:
             claim.lost = claim.lost if step.wait.lost is None else step.wait.lost
             if claim.wait is step.wait:
                 claim.wait = None
+                if claim.load and claim.phase in (Phase.WAITING, Phase.QUEUED):
+                    self.memory.hold(claim, 0)
             if claim.phase is not Phase.PICKED:  # else it is in its next group already
                 self.schedule.leave(claim)
         if pays & START:
@@ -357,6 +355,7 @@ class Engine:
                 claim.fraction = step.report.fraction
             if claim.progress is step.report:
                 claim.progress = None
+                self.memory.replaced(claim, step.report, None)
         if pays & FINISH:
             self._gone(claim)
         elif not self._owes(claim):
@@ -369,6 +368,7 @@ class Engine:
         if claim.final is not None:  # cancelled while it was not known whether its start had landed
             self.schedule.release(claim)
             claim.phase = Phase.ENDING
+            self.memory.owes(claim, claim.final)
             return
         self._tokens += 1
         token = claim.token = self._tokens
@@ -387,6 +387,7 @@ class Engine:
         """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
         claim.wait = owed
         endings.suspect(claim, claim.lost if owed.lost is None else owed.lost, owed.trial)
+        self.memory.replaced(claim, None, owed)
         self.touch(claim)
         self.wait(claim, Wait.RETRY)
         timers.retry(self, claim, again.wait_ms, now)
@@ -396,6 +397,7 @@ class Engine:
         claim.final = final
         if claim.phase is not Phase.PICKED:  # PICKED: its start is in a doubtful batch; see _start
             claim.phase = Phase.ENDING
+            self.memory.owes(claim, final)
         self.touch(claim)
 
     def wait(self, claim: Claim, reason: Wait) -> None:
@@ -403,6 +405,7 @@ class Engine:
         claim.wait_reason = reason
         if reason is not Wait.RETRY:
             claim.owner_shard.waiting[claim.band] += 1
+            self.memory.parked += claim.record.weight
 
     def touch(self, claim: Claim) -> None:
         """It owes more than its CREATED."""
@@ -421,6 +424,7 @@ class Engine:
 
     def _gone(self, claim: Claim) -> None:
         del claim.owner_shard.claims[claim.task_id]
+        self.memory.gone(claim)
         self.urgent.pop(claim, None)
         self.throttled.pop(claim, None)
         self.schedule.finish(claim)
@@ -454,6 +458,8 @@ class Engine:
     def unpick(self, claim: Claim) -> None:
         """Give the slot back: it will not start here."""
         self.schedule.release(claim)
+        if claim.load:
+            self.memory.hold(claim, 0)
         claim.phase = Phase.WAITING
         self.schedule.leave(claim)
         if not self._owes(claim):
@@ -466,16 +472,21 @@ class Engine:
         elif claim.phase is Phase.QUEUED:
             self.schedule.remove(claim)
         elif claim.phase is Phase.WAITING and claim.wait_reason is not Wait.RETRY:
-            claim.owner_shard.waiting[claim.band] -= 1
+            self._unpark(claim)
         claim.phase = Phase.ENDING
         self.disarm(claim)
+
+    def _unpark(self, claim: Claim) -> None:
+        claim.owner_shard.waiting[claim.band] -= 1
+        self.memory.parked -= claim.record.weight
+        claim.wait_reason = Wait.RETRY  # it is parked no more, whatever phase it is given when its slot is taken back
 
     def to_queue(self, claim: Claim, now: Now) -> None:
         """Its wait is over."""
         if claim.phase is not Phase.WAITING:
             return
         if claim.wait_reason is not Wait.RETRY:
-            claim.owner_shard.waiting[claim.band] -= 1
+            self._unpark(claim)
         self.queue(claim, now)
 
     def queue(self, claim: Claim, now: Now) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from streamtask.core import admission, endings, timers
 from streamtask.core.batch import Refusal
-from streamtask.core.claim import Claim
+from streamtask.core.claim import Claim, Phase
 from streamtask.core.shard import Shard, Standing
 from streamtask.identity import origin_text
 from streamtask.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
-from streamtask.ports import Note, Now, Resume
+from streamtask.ports import Note, Now, Pause, Resume
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine
@@ -37,12 +37,61 @@ def admit(engine: Engine, now: Now) -> None:
         backlog = shard.backlogs[band]
         if not backlog.records:
             engine.backlogged.discard(cell)
-        low = len(backlog.records) <= engine.config.backlog_low
-        if backlog.paused and low and backlog.bytes <= engine.config.backlog_bytes_max // 2:
-            backlog.paused = False
+        if backlog.paused and _may_resume(engine, shard, band):
             resumed.append(cell)
+    if engine.memory.heavy:
+        for cell in sorted(engine.memory.heavy):
+            if cell not in resumed and _may_resume(engine, engine.shards[cell[1]], cell[0]):
+                resumed.append(cell)
     if resumed:
         engine.effects.append(Resume(tuple(resumed)))
+
+
+def pick(engine: Engine, now: Now) -> None:
+    """As many as there are slots for, and memory for what they hold while they run."""
+    schedule, memory, active = engine.schedule, engine.memory, engine.memory.active
+    while True:
+        if active.total >= active.safe or schedule.closed:
+            # One may always run, also while ends that cannot be written (core/setaside.py) fill the memory.
+            schedule.closed = memory.closed() if schedule.busy else ()
+        claim = schedule.pick(now.mono_ms)
+        if claim is None:
+            return
+        claim.phase = Phase.PICKED
+        claim.group = schedule.group_of(claim) if claim.suspect else 0
+        if claim.record.opened or memory.expected:
+            memory.picked(claim)
+        engine.touch(claim)
+
+
+def fetched(engine: Engine, shard: Shard, record: RequestRecord) -> None:
+    """Behind the others of its cell, which is paused when it, or its band, holds enough."""
+    band, config, memory = record.band, engine.config, engine.memory
+    backlog = shard.backlogs[band]
+    backlog.records.append(record)
+    backlog.bytes += len(record.value)
+    heavy = memory.fetched(shard, record)
+    if backlog.paused:
+        return
+    if heavy or len(backlog.records) >= config.backlog_max or backlog.bytes >= config.backlog_bytes_max:
+        backlog.paused = True
+        engine.effects.append(Pause(((band, shard.number),)))
+        if heavy:
+            memory.heavy.add((band, shard.number))
+            memory.pauses += 1
+
+
+def _may_resume(engine: Engine, shard: Shard, band: int) -> bool:
+    """Whether a paused cell goes on: its backlog is small, and there is room for what its band holds, or it holds nothing."""
+    backlog, memory = shard.backlogs[band], engine.memory
+    if len(backlog.records) > engine.config.backlog_low or backlog.bytes > engine.config.backlog_bytes_max // 2:
+        return False
+    if not memory.may_have(shard, band):
+        memory.heavy.add((band, shard.number))  # its backlog may be empty soon, and nothing else would look at it
+        return False
+    backlog.paused = False
+    memory.heavy.discard((band, shard.number))
+    return True
 
 
 def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
@@ -66,6 +115,8 @@ def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
                 shard.deferred.append(record)
             else:
                 _open(engine, shard, record, now)
+        else:  # it has ended: only its offset was to be known
+            engine.memory.released(shard, record)
         if shard.known_to[band] and ledger.received >= shard.known_to[band]:
             _cell_is_back(engine, shard, band, now)
     if ledger.vanished:
@@ -123,6 +174,7 @@ def _judge(engine: Engine, shard: Shard, claim: Claim, now: Now) -> None:
         wanted=record.task_id not in engine.cancels,
         waiting=shard.waiting[band],
         waiting_max=ledger.claims_max // 2,
+        crowded=engine.memory.crowded,
     )
     if isinstance(judged, admission.End):
         engine.end(claim, judged.final)

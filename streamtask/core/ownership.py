@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from streamtask.core.claim import Phase
+from streamtask.core.claim import Phase, Wait
 from streamtask.core.offsetmap import Head, LedgerUnreadable, UnknownVersion, head_of
 from streamtask.core.shard import Shard, Standing
 from streamtask.ports import (
@@ -241,6 +241,7 @@ def forget(engine: Engine, numbers: Iterable[int]) -> None:
         if shard is None:
             continue
         shard.standing = Standing.GONE
+        engine.memory.forgotten(shard)
         for claim in shard.claims.values():
             engine.urgent.pop(claim, None)
             engine.fresh.pop(claim, None)
@@ -252,6 +253,11 @@ def forget(engine: Engine, numbers: Iterable[int]) -> None:
                     engine.effects.append(Stop(claim.token, StopReason.REVOKE))
             elif claim.phase is Phase.PICKED:
                 engine.unpick(claim)
+            if claim.phase is not Phase.RUNNING:
+                if claim.load:
+                    engine.memory.hold(claim, 0)
+                if claim.phase is Phase.WAITING and claim.wait_reason is not Wait.RETRY:
+                    engine.memory.parked -= claim.record.weight
             engine.schedule.leave(claim)
         for refusal in [r for r in engine.refusals if r.shard is shard]:
             del engine.refusals[refusal]

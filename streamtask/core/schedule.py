@@ -129,8 +129,14 @@ class Schedule(Generic[T]):
         self._narrow: dict[T, int] = {}  # queued, of stage ONLY or ALONE → until when others wait; 0: not yet
         self._spared = False  # suspects wait for one of these
         self._garbage = 0
+        self.closed: tuple[int, ...] = ()  #: bands of which nothing is picked for now (no memory for it)
 
     # --- What is ---
+
+    @property
+    def busy(self) -> bool:
+        """Somebody holds a slot."""
+        return bool(self._held)
 
     @property
     def on_trial(self) -> int:
@@ -273,10 +279,10 @@ class Schedule(Generic[T]):
         elif self._spared:  # who they waited for is gone
             self._spared = False
             self._show_suspects()
-        turns = self._turns
+        turns, closed = self._turns, self.closed
         idle: tuple[int, list[tuple[int, T]]] | None = None  # first band with something to run, but no turn left
         for band, left in enumerate(turns):
-            if self._queued[band] and (left > 0 or idle is None):
+            if self._queued[band] and (left > 0 or idle is None) and band not in closed:
                 home = self._best(band)
                 if home is not None:
                     if left > 0:

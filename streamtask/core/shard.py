@@ -69,6 +69,7 @@ class Shard:
         "distrusted",
         "epoch",
         "head_recovering",
+        "held",
         "known_to",
         "ledgers",
         "left_by",
@@ -95,6 +96,7 @@ class Shard:
         self.left_by = ""  # the owner that the claim under way has found recorded
         self.log_ends = [0] * bands  # as seen by the claim
         self.waiting = [0] * bands  # claims of a cell that wait without a slot (retries not counted)
+        self.held = [0] * bands  # bytes of what was fetched of a cell and has not ended (core/memory.py)
         self.sequence = 0
         self.clock_ms = 0
         self.awaits_control = False

@@ -37,7 +37,7 @@ from streamtask.ports import Cell, Expected
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]
 Shards = tuple[int, ...]
 
-HELD_MAX, HELD_BYTES_MAX = 5_000, 32_000_000  # kept by serve() for the next poll; beyond it they are read again
+HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond it they are read again
 CHUNK = 1_000
 LEAVE_S = 1.0  # the time a handle that was left has to tell the group
 
@@ -337,7 +337,7 @@ class ShardConsumer:
             before = len(self._held)
             self._held = self._fetch(timeout_s, before + CHUNK)
             timeout_s = 0
-            if len(self._held) > HELD_MAX or sum(map(len, self._held)) > HELD_BYTES_MAX:
+            if len(self._held) > HELD_MAX or sum(map(len, self._held)) > self._settings.held_bytes_max:
                 self._read_again()
                 break
             if len(self._held) - before < CHUNK:

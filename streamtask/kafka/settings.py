@@ -42,6 +42,7 @@ class KafkaSettings:
                            the limit counts the batch, librdkafka does not split one, and a refused batch aborts the
                            same transaction for ever
     message_bytes_max      largest single record that the producers accept
+    fetch_kbytes           what a worker fetches ahead, all partitions together
     tail_kbytes            what a tail fetches ahead of its reader, all partitions together
     on_error               told of client-level errors (KafkaError); informational: a fatal one is raised by the next call
     """
@@ -53,8 +54,14 @@ class KafkaSettings:
     max_poll_interval_ms: int = 60_000
     batch_bytes: int = 400_000
     message_bytes_max: int = 1_000_000
+    fetch_kbytes: int = 4_096
     tail_kbytes: int = 65_536
     on_error: Callable[[Any], None] | None = field(default=None, compare=False)
+
+    @property
+    def held_bytes_max(self) -> int:
+        """Bytes that a worker's consumer keeps aside while it serves the group."""
+        return 2 * self.fetch_kbytes * 1_024
 
     def __post_init__(self) -> None:
         if not self.bootstrap:
@@ -118,7 +125,7 @@ class KafkaSettings:
             "fetch.error.backoff.ms": 50,  # default 500
             "fetch.queue.backoff.ms": 10,  # default 1000: a second's gap whenever the prefetch was full
             "queued.min.messages": 500,  # per partition; the backlog stays in Kafka
-            "queued.max.messages.kbytes": 4_096,  # all partitions together
+            "queued.max.messages.kbytes": self.fetch_kbytes,  # all partitions together
             # Both count only before a fetch, and a fetch counts what is compressed: with librdkafka's 1 MiB a backlog of
             # small requests in 36 partitions took 290 MB of a worker, with 64 KiB 30. A larger batch still comes, alone.
             "max.partition.fetch.bytes": FETCH_BYTES_MIN,

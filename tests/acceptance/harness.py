@@ -33,6 +33,7 @@ from streamtask.config import TopicNames, load_settings
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.model import TaskResponse
+from tests.acceptance import limits
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.acceptance.apps:app"
@@ -157,6 +158,7 @@ class Bench:
         self.kafka = KafkaSettings(bootstrap, client_id="acceptance", extra=extra)
         self.directory = directory
         self.workers: list[Running] = []
+        self._groups: list[limits.Group] = []  # of workers that have a memory limit
         self.reader = PLAIN  # of status events, and of the audit
         self.tolerated: tuple[str, ...] = ()
         self._record = directory / "record"
@@ -183,6 +185,10 @@ class Bench:
 
     def _start(self, argv: list[str], environment: Mapping[str, str]) -> Running:
         log = self.directory / f"worker-{len(self.workers)}.log"
+        group = limits.group()
+        if group is not None:
+            self._groups.append(group)
+            argv = group.within(argv)
         with log.open("wb") as out:
             process = subprocess.Popen(
                 argv, stdout=out, stderr=out, cwd=ROOT, env={**self._environment, **environment}, process_group=0
@@ -435,6 +441,10 @@ class Bench:
             )
             lines = self.complaints(worker)
             assert not lines, "\n".join(lines[:5])
+        kills = [group.kills() for group in self._groups]
+        for group in self._groups:
+            group.close()
+        assert not any(kills), f"the kernel has killed {sum(kills)} processes for lack of memory"
 
 
 @contextmanager

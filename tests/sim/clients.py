@@ -24,6 +24,7 @@ class Wish:
     expires_ms: int | None = None
     not_before_ms: int | None = None
     value: bytes = b"{}"
+    opens: bool = False  #: its parameters are dropped while it waits (RequestRecord.text)
 
     def record(self, offset: int, at_ms: int) -> RequestRecord:
         return RequestRecord(
@@ -39,6 +40,7 @@ class Wish:
             problem=self.problem,
             expires_ms=self.expires_ms,
             not_before_ms=self.not_before_ms,
+            text=self.value if self.opens and self.request is not None else None,
         )
 
     @property

@@ -39,6 +39,7 @@ from streamtask.ports import (
     Stop,
 )
 
+from .heavy import HEAVY
 from .mutation import Mutation
 from .process import Process
 from .refusal_mutations import REFUSAL_MUTATIONS
@@ -485,3 +486,4 @@ MUTATIONS: dict[str, Mutation] = {
     ),
 }
 MUTATIONS |= REFUSAL_MUTATIONS
+MUTATIONS |= {name: Mutation(*parts) for name, parts in HEAVY.items()}

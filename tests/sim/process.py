@@ -34,6 +34,7 @@ from streamtask.ports import (
     StopReason,
 )
 
+from . import weights
 from .broker import Membership
 from .handlers import LOST, NOT_BEGUN, STOPPED, Execution, behaviour_of
 from .performer import BLOCKED, Performer
@@ -174,6 +175,7 @@ class Process(Performer):
             most = slots * (1 if kind is HandlerKind.ASYNC else WHOLE)
             assert len(running) <= most, f"{len(running)} executions where {most} fit"
         assert len(engine.cancels) <= config.cancels_max, f"{len(engine.cancels)} cancels are kept"
+        weights.bounded(engine)
         claims = sum(len(shard.claims) for shard in engine.shards.values())
         owing = len(engine.urgent) + len(engine.fresh)
         assert owing <= claims, f"{owing} claims owe something, {claims} are there"
@@ -332,12 +334,13 @@ class Process(Performer):
             elif position > log.end:
                 self.engine.position_lost(cell, log.end)
                 position = log.end
-            room = self.rng.randint(1, FETCH_MAX)
-            while position < log.end and room:
+            room, size = self.rng.randint(1, FETCH_MAX), 0
+            while position < log.end and room and size < weights.FETCH_BYTES:
                 record = log.records.get(position)
                 if record is not None:
                     out.append(record)
                     room -= 1
+                    size += len(record.value)
                 position += 1
             self.positions[cell] = position
         return out

@@ -44,6 +44,12 @@ from .deaths import (
     trial_charges_the_suspect_alone,
 )
 from .handlers import Execution
+from .heavy import (
+    flood_of_heavy_requests,
+    high_requests_behind_a_flood_of_low_ones,
+    parameters_that_fill_the_memory,
+    requests_heavier_than_the_memory,
+)
 from .positions import (
     log_cut_and_recovery_interrupted,
     log_cut_under_its_owner,
@@ -358,6 +364,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         log_cut_and_recovery_interrupted,
         log_cut_under_its_owner,
         unknown_version,
+        flood_of_heavy_requests,
+        requests_heavier_than_the_memory,
+        high_requests_behind_a_flood_of_low_ones,
+        parameters_that_fill_the_memory,
     )
 }
 SCENARIOS |= {

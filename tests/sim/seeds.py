@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from streamtask.ports import DEAD, LETTERS, STATUS
 
+from . import weights
 from .adversary import Adversary, Mix
 from .clients import Clients
 from .cluster import EPOCH_MS, Cluster
@@ -57,6 +58,7 @@ class Story:
         rng = random.Random(seed ^ 0x5EED)
         self.seed = seed
         self.rng = rng
+        self.weights = random.Random(seed ^ 0x3E167)
         shards = rng.choice((1, 1, 2, 3))
         mix = Mix.drawn(rng)
         self.cluster = Cluster(
@@ -65,6 +67,7 @@ class Story:
             slots=rng.choice((1, 2, 2, 3, 4)),
             adversary=Adversary(random.Random(seed ^ 0xFA017), mix),
             latency_ms=rng.choice(((0, 1), (0, 3), (0, 30))),
+            config=weights.drawn(self.weights),
             verbose=verbose,
         )
         self.cluster.child_starts_ms = CHILD_STARTS_MS
@@ -117,7 +120,7 @@ class Story:
                 cluster.timeline.after(rng.randint(0, self.busy_ms), strike)
 
     def _submit(self) -> None:
-        self.cluster.submit(self.clients.next(self.cluster.timeline.now))
+        self.cluster.submit(weights.load(self.clients.next(self.cluster.timeline.now), self.weights))
 
     def _cancel(self) -> None:
         known = self.clients.known

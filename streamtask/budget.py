@@ -1,0 +1,115 @@
+"""How much memory a worker process may hold, and who in it gets which part.
+
+The budget is `memory_mb`, or where that is not set a part of the container's limit, or 256 MiB. It covers what grows with
+the work, not the process itself (60 to 80 MB of code, libraries and threads) and not the objects that handlers make. Parts,
+in sixteenths:
+
+    6  waiting  requests from their fetch until their end is committed (core/memory.py)
+    5  active   decoded parameters of what runs, results that are not committed
+    2  batch    the events of one transaction, once here and once encoded in librdkafka's queue
+    1  fetch    what librdkafka has fetched ahead, and what was taken from it and not looked at yet
+    1  readers  of tasks.control and of tasks.status while a shard recovers
+    1  spare    values that exist twice while they are decoded, and what the allocator cannot give back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+DEFAULT_MB = 256
+DERIVED_MB_MIN, DERIVED_MB_MAX = 32, 1_024
+LIMIT_SHARE = (
+    2  # of a container's limit a worker's budget takes half: the rest is the process, its supervisor, handlers
+)
+BATCH_BYTES_MAX = 16 * MIB  # more does not make a transaction cheaper
+FETCH_KBYTES_MIN, FETCH_KBYTES_MAX = 512, 16_384
+UNLIMITED = 1 << 60  # cgroup v1 spells «no limit» as a number of about 2**63
+
+CGROUPS_FILE, CGROUPS_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The parts of one worker process. source: `memory_mb`, `cgroup` or `default`, where the number comes from."""
+
+    memory_mb: int
+    source: str = "memory_mb"
+
+    def limits(self) -> dict[str, int]:
+        """The fields of EngineConfig. The batch's part is for two copies."""
+        return {
+            "waiting_bytes_max": self._sixteenths(6),
+            "active_bytes_max": self._sixteenths(5),
+            "batch_bytes_max": min(self._sixteenths(1), BATCH_BYTES_MAX),
+        }
+
+    @property
+    def fetch_kbytes(self) -> int:
+        """For librdkafka's queue of the requests: it counts before a fetch, and no more what was taken from it, so that four
+        times as much may be there."""
+        return self._kbytes(64)
+
+    @property
+    def tail_kbytes(self) -> int:
+        """For the reader of both."""
+        return self._kbytes(32)
+
+    def told(self) -> dict[str, object]:
+        """For the operator."""
+        return {"memory_mb": self.memory_mb, "memory_by": self.source}
+
+    def _kbytes(self, part: int) -> int:
+        return max(FETCH_KBYTES_MIN, min(self.memory_mb * 1_024 // part, FETCH_KBYTES_MAX))
+
+    def _sixteenths(self, parts: int) -> int:
+        return self.memory_mb * MIB * parts // 16
+
+
+def budget_of(
+    memory_mb: int | None, processes: int = 1, *, limit: int | Path | None = CGROUPS_FILE, root: Path = CGROUPS_ROOT
+) -> Budget:
+    """The budget of each of so many worker processes that share a container.
+
+    memory_mb  the setting; None: not set
+    limit      the container's limit in bytes, None: there is none; a path: where to read which one it is
+    """
+    if memory_mb is not None:
+        return Budget(memory_mb)
+    bytes_max = cgroup_limit(limit, root) if isinstance(limit, Path) else limit
+    if bytes_max is None:
+        return Budget(DEFAULT_MB, "default")
+    derived = bytes_max // MIB // LIMIT_SHARE // processes
+    return Budget(max(DERIVED_MB_MIN, min(derived, DERIVED_MB_MAX)), "cgroup")
+
+
+def cgroup_limit(groups: Path = CGROUPS_FILE, root: Path = CGROUPS_ROOT) -> int | None:
+    """The smallest memory limit of this process's control groups and their parents, v1 or v2; None: there is none."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    limits = [limit for line in lines for limit in _limits(line, root)]
+    return min(limits, default=None)
+
+
+def _limits(line: str, root: Path) -> Iterator[int]:
+    _, controllers, path = [*line.split(":", 2), "", ""][:3]
+    if not controllers:
+        # Where v1 is mounted beside it, v2 has its place in `unified`.
+        base, name = (root / "unified" if (root / "unified").is_dir() else root), "memory.max"
+    elif "memory" in controllers.split(","):
+        base, name = root / "memory", "memory.limit_in_bytes"
+    else:
+        return
+    # Inside a container the path may be the host's: then only the root of the mount is ours, and exists.
+    parts = [part for part in path.split("/") if part and part != ".."]
+    for depth in range(len(parts), -1, -1):
+        try:
+            text = base.joinpath(*parts[:depth], name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < UNLIMITED:
+            yield int(text)
