@@ -87,7 +87,8 @@ def letter_gone(stage: Stage, origin: str) -> bool:
     band, partition, offset = place_of(origin)
     repeated = {task_id for task_id, times in stage.load.sent.items() if times > 1}
     gone = offset < stage.letters_gone.get((band, partition), 0)
-    return gone and may_end_in_a_letter(stage.load.acked[origin], repeated)
+    expected = stage.load.acked.get(origin)
+    return gone and expected is not None and may_end_in_a_letter(expected, repeated)
 
 
 def by_origin(bench: Bench) -> dict[str, list[Seen]]:
@@ -118,7 +119,10 @@ def _broken(stage: Stage, report: Report) -> Counter[str]:
     for violation in report.violations:
         cell = violation.origin.partition("@")[0]
         passed_over = violation.kind == "committed_past_unfinished" and deleted(stage, violation.origin)
-        without_letter = violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories)
+        # A refused duplicate has no event, and its letter is gone: nothing of it is left.
+        duplicate = violation.kind == "committed_past_unfinished" and violation.origin not in histories
+        duplicate = duplicate and stage.letters_gone and letter_gone(stage, violation.origin)
+        without_letter = duplicate or (violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories))
         if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter:
             kinds[violation.kind] -= 1
     return +kinds

@@ -91,6 +91,20 @@ def test_a_failed_task_needs_no_letter_where_it_had_ended_before_tasks_dead_was_
     assert broken() == {"failed_not_dead": 1}
 
 
+def test_a_duplicate_whose_letter_is_gone_leaves_nothing_and_any_other_request_must() -> None:
+    def broken(times: int, **changes: Any) -> dict[str, int]:
+        one = stage(letters_gone={("high", 3): 8}, dead_anew_ms=MS, **changes)
+        one.bench.histories = dict
+        expected = SimpleNamespace(ends=frozenset({"completed"}), task_id="id")
+        one.load = SimpleNamespace(sent={"id": times}, acked={"high-3@7": expected})
+        passed = SimpleNamespace(kind="committed_past_unfinished", origin="high-3@7")
+        report: Any = SimpleNamespace(violations=[passed], violations_by_kind={passed.kind: 1}, repeats=())
+        return dict(judge._broken(one, report))
+
+    assert broken(2) == {}
+    assert broken(1) == {"committed_past_unfinished": 1}
+
+
 def test_letters_are_twice_only_where_a_partition_read_its_past_after_its_offsets_were_touched() -> None:
     read = {"event": "position_unknown", "band": 0, "shard": 3, "timestamp": TIME}
     twice = SimpleNamespace(kind="dead_twice", origin="high-3@7")
