@@ -28,6 +28,10 @@ TRANSACTION_TIMEOUT_PATIENT_MS = 45_000
 HEARTBEAT_INTERVAL_MS = 250
 SESSION_TIMEOUT_MIN_MS = 3_000
 FETCH_BYTES_MIN, FETCH_BYTES_MAX = 64 << 10, 1 << 20  # of one partition in one answer, compressed
+# Above whatever a topic takes, so that the topic decides (max.message.bytes, also one that is raised or lowered later), and
+# below what the broker reads as one request (socket.request.max.bytes, 100 MiB): beyond that it cuts the connection. It
+# does not bound a batch: batch.size does, and a larger record travels in a batch of its own.
+MESSAGE_BYTES_MAX = 64 << 20
 DELIVERY_TIMEOUT_MS = 30_000  # client and control records: after it the submit fails
 
 
@@ -41,7 +45,7 @@ class KafkaSettings:
     batch_bytes            largest record batch; under half of the topics' max.message.bytes (1 MiB unless changed):
                            the limit counts the batch, librdkafka does not split one, and a refused batch aborts the
                            same transaction for ever
-    message_bytes_max      largest single record that the producers accept
+    message_bytes_max      largest single record that the producers hand to the broker, which refuses by its topic's limit
     fetch_kbytes           what a worker fetches ahead, all partitions together
     tail_kbytes            what a tail fetches ahead of its reader, all partitions together
     on_error               told of client-level errors (KafkaError); informational: a fatal one is raised by the next call
@@ -53,7 +57,7 @@ class KafkaSettings:
     session_timeout_ms: int = 6_000  # the least that brokers allow by default
     max_poll_interval_ms: int = 60_000
     batch_bytes: int = 400_000
-    message_bytes_max: int = 1_000_000
+    message_bytes_max: int = MESSAGE_BYTES_MAX
     fetch_kbytes: int = 4_096
     tail_kbytes: int = 65_536
     on_error: Callable[[Any], None] | None = field(default=None, compare=False)

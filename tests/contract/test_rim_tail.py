@@ -195,7 +195,7 @@ def test_what_cannot_be_sent_raises_and_the_next_record_goes(settings: KafkaSett
     reports: list[Delivery] = []
     with ClientProducer(settings) as producer:
         with pytest.raises(SubmitError, match="MSG_SIZE_TOO_LARGE"):
-            producer.send(topics.control, b"k", b"x" * 1_500_000, on_delivery=reports.append)
+            producer.send(topics.control, b"k", b"x" * 70_000_000, on_delivery=reports.append)
         producer.send(topics.control, b"k", b"v", on_delivery=reports.append)
         assert producer.flush(10) == 0
         assert producer.partitions(topics.control) == 4

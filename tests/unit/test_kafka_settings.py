@@ -83,7 +83,7 @@ def test_what_a_client_is_cannot_be_overridden() -> None:
         ({"bootstrap": ""}, "bootstrap"),
         ({"session_timeout_ms": 1_000}, "session_timeout_ms"),
         ({"max_poll_interval_ms": 5_000}, "max_poll_interval_ms"),
-        ({"batch_bytes": 2_000_000}, "batch_bytes"),
+        ({"batch_bytes": 100_000_000}, "batch_bytes"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object], named: str) -> None:

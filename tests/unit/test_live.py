@@ -524,7 +524,7 @@ async def test_a_reader_that_never_reads_is_given_up_and_everybody_else_goes_on(
     async with live_bench() as live:
         host, port = live.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1)
-        writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         feed = live.view.service.feed
         await until(lambda: feed.listening)
         stop = asyncio.Event()
