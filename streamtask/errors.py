@@ -106,8 +106,10 @@ class RequestRefused(StreamtaskError):
 
 
 class SubmitError(StreamtaskError):
-    """The broker did not acknowledge the request: it may or may not be there. Submitting again with the same
-    task_id is safe: one that is still open is not run twice.
+    """The broker did not acknowledge the request: it may or may not be there.
+
+    Submitting again with the same task_id does not run it twice while the first record is open. It does once that has
+    ended. Look first whether it arrived: `client.status(task_id)` (docs/wire.md, «Sending again»).
 
     task_ids  the requests that were not acknowledged, as far as they are known
     """

@@ -72,7 +72,7 @@ def submit(
         list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="May be repeated.")
     ] = None,
     task_id: Annotated[
-        str | None, typer.Option("--task-id", metavar="UUID", help="Submit again what may have failed.")
+        str | None, typer.Option("--task-id", metavar="UUID", help="Its id; by it you can look whether it arrived.")
     ] = None,
     not_before: Annotated[
         str | None, typer.Option("--not-before", metavar="TIME", help="RFC 3339, or +90s, +5m, +1h from now.")

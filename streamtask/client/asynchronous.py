@@ -129,7 +129,7 @@ class AsyncClient:
         priority         1..10, 10 = most urgent; it chooses the band, and so the topic
         timeout          seconds per attempt, from the handler's start; wins over the task type's own
         ordering_key     tasks with one key and band start in order, one at a time
-        task_id          a UUID; give it to be able to submit again after a SubmitError
+        task_id          a UUID; give it to be able to look, after a SubmitError, whether the request arrived
         idempotency_key  only handed to the handler for now: nothing is deduplicated by it
 
         Raises RequestRefused (nothing was sent), SubmitError (it may or may not be there), Unreachable, TopicsMissing.

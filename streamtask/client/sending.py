@@ -34,6 +34,10 @@ from streamtask.model import ControlAction, ControlMessage
 HeaderList = list[tuple[str, bytes]]
 Outgoing = tuple[str, bytes, bytes, HeaderList | None]  # topic, key, value, headers
 
+LOOK_FIRST = (
+    "Before you submit it again, look whether it arrived (client.status, GET /tasks/{task_id}): a second request with that "
+    "task_id does not run while the first is open, but it does once the first has ended."
+)
 _LOOK = "What a role lacks: streamtask doctor --role producer"
 ROOM_S = 0.005  # between two looks whether a full queue has room: it holds two seconds of the fastest sending
 BULK_LOAD_MAX = 20_000  # records of the bulk path that wait for their turn: then the caller waits
@@ -255,7 +259,7 @@ def failure_of(failed: list[tuple[str, Delivered]], total: int) -> SubmitError |
         text = f"The request of task {task_ids[0]} was not acknowledged: {first.error}."
     else:
         text = f"{len(failed)} of {total} requests were not acknowledged, the first one because: {first.error}."
-    return SubmitError(f"{text} Submit again with the same task_id: an open one is not run twice.", task_ids=task_ids)
+    return SubmitError(f"{text} {LOOK_FIRST}", task_ids=task_ids)
 
 
 def _is_too_large(text: str) -> bool:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from streamtask.client.build import prepare
-from streamtask.client.sending import Sender, failure_of
+from streamtask.client.sending import LOOK_FIRST, Sender, failure_of
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
 from streamtask.errors import SubmitError
@@ -54,7 +54,7 @@ class KafkaSubmitter:
     async def submit(self, request: TaskRequest, headers: dict[str, str]) -> Placed:
         """Raises RequestRefused (nothing was sent) or SubmitError (it may or may not be there)."""
         made = prepare(request, self._names, headers, self._encoder)
-        again = f"Submit again with task_id {made.task_id}: while it is open it is not run twice."
+        again = f"It is task {made.task_id}. {LOOK_FIRST}"
         async with self._in_time(f"The request of task {made.task_id}", again) as sender:
             (place,) = await sender.requests([made], self._names, door=True)
         failure = failure_of([(made.task_id, place)] if place.error is not None else [], 1)
