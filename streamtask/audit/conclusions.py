@@ -24,9 +24,10 @@ from streamtask.audit.places import (
     judged,
     text_of,
 )
-from streamtask.audit.report import Gap, Pending, Report
+from streamtask.audit.report import Gap, Pending, Report, Violation
 from streamtask.config import TopicNames
 
+REPEATED_MAX = 10_000  # second letters of a cell that are kept for what else may come
 LOOKED_UP_MAX = 100_000  # task_ids looked for at once: bounds their set
 
 Told = Callable[[str, str, str, "str | None", dict[str, Any]], None]  # kind, text, task_id, origin, evidence
@@ -51,6 +52,7 @@ class Conclusions:
         """
         self._strangers(cell, last=last)
         self._failed(cell)
+        self._repeated(cell, last=last)
         lost: list[Lost] = []
         for block, slot, offset in cell.unjudged(urgent=True):
             state = block.states[slot]
@@ -87,6 +89,20 @@ class Conclusions:
             text = f"{cell.origin(offset)} is FAILED and not in {self._names.dead}"
             self._tell("failed_not_dead", text, task_id, cell.origin(offset), at)
         cell.failed.clear()
+
+    def _repeated(self, cell: Cell, *, last: bool) -> None:
+        """Second letters, once a history shows that they are a breach, or nothing more will be fed: the letters of a round
+        are read after its events, so theirs may come with the next one. No breach where there is no history: nothing but
+        the group's offsets tells a worker that it refused that record before, and where those are lost it does so again."""
+        settled = last or len(cell.repeated) > REPEATED_MAX
+        for offset, (task_id, text, at) in list(cell.repeated.items()):
+            if cell.block(offset).states[offset % BLOCK] & STATUS:
+                self._tell("dead_twice", text, task_id, cell.origin(offset), at)
+            elif settled:
+                self._report.repeat(Violation("dead_twice", text, task_id, cell.origin(offset), dict(at)))
+            else:
+                continue
+            del cell.repeated[offset]
 
     def _explained(self, cell: Cell, block: Block, slot: int, offset: int) -> bool:
         """A place with events or letters and without a request: True when its log no longer held it."""

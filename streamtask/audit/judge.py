@@ -8,7 +8,8 @@ What must be true of every request record (its `origin`):
   - a committed offset has passed it only if it ended: by a terminal event, as a duplicate, or (no valid request, or one
     whose schema the registry did not tell) in the dead letters. The offset alone is the proof; what its metadata says
     about later offsets is not looked at
-  - a FAILED one is in the dead letters, once
+  - a FAILED one is in the dead letters, once. A record that never became a task may be there again: only the group's
+    offsets know that it was refused, and they can be lost
 
 What one event shows is told at once; what only the whole shows (conclusions.py) when `conclude` says that everything up
 to now was fed. Facts of one partition come in the order of their offsets, else any order will do.
@@ -212,8 +213,7 @@ class Judge:
         before = block.mark(slot, LETTER | _LETTERS.get(letter.reason, 0))
         cell.failed.pop(number, None)
         if before & LETTER:
-            text = f"{_spot(at)}: a second dead letter ({letter.reason})"
-            self._violation("dead_twice", text, letter.task_id, letter.origin, at)
+            cell.repeated[number] = (letter.task_id, f"{_spot(at)}: a second dead letter ({letter.reason})", at)
         elif not before & REQUEST:
             block.name(slot, block.id_of(slot) or bytes_of(letter.task_id))
         if letter.reason == "duplicate":

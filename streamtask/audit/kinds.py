@@ -23,6 +23,6 @@ KINDS = {
     "committed_beyond_end": "an offset is committed beyond the end of the log",
     "invalid_not_dead": "no valid request, passed by the committed offset, and not in the dead letters",
     "failed_not_dead": "FAILED, but not in the dead letters",
-    "dead_twice": "two dead letters of one request",
+    "dead_twice": "two dead letters of one request that has a history",
     "duplicate_with_history": "refused as a duplicate, yet it has status events",
 }

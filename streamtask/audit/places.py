@@ -135,6 +135,7 @@ class Cell:
     start, end  bounds of its log; its records begin..read_to-1 were read
     open        histories without an end
     failed      FAILED ones whose dead letter was not seen yet: task_id and evidence
+    repeated    places with a second dead letter, which is a breach if they have a history: task_id, text, evidence
     strangers   events whose task_id is not their request's: task_id, text, evidence
     """
 
@@ -149,6 +150,7 @@ class Cell:
     blocks: dict[int, Block] = field(default_factory=dict)
     open: dict[int, Open] = field(default_factory=dict)
     failed: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    repeated: dict[int, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
     strangers: dict[int, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
 
     def block(self, offset: int) -> Block:

@@ -103,6 +103,7 @@ class Report:
     counts      histories by their last status
     requests    request records read; `invalid` of them no valid request, `duplicates` refused as duplicate
     events      status events read; letters: dead letters read
+    repeats     records that never became a task and were refused again, at most LISTED_MAX of `repeats_total`; no breach
     refreshed   CREATED events published again for a task that waits for days
     truncated   histories whose beginning compaction or retention has removed
     unread      what could not be read to its end in time, in words; a report with such an entry is not clean
@@ -115,6 +116,8 @@ class Report:
     duplicates: int = 0
     events: int = 0
     letters: int = 0
+    repeats_total: int = 0
+    repeats: list[Violation] = field(default_factory=list)
     refreshed: int = 0
     truncated: int = 0
     violations_total: int = 0
@@ -142,6 +145,11 @@ class Report:
         if len(self.violations) < LISTED_MAX:
             self.violations.append(violation)
 
+    def repeat(self, letter: Violation) -> None:
+        self.repeats_total += 1
+        if len(self.repeats) < LISTED_MAX:
+            self.repeats.append(letter)
+
     def wait(self, pending: Pending) -> None:
         self.pending_total += 1
         if len(self.pending) < LISTED_MAX:
@@ -158,6 +166,7 @@ class Report:
             "duplicates": self.duplicates,
             "events": self.events,
             "letters": self.letters,
+            "letters_repeated": self.repeats_total,
             "refreshed": self.refreshed,
             "truncated": self.truncated,
             "violations": self.violations_total,
@@ -181,6 +190,10 @@ class Report:
             f"  pending {self.pending_total}, duplicates {self.duplicates}, invalid {self.invalid}, "
             f"gaps {len(self.gaps)}, truncated {self.truncated}",
         ]
+        if self.repeats_total:
+            lines.append(
+                f"  {self.repeats_total} records that are no task were refused again: the group's offsets were lost"
+            )
         lines += [f"  not read: {text}" for text in self.unread]
         lines += _listed(
             [f"  {item.kind}: {item.text}" for item in self.violations], self.violations_total, lines_max, "violations"

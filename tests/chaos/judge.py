@@ -125,6 +125,7 @@ def _broken(stage: Stage, report: Report) -> Counter[str]:
         without_letter = duplicate or (violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories))
         if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter:
             kinds[violation.kind] -= 1
+    kinds["dead_twice"] += sum(one.origin.partition("@")[0] not in recovered for one in report.repeats)
     return +kinds
 
 

@@ -82,7 +82,7 @@ def test_a_failed_task_needs_no_letter_where_it_had_ended_before_tasks_dead_was_
         end = SimpleNamespace(event=SimpleNamespace(ended=True, origin="high-3@7"), timestamp_ms=MS)
         one.bench.histories = lambda: {"id": [end]}
         missing = SimpleNamespace(kind="failed_not_dead", origin="high-3@7")
-        report: Any = SimpleNamespace(violations=[missing], violations_by_kind={"failed_not_dead": 1})
+        report: Any = SimpleNamespace(violations=[missing], violations_by_kind={"failed_not_dead": 1}, repeats=[])
         return dict(judge._broken(one, report))
 
     assert broken(letters_gone={("high", 3): 8}, dead_anew_ms=MS) == {}
@@ -108,7 +108,7 @@ def test_a_duplicate_whose_letter_is_gone_leaves_nothing_and_any_other_request_m
 def test_letters_are_twice_only_where_a_partition_read_its_past_after_its_offsets_were_touched() -> None:
     read = {"event": "position_unknown", "band": 0, "shard": 3, "timestamp": TIME}
     twice = SimpleNamespace(kind="dead_twice", origin="high-3@7")
-    report: Any = SimpleNamespace(violations=[twice], violations_by_kind={"dead_twice": 1})
+    report: Any = SimpleNamespace(violations=[], violations_by_kind={}, repeats=[twice])
     assert judge._broken(stage([read], offsets_touched_ms=MS), report) == {}
     assert judge._broken(stage([read]), report) == {"dead_twice": 1}
     assert judge._broken(stage([read], offsets_touched_ms=MS + 1), report) == {"dead_twice": 1}

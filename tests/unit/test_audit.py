@@ -501,6 +501,34 @@ def test_two_dead_letters_of_one_request_are_seen(cluster: Cluster) -> None:
     assert _kinds(cluster.report()) == {"dead_twice"}
 
 
+@pytest.mark.parametrize("letters_first", [False, True])
+def test_a_second_letter_beside_a_history_is_seen_whichever_was_read_first(
+    cluster: Cluster, letters_first: bool
+) -> None:
+    record = cluster.request()
+    if not letters_first:
+        cluster.whole(record, CREATED, RUNNING, FAILED)
+    cluster.letter(record)
+    cluster.letter(record)
+    if letters_first:
+        cluster.whole(record, CREATED, RUNNING, FAILED)
+    report = cluster.report()
+    assert (_kinds(report), report.repeats_total) == ({"dead_twice"}, 0)
+
+
+def test_a_record_that_never_was_a_task_and_is_refused_again_after_a_recovery_is_counted_and_no_breach(
+    cluster: Cluster,
+) -> None:
+    """Bug: the audit said exit code 1 after the group's offsets were lost, though nothing could have known better."""
+    record = cluster.request(value=b"no request")
+    cluster.letter(record, "invalid_request")
+    cluster.letter(record, "invalid_request")
+    report = cluster.report()
+    assert report.clean, report.to_text()
+    assert (report.letters, report.repeats_total) == (2, 1)
+    assert "refused again" in report.to_text()
+
+
 def test_a_duplicate_that_has_status_events_is_seen(cluster: Cluster) -> None:
     record = cluster.request()
     cluster.whole(record)
