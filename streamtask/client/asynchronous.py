@@ -187,9 +187,9 @@ class AsyncClient:
         count = 0
         try:
             for band, record in bulk(requests, self.topics, encoder):
-                load(topics[band], record)
+                light = load(topics[band], record)
                 count += 1
-                if count % BULK_SLICE == 0:
+                if not light or count % BULK_SLICE == 0:
                     await sender.go()
         finally:
             await sender.go()

@@ -41,6 +41,7 @@ LOOK_FIRST = (
 _LOOK = "What a role lacks: streamtask doctor --role producer"
 ROOM_S = 0.005  # between two looks whether a full queue has room: it holds two seconds of the fastest sending
 BULK_LOAD_MAX = 20_000  # records of the bulk path that wait for their turn: then the caller waits
+BULK_BYTES_MAX = 16_000_000  # and their bytes; as many again are being handed over, and librdkafka holds 128 MB
 CLOSE_S = 35.0  # beyond the delivery timeout: after it every record has been reported
 
 
@@ -85,6 +86,7 @@ class Sender:
         self._waking = False
         self._load: dict[str, list[Record]] = {}
         self._loaded = 0
+        self._loaded_bytes = 0
         self._pump: asyncio.Task[None] | None = None
         self._failed = 0
         self._why = ""
@@ -174,13 +176,15 @@ class Sender:
 
     # --- Only counted -------------------------------------------------------------------------------------------------
 
-    def load(self, topic: str, record: Record) -> None:
-        """Put a record on the next load; `go` sends it."""
+    def load(self, topic: str, record: Record) -> bool:
+        """Put a record on the next load; `go` sends it. False: the load is heavy, `go` comes before another one."""
         records = self._load.get(topic)
         if records is None:
             records = self._load[topic] = []
         records.append(record)
         self._loaded += 1
+        self._loaded_bytes += len(record[1])
+        return self._loaded_bytes < BULK_BYTES_MAX
 
     async def go(self) -> None:
         """See to it that what is loaded is sent; waits while too much is."""
@@ -188,13 +192,14 @@ class Sender:
             if self._loaded and (self._pump is None or self._pump.done()):
                 # Its parent is the client: drain and close await it.
                 self._pump = self._loop.create_task(self._send_loads(), name="bulk")
-            await asyncio.sleep(0 if self._loaded < BULK_LOAD_MAX else ROOM_S)
-            if self._loaded < BULK_LOAD_MAX:
+            full = self._loaded >= BULK_LOAD_MAX or self._loaded_bytes >= BULK_BYTES_MAX
+            await asyncio.sleep(ROOM_S if full else 0)
+            if self._loaded < BULK_LOAD_MAX and self._loaded_bytes < BULK_BYTES_MAX:
                 return
 
     async def _send_loads(self) -> None:
         while self._loaded:
-            load, self._load, self._loaded = self._load, {}, 0
+            load, self._load, self._loaded, self._loaded_bytes = self._load, {}, 0, 0
             await asyncio.to_thread(self._send_load, load)
 
     def _send_load(self, load: dict[str, list[Record]]) -> None:

@@ -15,7 +15,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import islice
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamtask.errors import ClusterError
@@ -34,6 +42,7 @@ LEADER_ELSEWHERE = (
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
 )
+STEP_RECORDS = 1_000  # taken at once where bytes are bounded: what comes may be heavier than what came
 LEADER_RECHECK_S = 0.02
 LEADER_TRY_S = 3.0  # one question, of several that fit into the caller's time; an answer takes milliseconds
 
@@ -280,8 +289,11 @@ class Tail:
         admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
         return admin
 
-    def poll(self, records_max: int, timeout_s: float) -> list[TailRecord]:
-        """Records in the order of their partitions; [] when none came within timeout_s."""
+    def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> list[TailRecord]:
+        """Records in the order of their partitions; [] when none came within timeout_s.
+
+        bytes_max  of their values, about: no more are taken once so many are there
+        """
         if self._lost:
             self._mend()
         consumer = self._consumer
@@ -291,7 +303,11 @@ class Tail:
             return []
         messages = [first]
         if records_max > 1:
-            messages += consumer.consume(records_max - 1, 0)
+            messages += (
+                consumer.consume(records_max - 1, 0)
+                if bytes_max is None
+                else _within(consumer, records_max - 1, bytes_max, len(first.value() or b""))
+            )
         positions, headed = self._positions, self._headed
         records: list[TailRecord] = []
         append = records.append
@@ -375,3 +391,17 @@ class Tail:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _within(consumer: Consumer, records_max: int, bytes_max: int, held: int) -> list[Message]:
+    """What is there, without waiting, until about bytes_max are taken: `held` were before."""
+    messages: list[Message] = []
+    while len(messages) < records_max and held < bytes_max:
+        each = held // (len(messages) + 1) or 1
+        wanted = min(records_max - len(messages), max(1, (bytes_max - held) // each), STEP_RECORDS)
+        found = consumer.consume(wanted, 0)
+        messages += found
+        held += sum(len(message.value() or b"") for message in found)
+        if len(found) < wanted:
+            break
+    return messages

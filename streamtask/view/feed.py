@@ -8,8 +8,10 @@ positions first and looks for listeners then; a listener registers first and rea
 Within a partition events come in the order of their offsets.
 
 Memory. A listener for one task holds EVENTS_OF_TASK_MAX events and then only the latest; one for a filter holds
-EVENTS_MAX and BYTES_MAX and then is cut. All of them together hold HELD_BYTES_MAX, counted once per listener (bodies
-are shared, so it is less). Between the threads there are at most HANDED_MAX batches.
+EVENTS_MAX and BYTES_MAX and then is cut. All of them together hold HELD_BYTES_MAX: a body that many hold is one, and counts
+once, however many they are. When that is full, those that hold most are cut until a quarter is free, and nobody else:
+those that read in time are never among them. Between the threads there are at most HANDED_MAX batches and
+HANDED_BYTES_MAX (or one batch).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -31,6 +33,8 @@ BYTES_MAX = 4_000_000
 HELD_BYTES_MAX = 64_000_000
 TAKE_BYTES = 64_000  # written at once, or one event if that is larger
 HANDED_MAX = 64
+HANDED_BYTES_MAX = 16_000_000
+HOLDER_BYTES = 16  # of an event that another listener holds as well: a reference in its buffer
 HANDED_WAIT_S = 1.0  # then the event loop is stuck: everybody is cut, the view goes on
 
 
@@ -51,6 +55,15 @@ class Heard(NamedTuple):
     body: bytes
 
 
+class _Shared:
+    """An event that listeners hold. Its body is counted as long as one of them does."""
+
+    __slots__ = ("event", "holders", "size")
+
+    def __init__(self, event: Heard) -> None:
+        self.event, self.size, self.holders = event, len(event.body), 0
+
+
 class Listener:
     """The buffer between the feed and one stream. Event loop only.
 
@@ -63,39 +76,48 @@ class Listener:
         self.task_id, self.status, self.task_type = task_id, status, task_type
         self.cut: str | None = None
         self._feed = feed
-        self._events: deque[Heard] = deque()  # bounded by offer
-        self._held = 0  # bytes in _events
-        self._taken = 0  # bytes that the stream is writing
+        self._events: deque[_Shared] = deque()  # bounded by offer
+        self._held = 0  # bytes in _events, shared or not
+        self._taken: list[_Shared] = []  # that the stream is writing
         self._news = asyncio.Event()
 
-    def offer(self, event: Heard) -> None:
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the stream, shared or not."""
+        return self._held
+
+    def offer(self, shared: _Shared) -> None:
         """Hold it; over the bounds keep the latest (one task), or cut (a filter)."""
         if self.cut is not None:
             return
-        size = len(event.body)
-        full = self._feed.held_bytes + size > HELD_BYTES_MAX or self._held + size > BYTES_MAX
-        if self.task_id is not None:
-            if full or len(self._events) >= EVENTS_OF_TASK_MAX:
-                self._drop()
-        elif full or len(self._events) >= EVENTS_MAX:
-            self.end("slow")
-            return
-        self._events.append(event)
-        self._count(size)
+        full = self._held + shared.size > BYTES_MAX and self._events
+        if full or len(self._events) >= (EVENTS_MAX if self.task_id is None else EVENTS_OF_TASK_MAX):
+            self.fall_behind()
+            if self.cut is not None:
+                return
+        self._feed.hold(shared)
+        self._events.append(shared)
+        self._held += shared.size
         self._news.set()
+
+    def fall_behind(self) -> None:
+        """Too much is held for it: of one task only the latest counts, a filter's stream resumes."""
+        if self.task_id is None:
+            self.end("slow")
+        else:
+            self._drop()
 
     def take(self) -> list[Heard]:
         """What is held, oldest first, up to TAKE_BYTES and at least one; [] when nothing is. What was taken before is
         written by now."""
-        self._feed.held_bytes -= self._taken
-        self._taken = 0
-        out: list[Heard] = []
-        while self._events and (not out or self._taken + len(self._events[0].body) <= TAKE_BYTES):
-            event = self._events.popleft()
-            out.append(event)
-            self._taken += len(event.body)
-        self._held -= self._taken
-        return out
+        self._written()
+        size = 0
+        while self._events and (not self._taken or size + self._events[0].size <= TAKE_BYTES):
+            shared = self._events.popleft()
+            self._taken.append(shared)
+            size += shared.size
+        self._held -= size
+        return [shared.event for shared in self._taken]
 
     async def wait(self, timeout_s: float) -> bool:
         """True when there is something to take, or it was cut; False after timeout_s."""
@@ -118,16 +140,17 @@ class Listener:
 
     def leave(self) -> None:
         self.end("left")
-        self._feed.held_bytes -= self._taken
-        self._taken = 0
+        self._written()
 
     def _drop(self) -> None:
+        self._held = 0
+        self._feed.let_go(self._events)
         self._events.clear()
-        self._count(-self._held)
 
-    def _count(self, size: int) -> None:
-        self._held += size
-        self._feed.held_bytes += size
+    def _written(self) -> None:
+        if self._taken:
+            self._feed.let_go(self._taken)
+            self._taken = []
 
 
 class Feed:
@@ -145,7 +168,8 @@ class Feed:
         self._of_filters: list[Listener] = []
         self._count = 0
         self._reserved = 0
-        self._slots = threading.Semaphore(HANDED_MAX)
+        self._handing = threading.Condition()
+        self._handed: deque[int] = deque()  # bytes of each batch under way to `deliver`; bounded by may_hand
 
     @property
     def count(self) -> int:
@@ -157,9 +181,29 @@ class Feed:
         """Whether anybody listens. From any thread."""
         return self._count > 0
 
-    def may_hand(self) -> bool:
+    def may_hand(self, events: Sequence[Heard] = ()) -> bool:
         """Wait for a place among the batches that are under way to `deliver`. From the tail thread."""
-        return self._slots.acquire(timeout=HANDED_WAIT_S)
+        size = sum(len(event.body) for event in events)
+
+        def fits() -> bool:
+            return len(self._handed) < HANDED_MAX and (not self._handed or sum(self._handed) + size <= HANDED_BYTES_MAX)
+
+        with self._handing:
+            if not self._handing.wait_for(fits, HANDED_WAIT_S):
+                return False
+            self._handed.append(size)
+            return True
+
+    def hold(self, shared: _Shared) -> None:
+        """One more listener holds it."""
+        self.held_bytes += HOLDER_BYTES if shared.holders else shared.size
+        shared.holders += 1
+
+    def let_go(self, held: Iterable[_Shared]) -> None:
+        """One listener holds these no more."""
+        for shared in held:
+            shared.holders -= 1
+            self.held_bytes -= HOLDER_BYTES if shared.holders else shared.size
 
     @contextmanager
     def listen(
@@ -196,15 +240,28 @@ class Feed:
 
     def deliver(self, events: Sequence[Heard], positions: Mapping[int, int]) -> None:
         """A batch that was folded, and the positions behind it."""
-        self._slots.release()
+        with self._handing:
+            self._handed.popleft()
+            self._handing.notify()
         of_tasks, of_filters = self._of_tasks, self._of_filters
         for event in events:
+            shared = _Shared(event)
+            if self.held_bytes + shared.size > HELD_BYTES_MAX:
+                self._make_room(shared.size)
             for listener in of_tasks.get(event.task_id, ()):
-                listener.offer(event)
+                listener.offer(shared)
             for listener in of_filters:
                 if listener.status in (None, event.status) and listener.task_type in (None, event.task_type):
-                    listener.offer(event)
+                    listener.offer(shared)
         self.positions = positions
+
+    def _make_room(self, size: int) -> None:
+        """Those that hold most fall behind, until a quarter of HELD_BYTES_MAX is free."""
+        everybody = [*self._of_filters, *(one for group in self._of_tasks.values() for one in group)]
+        for listener in sorted(everybody, key=lambda one: one.held, reverse=True):
+            if self.held_bytes + size <= HELD_BYTES_MAX * 3 // 4 or not listener.held:
+                return
+            listener.fall_behind()
 
     def cut_all(self, reason: str) -> None:
         """What comes next does not follow on what came: everybody resumes."""

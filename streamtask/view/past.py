@@ -30,6 +30,7 @@ PAST_S = 60.0
 PASTS_MAX = 3  # they share an executor of at least five threads with `GET /tasks`
 WAITING_MAX = 200
 CHUNK_RECORDS = 200  # a longer one holds the interpreter (service.SERVING_RECORDS)
+CHUNK_BYTES = 4_000_000
 POLL_S = 0.1
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class Past:
                 yield out
 
     def _poll(self) -> tuple[Sequence[Record], Positions]:
-        records = self._source.poll(CHUNK_RECORDS, POLL_S)
+        records = self._source.poll(CHUNK_RECORDS, POLL_S, CHUNK_BYTES)
         return records, {partition: at for (_, partition), at in self._source.positions().items()}
 
     def _standing(self, records: Sequence[Record]) -> list[Heard | Gap]:

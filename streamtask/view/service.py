@@ -35,6 +35,10 @@ from streamtask.view.watch import Watchers
 
 SERVING_RECORDS = 500  # so many are written in one transaction of the store
 RESTORING_RECORDS = 50_000  # more events of a task in one batch are one row; 60 MB, as much again for what is written
+# Of values: two batches are held in a restore, and what is read of them. Records of 500 bytes and less, the usual ones, reach
+# their number first.
+RESTORING_BYTES = 25_000_000
+SERVING_BYTES = 4_000_000
 POLL_S = 0.1
 LOOK_S = 2.0  # between two looks at the ends of the log
 EXPIRE_S = 30.0  # between two looks for forgotten tasks
@@ -58,8 +62,8 @@ def now_ms() -> int:
 class Reading(Protocol):
     """Reads partitions from given offsets on; kafka.tail.Tail is one. Used by one thread at a time."""
 
-    def poll(self, records_max: int, timeout_s: float) -> Sequence[Record]:
-        """Up to records_max records, as soon as there are any; [] after timeout_s."""
+    def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> Sequence[Record]:
+        """Up to records_max records (and about bytes_max of values), as soon as there are any; [] after timeout_s."""
 
     def positions(self) -> Mapping[Partition, int]:
         """Next offset of every partition, behind everything that poll has returned."""
@@ -373,7 +377,7 @@ class ViewService:
 
     def _restore(self, source: Source, beside: Executor) -> None:
         """A long batch; it is written while the next one is read (a third of the time)."""
-        records = source.poll(RESTORING_RECORDS, POLL_S)
+        records = source.poll(RESTORING_RECORDS, POLL_S, RESTORING_BYTES)
         positions = dict(source.positions())
         facts = self._materializer.read(records)
         self._settle()  # what is known must be in the store
@@ -395,7 +399,7 @@ class ViewService:
             self._publish(changed, positions)
 
     def _serve(self, source: Source) -> None:
-        records = source.poll(SERVING_RECORDS, POLL_S)
+        records = source.poll(SERVING_RECORDS, POLL_S, SERVING_BYTES)
         positions = dict(source.positions())
         feed: list[Heard] | None = [] if self.feed.listening else None
         changed: Sequence[str] = ()
@@ -432,7 +436,7 @@ class ViewService:
 
     def _feed(self, events: Sequence[Heard]) -> None:
         """To those who listen; after the positions were published, never before."""
-        if self.feed.may_hand():
+        if self.feed.may_hand(events):
             self._tell(self.feed.deliver, events, self.status_positions())
         else:
             self._tell(self.feed.cut_all, "overrun")

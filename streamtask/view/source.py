@@ -94,11 +94,11 @@ class KafkaSource:
         self._paused = [place for place in begin if place not in self._first]
         self._tail.pause(self._paused)
 
-    def poll(self, records_max: int, timeout_s: float) -> Sequence[TailRecord]:
+    def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> Sequence[TailRecord]:
         if self._paused and self._tail.caught_up(self._first):
             self._tail.resume(self._paused)
             self._paused = []
-        return self._tail.poll(records_max, timeout_s)
+        return self._tail.poll(records_max, timeout_s, bytes_max)
 
     def positions(self) -> Mapping[Partition, int]:
         return self._tail.positions()

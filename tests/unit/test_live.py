@@ -7,6 +7,7 @@ import random
 import re
 import threading
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import orjson
@@ -492,6 +493,48 @@ async def test_bytes_are_bounded_for_each_and_for_all(monkeypatch: pytest.Monkey
         assert third.cut is None
         assert 0 < len(one.take()) <= 4
     assert feed.held_bytes == 0
+
+
+async def test_a_body_that_ten_thousand_streams_hold_is_counted_once_and_cuts_nobody() -> None:
+    """Bug: counted once a stream, about 15 waiting events of 500 bytes cut ten thousand of them."""
+    feed = Feed()
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(feed.listen()) for _ in range(10_000)]
+        for number in range(20):
+            assert feed.may_hand()
+            feed.deliver([an_event(number, size=500)], {0: number + 1})
+        assert {listener.cut for listener in listeners} == {None}
+        assert feed.held_bytes <= feeds.HELD_BYTES_MAX
+        assert [len(listeners[0].take()), len(listeners[-1].take())] == [20, 20]
+    assert feed.held_bytes == 0
+
+
+async def test_only_streams_that_fall_behind_are_cut_when_all_of_them_hold_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feeds, "HELD_BYTES_MAX", 3_000_000)
+    feed = Feed()
+    with feed.listen() as slow, ExitStack() as stack:
+        quick = [stack.enter_context(feed.listen()) for _ in range(100)]
+        for number in range(20):
+            assert feed.may_hand()
+            feed.deliver([an_event(number, size=900_000)], {0: number + 1})
+            assert feed.held_bytes <= 3_000_000 + 100 * feeds.HOLDER_BYTES * 20
+            for listener in quick:
+                listener.take()
+        assert slow.cut == "slow"
+        assert {listener.cut for listener in quick} == {None}
+    assert feed.held_bytes == 0
+
+
+def test_heavy_batches_do_not_pile_up_between_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "HANDED_WAIT_S", 0.01)
+    feed = Feed()
+    heavy = [an_event(0, size=9_000_000)]
+    assert feed.may_hand(heavy)
+    assert not feed.may_hand(heavy), "18 MB would be under way"
+    feed.deliver(heavy, {0: 1})
+    assert feed.may_hand([an_event(1, size=50_000_000)]), "one batch always fits"
 
 
 async def test_there_are_only_so_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:

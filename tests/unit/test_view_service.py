@@ -206,6 +206,35 @@ def test_what_is_no_time_is_the_records_own(text: object) -> None:
 
 
 @pytest.mark.anyio
+async def test_batches_of_heavy_events_are_bounded_by_their_bytes_while_restoring_and_serving() -> None:
+    """Bug: 50,000 events were one batch, whatever they weighed."""
+    log = Log()
+    result = b'"' + b"x" * 900_000 + b'"'
+    for number in range(60):
+        log.status(new_task_id(), "completed", Origin("low", 0, number), result=result)
+    async with bench(log) as view:
+        await view.until_ready()
+        assert max(log.batches) == 28
+        log.batches.clear()
+        log.hold()
+        for number in range(12):
+            log.status(new_task_id(), "completed", Origin("low", 0, 100 + number), result=result)
+        log.release()
+        await view.until_read()
+        assert max(log.batches) <= 5
+
+
+def test_the_result_of_an_event_is_not_kept_decoded_while_its_batch_is_folded() -> None:
+    """Bug: 900 KB of nested lists took 25 MB, for every event of a batch."""
+    value = orjson.dumps({"task_id": TASK, "status": "completed", "result": [[]] * 1_000, "origin": "low-0@0"})
+    (fact,) = Materializer(MemoryStore(), NAMES, CLUSTER).read(
+        [LogRecord("t.status", 0, 0, T0, TASK.encode(), value)], every=True
+    )
+    assert "result" not in fact.document  # type: ignore[union-attr]
+    assert fact.body == value  # type: ignore[union-attr]
+
+
+@pytest.mark.anyio
 async def test_batches_are_long_while_restoring_and_short_while_serving() -> None:
     log = Log()
     for _ in range(1_000):

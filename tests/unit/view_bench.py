@@ -116,13 +116,13 @@ class Log:
         self.is_stale = False
         return self
 
-    def poll(self, records_max: int, timeout_s: float) -> Sequence[LogRecord]:
+    def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> Sequence[LogRecord]:
         deadline = time.monotonic() + min(timeout_s, 0.02)  # so that a test ends at once
         with self._changed:
             while True:
                 if self.broken is not None:
                     raise self.broken
-                batch = [] if self._held or self.is_stale else self._take(records_max)
+                batch = [] if self._held or self.is_stale else self._take(records_max, bytes_max or 1 << 62)
                 left = deadline - time.monotonic()
                 if batch or left <= 0:
                     if batch:
@@ -130,11 +130,17 @@ class Log:
                     return batch
                 self._changed.wait(left)
 
-    def _take(self, records_max: int) -> list[LogRecord]:
+    def _take(self, records_max: int, bytes_max: int) -> list[LogRecord]:
         batch: list[LogRecord] = []
+        size = 0
         for place, records in self._records.items():
             readable = len(records) - self.open_transaction.get(place, 0)
-            part = records[self._positions[place] : readable][: records_max - len(batch)]
+            part: list[LogRecord] = []
+            for record in records[self._positions[place] : readable][: records_max - len(batch)]:
+                if size >= bytes_max:
+                    break
+                size += len(record.value or b"")
+                part.append(record)
             batch += part
             self._positions[place] += len(part)
         return batch
