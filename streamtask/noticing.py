@@ -1,5 +1,6 @@
-"""What a worker notices about the records that producers write: keys that lie where murmur2 would not put them, priorities
-outside of their band. A sample of each poll is looked at; each topic is told of at most once an hour, and counted."""
+"""What a worker notices about the records that others write: keys that lie where murmur2 would not put them, priorities
+outside of their band, and what is no record of tasks.control or tasks.status at all. Of requests a sample of each poll is
+looked at; each topic is told of at most once an hour, and counted."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 from streamtask import telemetry
 from streamtask.config import TopicNames
+from streamtask.kafka.tail import TailRecord
 from streamtask.model import RequestRecord
 from streamtask.partitioner import partition_of
 
@@ -42,3 +44,21 @@ class Noticing:
         if now_s - self._told_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
             self._told_s[f"{name}:{topic}"] = now_s
             telemetry.emit(name, {**fields, "seen": seen})
+
+
+class PassedOver:
+    """Records of one topic that say nothing of a task: whoever may write it can put any bytes there. They are counted, one is
+    told of at once, and then one an hour. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._told_s = -HOUR_S
+
+    def add(self, record: TailRecord, why: Exception) -> None:
+        """This one is passed over."""
+        self.count += 1
+        now_s = time.monotonic()
+        if now_s - self._told_s >= HOUR_S:
+            self._told_s = now_s
+            fields = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            telemetry.emit("record_passed_over", {**fields, "why": str(why)[:200], "seen": self.count})

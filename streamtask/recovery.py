@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 
-from streamtask.codec import decode_control, peek_status
+from streamtask.codec import decode_control
 from streamtask.codec.reader import PLAIN, Reader
+from streamtask.codec.recalled import read_recalled
 from streamtask.config import TopicNames
 from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable
-from streamtask.identity import canonical
 from streamtask.kafka.side_reader import Mark, SideReader
 from streamtask.kafka.tail import TailRecord
-from streamtask.model import ENDED, ControlAction, TaskStatus, to_ms
+from streamtask.model import ControlAction, now_ms
+from streamtask.noticing import PassedOver
 from streamtask.ports import Recalled, RecallStatus
 
 ASIDE_MAX = 1_000  # wishes whose schema is not known
@@ -37,7 +37,12 @@ class ControlReader:
         self._aside: list[TailRecord] = []
         self._look_at = 0.0
         self._pending = False  # one of those may be understood soon
-        self.undecodable = 0
+        self._passed_over = PassedOver()
+
+    @property
+    def undecodable(self) -> int:
+        """Records that said nothing of a task."""
+        return self._passed_over.count
 
     def await_end(self, shards: tuple[int, ...]) -> None:
         """These shards may start when everything that the topic holds now has been read."""
@@ -73,10 +78,10 @@ class ControlReader:
                     self._aside.append(record)
                     self._pending = self._pending or isinstance(error, SchemaPending)
                 else:
-                    self.undecodable += 1
+                    self._passed_over.add(record, error)
                 continue
-            except DecodeError:
-                self.undecodable += 1  # a wish about nobody: there is no task to tell it to
+            except DecodeError as error:
+                self._passed_over.add(record, error)  # there is no task to tell it to
                 continue
             if message.action is ControlAction.CANCEL:
                 cancelled.append(message.task_id)
@@ -98,6 +103,12 @@ class StatusRecall:
         self._side, self._topic = side, names.status
         self._reader = reader
         self._reading: dict[int, _Recall] = {}  # by shard
+        self._passed_over = PassedOver()
+
+    @property
+    def undecodable(self) -> int:
+        """Records that no worker wrote."""
+        return self._passed_over.count
 
     def begin(self, ask: RecallStatus) -> None:
         """Start over for this shard; an earlier reading of it is dropped."""
@@ -124,15 +135,17 @@ class StatusRecall:
 
     def _facts(self, reading: _Recall) -> list[Recalled]:
         records, reading.unread = reading.unread, []
-        facts = []
+        facts, wall_ms = [], now_ms()
         for index, record in enumerate(records):
+            if record.value is None:
+                continue  # the mark of a deleted key: it names no request
             try:
-                fact = _fact(record.value, self._reader)
+                facts.append(read_recalled(record.partition, record.key, record.value, self._reader, wall_ms))
             except (SchemaPending, SchemaUnavailable):
                 reading.unread = records[index:]
                 break
-            if fact is not None:
-                facts.append(fact)
+            except DecodeError as error:
+                self._passed_over.add(record, error)
         self._hold(reading, bool(reading.unread))
         return facts
 
@@ -146,28 +159,3 @@ class StatusRecall:
         if reading is not None:
             self._hold(reading, False)  # a pause would outlive it
             self._side.drop((self._topic, shard))
-
-
-def _fact(value: bytes | None, reader: Reader) -> Recalled | None:
-    if value is None:
-        return None
-    try:
-        event = peek_status(value, reader)
-    except SchemaUnavailable:
-        raise
-    except DecodeError:
-        return None  # somebody else's bytes: they say nothing about a request of ours
-    origin, task_id = event.get("origin"), canonical(str(event.get("task_id")))
-    if not isinstance(origin, str) or task_id is None:
-        return None
-    return Recalled(
-        origin,
-        task_id,
-        TaskStatus(event["status"]) in ENDED,
-        int(event.get("attempt") or 0),
-        _updated_ms(event.get("updated_at")),
-    )
-
-
-def _updated_ms(text: object) -> int:
-    return to_ms(datetime.fromisoformat(text)) if isinstance(text, str) else 0

@@ -46,6 +46,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     "cell_reseated": (logging.WARNING, "a partition delivered nothing though its log goes on: assigned anew; fields: band, "
                       "shard, received (next offset), position, log_end, backlog, paused, quiet_s, held (other cells)"),
     "records_lost": (logging.ERROR, "the log no longer holds what was open; fields: band, shard, from, to, open, why"),
+    "record_passed_over": (logging.WARNING, "a record of tasks.control or tasks.status that no client or worker of ours "
+                           "wrote; fields: topic, partition, offset, why, seen"),
     "claim_retried": (logging.INFO, "a claim begins again; fields: step, fault, why"),
     # transactions
     "transaction_aborted": (logging.INFO, "a batch is rebuilt from memory; fields: fault, why"),

@@ -154,9 +154,13 @@ class StatusWatch:
             if track is None:
                 continue
             try:
-                found.append((track, record.offset, decode_status(record.value, self._reader)))
+                event = decode_status(record.value, self._reader)
             except DecodeError:
                 continue  # no event of ours: the view and the audit count it
+            if (
+                event.task_id == track.task_id
+            ):  # else the key names another task than the value: no event of ours either
+                found.append((track, record.offset, event))
         return found
 
     def _tell(self, found: Sequence[Found], error: Exception | None = None) -> None:

@@ -312,6 +312,7 @@ class Ledger:
         is known (CREATED is published) and was granted this attempt. In the order of the events, before anything is
         received. Call truncate(log_end) behind the last."""
         assert self.received <= self.state.position, f"{offset} is recalled after the first receive"
+        assert attempt >= 0, f"attempt {attempt} of {offset}"
         if offset >= self.received:
             if self._recall is None:
                 self._recall = Recall()

@@ -246,6 +246,8 @@ class Shard:
             origin = Origin.parse(fact.origin)
             if origin is None or origin.partition != self.number or origin.band not in bands:
                 continue
+            if origin.offset >= self.log_ends[bands[origin.band]]:
+                continue  # of no record that the log holds; `recall_done` would drop it
             self.ledgers[bands[origin.band]].recall(origin.offset, fact.task_id, fact.ended, fact.attempt)
             if fact.updated_ms > self.clock_ms:
                 self.clock_ms = fact.updated_ms
