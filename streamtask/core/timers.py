@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from streamtask.core import admission
 from streamtask.core.claim import Claim, Phase, Wait
 from streamtask.core.retry import Again, decide
+from streamtask.core.shard import Standing
 from streamtask.core.suspects import trial_ms
 from streamtask.model import Ending, ErrorCode, Outcome
 from streamtask.ports import Now, Start, Stop, StopReason
@@ -23,8 +24,11 @@ from streamtask.ports import Now, Start, Stop, StopReason
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine
 
+NOT_STARTED = "expired before its start"
 NOT_BEFORE, EXPIRES = 0, 1  # on the wall clock
 UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN = 2, 3, 4, 5, 6  # on the monotonic clock
+
+_NOT_STARTED = (Phase.QUEUED, Phase.WAITING, Phase.PICKED)
 
 
 def expiry(engine: Engine, claim: Claim, expires_ms: int) -> None:
@@ -95,9 +99,10 @@ def due(engine: Engine, now: Now) -> None:
     for claim, kind in engine.wall.due(now.wall_ms):
         if kind == NOT_BEFORE:
             engine.to_queue(claim, now)
-        elif claim.phase in (Phase.QUEUED, Phase.WAITING) and not claim.attempt:
-            engine.withdraw(claim)
-            engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, "expired before its start"))
+        else:
+            engine.overdue[claim] = None
+    if engine.overdue:
+        _expire(engine)
     for claim, kind in engine.mono.due(now.mono_ms):
         if kind == RETRY:
             engine.to_queue(claim, now)
@@ -113,3 +118,24 @@ def due(engine: Engine, now: Now) -> None:
         elif claim.stop is None:
             claim.stop = StopReason.TIMEOUT if kind == TIMEOUT else StopReason.NOT_BEGUN
             engine.effects.append(Stop(claim.token, claim.stop))
+
+
+def _expire(engine: Engine) -> None:
+    """End what has not started by its expires_at. A picked one gives its slot back, unless it is not known whether its RUNNING
+    has landed: it stays until that is, and `too_late` ends it if it has."""
+    for claim in list(engine.overdue):
+        if claim.phase is Phase.PICKED and engine.in_doubt(claim):
+            continue
+        del engine.overdue[claim]
+        if claim.phase in _NOT_STARTED and not claim.attempt and claim.owner_shard.standing is not Standing.GONE:
+            engine.withdraw(claim)
+            engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED))
+
+
+def too_late(claim: Claim, now: Now) -> bool:
+    """True when its first attempt was granted in time and is known to be only now: its handler must not begin any more.
+
+    Its RUNNING may have been committed minutes ago, by a transaction whose answer was lost.
+    """
+    expires_ms = claim.record.expires_ms
+    return expires_ms is not None and claim.attempt == 1 and expires_ms <= now.wall_ms

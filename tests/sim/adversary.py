@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 STRIKES = ("crash", "freeze", "expire", "move", "fence", "timeout", "jump", "drain")
 TWISTS = ("retry", "abort", "doubt", "copy", "claim_doubt", "stale", "left")
-PLACES = ("retention", "gap", "outage", "sick", "slow")
+PLACES = ("retention", "gap", "outage", "sick", "slow", "away")
 
 _RETRY = Fault(FaultKind.RETRY, "the network")
 _ABORT = Fault(FaultKind.ABORT, "a broker moved")
@@ -78,6 +78,7 @@ class Adversary:
         self.mix = mix or Mix()
         self.calm = mix is None
         self.struck: dict[str, int] = {}
+        self.away_until_ms = 0  # no broker answers anybody before this time
         self._strikes = [k for k in STRIKES if k in self.mix.shares]
         self._weights = [self.mix.shares[k] for k in self._strikes]
 
@@ -150,7 +151,11 @@ class Adversary:
     def twist(self, process: Process, ask: object) -> Fault | str:
         """What goes wrong with this ask: a fault in place of it, a word that its performer knows, or ""."""
         mix = self.mix
-        if self.calm or not mix.twist or type(ask) is Poll or type(ask) is AwaitEnded or self.rng.random() >= mix.twist:
+        if type(ask) is Poll or type(ask) is AwaitEnded:
+            return ""
+        if process.cluster.timeline.now < self.away_until_ms:
+            return self._unanswered(ask)
+        if self.calm or not mix.twist or self.rng.random() >= mix.twist:
             return ""
         shares, rng = mix.shares, self.rng
         if type(ask) is EndTransaction:
@@ -174,3 +179,12 @@ class Adversary:
         if isinstance(ask, _RETRIED) and "retry" in shares:
             return _RETRY
         return ""
+
+    @staticmethod
+    def _unanswered(ask: object) -> Fault | str:
+        """What an ask comes to while no broker answers: the transaction did not happen, or nobody knows."""
+        if type(ask) is EndTransaction:
+            return "never"
+        if isinstance(ask, _ABORTED):
+            return _ABORT
+        return _STALE if type(ask) is CommitPlain else _RETRY if isinstance(ask, _RETRIED) else ""

@@ -104,7 +104,7 @@ class Clients:
             fields["ordering_key"] = rng.choice("ab")
         elif rng.random() < 0.1:
             fields["not_before_ms"] = self.epoch_ms + now_ms + rng.choice((100, 2_000, 9_000))
-        if rng.random() < 0.06:
+        if rng.random() < 0.12:
             fields["expires_ms"] = self.epoch_ms + now_ms + rng.choice((1, 200, 3_000))
         return wish(task_id, *script, task_type=task_type, band=band, shard=shard, **fields)
 

@@ -42,6 +42,7 @@ from streamtask.ports import (
 from .heavy import HEAVY
 from .mutation import Mutation
 from .process import Process
+from .record_mutations import RECORD_MUTATIONS
 from .refusal_mutations import REFUSAL_MUTATIONS
 
 FAR = 1 << 40
@@ -485,5 +486,5 @@ MUTATIONS: dict[str, Mutation] = {
         "the next owner sees `open` and fences a healthy worker",
     ),
 }
-MUTATIONS |= REFUSAL_MUTATIONS
+MUTATIONS |= REFUSAL_MUTATIONS | RECORD_MUTATIONS
 MUTATIONS |= {name: Mutation(*parts) for name, parts in HEAVY.items()}

@@ -25,6 +25,7 @@ from streamtask.ports import (
     Place,
     Poll,
     Probe,
+    Produce,
     ReadControl,
     Recalled,
     RecallStatus,
@@ -195,6 +196,8 @@ class Process(Performer):
                 ask = flow.send(answer)
             except StopIteration:
                 return
+            if type(ask) is Produce:
+                self.cluster.promises.granted_in_time(ask.plan.events, self.now().wall_ms)
             self._effects()  # what revoke told to stop has to hear of it before it is waited for
             answer = yield ask
             if type(ask) is Poll:
@@ -404,6 +407,7 @@ class Process(Performer):
 
     def _start(self, effect: Start) -> None:
         assert effect.token not in self.executions, f"token {effect.token} is used twice"
+        self.cluster.promises.handed_over_in_time(effect.record, effect.attempt, self.now().wall_ms)
         execution = Execution(
             effect.token,
             effect.record,

@@ -4,6 +4,9 @@ The core is judged by what takes effect at the broker and by which handlers star
 the formal model: `granted`, `ended`, `running`, `must`, `may` follow what is *decided* at the transaction coordinator,
 `seen…` what a read_committed reader sees.
 
+A request whose expires_at has passed at its owner is sent no RUNNING for its first attempt, and is not handed to its handler:
+by that owner's wall clock, to the millisecond. One that was never begun may end so after its RUNNING.
+
 A death *may* be charged when a new owner claims while the newest attempt was under way, and *must* be when a process
 died under it: once. When the next attempt, or `worker_lost`, commits, `lost` has grown by what must and may allow. From 2 to 3
 that is the death of a child in which it was alone, or of a worker in which it stood its trial alone; the death of a child
@@ -181,6 +184,26 @@ class Promises:
         about = "" if history is None else f"\n  {history}"
         return PromiseBroken(f"at {self.clock()} ms: {why}{about}")
 
+    # -- expiry, by the wall clock of the owner ------------------------------------------------------------------------
+
+    def granted_in_time(self, events: Iterable[StatusEvent], wall_ms: int) -> None:
+        """A batch is made: it grants no first attempt to a request whose expires_at has passed."""
+        for event in events:
+            first = event.attempt == 1 and event.status is RUNNING and event.started_ms == event.updated_ms
+            if first and event.progress is None and event.message is None:
+                history = self._find(event.origin, event.task_id, "RUNNING")
+                self._in_time(history.record, wall_ms, "is sent RUNNING 1")
+
+    def handed_over_in_time(self, record: RequestRecord, attempt: int, wall_ms: int) -> None:
+        """An attempt is handed to its handler."""
+        if attempt == 1:
+            self._in_time(record, wall_ms, "starts")
+
+    def _in_time(self, record: RequestRecord, wall_ms: int, what: str) -> None:
+        if record.expires_ms is not None and record.expires_ms <= wall_ms:
+            late_ms = wall_ms - record.expires_ms
+            raise self._broken(f"{record.band}-{record.partition}@{record.offset} {what} {late_ms} ms too late")
+
     # -- decided at the coordinator ------------------------------------------------------------------------------------
 
     def decided(self, entries: Sequence[Entry], dead: Sequence[DeadLetter], commits: Sequence[OffsetCommit]) -> None:
@@ -254,6 +277,8 @@ class Promises:
         history.running = True
 
     def _terminal(self, history: History, event: StatusEvent, attempt: int) -> None:
+        if event.error_code == "expired" and history.started:
+            raise self._broken("expired, although a handler of it has started", history)
         if event.status is CANCELLED:
             if attempt == 0 and history.started:
                 raise self._broken("CREATED -> CANCELLED of a request that has run", history)

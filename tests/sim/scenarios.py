@@ -43,6 +43,11 @@ from .deaths import (
     trace_death_hidden_by_a_clean_record,
     trial_charges_the_suspect_alone,
 )
+from .expiry import (
+    expires_while_its_start_is_committed,
+    expires_while_its_start_is_in_doubt,
+    expires_while_no_broker_answers,
+)
 from .handlers import Execution
 from .heavy import (
     flood_of_heavy_requests,
@@ -368,6 +373,9 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         requests_heavier_than_the_memory,
         high_requests_behind_a_flood_of_low_ones,
         parameters_that_fill_the_memory,
+        expires_while_no_broker_answers,
+        expires_while_its_start_is_in_doubt,
+        expires_while_its_start_is_committed,
     )
 }
 SCENARIOS |= {

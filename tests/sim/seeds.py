@@ -114,6 +114,7 @@ class Story:
             "outage": self._outage,
             "sick": self._sick,
             "slow": self._slow,
+            "away": self._away,
         }
         for kind, strike in places.items():
             if kind in shares and rng.random() < 0.5:
@@ -173,6 +174,13 @@ class Story:
                 cluster.crash(process, restart=False)
         cluster.timeline.after(25_000, self._outage_over)
 
+    def _away(self) -> None:
+        """No broker answers for a while."""
+        adversary, length_ms = self.cluster.adversary, self.rng.choice((300, 2_000, 12_000))
+        if not adversary.calm:
+            self.cluster.note("brokers", f"are away for {length_ms} ms")
+            adversary.away_until_ms = self.cluster.timeline.now + length_ms
+
     def _outage_over(self) -> None:
         cluster, rng = self.cluster, self.rng
         for id in list(cluster.broker.transactions):
@@ -193,7 +201,7 @@ class Story:
     def _calm(self) -> None:
         cluster = self.cluster
         cluster.note("adversary", "rests")
-        cluster.adversary.calm = True
+        cluster.adversary.calm, cluster.adversary.away_until_ms = True, 0
         self._fast()
         for place in list(cluster.broker.sick):
             cluster.heal(place)

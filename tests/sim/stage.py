@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamtask.model import TaskStatus
-from streamtask.ports import Fault
+from streamtask.ports import AwaitEnded, Fault, Poll
 
 from .adversary import Adversary
 from .clients import Wish, wish
@@ -33,11 +33,13 @@ class _Script(Adversary):
         self.answers: list[tuple[type, Fault | str, Where]] = []
 
     def twist(self, process: Process, ask: object) -> Fault | str:
+        if isinstance(ask, Poll | AwaitEnded):
+            return ""
         for cue in self.answers:
             if type(ask) is cue[0] and cue[2](process, ask):
                 self.answers.remove(cue)
                 return cue[1]
-        return ""
+        return self._unanswered(ask) if process.cluster.timeline.now < self.away_until_ms else ""
 
 
 def anywhere(process: Process, ask: object) -> bool:
@@ -142,6 +144,10 @@ class Stage:
     def answer(self, kind: type, answer: Fault | str, *, where: Where = anywhere) -> None:
         """What goes wrong with the next ask of this kind: a fault, or one of its performer's words."""
         self.script.answers.append((kind, answer, where))
+
+    def away(self, for_ms: int) -> None:
+        """No broker answers for so long."""
+        self.script.away_until_ms = self.cluster.timeline.now + for_ms
 
     def crash(self, process: Process) -> None:
         self.cluster.crash(process)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.mutations import MUTATIONS
+from tests.sim.record_mutations import RECORD_MUTATIONS
 from tests.sim.refusal_mutations import REFUSAL_MUTATIONS
 from tests.sim.scenarios import SCENARIOS
 
@@ -116,10 +117,8 @@ def test_every_function_that_the_record_names_anywhere_exists() -> None:
 
 
 def test_every_mutation_of_the_simulation_stands_beside_a_rule() -> None:
-    beyond = {
-        "time_from_the_beginning",
-        *REFUSAL_MUTATIONS,
-    }  # the model has no clock, and one partition of tasks.status
+    # The model has no clock, no compaction, and one partition of tasks.status.
+    beyond = {"time_from_the_beginning", *REFUSAL_MUTATIONS, *RECORD_MUTATIONS}
     assert {name for row in table("The rules") for name in names(row[4])} == set(MUTATIONS) - beyond
 
 

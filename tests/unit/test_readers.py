@@ -59,6 +59,7 @@ READERS: dict[str, tuple[str, ...] | str] = {
     "kafka.consumer": ("test_requests",),
     "noticing": ("test_requests", "test_control", "test_recall"),
     "recovery": ("test_control", "test_recall"),
+    "kafka.side_reader": "hands over what a Tail reads to recovery",
     "codec.recalled": ("test_recall",),
     "view.materialize": ("test_the_view",),
     "view.past": ("test_the_past_of_a_stream",),
