@@ -114,6 +114,8 @@ def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
             if shard.unsettled_cells and not ledger.is_created(record.offset) and record.offset not in ledger.entries:
                 shard.deferred.append(record)
             else:
+                if shard.unsettled_cells:
+                    shard.resumed[band, record.task_id] = record.offset
                 _open(engine, shard, record, now)
         else:  # it has ended: only its offset was to be known
             engine.memory.released(shard, record)
@@ -134,8 +136,12 @@ def _cell_is_back(engine: Engine, shard: Shard, band: int, now: Now) -> None:
 
 def _open_deferred(engine: Engine, shard: Shard, now: Now) -> None:
     deferred, shard.deferred = shard.deferred, []
+    resumed, shard.resumed = shard.resumed, {}
     for record in sorted(deferred, key=lambda record: (record.band, record.offset)):
-        _open(engine, shard, record, now)
+        if record.task_id and resumed.get((record.band, record.task_id), -1) > record.offset:
+            shard.ledgers[record.band].over(record.offset)
+        else:
+            _open(engine, shard, record, now)
 
 
 def _open(engine: Engine, shard: Shard, record: RequestRecord, now: Now) -> None:

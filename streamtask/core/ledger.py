@@ -262,7 +262,8 @@ class Ledger:
             self._unfetched -= 1
         if recall is not None:
             recall.keep_own(offset, task_id)
-            if recall.has_ended(offset):
+            own = recall.has_ended(offset)
+            if own or (offset not in recall.known and task_id and recall.ended_later(offset, task_id)):
                 state.finish(offset)
             elif state.is_open(offset):
                 attempt = recall.known.get(offset, 0)
@@ -271,6 +272,13 @@ class Ledger:
                     state.entries[offset] = entry_of(attempt, old.failed, old.lost, old.mark, old.trial)
             self._absorb()
         return state.is_open(offset)
+
+    def over(self, offset: int) -> None:
+        """This open record, of which nothing is published, was over before its text was lost (core/intake.py)."""
+        assert offset not in self.entries, f"{offset} has started"
+        self._stamp += 1
+        self.state.finish(offset)
+        self._absorb()
 
     def skip_to(self, offset: int) -> list[int]:
         """The log now starts at `offset`: nothing below it can come any more. Returns the open offsets dropped."""

@@ -78,6 +78,7 @@ class Shard:
         "owes_cells",
         "owes_head",
         "refused",
+        "resumed",
         "sequence",
         "standing",
         "torn",
@@ -112,6 +113,9 @@ class Shard:
         # Records that came back before all had, and of which nothing is published: the first record of their task_id may
         # be still to come from another cell. (A second one is open in the ledger while its dead letter is owed.)
         self.deferred: list[RequestRecord] = []
+        # Of those that did come back with something published, while others were missing: the highest offset of each id in
+        # its band. A deferred record of the same id below it is over: two of them are never open at once.
+        self.resumed: dict[tuple[int, str], int] = {}
         self.torn: set[int] = set()  # bands whose log was cut since the claim: claim again, and
         self.distrusted: set[int] = set()  # do not believe what is committed of these
 

@@ -77,6 +77,44 @@ def test_after_both_the_old_and_the_new_record_wrote_events_the_new_ones_count()
     assert ledger.entries == {2: Entry(1), 3: Entry(1)}
 
 
+def test_a_record_is_over_when_a_later_one_with_its_id_has_ended() -> None:
+    """tasks.status keeps the newest event of each id: the first of two records has none there. Bug: it ran again."""
+    for later in (1, 1_023, 1_024, 1_500, 1 << 20):
+        ledger = Ledger(0)
+        ledger.recall(later, A, True, 1)
+        ledger.truncate(later + 1)
+        assert not ledger.receive(0, A)
+        assert not ledger.receive(later, A)
+
+
+def test_a_record_behind_the_end_of_its_id_is_new_and_so_is_one_before_an_open_one() -> None:
+    """An open one is no proof by itself: its record may be lost, and another stand there (core/intake.py looks at both)."""
+    ledger = Ledger(0)
+    ledger.recall(5, A, True, 1)
+    ledger.recall(8, B, False, 1)
+    ledger.truncate(10)
+    assert ledger.receive(6, A)
+    assert ledger.receive(7, B)
+
+
+def test_an_end_whose_place_another_id_has_taken_since_proves_nothing() -> None:
+    ledger = Ledger(0)
+    ledger.recall(5, A, True, 1)
+    ledger.recall(5, B, True, 1)
+    ledger.truncate(10)
+    assert ledger.receive(0, A)
+
+
+def test_ends_are_found_by_id_at_eight_bytes_each() -> None:
+    recall, ids = Recall(), [str(uuid.UUID(int=n)) for n in range(20_000)]
+    for offset, task_id in enumerate(ids):
+        recall.add(offset, task_id, True, 1)
+        recall.add(offset, task_id, True, 1)
+    assert sum(len(ends) * ends.itemsize for ends in recall._ends.values()) == 8 * len(ids)
+    assert all(recall.ended_later(offset - 1, task_id) for offset, task_id in enumerate(ids))
+    assert not any(recall.ended_later(offset, task_id) for offset, task_id in enumerate(ids))
+
+
 Facts = st.lists(
     st.tuples(st.integers(0, 2_500), st.sampled_from([A, B]), st.booleans(), st.integers(0, 5)), max_size=40
 )
@@ -98,8 +136,9 @@ def test_exactly_the_newest_facts_of_the_same_task_id_count(
     for offset, task_id in sorted(log.items()):
         own, ended, attempt = known.get(offset, ("nobody", False, 0))
         mine = own == task_id
-        assert ledger.receive(offset, task_id) == (not (mine and ended)), offset
-        if not (mine and ended):
+        later = not mine and any(at > offset and known[at][:2] == (task_id, True) for at in known)
+        assert ledger.receive(offset, task_id) == (not later and not (mine and ended)), offset
+        if not later and not (mine and ended):
             assert ledger.is_created(offset) == mine
             assert ledger.entry(offset).attempt == (attempt if mine else 0)
     ledger.receive(2_501, "")

@@ -93,6 +93,7 @@ class Entry:
     holder: str
     event: StatusEvent
     fate: bool | None = None
+    compacted: bool = False  #: gone: a later event has the same key
 
 
 @dataclass(slots=True)
@@ -327,6 +328,14 @@ class Broker:
                     for earlier in self.pending[:at]:
                         earlier.overtaken.add(cell)
         self.pending = [p for p in self.pending if p.holder != id]
+
+    def compact(self, shard: int) -> None:
+        """The cleaner keeps the last committed event of each key."""
+        log, last = self.status[shard], set[str]()
+        for entry in reversed(log.entries[: log.stable]):
+            if entry.fate:
+                entry.compacted = entry.compacted or entry.event.task_id in last
+                last.add(entry.event.task_id)
 
     def _advance(self, shard: int) -> None:
         log = self.status[shard]

@@ -270,6 +270,11 @@ class Cluster:
         self.promises.truncated(cell, log.end)
         self.blocked_cells.add(cell)
 
+    def compact(self, shard: int) -> None:
+        """tasks.status keeps one event of each task_id."""
+        self.broker.compact(shard)
+        self.note("broker", f"tasks.status of shard {shard} is compacted")
+
     def forget_offsets(self, shard: int) -> None:
         """The group's offsets of this shard are gone."""
         for band in range(len(BANDS)):

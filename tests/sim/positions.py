@@ -178,6 +178,33 @@ def offset_not_ours() -> None:
         stage.expect(task, COMPLETED, attempt=1)
 
 
+def id_used_again_and_compacted() -> None:
+    """An id is used again in its band after its end, tasks.status is compacted, and the group's offsets are lost: what is left
+    tells of the later record alone. The earlier one does not run again, whether the later one has ended or is open."""
+    for script in (("ok",), ("long", "ok")):
+        stage = Stage()
+        stage.start(A)
+        task_id = "0190a0a0-0000-7000-8000-00000000000a"
+        first = stage.submit("ok", task_id=task_id)
+        stage.play()
+        second = stage.submit(*script, task_id=task_id)
+        other = stage.submit("long", "ok", band=2)
+        stage.until_running(second)
+        if script == ("ok",):
+            stage.until(lambda second=second: second.ended is not None, "the second has ended")
+        stage.until_running(other)
+        _everybody_leaves(stage)
+        stage.cluster.compact(0)
+        stage.cluster.forget_offsets(0)
+        stage.start(B)
+        new = stage.submit("ok")
+        stage.play()
+        assert not first.letters, f"{first}"
+        stage.expect(first, COMPLETED, attempt=1)
+        stage.expect(second, COMPLETED, attempt=len(script))
+        stage.expect(new, COMPLETED, attempt=1)
+
+
 def recovery_interrupted() -> None:
     """An owner dies while it still reads tasks.status: its ledger is valid but empty, and says so."""
     for moment in range(0, 30, 2):

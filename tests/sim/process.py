@@ -372,7 +372,7 @@ class Process(Performer):
                     e.event.origin, e.event.task_id, e.event.status in ENDED, e.event.attempt or 0, e.event.updated_ms
                 )
                 for e in self.broker.status[ask.shard].entries[:end]
-                if e.fate
+                if e.fate and not e.compacted
             ]
             ownership.recalled(self.engine, ask.shard, ask.epoch, facts, done=True)
         return bool(ready)

@@ -88,6 +88,7 @@ class History:
     blurred: bool = False  #: the group's offsets were lost: nobody can know its deaths until the next attempt
     again: bool = False  #: a mere dead letter that a recovery may write once more
     excused: bool = False
+    unsaid: bool = False  #: it has ended, and nothing that is left says so: it may run once more, from its beginning
 
     def __repr__(self) -> str:
         request = self.record.request
@@ -95,6 +96,13 @@ class History:
         names = "seen seen_attempt attempt granted started ended ended_code letters lost charges must may running died"
         facts = {name: value for name in [*names.split(), "mark", "trial"] if (value := getattr(self, name))}
         return f"<{self.origin} {self.record.task_id[:8]} {asked} {facts}>"
+
+    def begin_anew(self) -> None:
+        """Its end is forgotten, and it runs as if it never had."""
+        self.unsaid = self.created = self.running = self.died = self.handed = self.must = self.may = False
+        self.attempt = self.letters = self.lost = self.charges = self.seen_attempt = self.trial = 0
+        self.ended = self.ended_code = self.seen = None
+        self.granted, self.started, self.blurred, self.mark = set(), set(), True, Mark.NONE
 
     @property
     def finished(self) -> bool:
@@ -157,6 +165,21 @@ class Promises:
         for cell in cells:
             self.passed[cell] = 0
         self._recalled(shard, cells)
+        self._unsaid(shard)
+
+    def _unsaid(self, shard: int) -> None:
+        """Ends of which compaction has left no word, and no later record of the same id in the same band tells of them: that
+        of another band does not say which of the two came first (docs/guarantees.md, not promised)."""
+        entries = [entry.event for entry in self.broker.status[shard].entries if entry.fate and not entry.compacted]
+        said = {event.origin for event in entries}
+        for history in self._of_shard(shard):
+            if history.ended is not None and history.origin not in said:
+                later = [
+                    other
+                    for offset, other in self.cells[history.record.band, shard].items()
+                    if offset > history.record.offset and other.record.task_id == history.record.task_id
+                ]
+                history.unsaid = not any(other.origin in said for other in later)
 
     def _recalled(self, shard: int, cells: Iterable[Cell]) -> None:
         """What only the offsets told may be gone: deaths of the shard, and which records of these cells had become a mere
@@ -228,6 +251,8 @@ class Promises:
         history = self._find(event.origin, event.task_id, f"event {event.status}")
         if event.partition != history.record.partition:
             raise self._broken(f"event in partition {event.partition}", history)
+        if history.unsaid and event.status is CREATED:
+            history.begin_anew()
         if history.ended is not None:
             raise self._broken(f"{event.status} is committed after the terminal event", history)
         attempt = event.attempt or 0
@@ -316,8 +341,9 @@ class Promises:
         lettered = set()
         for letter in dead:
             history = self._find(letter.origin, letter.record.task_id, f"dead letter {letter.reason}")
-            history.letters = 1 if history.again else history.letters + 1
-            history.again = False
+            # Unsaid: a duplicate of the one that is open now, as far as anybody can know.
+            history.letters = 1 if history.again or history.unsaid else history.letters + 1
+            history.again = history.unsaid = False
             lettered.add(letter.origin)
             if history.letters > 1:
                 raise self._broken("a second dead letter is committed", history)

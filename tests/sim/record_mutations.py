@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 from streamtask.core import timers
 from streamtask.core.claim import Phase
+from streamtask.core.recall import Recall
 
 from .mutation import Mutation
 
@@ -21,6 +22,11 @@ def _handed_over_in_time() -> Any:
     return patch.object(timers, "too_late", lambda claim, now: False)
 
 
+def _over_by_a_later_end() -> Any:
+    """What an event says of a later record of the same id says nothing of the earlier one."""
+    return patch.object(Recall, "ended_later", lambda self, offset, task_id: False)
+
+
 RECORD_MUTATIONS: dict[str, Mutation] = {
     "expired_is_unpicked": Mutation(
         "a picked request that expires is not sent its RUNNING",
@@ -33,5 +39,11 @@ RECORD_MUTATIONS: dict[str, Mutation] = {
         _handed_over_in_time,
         ("expires_while_its_start_is_in_doubt", "expires_while_its_start_is_committed"),
         "a handler begins when a commit that was in doubt turns out to have landed, however late that is",
+    ),
+    "over_by_a_later_end": Mutation(
+        "a later end of the same id in the cell proves that an earlier record is over",
+        _over_by_a_later_end,
+        ("id_used_again_and_compacted",),
+        "where compaction took its events, a record that has ended runs again: a second CREATED, attempt 1 granted twice",
     ),
 }

@@ -56,6 +56,7 @@ from .heavy import (
     requests_heavier_than_the_memory,
 )
 from .positions import (
+    id_used_again_and_compacted,
     log_cut_and_recovery_interrupted,
     log_cut_under_its_owner,
     nothing_is_waited_for_that_cannot_come,
@@ -365,6 +366,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         offset_missing,
         offset_not_ours,
         recovery_interrupted,
+        id_used_again_and_compacted,
         topic_made_anew,
         log_cut_and_recovery_interrupted,
         log_cut_under_its_owner,

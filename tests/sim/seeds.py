@@ -188,6 +188,8 @@ class Story:
         if not any(cluster.processes) and not cluster.broker.group.members and not cluster.broker.pending:
             for shard in range(cluster.broker.shards):
                 loss = rng.random()
+                if loss < 0.3 and rng.random() < 0.6:
+                    cluster.compact(shard)
                 if loss < 0.3:
                     cluster.forget_offsets(shard)
                 elif loss < 0.5:
