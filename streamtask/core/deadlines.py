@@ -18,11 +18,12 @@ _GARBAGE_MIN = 64  # below this a rebuild costs more than it frees
 class Deadlines(Generic[Key]):
     """Deadlines in milliseconds of one clock. `kind` tells several of one key apart."""
 
-    __slots__ = ("_armed", "_heap", "_sequence")
+    __slots__ = ("_armed", "_heap", "_put_off", "_sequence")
 
     def __init__(self) -> None:
         self._armed: dict[tuple[Key, int], tuple[int, int]] = {}  # → (due_ms, sequence)
         self._heap: list[tuple[int, int, Key, int]] = []  # (due_ms, sequence, key, kind); the sequence is never equal
+        self._put_off: dict[tuple[Key, int], None] = {}
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -37,12 +38,18 @@ class Deadlines(Generic[Key]):
 
     def disarm(self, key: Key, kind: int) -> None:
         """Nothing happens when there is none."""
+        self._put_off.pop((key, kind), None)
         if self._armed.pop((key, kind), None) is not None:
             self._tidy()
 
+    def put_off(self, key: Key, kind: int) -> None:
+        """One that was due and cannot be acted on yet: `due` gives it again, at its next call. Nobody is woken for it."""
+        self._put_off[key, kind] = None
+
     def due(self, now_ms: int) -> list[tuple[Key, int]]:
         """Take out all that are due, earliest first; of equal ones the one armed first."""
-        heap, armed, out = self._heap, self._armed, []
+        heap, armed, out = self._heap, self._armed, list(self._put_off)
+        self._put_off.clear()
         while heap and heap[0][0] <= now_ms:
             due_ms, sequence, key, kind = heapq.heappop(heap)
             if armed.get((key, kind)) == (due_ms, sequence):

@@ -63,9 +63,6 @@ class Engine:
         self.fresh: dict[Claim, None] = {}  # claims that owe only that, in the order of their offsets
         self.refusals: dict[Refusal, None] = {}
         self.throttled: dict[Claim, None] = {}  # progress told too soon after the last one
-        self.overdue: dict[
-            Claim, None
-        ] = {}  # their expires_at has passed; at most as many as there are slots stay here
         self.backlogged: set[Cell] = set()
         self.aside = SetAside()
         self.size = BatchSize(config.batch_bytes_max)
@@ -367,9 +364,7 @@ class Engine:
     def _start(self, claim: Claim, now: Now) -> None:
         claim.fraction = None
         if claim.armed:
-            self.disarm(claim)
-        if claim.final is None and timers.too_late(claim, now):
-            claim.final = admission.cancelled(ErrorCode.EXPIRED, timers.NOT_STARTED)
+            timers.landed(self, claim, now)
         if claim.final is not None:  # cancelled while it was not known whether its start had landed, or expired
             self.schedule.release(claim)
             claim.phase = Phase.ENDING

@@ -140,6 +140,7 @@ def _open_deferred(engine: Engine, shard: Shard, now: Now) -> None:
     for record in sorted(deferred, key=lambda record: (record.band, record.offset)):
         if record.task_id and resumed.get((record.band, record.task_id), -1) > record.offset:
             shard.ledgers[record.band].over(record.offset)
+            engine.memory.released(shard, record)
         else:
             _open(engine, shard, record, now)
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from streamtask.core import admission
 from streamtask.core.claim import Claim, Phase, Wait
 from streamtask.core.retry import Again, decide
-from streamtask.core.shard import Standing
 from streamtask.core.suspects import trial_ms
 from streamtask.model import Ending, ErrorCode, Outcome
 from streamtask.ports import Now, Start, Stop, StopReason
@@ -100,9 +99,7 @@ def due(engine: Engine, now: Now) -> None:
         if kind == NOT_BEFORE:
             engine.to_queue(claim, now)
         else:
-            engine.overdue[claim] = None
-    if engine.overdue:
-        _expire(engine)
+            _expire(engine, claim)
     for claim, kind in engine.mono.due(now.mono_ms):
         if kind == RETRY:
             engine.to_queue(claim, now)
@@ -120,16 +117,22 @@ def due(engine: Engine, now: Now) -> None:
             engine.effects.append(Stop(claim.token, claim.stop))
 
 
-def _expire(engine: Engine) -> None:
+def _expire(engine: Engine, claim: Claim) -> None:
     """End what has not started by its expires_at. A picked one gives its slot back, unless it is not known whether its RUNNING
-    has landed: it stays until that is, and `too_late` ends it if it has."""
-    for claim in list(engine.overdue):
-        if claim.phase is Phase.PICKED and engine.in_doubt(claim):
-            continue
-        del engine.overdue[claim]
-        if claim.phase in _NOT_STARTED and not claim.attempt and claim.owner_shard.standing is not Standing.GONE:
-            engine.withdraw(claim)
-            engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED))
+    has landed: it is looked at again until that is, and `landed` ends it if it has."""
+    if claim.phase is Phase.PICKED and engine.in_doubt(claim):
+        engine.wall.put_off(claim, EXPIRES)
+    elif claim.phase in _NOT_STARTED and not claim.attempt:
+        engine.withdraw(claim)
+        engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED))
+
+
+def landed(engine: Engine, claim: Claim, now: Now) -> None:
+    """The RUNNING of an armed claim is committed: no deadline is left from before it, and its handler is called unless it is
+    `too_late`."""
+    disarm(engine, claim)
+    if claim.final is None and too_late(claim, now):
+        claim.final = admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED)
 
 
 def too_late(claim: Claim, now: Now) -> bool:

@@ -65,3 +65,16 @@ def test_keys_are_never_compared_with_each_other() -> None:
     assert deadlines.due(4) == []
     assert deadlines.due(5) == [(first, 0), (second, 0)]
     assert deadlines.next_ms() is None
+
+
+def test_what_is_put_off_comes_again_at_the_next_look_and_wakes_nobody() -> None:
+    deadlines: Deadlines[str] = Deadlines()
+    for key in ("a", "b"):
+        deadlines.arm(key, 10, 0)
+    assert deadlines.due(10) == [("a", 0), ("b", 0)]
+    deadlines.put_off("a", 0)
+    deadlines.put_off("b", 0)
+    assert deadlines.next_ms() is None
+    deadlines.disarm("b", 0)
+    assert deadlines.due(10) == [("a", 0)]
+    assert deadlines.due(10) == []

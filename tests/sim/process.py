@@ -25,7 +25,6 @@ from streamtask.ports import (
     Place,
     Poll,
     Probe,
-    Produce,
     ReadControl,
     Recalled,
     RecallStatus,
@@ -35,7 +34,7 @@ from streamtask.ports import (
     StopReason,
 )
 
-from . import weights
+from . import in_time, weights
 from .broker import Membership
 from .handlers import LOST, NOT_BEGUN, STOPPED, Execution, behaviour_of
 from .performer import BLOCKED, Performer
@@ -193,11 +192,9 @@ class Process(Performer):
         answer: Any = None
         while True:
             try:
-                ask = flow.send(answer)
+                ask = in_time.granted(self, flow.send(answer))
             except StopIteration:
                 return
-            if type(ask) is Produce:
-                self.cluster.promises.granted_in_time(ask.plan.events, self.now().wall_ms)
             self._effects()  # what revoke told to stop has to hear of it before it is waited for
             answer = yield ask
             if type(ask) is Poll:
@@ -378,7 +375,7 @@ class Process(Performer):
         return bool(ready)
 
     def _effects(self) -> bool:
-        effects = self.engine.take_effects()
+        effects = in_time.handed_over(self, self.engine.take_effects())
         for effect in effects:
             kind = type(effect)
             if kind is Start:
@@ -407,7 +404,6 @@ class Process(Performer):
 
     def _start(self, effect: Start) -> None:
         assert effect.token not in self.executions, f"token {effect.token} is used twice"
-        self.cluster.promises.handed_over_in_time(effect.record, effect.attempt, self.now().wall_ms)
         execution = Execution(
             effect.token,
             effect.record,

@@ -174,11 +174,8 @@ class Promises:
         said = {event.origin for event in entries}
         for history in self._of_shard(shard):
             if history.ended is not None and history.origin not in said:
-                later = [
-                    other
-                    for offset, other in self.cells[history.record.band, shard].items()
-                    if offset > history.record.offset and other.record.task_id == history.record.task_id
-                ]
+                records, mine = self.cells[history.record.band, shard].items(), history.record
+                later = [other for at, other in records if at > mine.offset and other.record.task_id == mine.task_id]
                 history.unsaid = not any(other.origin in said for other in later)
 
     def _recalled(self, shard: int, cells: Iterable[Cell]) -> None:
@@ -206,26 +203,6 @@ class Promises:
     def _broken(self, why: str, history: History | None = None) -> PromiseBroken:
         about = "" if history is None else f"\n  {history}"
         return PromiseBroken(f"at {self.clock()} ms: {why}{about}")
-
-    # -- expiry, by the wall clock of the owner ------------------------------------------------------------------------
-
-    def granted_in_time(self, events: Iterable[StatusEvent], wall_ms: int) -> None:
-        """A batch is made: it grants no first attempt to a request whose expires_at has passed."""
-        for event in events:
-            first = event.attempt == 1 and event.status is RUNNING and event.started_ms == event.updated_ms
-            if first and event.progress is None and event.message is None:
-                history = self._find(event.origin, event.task_id, "RUNNING")
-                self._in_time(history.record, wall_ms, "is sent RUNNING 1")
-
-    def handed_over_in_time(self, record: RequestRecord, attempt: int, wall_ms: int) -> None:
-        """An attempt is handed to its handler."""
-        if attempt == 1:
-            self._in_time(record, wall_ms, "starts")
-
-    def _in_time(self, record: RequestRecord, wall_ms: int, what: str) -> None:
-        if record.expires_ms is not None and record.expires_ms <= wall_ms:
-            late_ms = wall_ms - record.expires_ms
-            raise self._broken(f"{record.band}-{record.partition}@{record.offset} {what} {late_ms} ms too late")
 
     # -- decided at the coordinator ------------------------------------------------------------------------------------
 
