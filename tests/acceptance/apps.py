@@ -7,6 +7,7 @@ there however the process dies: the tests prove with it what ran, when, and unde
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import threading
@@ -149,6 +150,13 @@ async def keeps_the_interpreter(ctx: Context) -> int:
 async def large(ctx: Context, size: int) -> str:
     with recorded(ctx):
         return "x" * size
+
+
+@app.task
+async def noise(ctx: Context, size: int) -> str:
+    """A result that no compression makes smaller than three quarters of it."""
+    with recorded(ctx):
+        return base64.b64encode(os.urandom(size * 3 // 4)).decode()
 
 
 @app.task
