@@ -107,21 +107,24 @@ def test_a_poison_among_hundreds_is_found_in_twelve_deaths_of_children_and_the_o
     submit(bench, COUNT - 200)
     parent = bench.supervised(app=APP, **BUSY)
     rate = undisturbed(bench)
-    for attempt in (1, 2):
+    for death in (1, 2):
         until(
-            lambda attempt=attempt: (
-                running(bench, attempt) >= RUNNING_MIN / 2 and poison_starts(bench, origin) == attempt
+            lambda death=death: running(bench, death) >= RUNNING_MIN / 2 and poison_starts(bench, origin) >= death,
+            lambda: (
+                f"they run: {running(bench, 1)}, {running(bench, 2)}; it started {poison_starts(bench, origin)} times"
             ),
-            lambda: f"they run: {running(bench, 1)}, {running(bench, 2)}; {poison_starts(bench, origin)}",
             120,
         )
         before = worker_of(parent)
-        (tmp_path / str(attempt)).touch()
-        until(lambda before=before: worker_of(parent) != before, "its worker has died")
-    since_s, worker = time.time(), worker_of(parent)
+        until(
+            lambda before=before: worker_of(parent) != before or opened(tmp_path, poison_starts(bench, origin)),
+            "its end",
+        )
+    (tmp_path / "open").touch()
+    since_s, worker, starts = time.time(), worker_of(parent), poison_starts(bench, origin)
     letter = bench.letter(origin, 120)
     assert letter.reason == "worker_lost"
-    assert poison_starts(bench, origin) - 2 <= 12, "deaths of children"
+    assert poison_starts(bench, origin) - starts <= 12, "deaths of children"
     wait_until_s(since_s + 4 * LONG_S)
     after = ended(bench, since_s, since_s + 4 * LONG_S) / (4 * LONG_S)
     assert worker_of(parent) == worker, "no worker has died of it"
@@ -131,4 +134,11 @@ def test_a_poison_among_hundreds_is_found_in_twelve_deaths_of_children_and_the_o
 
 
 def poison_starts(bench: Bench, origin: str) -> int:
+    """Its attempt: a start that the worker gave up, because Kafka did not answer in time, counts too."""
     return sum(one.origin == origin and one.what == "start" for one in bench.executions())
+
+
+def opened(gates: Path, attempt: int) -> bool:
+    """Its gate is open. Never true: what is waited for is the death of its worker."""
+    (gates / str(attempt)).touch()
+    return False
