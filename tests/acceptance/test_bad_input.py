@@ -21,6 +21,7 @@ from streamtask.errors import RequestRefused, SubmitError
 from streamtask.identity import derived
 from streamtask.kafka import admin
 from tests.acceptance.harness import Bench, until
+from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
@@ -175,7 +176,7 @@ def test_one_bad_clock_in_the_record_itself_is_taken_as_it_is(bench: Bench) -> N
 def test_a_request_above_the_brokers_limit_is_refused_to_its_sender_and_nothing_else_is_hurt(bench: Bench) -> None:
     bench.worker()
     with pytest.raises((RequestRefused, SubmitError)):
-        bench.client.submit("noop", {"n": "x" * 2_000_000})
+        bench.client.submit("noop", {"n": incompressible(2_000_000)})
     with pytest.raises(AssertionError, match="MSG_SIZE_TOO_LARGE"):
         bench.produce(_json(description="x" * 2_000_000), None)
     assert bench.client.submit("noop", {"n": 1}).result(30) == 1

@@ -102,7 +102,7 @@ def test_a_poison_is_quarantined_after_two_deaths_of_its_worker_and_its_neighbou
     after = bench.client.submit_many([request("noop", n=n) for n in range(4)])
     end = ends_of(bench, [poison.task_id], tmp_path)[poison.task_id]
     check_quarantined(bench, poison.task_id, how, end)
-    assert 3 <= end.event.attempt <= 5, "a group of at most twelve, most of which have ended, is halved"
+    assert 3 <= end.event.attempt <= 6, "a group of twelve at most, then of six, of three, and of one"
     ends = bench.ends([*beside, *(one.task_id for one in (*before, *after))], 90)
     assert {one.status for one in ends.values()} == {"completed"}
     assert [letter.reason for letter in bench.letters()] == ["worker_lost"]

@@ -290,7 +290,7 @@ def test_readers_that_misbehave_are_answered_or_given_up_and_the_others_have_eve
     with socket.socket() as never_reads:
         never_reads.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         never_reads.connect((host, int(port)))
-        never_reads.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        never_reads.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         got = asyncio.run(follow())
         assert httpx.get(f"{url}/health").status_code == 200
     told = {(s.event.task_id, s.partition, s.offset) for events in bench.histories().values() for s in events}
@@ -307,7 +307,7 @@ def test_a_service_that_is_asked_to_leave_ends_its_streams_and_waits_for_nobody(
         async with connect(f"ws://{host}:{port}/ws") as talk, stream(f"{url}/events") as events:
             await talk.send(json.dumps({"action": "subscribe", "id": "a", "task_id": task_id}))
             with socket.create_connection((host, int(port))) as never_reads:
-                never_reads.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+                never_reads.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 await until_followed(url, 4)
                 service.send(signal.SIGTERM)
                 assert [event async for event in events] == []

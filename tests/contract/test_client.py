@@ -31,6 +31,7 @@ from streamtask.identity import new_task_id
 from streamtask.model import ControlAction, StatusEvent, TaskRequest, TaskStatus
 from streamtask.partitioner import partition_of
 from tests.conftest import Broker
+from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -179,7 +180,7 @@ def test_an_unknown_field_is_refused_naming_the_nearest_one(client: Client) -> N
 
 def test_a_request_larger_than_the_broker_takes_is_refused(client: Client, broker: Broker, topics: TopicNames) -> None:
     with pytest.raises(RequestRefused, match="larger than the broker takes"):
-        client.submit("census", {"text": "x" * 2_000_000})
+        client.submit("census", {"text": incompressible(2_000_000)})
     assert client.submit("census").offset == 0  # nothing was sent before
 
 
@@ -223,7 +224,7 @@ def test_the_bulk_path_sends_everything_by_the_flush(client: Client, broker: Bro
 
 
 def test_the_flush_counts_what_the_bulk_path_could_not_send(client: Client) -> None:
-    large = {"task_type": "census", "parameters": {"text": "x" * 1_500_000}}
+    large = {"task_type": "census", "parameters": {"text": incompressible(1_500_000)}}
     small = {"task_type": "census"}
     assert client.submit_bulk([small, large, small, large, small]) == 5
     with pytest.raises(SubmitError, match="2 request"):

@@ -26,6 +26,7 @@ from streamtask.model import DeadLetter, StatusEvent, TaskStatus
 from streamtask.redrive import REDRIVE_OF, Choice, Redrive
 from streamtask.redrive.run import find_letter, read_plan, send, too_large
 from tests.conftest import Broker
+from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(60)]
 
@@ -183,7 +184,7 @@ def test_a_record_that_is_too_large_fails_alone(cluster: Cluster) -> None:
     for _ in range(3):
         cluster.dead()
     first, second, third = cluster.plan()
-    large = replace(second, value=b'{"x": "%b"}' % (b"x" * 20_000_000))
+    large = replace(second, value=b'{"x": "%b"}' % incompressible(20_000_000).encode())
     told = list(send(cluster.kafka, [first, large, third]))
     assert [too_large(delivery) for _, delivery in told] == [False, True, False]
     assert [delivery.error is None for _, delivery in told] == [True, False, True]

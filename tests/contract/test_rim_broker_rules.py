@@ -35,6 +35,7 @@ from streamtask.ports import (
     Settled,
 )
 from tests.contract.member import Member, event, fill, kind, plan, raw_dead, read_values, wait_until
+from tests.payloads import incompressible
 
 pytestmark = pytest.mark.broker
 QUICK = Deadlines(settled_s=2.0)
@@ -284,7 +285,7 @@ def test_a_record_too_big_is_named_and_the_producer_goes_on(
     for future in admin.incremental_alter_configs([resource]).values():
         future.result(10)
     before = member.rim.transactional_id
-    big = CommitPlan([event(0, "x" * size)], [], [OffsetCommit(0, 0, 1, "big")], (0,))
+    big = CommitPlan([event(0, incompressible(size))], [], [OffsetCommit(0, 0, 1, "big")], (0,))
 
     def refused() -> bool:  # the broker applies a topic's limit a little after it has it
         answer = member.produce(big)

@@ -57,7 +57,8 @@ def kafka() -> Iterator[DevBroker]:
 
 @pytest.fixture
 def member(kafka: DevBroker, prefix: str) -> Iterator[Member]:
-    settings, names = KafkaSettings(kafka.bootstrap), TopicNames(prefix)
+    # The steps of a frozen claim take longer together than a session of 6 s, which the client knows to have ended by itself.
+    settings, names = KafkaSettings(kafka.bootstrap, session_timeout_ms=30_000), TopicNames(prefix)
     admin.ensure_topics({"bootstrap.servers": kafka.bootstrap}, names, partitions=2)
     made = Member(settings, names, deadlines=SHORT).owning(2)
     made.turn()

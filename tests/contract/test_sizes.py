@@ -13,9 +13,13 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from streamtask import App, RequestRefused
 from streamtask.config import TopicNames
 from streamtask.errors import Unreachable
+from streamtask.kafka.admin import smallest_max_message_bytes
+from streamtask.kafka.settings import KafkaSettings
 from streamtask.testing import Broker
 from streamtask.testing.running import running
+from tests.contract.member import wait_until
 from tests.contract.test_view_broker import Process
+from tests.payloads import incompressible
 
 pytestmark = pytest.mark.broker
 TAKEN, LARGE = 4_000_000, 3_000_000
@@ -35,6 +39,9 @@ def raised(broker: Broker, topics: TopicNames) -> TopicNames:
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[limit]) for name in topics.all]
     for future in admin.incremental_alter_configs(resources).values():
         future.result(10)
+    # A broker tells a new limit a moment after it has taken it, and a worker asks at most every five seconds.
+    settings = KafkaSettings(broker.bootstrap)
+    wait_until(lambda: smallest_max_message_bytes(settings, topics.all) == TAKEN)
     return topics
 
 
@@ -61,7 +68,7 @@ def test_a_request_and_a_result_of_3_mb_run_and_are_looked_up_where_the_topics_t
     broker: Broker, raised: TopicNames, service: Process
 ) -> None:
     """Bug: our producers refused what was larger than 1 MB, whatever the topics took."""
-    large = "x" * LARGE
+    large = incompressible(LARGE)
     with running(app, broker.bootstrap, partitions=4, prefix=raised.prefix) as worker:
         task = in_time(lambda: echo.submit_sync(large), RequestRefused, Unreachable)
         assert task.result(timeout=60) == large
@@ -83,7 +90,7 @@ def test_what_the_topics_do_not_take_is_refused_by_the_client_with_the_name_of_t
     with app.configured(bootstrap_servers=broker.bootstrap, prefix=raised.prefix, url=""):
         try:
             with pytest.raises(RequestRefused) as refusal:
-                in_time(lambda: echo.submit_sync("x" * (TAKEN + 1_000_000)), Unreachable)
+                in_time(lambda: echo.submit_sync(incompressible(TAKEN + 1_000_000)), Unreachable)
         finally:
             app.close()
     assert refusal.value.fields == {"parameters": "too large"}

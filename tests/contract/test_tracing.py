@@ -19,6 +19,7 @@ from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.model import TaskRequest
 from tests.conftest import Broker
+from tests.payloads import incompressible
 
 pytestmark = pytest.mark.broker
 
@@ -66,7 +67,7 @@ def test_one_by_one_many_at_once_and_in_bulk(
             await client.submit_bulk(asked)
             await client.flush()
             with pytest.raises(RequestRefused):
-                await client.submit("too_large", {"x": "x" * 2_000_000})
+                await client.submit("too_large", {"x": incompressible(2_000_000)})
 
     with trace.get_tracer("test").start_as_current_span("root") as root:
         asyncio.run(submit())
