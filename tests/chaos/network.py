@@ -15,6 +15,7 @@ standard input.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -118,7 +119,8 @@ def _linger(writer: asyncio.StreamWriter) -> None:
     """Its end is a reset."""
     connection = writer.get_extra_info("socket")
     if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # closed already by its own end, a moment ago
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def _pump(net: _Net, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
