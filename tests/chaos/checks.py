@@ -387,7 +387,9 @@ def overlaps(facts: Facts) -> tuple[list[Overlap], int]:
     unknown = 0
     ended = {(one.origin, one.attempt): one.ms for one in facts.executions if one.what == "end"}
     by_origin: dict[str, list[Execution]] = defaultdict(list)
+    written_ms: dict[int, int] = {}
     for one in facts.executions:
+        written_ms[one.pid] = max(one.ms, written_ms.get(one.pid, 0))
         if one.what == "start" and one.type not in NO_END:
             by_origin[one.origin].append(one)
     for origin, starts in by_origin.items():
@@ -400,6 +402,10 @@ def overlaps(facts: Facts) -> tuple[list[Overlap], int]:
                     unknown += 1
                     continue
                 end = min(died)
+                if older.pid not in facts.deaths and not older.type.startswith("process"):
+                    # In a child for suspects that died while its worker gave the shard away: no log names its end. It lived
+                    # for as long as it wrote.
+                    end = min(end, written_ms[older.pid])
             younger_end = ended.get((origin, younger.attempt), end)
             ms = min(end, younger_end) - younger.ms
             if ms > 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from streamtask.audit import Report, run_audit
 from tests.acceptance.harness import Bench, Seen
@@ -67,7 +68,7 @@ def facts_of(stage: Stage) -> Facts:
         cancelled=load.cancelled,
         heard=load.heard,
         repeated={task_id for task_id, times in load.sent.items() if times > 1},
-        deaths=fleet.deaths,
+        deaths=child_deaths(told for worker in bench.workers for told in worker.events("app_event")) | fleet.deaths,
         troubles=fleet.troubles,
         moves=fleet.moves,
         narrow=stage.narrow,
@@ -135,6 +136,12 @@ def _letter_gone(stage: Stage, origin: str, histories: Mapping[str, Sequence[See
     end = end_of(histories.get(origin, ()))
     before = end is None or end.timestamp_ms <= (stage.dead_anew_ms or 0)
     return before and offset < stage.letters_gone.get((band, partition), 0)
+
+
+def child_deaths(told: Iterable[dict[str, Any]]) -> dict[int, int]:
+    """{pid: ms} of children that died under their worker, as it has logged. Coroutines and threads of suspects run in such
+    children: they end long before their worker does."""
+    return {one["pid"]: at_ms(one) for one in told if one["what"] == "child_died"}
 
 
 def _recovered(stage: Stage) -> set[str]:

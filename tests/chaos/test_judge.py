@@ -113,3 +113,9 @@ def test_letters_are_twice_only_where_a_partition_read_its_past_after_its_offset
     assert judge._broken(stage([read]), report) == {"dead_twice": 1}
     assert judge._broken(stage([read], offsets_touched_ms=MS + 1), report) == {"dead_twice": 1}
     assert judge._broken(stage([read | {"shard": 4}], offsets_touched_ms=MS), report) == {"dead_twice": 1}
+
+
+def test_a_child_that_died_under_its_worker_has_an_end_of_its_own() -> None:
+    died = {"what": "child_died", "pid": 12, "how": "exit code 3", "timestamp": "2026-11-28T14:10:13.054097Z"}
+    begun = {"what": "child_started", "pid": 13, "timestamp": "2026-11-28T14:10:13.054097Z"}
+    assert judge.child_deaths([died, begun]) == {12: 1_795_875_013_054}
