@@ -101,13 +101,21 @@ def violations(lines: Sequence[str]) -> str:
 BARE = "(broker or acceptance) and not slow"
 ACCEPTANCE = "tests/acceptance"
 OF_FILES = (
-    Part("chaos on real brokers", 10, paths=("tests/chaos",), seeded=True),
+    Part("a minute of chaos", 2, paths=("tests/chaos/test_short.py",)),
     Part("process handlers", 3, paths=(f"{ACCEPTANCE}/test_process_handlers.py",)),
     Part("other languages", 3, paths=(f"{ACCEPTANCE}/test_languages.py",)),
     Part("crash loops", 4, paths=(f"{ACCEPTANCE}/test_crash_loops.py",)),
     Part("refusals and stalls", 4, paths=(f"{ACCEPTANCE}/test_refusals.py", f"{ACCEPTANCE}/test_stalls.py")),
 )
 ON_PROBATION = (
+    Part(
+        "five minutes of chaos",
+        8,
+        paths=("tests/chaos",),
+        without=("tests/chaos/test_short.py",),
+        seeded=True,
+        probation=True,
+    ),
     Part(
         "recovery and failover",
         5,
