@@ -207,12 +207,16 @@ def ensure_topics(
 
 
 def delete_topics(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Delete every topic of the prefix with all that is in it. For tests and demos under a prefix of their own."""
+    """Delete every topic of the prefix with all that is in it. For tests and demos under a prefix of their own.
+
+    Returns when a broker no longer shows them: who makes them again would otherwise find the old ones.
+    """
     with conversation(settings, timeout_s) as session:
         there = session.topics(names.all)
         if there:
             for future in session.client.delete_topics(list(there), request_timeout=session.left()).values():
                 session.answer(future, ignore=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
+            session.await_gone(tuple(there))
 
 
 def _refuse_missing(wanted: Iterable[str], there: Mapping[str, object], names: TopicNames | None = None) -> None:
@@ -447,6 +451,15 @@ class Session:
             if not self.in_time:
                 waiting = ", ".join(name for name in names.all if name not in ready)
                 raise ClusterError(f"{waiting}: not every partition had a leader within {self._timeout_s:g} s.")
+            time.sleep(AGAIN_S)
+
+    def await_gone(self, topics: tuple[str, ...]) -> None:
+        """A deleted topic is gone at the controller first: wait until the broker that answers no longer shows it."""
+        while left := self.topics(topics):
+            if not self.in_time:
+                raise ClusterError(
+                    f"{', '.join(left)}: still shown {self._timeout_s:g} s after it was asked to be deleted."
+                )
             time.sleep(AGAIN_S)
 
     def set(self, fixes: tuple[Fix, ...]) -> None:

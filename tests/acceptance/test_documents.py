@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -196,6 +196,13 @@ def look_up(door: Door, known: dict[str, str]) -> None:
         door("GET", path, 200)
     for path in ("/stats", "/metrics"):
         door("GET", path, 401, headers={"X-API-Key": "wrong"})
+
+
+def misdirect(door: Door, operations: Mapping[str, Mapping[str, Any]], task_id: str) -> None:
+    """Every operation, asked for under a name that the service does not go by."""
+    for path, methods in operations.items():
+        for method in methods:
+            door(method.upper(), path.replace("{task_id}", task_id), 421, headers={"Host": "elsewhere.test"})
 
 
 async def follow_by_sse(url: str, path: str, contract: Contract, ready: Callable[[], None]) -> str:
@@ -384,6 +391,7 @@ def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
             bench.end(confluent)
 
             look_up(door, {**asked, "held": held, "cancelled": wished[0], "avro": avro, "confluent": confluent})
+            misdirect(door, contract.openapi["paths"], held)
             until(lambda: all(events[-1].event.ended for events in bench.histories().values()), "everything has ended")
             hold_records(bench, contract, registry, good, broken)
             bench.finish()
