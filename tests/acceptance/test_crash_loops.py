@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,13 +43,16 @@ def request(task_type: str, **parameters: object) -> TaskRequest:
 
 def ends_of(bench: Bench, task_ids: list[str], directory: Path, timeout_s: float = 120) -> dict[str, Seen]:
     """Their ends. Who waits for it after its progress is let go on as soon as that progress is committed, and the
-    neighbours when all have died twice or they have: isolated, they would hold the slots that the poisons need."""
+    neighbours when they run for the third time, isolated (they would hold the slots that the poisons need), or when all
+    have died. Attempts are read from the events: of many at once, one may die before its first instruction."""
 
     def all_ended() -> dict[str, Seen] | None:
         ends = {}
-        starts = Counter((one.type.startswith("beside"), one.id) for one in bench.executions() if one.what == "start")
-        isolated = any(count > 2 for (harmless, _), count in starts.items() if harmless)
-        if isolated or all(starts[False, task_id] > 1 for task_id in task_ids):
+        attempts = {one: events[-1].event.attempt for one, events in bench.histories().items()}
+        isolated = {
+            one.id for one in bench.executions() if one.type.startswith("beside") and attempts.get(one.id, 0) > 2
+        }
+        if isolated or all(attempts.get(task_id, 0) > 1 for task_id in task_ids):
             (directory / "go").touch()
         for task_id in task_ids:
             for seen in bench.history(task_id):
