@@ -33,6 +33,7 @@ from streamtask.codec import peek_status
 from streamtask.config import TopicNames
 from streamtask.devbroker import DevBroker
 from streamtask.identity import new_task_id
+from streamtask.kafka.admin import group_members
 from streamtask.kafka.tail import Tail
 from streamtask.partitioner import partition_of
 
@@ -81,7 +82,7 @@ def _strike(
         watch = stack.enter_context(_watching(bootstrap, names))
         stack.enter_context(_loading(bootstrap, names, partitions, rate))
         for _ in range(kills):
-            _settle(hosts, watch, partitions, 0.0)
+            _settle(bootstrap, names, hosts, watch, partitions, 0.0)
             dead = hosts[0]
             victim = children(dead.pid)[0]
             killed_s = time.time()
@@ -89,7 +90,7 @@ def _strike(
             if what == "host":
                 dead.process.wait()
                 hosts = [hosts[1], start()]
-            _settle(hosts, watch, partitions, killed_s)
+            _settle(bootstrap, names, hosts, watch, partitions, killed_s)
             silences.append(watch.silence(killed_s))
             for name, seconds in _parts(hosts[:1], watch, killed_s).items():
                 parts[name].append(seconds)
@@ -195,8 +196,11 @@ def _told(process: OtherProcess) -> list[tuple[float, dict[str, Any]]]:
     return [(datetime.fromisoformat(one["timestamp"]).timestamp(), one) for one in events]
 
 
-def _settle(hosts: Sequence[OtherProcess], watch: Watch, partitions: int, since_s: float) -> None:
-    """Until shards have moved after `since_s`, none for a while, and every partition goes on. Raises Failed."""
+def _settle(
+    bootstrap: str, names: TopicNames, hosts: Sequence[OtherProcess], watch: Watch, partitions: int, since_s: float
+) -> None:
+    """Until shards have moved after `since_s`, none for a while, both processes own half of them (the later ones of many
+    deaths are restarted after a wait of seconds), and every partition goes on. Raises Failed."""
     deadline = time.monotonic() + SETTLE_MAX_S
     while True:
         for host in hosts:
@@ -205,7 +209,9 @@ def _settle(hosts: Sequence[OtherProcess], watch: Watch, partitions: int, since_
         last_s = max((at for moved in moves for at in moved), default=0.0)
         at_rest = all(moves) and since_s < last_s < time.time() - SETTLED_S
         if at_rest and watch.quiet(partitions, SETTLED_S):
-            return
+            _, members = group_members(kafka(bootstrap), names)
+            if [len(member.shards) for member in members] == [partitions // 2] * 2:
+                return
         if time.monotonic() > deadline:
             raise Failed(f"The workers did not come to rest within {SETTLE_MAX_S:g} s.")
         time.sleep(0.2)

@@ -207,10 +207,8 @@ def ensure_topics(
 
 
 def delete_topics(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Delete every topic of the prefix with all that is in it. For tests and demos under a prefix of their own.
-
-    Returns when a broker no longer shows them: who makes them again would otherwise find the old ones.
-    """
+    """Delete every topic of the prefix with all that is in it; returns when a broker no longer shows them. For tests and
+    demos under a prefix of their own."""
     with conversation(settings, timeout_s) as session:
         there = session.topics(names.all)
         if there:
@@ -457,9 +455,7 @@ class Session:
         """A deleted topic is gone at the controller first: wait until the broker that answers no longer shows it."""
         while left := self.topics(topics):
             if not self.in_time:
-                raise ClusterError(
-                    f"{', '.join(left)}: still shown {self._timeout_s:g} s after it was asked to be deleted."
-                )
+                raise ClusterError(f"{', '.join(left)}: deleted, but a broker shows it {self._timeout_s:g} s later.")
             time.sleep(AGAIN_S)
 
     def set(self, fixes: tuple[Fix, ...]) -> None:

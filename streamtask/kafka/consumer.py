@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from streamtask.config import TopicNames
 from streamtask.errors import SchemaPending
+from streamtask.kafka.asking import ask_for
 from streamtask.kafka.astray import positions_held
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
@@ -71,8 +72,7 @@ class ShardConsumer:
         self._settings, self._names, self._decode = settings, names, decode
         self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost
         self._on_position_lost, self._on_error, self._on_member = on_position_lost, on_error, on_member
-        self._topics = names.requests
-        self._bands = {topic: band for band, topic in enumerate(names.requests)}
+        self._topics, self._bands = names.requests, {topic: band for band, topic in enumerate(names.requests)}
         self._owned: set[int] = set()  # shards the group gave us
         self._seated: dict[Cell, int] = {}  # cell: the offset it was last seated at
         self._held: list[Message] = []  # fetched by serve(), for the next fetch
@@ -86,9 +86,9 @@ class ShardConsumer:
         # An unassign outside a callback acknowledges a revoke that is queued and not served yet. Until the queue was
         # seen empty, no metadata is handed out, and a revoke counts as lost.
         self._unsure = False
-        self._left = False
         self._depth = 0  # > 0: inside a callback
-        self._assign_called = self._rejoin_due = False
+        self._asked: set[str] = set()  # topics to ask a broker for once the callback has returned
+        self._left = self._assign_called = self._rejoin_due = False
         self._failure: BaseException | None = None
         self._metadata: Any | None = None
         self._member_id = ""
@@ -154,6 +154,7 @@ class ShardConsumer:
         self._owned.update(shards)
         self._assign_called = False
         self._capture()
+        self._asked.update(self._topics)
         if shards:
             self._guarded(self._on_assigned, shards)
         if not self._assign_called:
@@ -168,6 +169,7 @@ class ShardConsumer:
         shards = self._leaving(consumer, parts)
         if shards:
             self._capture()
+            self._asked.add(self._topics[0])
             self._guarded(self._on_revoked, shards)
         self._unseat(consumer, shards)
 
@@ -375,6 +377,7 @@ class ShardConsumer:
     def _settle_poll(self) -> None:
         if self._rejoin_due:
             self.rejoin()
+        ask_for(self._consumer, self._asked)
         self._capture()
         self._raise_failure()
 
