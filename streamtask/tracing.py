@@ -35,6 +35,7 @@ R = TypeVar("R")
 Headers = Sequence[tuple[str, bytes]]
 
 _MODULE = "opentelemetry.trace"
+COMPLAINTS_MAX = 256  # different errors that are remembered as told
 
 log = logging.getLogger("streamtask.tracing")
 
@@ -57,7 +58,7 @@ def _harmless(function: Callable[P, R]) -> Callable[P, R | None]:
     return guarded
 
 
-@functools.cache
+@functools.lru_cache(maxsize=COMPLAINTS_MAX)
 def _complain(what: str, error: str) -> None:
     """Once for each error."""
     log.warning("%s failed, tasks go on without spans: %s", what, error)

@@ -133,11 +133,11 @@ class Worker:
         )
         self._children, self.slot = children, slot
         self._on_member, self._on_beat = on_member, on_beat
-        self._signals, self._joined = 0, False
+        self._stops: list[float] = []  # when it was told to stop: a list, for two threads may add at once
         self._hopeless: StreamtaskError | None = None
         self._beat = time.monotonic()
         self._noticing = Noticing(self.names)
-        self._partitions = 0
+        self._joined, self._partitions = False, 0
         sized = (self.names.status, self.names.dead)
         self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
@@ -207,7 +207,7 @@ class Worker:
 
     def stop(self) -> None:
         """Drain, as SIGTERM does; a second call aborts. From any thread."""
-        self._signals += 1
+        self._stops.append(time.monotonic())
         self.executor.wake()
 
     def _look(self) -> None:
@@ -248,8 +248,8 @@ class Worker:
         )
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1:
+        self._stops.append(time.monotonic())
+        if len(self._stops) > 1:
             os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
         self.executor.wake()
 
@@ -277,7 +277,7 @@ class Worker:
                 raise executor.failure
             if self._hopeless is not None:
                 raise self._hopeless
-            if self._signals and not self._draining(now_s):
+            if self._stops and not self._draining(now_s):
                 return
             if now_s >= recommit_s:
                 ownership.recommit(engine)
@@ -472,7 +472,7 @@ class Worker:
             self.engine.drain()
             self.rim.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
             telemetry.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
-        if self._signals > 1:
+        if len(self._stops) > 1:
             return False
         busy = self.engine.running or self.engine.urgent
         return bool(busy) and now_s - self._drained_at < self.settings.drain_grace_s

@@ -96,7 +96,7 @@ class Child:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(RECALL, self._on_recall)
         self.send(pipe.frame(pipe.HELLO))
-        while (frame := self._receive()) is not None:
+        while (frame := pipe.received(self._channel)) is not None:
             kind, token, payload = frame
             if kind == pipe.JOB:
                 self._queue.append((token, payload))
@@ -130,27 +130,6 @@ class Child:
         self.send(said)
 
     # --- The pipe -----------------------------------------------------------------------------------------------------
-
-    def _receive(self) -> pipe.Frame | None:
-        header = self._exactly(pipe.HEADER.size)
-        if header is None:
-            return None
-        length, kind, token = pipe.HEADER.unpack(header)
-        payload = self._exactly(length) if length else b""
-        return None if payload is None else (kind, token, payload)
-
-    def _exactly(self, count: int) -> bytes | None:
-        """None: the worker has closed the pipe."""
-        try:
-            data = self._channel.recv(count, socket.MSG_WAITALL)
-            while len(data) < count:
-                more = self._channel.recv(count - len(data))
-                if not more:
-                    return None
-                data += more
-        except OSError:
-            os._exit(pipe.EXIT_DEAF)  # a handler has closed what is not its own
-        return data
 
     def send(self, frame: bytes) -> None:
         """From any thread. Blocks while the worker is busy."""

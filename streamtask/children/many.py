@@ -157,28 +157,11 @@ class Many:
 
     def _read(self) -> None:
         """Its own thread: frames from the pipe, until that ends."""
-        while (header := self._exactly(pipe.HEADER.size)) is not None:
-            length, kind, token = pipe.HEADER.unpack(header)
-            payload = self._exactly(length) if length else b""
-            if payload is None:
-                break
-            self._inbox.append((kind, token, payload))
+        while (frame := pipe.received(self._channel)) is not None:
+            self._inbox.append(frame)
             self._executor.wake()
         self._inbox.append(None)
         self._executor.wake()
-
-    def _exactly(self, count: int) -> bytes | None:
-        """None: the worker has closed the pipe."""
-        data = b""
-        try:
-            while len(data) < count:
-                more = self._channel.recv(count - len(data))
-                if not more:
-                    return None
-                data += more
-        except OSError:
-            os._exit(pipe.EXIT_DEAF)  # a handler has closed what is not its own
-        return data
 
     def _on_event(self, name: str, fields: Mapping[str, Any]) -> None:
         self.send(pipe.log("warning", name, dict(fields)))

@@ -8,7 +8,9 @@ pickled (the child trusts its worker), what comes back never is.
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import socket
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +41,29 @@ class Garbage(Exception):
 
 def frame(kind: int, token: int = 0, payload: bytes = b"") -> bytes:
     return HEADER.pack(len(payload), kind, token) + payload
+
+
+def received(channel: socket.socket) -> Frame | None:
+    """The next frame of the worker, in its child; None when the worker has closed the pipe."""
+    header = _exactly(channel, HEADER.size)
+    if header is None:
+        return None
+    length, kind, token = HEADER.unpack(header)
+    payload = _exactly(channel, length) if length else b""
+    return None if payload is None else (kind, token, payload)
+
+
+def _exactly(channel: socket.socket, count: int) -> bytes | None:
+    try:
+        data = channel.recv(count, socket.MSG_WAITALL)
+        while len(data) < count:
+            more = channel.recv(count - len(data))
+            if not more:
+                return None
+            data += more
+    except OSError:
+        os._exit(EXIT_DEAF)  # a handler has closed what is not its own
+    return data
 
 
 class Frames:

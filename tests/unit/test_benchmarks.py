@@ -260,7 +260,8 @@ def test_a_worker_at_work_is_drawn(capsys: pytest.CaptureFixture[str], broker: B
     except ConfigError as error:
         pytest.skip(str(error))
     out = tmp_path / "worker.svg"
-    options = ("--tasks", "20000", "--partitions", "3", "--out", str(out), "--bootstrap", broker.bootstrap)
+    # py-spy needs a second to begin; 20,000 tasks were done by then (seen once).
+    options = ("--tasks", "60000", "--partitions", "3", "--out", str(out), "--bootstrap", broker.bootstrap)
     found = run(capsys, "flame", *options)
     assert found["looks"] > 0
     assert "Worker.run" in out.read_text()

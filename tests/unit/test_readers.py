@@ -245,8 +245,6 @@ class Side:
 
 
 fuzz = settings(max_examples=150, derandomize=True)
-# A whole run of `make check` has failed here once, a run of this file alone never: until that is understood it is slow.
-pytestmark = pytest.mark.slow
 
 
 # --- Each reader ------------------------------------------------------------------------------------------------------
