@@ -35,6 +35,7 @@ ACT_MS = 500  # from a timeout until the owner has acted on it, on a busy machin
 BY_HANDLER = frozenset({"handler_error", "not_serializable", "timeout"})  # ends that want a handler that ran
 NOT_RUN = frozenset({"invalid_parameters", "unknown_task_type", "cancelled", "expired"})  # ends that need none
 NOT_BEGUN = ("was not begun in time", "was lost: ")  # of an attempt, in the event that says why there is another one
+BROKEN_OFF = "its process died"  # in the same place
 WAKE_MS = 10_000  # from the end of a trouble until the process has heard what it missed, on a busy machine
 OVERLAP_MS = {"async": 5_000, "thread": 5_000, "process": 5_000}  # after the trouble of the older one's worker
 MOVE_MS = 30_000  # from an end of a handler until its worker says that the shard is gone
@@ -98,6 +99,10 @@ class Facts:
 
     def moved(self, pids: Iterable[int], since_ms: int, until_ms: int) -> bool:
         return any(since_ms <= ms <= until_ms + MOVE_MS for pid in pids for ms in self.moves.get(pid, ()))
+
+    def children_of(self, pid: int) -> list[int]:
+        """The children in which this worker has run something."""
+        return list({one.pid for one in self.executions if one.parent == pid})
 
     def died(self, pids: Iterable[int], since_ms: int, until_ms: int) -> bool:
         return any(since_ms - DEATH_MS <= self.deaths[pid] <= until_ms for pid in pids if pid in self.deaths)
@@ -326,6 +331,8 @@ def _taken_before_its_start(facts: Facts, running: Seen, events: Sequence[Seen])
         return True  # still open: told elsewhere, unless its record was deleted
     until_ms = (following or later[-1]).timestamp_ms
     pids, since_ms = [pid_of(running.event.worker)], running.timestamp_ms
+    if any(BROKEN_OFF in (seen.event.message or "") for seen in same):
+        pids += facts.children_of(pids[0])  # of a group of suspects, some had not begun when their child died
     return (
         facts.died(pids, since_ms, until_ms)
         or bool(facts.troubled(pids, since_ms, until_ms))

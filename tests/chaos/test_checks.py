@@ -156,6 +156,19 @@ def test_an_attempt_without_an_execution_needs_a_reason_and_is_counted() -> None
     assert found(acked=bad, histories={ORIGIN: refused}, executions=[]) == []
 
 
+def test_an_attempt_without_an_execution_may_have_waited_in_a_child_that_died() -> None:
+    """Of a group of suspects in one child, some have not begun when it dies; their event says so, and the child is dead."""
+    told = HISTORY[1].event.model_copy(update={"message": "attempt 1 was broken off: its process died: exit code 3"})
+    broken_off = dataclasses.replace(seen("running", 1, 114, 2), event=told)
+    history = [*HISTORY[:2], broken_off, seen("running", 2, 115, 3), seen("completed", 2, 130, 4, result=7)]
+    beside = dataclasses.replace(ran(1, 111, 112, pid=12)[0], origin="high-0@9", parent=10)
+    facts = dataclasses.replace(GOOD, histories={ORIGIN: history}, executions=[beside, *ran(2, 120, 125)])
+    never = "attempt 1 never ran"
+    assert never in " ".join(check(facts)[0])
+    assert never in " ".join(check(dataclasses.replace(facts, deaths={12: 900}))[0])
+    assert never not in " ".join(check(dataclasses.replace(facts, deaths={12: 113}))[0])
+
+
 def test_a_timeout_wants_a_handler_that_ran() -> None:
     slow = {ORIGIN: dataclasses.replace(DONE, ends=frozenset({"timeout"}))}
     history = [*HISTORY[:2], seen("failed", 1, 130, 2, code="timeout")]
