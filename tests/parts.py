@@ -8,9 +8,6 @@ was collected with what was run (tests/conftest.py writes both down).
 A run fails when a part fails, when a part cannot begin because it would not end within the time that there is, when a
 test was run by no part, and when a test was skipped that should not have been (tests/skips.py). A part that fails does
 not hold up the others, except `check`. What comes last are the times of the parts and the summaries that pytest gave.
-
-A part on probation has not been green in a run of CI yet. It runs, last, and what is wrong with it is reported, but does
-not fail the run. The first green run ends its probation.
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ from tests.skips import STRICT
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 80.0  # a part begins only when it will likely have ended by then; CI itself has 90
-REPORTED = "on probation, "  # begins what is wrong and does not fail the run
 HARD_MINUTES = 86.0  # what still runs then is ended
 ENDING_S = 60.0  # for pytest to end what its tests have started
 TAIL_BYTES = 50_000  # of the output of a part: more than its summary
@@ -59,7 +55,6 @@ class Part:
     bare     without Docker and Java on PATH
     seeded   chaos draws its faults from one seed for each state of the package
     judge    of the end of its output, line by line; says what is wrong, "" for nothing
-    probation  what is wrong with it is reported and does not fail the run
     """
 
     name: str
@@ -70,7 +65,6 @@ class Part:
     command: tuple[str, ...] = ()
     bare: bool = False
     seeded: bool = False
-    probation: bool = False
     judge: Callable[[Sequence[str]], str] = field(default=lambda _: "")
 
     def takes(self, test: Collected) -> bool:
@@ -102,49 +96,24 @@ BARE = "(broker or acceptance) and not slow"
 ACCEPTANCE = "tests/acceptance"
 OF_FILES = (
     Part("a minute of chaos", 2, paths=("tests/chaos/test_short.py",)),
-    Part("process handlers", 3, paths=(f"{ACCEPTANCE}/test_process_handlers.py",)),
+    Part("process handlers", 4, paths=(f"{ACCEPTANCE}/test_process_handlers.py",)),
     Part("other languages", 3, paths=(f"{ACCEPTANCE}/test_languages.py",)),
     Part("crash loops", 4, paths=(f"{ACCEPTANCE}/test_crash_loops.py",)),
     Part("refusals and stalls", 4, paths=(f"{ACCEPTANCE}/test_refusals.py", f"{ACCEPTANCE}/test_stalls.py")),
-)
-ON_PROBATION = (
-    Part(
-        "five minutes of chaos",
-        8,
-        paths=("tests/chaos",),
-        without=("tests/chaos/test_short.py",),
-        seeded=True,
-        probation=True,
-    ),
-    Part(
-        "recovery and failover",
-        5,
-        paths=(f"{ACCEPTANCE}/test_recovery.py", f"{ACCEPTANCE}/test_failover.py"),
-        probation=True,
-    ),
-    Part("groups of suspects", 7, paths=(f"{ACCEPTANCE}/test_quarantine.py",), probation=True),
-    Part(
-        "disasters and upgrades",
-        6,
-        paths=(f"{ACCEPTANCE}/test_disasters.py", f"{ACCEPTANCE}/test_upgrades.py"),
-        probation=True,
-    ),
-    Part("the soak", 3, paths=(f"{ACCEPTANCE}/test_soak.py",), probation=True),
-    Part("benchmarks, and the model", 5, paths=("tests/unit",), probation=True),
-    Part("containers", 6, paths=("tests/containers",), probation=True),
+    Part("five minutes of chaos", 8, paths=("tests/chaos",), without=("tests/chaos/test_short.py",), seeded=True),
+    Part("recovery and failover", 4, paths=(f"{ACCEPTANCE}/test_recovery.py", f"{ACCEPTANCE}/test_failover.py")),
+    Part("groups of suspects", 7, paths=(f"{ACCEPTANCE}/test_quarantine.py",)),
+    Part("disasters and upgrades", 6, paths=(f"{ACCEPTANCE}/test_disasters.py", f"{ACCEPTANCE}/test_upgrades.py")),
+    Part("the soak", 3, paths=(f"{ACCEPTANCE}/test_soak.py",)),
+    Part("benchmarks, and the model", 6, paths=("tests/unit",)),
+    Part("containers", 5, paths=("tests/containers",)),
 )
 PARTS = (
     Part("check", 5, "not broker and not acceptance and not slow", command=("make", "check")),
     Part("the demo", 1, "", command=("make", "demo", "DEMO=--exit"), bare=True, judge=violations),
     Part("on a bare machine", 8, BARE, command=("make", "test", f"PYTEST=-m {shlex.quote(BARE)}"), bare=True),
     *OF_FILES,
-    *ON_PROBATION,
-    Part(
-        "everything else",
-        10,
-        without=tuple(path for part in (*OF_FILES, *ON_PROBATION) for path in part.paths),
-        probation=True,
-    ),
+    Part("everything else", 10, without=tuple(path for part in OF_FILES for path in part.paths)),
 )
 
 
@@ -289,20 +258,15 @@ def run(part: Part, environment: Mapping[str, str], seconds_max: float) -> Ran:
 # --- A run of CI ------------------------------------------------------------------------------------------------------
 
 
-def accounts(notes: Path, parts: Sequence[Part]) -> list[str]:
+def accounts(notes: Path) -> list[str]:
     """What is wrong with what was run, going by the notes that the test runs have written."""
-    collected = {test.name: test for test in map(Collected.of, noted(notes, "collected"))}
+    collected = {Collected.of(line).name for line in noted(notes, "collected")}
     ran = Counter(noted(notes, "ran"))
     if not collected:
         return ["no run has collected everything: what was left out is not known"]
-    probation = [part for part in parts if part.probation]
-    never = sorted(set(collected) - set(ran))
+    never = sorted(collected - set(ran))
     twice = sorted(test for test, count in ran.items() if count > 1)
-    wrong = [
-        f"{REPORTED if any(part.takes(collected[test]) for part in probation) else ''}run by no part: {test}"
-        for test in never
-    ]
-    return wrong + [f"run by several parts: {test}" for test in twice]
+    return [f"run by no part: {test}" for test in never] + [f"run by several parts: {test}" for test in twice]
 
 
 def clock(seconds: float) -> str:
@@ -326,30 +290,25 @@ def play(
     notes = scratch / "notes"
     notes.mkdir()
     for number, part in enumerate(parts):
-        gone, reported = elapsed(), REPORTED if part.probation else ""
+        gone = elapsed()
         if gone + part.minutes * 60 > MINUTES * 60:
             left = f"It takes {part.minutes:g} minutes, and of {MINUTES:g} {gone / 60:.0f} have gone."
-            wrong.append(f"{reported}left out: {part.name}. {left}")
+            wrong.append(f"left out: {part.name}. {left}")
             continue
         print(f"\n--- {clock(gone)}: {part.name}: {shlex.join(part.argv())}", flush=True)
         around = surroundings(part, {**environment, NOTES: str(notes)}, scratch / f"shadow-{number}")
         ran.append(runs(part, around, HARD_MINUTES * 60 - gone))
         print(f"--- {part.name}: {clock(ran[-1].seconds)} {ran[-1].wrong}", flush=True)
         if ran[-1].wrong:
-            wrong.append(f"{reported}failed: {part.name}: {ran[-1].wrong}")
+            wrong.append(f"failed: {part.name}: {ran[-1].wrong}")
             if number == 0:  # the format, the types or the core: nothing that follows says more
                 return ran, [*wrong, "the other parts were not run"]
-    return ran, wrong + accounts(notes, parts)
-
-
-def fails(wrong: Sequence[str]) -> bool:
-    """Whether the run fails for it."""
-    return any(not line.startswith(REPORTED) for line in wrong)
+    return ran, wrong + accounts(notes)
 
 
 def tell(ran: Sequence[Ran], wrong: Sequence[str], seconds: float) -> None:
     """What comes last; pytest's own summaries at the end of it."""
-    print(f"\nCI took {clock(seconds)} of {MINUTES:g} minutes; " + ("it has FAILED:" if fails(wrong) else "it passed."))
+    print(f"\nCI took {clock(seconds)} of {MINUTES:g} minutes; " + ("it has FAILED:" if wrong else "it passed."))
     for line in wrong:
         print(f"  {line}")
     for one in ran:
@@ -372,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment = {**os.environ, STRICT: "1"}
         ran, wrong = play(PARTS, environment, Path(scratch), elapsed=lambda: time.time() - began)
     tell(ran, wrong, time.time() - began)
-    return 1 if fails(wrong) else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

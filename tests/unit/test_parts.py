@@ -85,36 +85,16 @@ def test_a_test_that_was_collected_and_not_run_fails_the_run(tmp_path: Path) -> 
     (tmp_path / "collected-7").write_text("x::one\tslow\nx::two\t\n")
     (tmp_path / "ran-7").write_text("x::one\n")
     (tmp_path / "ran-8").write_text("x::one\n")
-    assert parts.accounts(tmp_path, []) == ["run by no part: x::two", "run by several parts: x::one"]
+    assert parts.accounts(tmp_path) == ["run by no part: x::two", "run by several parts: x::one"]
 
 
 def test_a_run_that_collected_nothing_is_wrong(tmp_path: Path) -> None:
-    assert parts.accounts(tmp_path, [])
+    assert parts.accounts(tmp_path)
 
 
 def test_a_part_that_fails_holds_up_no_other_one_and_fails_the_run(tmp_path: Path) -> None:
     played = Played(tmp_path, {"a": ["x::one"], "b": ["x::two"]}, b="exit code 1")
     assert played.found == ["failed: b: exit code 1"]
-
-
-def test_what_is_wrong_with_a_part_on_probation_is_reported_and_does_not_fail_the_run(tmp_path: Path) -> None:
-    part = Part("new", 30, "slow", paths=("x.py",), probation=True)
-    for name, elapsed_s, wrong in (("late", 4_000.0, "left out: new."), ("failing", 0.0, "failed: new: exit code 1")):
-        (tmp_path / name).mkdir()
-        _, found = parts.play(
-            [Part("check", 1, ""), part], {}, tmp_path / name, elapsed=lambda s=elapsed_s: s, runs=watched
-        )
-        assert found[0].startswith(f"on probation, {wrong}")
-        assert found[1:] == ["on probation, run by no part: x.py::one"]
-        assert not parts.fails(found)
-        assert parts.fails([*found, "failed: a: exit code 1"])
-
-
-def watched(part: Part, environment: Mapping[str, str], seconds_max: float) -> Ran:
-    """The first part passes; the one on probation fails before it has run its test."""
-    with (Path(environment[parts.NOTES]) / "collected-1").open("a") as file:
-        file.write("x.py::one\tslow\n")
-    return Ran(part, 1.0, "exit code 1" if part.probation else "", "1 failed in 1.00s")
 
 
 def test_after_a_failed_check_nothing_else_is_run(tmp_path: Path) -> None:
