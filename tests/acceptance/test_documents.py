@@ -180,6 +180,7 @@ def look_up(door: Door, known: dict[str, str]) -> None:
     assert made[0] == made[1]
     door("POST", f"/tasks/{completed}/redrive", 409)
     door("POST", f"/tasks/{uuid.uuid4()}/redrive", 404)
+    door("POST", redrive, 400, headers={"Origin": "http://[::"})
     door("POST", redrive, 422, content=b"x")
     door("POST", redrive, 401, headers={"X-API-Key": "wrong"})
     door("POST", redrive, 403, headers={"Origin": "http://elsewhere.test"})
