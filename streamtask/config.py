@@ -100,7 +100,7 @@ class EngineConfig:
     backlog_bytes_max: int = 4_000_000  # and their bytes
     waiting_bytes_max: int = 96 << 20  # budget.py: of requests from their fetch to their end (core/memory.py)
     active_bytes_max: int = 80 << 20  # of decoded parameters of what runs, and of results that are not committed
-    backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms; kafka-facts 4)
+    backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms)
     progress_ms: int = 100  # at most one progress event a task in this time
     ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
     unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may know it soon

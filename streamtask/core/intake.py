@@ -1,7 +1,7 @@
 """Records come under their ledgers and become claims, as far as the ledgers have room.
 
 Beyond that they wait in the backlog of their cell, whose size is bounded by pausing the cell (with hysteresis: a pause
-throws the prefetched records away, kafka-facts 4). A second record of a task_id that is still open in its shard is not run.
+throws the prefetched records away). A second record of a task_id that is still open in its shard is not run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A deterministic Kafka: request logs, transactions, committed offsets, the status and dead topics.
 
-What it keeps to (kafka-facts sections 1, 3, 13; each rule is checked against the real broker by
-tests/contract/test_sim_rules.py where the two can be compared):
+What it keeps to (tests/contract/test_sim_rules.py checks each rule against the real broker, where the two can be
+compared):
 
 - A transaction is Ongoing, then decided (Prepare), then complete: EndTxn is answered at the decision, and the markers
   reach each partition later, one by one, in any order. The next transaction of that id waits until all are written.

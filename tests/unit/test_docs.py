@@ -17,15 +17,21 @@ import pytest
 from typer.main import get_command
 
 from streamtask.cli import app
-from streamtask.config import Settings, TopicNames
+from streamtask.client.asynchronous import PIPELINE_MAX
+from streamtask.config import EngineConfig, Settings, TopicNames
 from streamtask.kafka.acls import Resource, Role, acls_of
+from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
+from streamtask.model import HandlerKind
 from streamtask.telemetry import EVENTS
+from streamtask.view.service import SERVING_BYTES, SERVING_RECORDS
+from streamtask.worker import RECORDS_MAX
 from tests.parts import PARTS, Collected
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS, SECURITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "security.md"
+FLOW = ROOT / "docs" / "flow.md"
 HANDLER = ROOT / "examples" / "quickstart" / "app.py"
 
 
@@ -101,6 +107,26 @@ def regenerated(page: Path) -> str:
 @pytest.mark.parametrize("page", GENERATED, ids=name_of)
 def test_tables_that_are_generated_are_those_of_the_code(page: Path) -> None:
     assert page.read_text() == regenerated(page), "run: python -m tests.unit.test_docs"
+
+
+def bounds() -> list[str]:
+    """What flow.md says of the steps' bounds."""
+    core = EngineConfig()
+    slots = core.slots
+    return [
+        f"{PIPELINE_MAX:,} records under way in one `submit_many`",
+        f"{RECORDS_MAX:,} records a poll",
+        f"{core.backlog_max} records or {core.backlog_bytes_max / 1e6:g} MB a cell, then it is paused",
+        f"{core.events_max:,} events or {core.batch_bytes_max / 1e6:g} MB a transaction",
+        f"{slots[HandlerKind.ASYNC]} async, {slots[HandlerKind.THREAD]} threads a process",
+        f"the transaction timeout of {TRANSACTION_TIMEOUT_MS / 1e3:g} s",
+        f"{SERVING_RECORDS} records or {SERVING_BYTES / 1e6:g} MB a batch while it serves",
+    ]
+
+
+@pytest.mark.parametrize("bound", bounds())
+def test_bounds_on_the_way_of_a_request_are_those_of_the_code(bound: str) -> None:
+    assert bound in FLOW.read_text()
 
 
 # --- Blocks -----------------------------------------------------------------------------------------------------------
