@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import streamtask
+from streamtask import errors
 
 
 def test_every_public_name_can_be_had_and_is_documented() -> None:
@@ -30,3 +31,13 @@ def test_importing_streamtask_and_its_core_never_drags_kafka_in() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_error_that_a_user_may_have_to_catch_is_public() -> None:
+    raised = {
+        name: found
+        for name, found in vars(errors).items()
+        if isinstance(found, type) and issubclass(found, errors.StreamtaskError)
+    }
+    inside = {"SchemaPending", "DevBrokerUnavailable"}  # the worker waits it out; the command of the local broker
+    assert set(raised) - inside <= set(streamtask.__all__)

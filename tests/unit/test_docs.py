@@ -29,7 +29,7 @@ from tests.parts import PARTS, Collected
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS, SECURITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "security.md"
 FLOW = ROOT / "docs" / "flow.md"
 HANDLER = ROOT / "examples" / "quickstart" / "app.py"
