@@ -119,7 +119,7 @@ class StatusRecall:
         return bool(self._reading)
 
     def poll(self) -> list[tuple[int, int, list[Recalled], bool]]:
-        """(shard, epoch, facts, done) of one slice for each reading; never waits."""
+        """(shard, epoch, facts, done) of each reading that has come on; [] while all wait for a broker. Never waits."""
         if not self._reading:
             return []
         for record in self._side.take(self._topic):
@@ -128,7 +128,8 @@ class StatusRecall:
         for reading in list(self._reading.values()):
             facts = self._facts(reading)
             done = self._side.reached(reading.end) and not reading.unread
-            out.append((reading.shard, reading.epoch, facts, done))
+            if facts or done:
+                out.append((reading.shard, reading.epoch, facts, done))
             if done:
                 self._drop(reading.shard)
         return out
