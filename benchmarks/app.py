@@ -95,6 +95,7 @@ def until_cancelled_thread(ctx: Context, marks: str) -> None:
     while not ctx.cancelled:
         time.sleep(0.001)
     _mark(ctx, marks, "cancelled")
+    ctx.check_cancelled()  # who returns may have completed: it is a race
 
 
 @app.task("until_cancelled_process", executor="process")
