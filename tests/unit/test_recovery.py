@@ -1,4 +1,4 @@
-"""Reading a shard's status events back: what the owner is told, and that it is not kept busy while it waits."""
+"""Recovering a shard from its status events: each new fact is handed to the owner once, and waiting costs no CPU."""
 
 from __future__ import annotations
 
