@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 80.0  # a part begins only when it will likely have ended by then; CI itself has 90
 HARD_MINUTES = 86.0  # what still runs then is ended
 ENDING_S = 60.0  # for pytest to end what its tests have started
-TAIL_BYTES = 50_000  # of the output of a part: more than its summary
+TAIL_BYTES = 500_000  # of the output of a part: more than its summary, and than what a failure says
+SAID_MAX, SAID_CHARS = 12, 1_500  # lines of a failed part that are said again at the end, and characters of each
 NOTES = "STREAMTASK_TEST_NOTES"  # a folder: tests/conftest.py writes down there what was collected and what was run
 STARTED = "STREAMTASK_CI_STARTED"  # seconds since the epoch: installing counts as well
 MARKS = frozenset({"acceptance", "broker", "docker", "slow"})
@@ -43,6 +44,7 @@ MARKS = frozenset({"acceptance", "broker", "docker", "slow"})
 HIDDEN = ("docker", "docker-compose", "dockerd", "podman", "java", "javac", "javaw")
 FORGOTTEN = ("JAVA_HOME", "DOCKER_HOST", "STREAMTASK_TEST_BOOTSTRAP_SERVERS", "STREAMTASK_BOOTSTRAP_SERVERS")
 SUMMARY = re.compile(r"^=*\s*(?:\d+ [a-z]+,? ?)+in \d+\.\d+s.*$")
+FAILURE = re.compile(r"^(?:E  |FAILED |ERROR )")  # pytest on why a test has failed
 
 
 @dataclass(frozen=True)
@@ -215,12 +217,13 @@ def surroundings(part: Part, environment: Mapping[str, str], shadow: Path) -> di
 
 @dataclass(frozen=True)
 class Ran:
-    """How a part went. wrong: why it failed, "" when it did not."""
+    """How a part went. wrong: why it failed, "" when it did not; said: what pytest said of that."""
 
     part: Part
     seconds: float
     wrong: str
     summary: str
+    said: tuple[str, ...] = ()
 
 
 def run(part: Part, environment: Mapping[str, str], seconds_max: float) -> Ran:
@@ -252,7 +255,8 @@ def run(part: Part, environment: Mapping[str, str], seconds_max: float) -> Ran:
     wrong = part.judge(lines) if code == 0 else f"exit code {code}"
     if seconds > seconds_max:
         wrong = f"it was ended after {seconds / 60:.0f} minutes"
-    return Ran(part, seconds, wrong, summary)
+    said = tuple(line[:SAID_CHARS] for line in lines if FAILURE.match(line))[:SAID_MAX] if wrong else ()
+    return Ran(part, seconds, wrong, summary, said)
 
 
 # --- A run of CI ------------------------------------------------------------------------------------------------------
@@ -309,7 +313,7 @@ def play(
 def tell(ran: Sequence[Ran], wrong: Sequence[str], seconds: float) -> None:
     """What comes last; pytest's own summaries at the end of it."""
     print(f"\nCI took {clock(seconds)} of {MINUTES:g} minutes; " + ("it has FAILED:" if wrong else "it passed."))
-    for line in wrong:
+    for line in (*wrong, *(f"{one.part.name}: {line}" for one in ran for line in one.said)):
         print(f"  {line}")
     for one in ran:
         print(f"{clock(one.seconds):>6}  {one.part.name}")

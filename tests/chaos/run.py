@@ -40,6 +40,7 @@ BEGIN_S = 180.0
 HEAL_S = 90.0
 FINISH_S = 300.0
 LOOK_S = 0.2
+SAID_LINES, SAID_CHARS = 4, 300
 
 
 def run(
@@ -196,7 +197,7 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
             known = by_origin(bench)
             told = [(one, [(s.status, s.event.attempt) for s in known.get(one, [])]) for one in sorted(open_)[:10]]
             text = f"{len(open_)} requests have not ended {FINISH_S:g} s after the last fault: {told}"
-            raise AssertionError(text + bench.unread())
+            raise AssertionError(text + bench.unread() + _last_said(fleet))
         between()
         time.sleep(0.1)
     hosts = [host for host in fleet.wanted() if host.alive]
@@ -211,3 +212,12 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
         if host.alive:
             host.running.wait(60)
     bench.look()
+
+
+def _last_said(fleet: Fleet) -> str:
+    """What each host that lives has logged last: why it does not go on may stand there."""
+    return "".join(
+        f"\nhost {host.number} said last: {' '.join(line[:SAID_CHARS] for line in host.running.lines()[-SAID_LINES:])}"
+        for host in fleet.hosts
+        if host.alive
+    )

@@ -119,6 +119,14 @@ def python(code: str) -> Part:
     return Part("some", 1, "", command=(sys.executable, "-c", code))
 
 
+def test_what_a_failed_part_said_is_said_again_at_the_end(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    failure = "print('E   AssertionError: ' + 'x' * 5_000); print('FAILED tests/a.py::b'); raise SystemExit(1)"
+    parts.tell([parts.run(python(failure), {}, 60)], ["failed: some: exit code 1"], 3_723)
+    said = capfdbinary.readouterr().out.decode().partition("it has FAILED:\n")[2].splitlines()
+    assert said[1] == "  some: " + ("E   AssertionError: " + "x" * 5_000)[: parts.SAID_CHARS]
+    assert said[2] == "  some: FAILED tests/a.py::b"
+
+
 def test_a_part_is_shown_and_its_summary_is_kept(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     line = "====== 2 failed, 1 passed, 3267 deselected in 61.20s (0:01:01) ======"
     ran = parts.run(python(f"print('...'); print({line!r}); raise SystemExit(1)"), {}, 60)
