@@ -55,7 +55,6 @@ class Part:
     marks    which of the tests under `paths` it takes, as pytest's -m; "": it runs no tests
     command  instead of `make slow` with its paths
     bare     without Docker and Java on PATH
-    seeded   chaos draws its faults from one seed for each state of the package
     judge    of the end of its output, line by line; says what is wrong, "" for nothing
     """
 
@@ -66,7 +65,6 @@ class Part:
     without: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     bare: bool = False
-    seeded: bool = False
     judge: Callable[[Sequence[str]], str] = field(default=lambda _: "")
 
     def takes(self, test: Collected) -> bool:
@@ -102,7 +100,7 @@ OF_FILES = (
     Part("other languages", 3, paths=(f"{ACCEPTANCE}/test_languages.py",)),
     Part("crash loops", 4, paths=(f"{ACCEPTANCE}/test_crash_loops.py",)),
     Part("refusals and stalls", 4, paths=(f"{ACCEPTANCE}/test_refusals.py", f"{ACCEPTANCE}/test_stalls.py")),
-    Part("five minutes of chaos", 8, paths=("tests/chaos",), without=("tests/chaos/test_short.py",), seeded=True),
+    Part("five minutes of chaos", 8, paths=("tests/chaos",), without=("tests/chaos/test_short.py",)),
     Part("recovery and failover", 4, paths=(f"{ACCEPTANCE}/test_recovery.py", f"{ACCEPTANCE}/test_failover.py")),
     Part("groups of suspects", 7, paths=(f"{ACCEPTANCE}/test_quarantine.py",)),
     Part("disasters and upgrades", 6, paths=(f"{ACCEPTANCE}/test_disasters.py", f"{ACCEPTANCE}/test_upgrades.py")),
@@ -204,14 +202,6 @@ def surroundings(part: Part, environment: Mapping[str, str], shadow: Path) -> di
         for name in HIDDEN:
             seen = shutil.which(name, path=found["PATH"])
             assert seen is None, f"{seen} is still on PATH"
-    if part.seeded:
-        # What one run finds in a state of the package, the next run of that state meets again.
-        told = subprocess.run(
-            ["git", "rev-parse", "HEAD:streamtask"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if told.returncode == 0:
-            found["STREAMTASK_CHAOS_SEED"] = str(int(told.stdout[:5], 16) % 1_000_000)
-        print(f"chaos: seed {found.get('STREAMTASK_CHAOS_SEED', 'drawn by the test')}", flush=True)
     return found
 
 

@@ -179,6 +179,7 @@ class Bench:
         )
         self._history: dict[str, list[Seen]] = defaultdict(list)
         self._letters: list[DeadRecord] = []
+        self.known_origins: set[str] = set()  # with a status event
         self.ended: set[str] = set()  # origins with a terminal event, and those of dead letters
 
     # --- Processes ----------------------------------------------------------------------------------------------------
@@ -236,6 +237,7 @@ class Bench:
                 elif value is not None:
                     event = decode_status(value, self.reader)
                     self._history[event.task_id].append(Seen(event, partition, offset, timestamp_ms, value))
+                    self.known_origins.add(event.origin or "")
                     if event.ended:
                         self.ended.add(event.origin or "")
 

@@ -184,15 +184,18 @@ def _begun(bench: Bench, hosts: int) -> bool:
 def _finish(stage: Stage, between: Callable[[], None]) -> None:
     """Everybody awake, enough of them there, no more load; then every request to its end, and everybody home."""
     fleet, load, bench = stage.fleet, stage.load, stage.bench
+
+    def gone(origin: str) -> bool:
+        # A duplicate whose refusal was forgotten with its letter is a task like any other once it has begun (decision 0007).
+        return origin not in bench.known_origins and letter_gone(stage, origin)
+
     fleet.thaw_all()
     while len(fleet.wanted()) < HOSTS:
         fleet.start()
     load.stop()
     stage.note(f"{load.cancel_longest()} tasks that would go on for long are cancelled")
     deadline = time.monotonic() + FINISH_S
-    while open_ := [
-        one for one in load.acked if one not in bench.ended and not deleted(stage, one) and not letter_gone(stage, one)
-    ]:
+    while open_ := [one for one in load.acked if one not in bench.ended and not deleted(stage, one) and not gone(one)]:
         if time.monotonic() > deadline:
             known = by_origin(bench)
             told = [(one, [(s.status, s.event.attempt) for s in known.get(one, [])]) for one in sorted(open_)[:10]]
