@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from streamtask.audit import Judge
 from streamtask.codec import RequestDecoder
 from streamtask.config import TopicNames
-from streamtask.model import RequestRecord
+from streamtask.domain.model import RequestRecord
 
 BATCH = 2_000  # of one poll, as in the audit
 OPEN = 300  # tasks of a partition at a time

@@ -21,7 +21,7 @@ from benchmarks.app import UNTIL_CANCELLED, parameters
 from benchmarks.latency import quantile
 from benchmarks.stand import Failed, topics, worker
 from streamtask.client import AsyncClient
-from streamtask.model import TaskStatus
+from streamtask.domain.model import TaskStatus
 
 WARM_UP = 3  # rounds
 WAIT_S = 60.0

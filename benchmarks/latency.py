@@ -28,7 +28,7 @@ from benchmarks.steady import Took
 from streamtask.client import AsyncClient
 from streamtask.codec import decode_status
 from streamtask.config import TopicNames
-from streamtask.model import TaskResponse, TaskStatus, to_ms
+from streamtask.domain.model import TaskResponse, TaskStatus, to_ms
 
 WARM_UP = 50
 WAIT_S = 30.0

@@ -16,7 +16,7 @@ from benchmarks.app import rows_of
 from benchmarks.stand import Failed, check_histories, kafka, status_counts, topics, worker
 from benchmarks.throughput import follow
 from streamtask.config import Settings, TopicNames
-from streamtask.identity import new_task_id
+from streamtask.domain.identity import new_task_id
 from streamtask.kafka.producer import ClientProducer
 
 CONCURRENCY = Settings.model_fields["concurrency"].default

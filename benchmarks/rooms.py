@@ -21,9 +21,8 @@ from streamtask.codec.formats import Encoder
 from streamtask.config import EngineConfig, TopicNames
 from streamtask.core import ownership, protocol
 from streamtask.core.engine import Engine
-from streamtask.model import HandlerKind, Outcome, RequestRecord
-from streamtask.outcomes import returned
-from streamtask.ports import (
+from streamtask.domain.model import HandlerKind, Outcome, RequestRecord
+from streamtask.domain.ports import (
     Ask,
     CommitPlain,
     Committed,
@@ -41,6 +40,7 @@ from streamtask.ports import (
     Settled,
     Start,
 )
+from streamtask.outcomes import returned
 from streamtask.process import tame_collector
 
 _write_status = Encoder().status_writer("rooms", locale="en", worker="benchmark@localhost:12345")

@@ -25,7 +25,7 @@ from benchmarks.stand import Failed, OtherProcess, check_histories, command_work
 from streamtask.client import AsyncClient
 from streamtask.codec import decode_status
 from streamtask.config import TopicNames
-from streamtask.model import TaskResponse, TaskStatus, to_ms
+from streamtask.domain.model import TaskResponse, TaskStatus, to_ms
 
 PARTS = ("parent", "imports", "join", "claim", "commit")
 WAIT_S = 60.0

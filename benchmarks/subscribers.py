@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from benchmarks.latency import quantile
 from benchmarks.stand import Failed, query_service, topics
 from benchmarks.written import Task, Writer, event
-from streamtask.identity import Origin, new_task_id
+from streamtask.domain.identity import Origin, new_task_id
 from streamtask.view.server import loop_runner
 
 UPDATES = 20

@@ -32,10 +32,10 @@ from streamtask.client import Client
 from streamtask.codec import peek_status
 from streamtask.config import TopicNames
 from streamtask.devbroker import DevBroker
-from streamtask.identity import new_task_id
+from streamtask.domain.identity import new_task_id
+from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.admin import group_members
 from streamtask.kafka.tail import Tail
-from streamtask.partitioner import partition_of
 
 RATE_PER_S = 20  # of each partition: two terminal events 50 ms apart
 WARM_TASKS = 60_000

@@ -24,7 +24,7 @@ from benchmarks.latency import quantile
 from benchmarks.stand import Failed, fair_threads, query_service, topics
 from benchmarks.written import STEPS, Task, Writer, event
 from streamtask.config import TopicNames
-from streamtask.identity import Origin, new_task_id
+from streamtask.domain.identity import Origin, new_task_id
 
 TASKS_PER_S = 5_000
 PERIOD_S = 0.02  # between two commits

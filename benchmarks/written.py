@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from benchmarks.stand import Failed, kafka, records_of
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
-from streamtask.identity import Origin
+from streamtask.domain.identity import Origin
 from streamtask.kafka.ends import topic_ends
 
 OPEN = 3_000  # tasks at a time

@@ -52,7 +52,7 @@ _HOMES = {
     "streamtask.app": ("App", "Task"),
     "streamtask.handlers": ("Context", "Retry"),
     "streamtask.client": ("AsyncClient", "Client", "Receipt", "SyncReceipt"),
-    "streamtask.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
+    "streamtask.domain.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
     "streamtask.errors": (
         "ClusterError",
         "ConfigError",
@@ -80,6 +80,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 if TYPE_CHECKING:
     from streamtask.app import App, Task
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+    from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
     from streamtask.errors import (
         ClusterError,
         ConfigError,
@@ -102,7 +103,6 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from streamtask.handlers import Context, Retry
-    from streamtask.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
 
 
 def __getattr__(name: str) -> Any:

@@ -28,9 +28,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from streamtask.config import Settings, load_settings
+from streamtask.domain.model import TaskRequest, TaskResponse
 from streamtask.errors import ConfigError
 from streamtask.handlers import Context, Handler, Lifespan, Registry, Retry, make_handler
-from streamtask.model import TaskRequest, TaskResponse
 
 if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from streamtask.core import setaside
 from streamtask.core.engine import Engine
+from streamtask.domain.ports import Now
 from streamtask.kafka.rim import KafkaRim
-from streamtask.ports import Now
 
 
 def ask_around(engine: Engine, rim: KafkaRim, now: Now) -> None:

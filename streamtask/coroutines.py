@@ -22,9 +22,9 @@ from typing import Any
 
 from streamtask import outcomes
 from streamtask.binding import ParametersInvalid
+from streamtask.domain.model import Outcome
 from streamtask.execution import Execution, OnEvent
 from streamtask.handlers import Lifespan
-from streamtask.model import Outcome
 from streamtask.whereabouts import where
 
 LIFESPAN_CLOSE_S_MIN = 1.0  # what closing the lifespan gets even if the handlers used up the time

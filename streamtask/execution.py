@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from streamtask.domain.model import Band
+from streamtask.domain.ports import Start
 from streamtask.handlers import Context, Handler
-from streamtask.model import Band
-from streamtask.ports import Start
 from streamtask.tracing import Attempt
 
 if TYPE_CHECKING:

@@ -28,11 +28,11 @@ from streamtask.children.place import Job
 from streamtask.children.pool import Pool
 from streamtask.children.quarantine import Quarantine
 from streamtask.coroutines import Coroutines
+from streamtask.domain.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
 from streamtask.execution import Execution, OnEvent
 from streamtask.handlers import Context, Handler, Lifespan
-from streamtask.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
-from streamtask.ports import Start, Stop, StopReason
 from streamtask.tracing import Attempts
 from streamtask.whereabouts import Running, Stragglers, where
 

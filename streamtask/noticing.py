@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from streamtask import telemetry
 from streamtask.config import TopicNames
+from streamtask.domain.model import RequestRecord
+from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.tail import TailRecord
-from streamtask.model import RequestRecord
-from streamtask.partitioner import partition_of
 
 HOUR_S = 3600.0
 KEYS_LOOKED_AT = 4  # of one poll: 8 µs each

@@ -22,8 +22,8 @@ from typing import Any
 from streamtask import telemetry
 from streamtask.core.engine import Engine
 from streamtask.core.shard import Shard, Standing
-from streamtask.model import ErrorCode, HandlerKind, TaskStatus
-from streamtask.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
+from streamtask.domain.model import ErrorCode, HandlerKind, TaskStatus
+from streamtask.domain.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
 from streamtask.whereabouts import Stragglers
 
 MIB = 1 << 20

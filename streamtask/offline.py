@@ -12,11 +12,11 @@ from datetime import datetime
 
 from streamtask.codec import DeadRecord, RequestDecoder, decode_dead, decode_status
 from streamtask.config import Settings
+from streamtask.domain.model import RequestRecord, TaskResponse, to_ms
 from streamtask.errors import DecodeError
 from streamtask.kafka.admin import cluster_id
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.model import RequestRecord, TaskResponse, to_ms
 from streamtask.registry import Formats
 from streamtask.view.materialize import Materializer, created_row
 from streamtask.view.sqlite import SQLiteStore

@@ -14,10 +14,10 @@ from typing import Any
 
 from streamtask import codec
 from streamtask.binding import ParametersInvalid
+from streamtask.domain.model import ERROR_TEXT_MAX, TRACEBACK_TEXT_MAX, Ending, ErrorCode, Outcome
+from streamtask.domain.ports import StopReason
 from streamtask.errors import DecodeError
 from streamtask.handlers import Context, Handler, Retry, bounded
-from streamtask.model import ERROR_TEXT_MAX, TRACEBACK_TEXT_MAX, Ending, ErrorCode, Outcome
-from streamtask.ports import StopReason
 
 _OURS = (
     "streamtask.executor",

@@ -21,12 +21,12 @@ from streamtask.app import App, load_app
 from streamtask.budget import budget_of
 from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
 from streamtask.children.pool import Pool
+from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
 from streamtask.failover import Failover
 from streamtask.kafka import granted
 from streamtask.kafka.acls import Role
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.model import HandlerKind
 from streamtask.note import Note
 from streamtask.supervisor import Supervisor, die_with_parent
 

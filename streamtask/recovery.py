@@ -16,12 +16,12 @@ from streamtask.codec import decode_control
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.recalled import read_recalled
 from streamtask.config import TopicNames
+from streamtask.domain.model import ControlAction, now_ms
+from streamtask.domain.ports import Recalled, RecallStatus
 from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable
 from streamtask.kafka.side_reader import Mark, SideReader
 from streamtask.kafka.tail import TailRecord
-from streamtask.model import ControlAction, now_ms
 from streamtask.noticing import PassedOver
-from streamtask.ports import Recalled, RecallStatus
 
 ASIDE_MAX = 1_000  # wishes whose schema is not known
 ASIDE_S = 0.05  # between two looks at them

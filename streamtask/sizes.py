@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.errors import StreamtaskError
-from streamtask.model import Ending, ErrorCode, Outcome
 
 RECORD_SPARE_BYTES = 2_048  # of a batch beside the value of its one record
 EVENT_SPARE_BYTES = 1_024  # of an event beside its result and labels

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from streamtask.config import TopicNames
-from streamtask.identity import TRACE_HEADERS
-from streamtask.model import Ending, Outcome
-from streamtask.ports import Start, StopReason
+from streamtask.domain.identity import TRACE_HEADERS
+from streamtask.domain.model import Ending, Outcome
+from streamtask.domain.ports import Start, StopReason
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
-from streamtask.model import HandlerKind
-from streamtask.ports import StopReason
+from streamtask.domain.model import HandlerKind
+from streamtask.domain.ports import StopReason
 
 
 class Stragglers(NamedTuple):

@@ -29,19 +29,8 @@ from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
 from streamtask.core import ownership, protocol
 from streamtask.core.engine import Engine
-from streamtask.errors import ConfigError, StreamtaskError
-from streamtask.executor import Executor
-from streamtask.handlers import Handler, Lifespan
-from streamtask.kafka import admin, granted
-from streamtask.kafka.acls import Role
-from streamtask.kafka.rim import KafkaRim
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.side_reader import SideReader
-from streamtask.kafka.trouble import hopeless
-from streamtask.model import DeadLetter, HandlerKind, Outcome, now_ms
-from streamtask.noticing import Noticing
-from streamtask.observe import Observer
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, now_ms
+from streamtask.domain.ports import (
     Answer,
     Ask,
     AwaitEnded,
@@ -58,6 +47,17 @@ from streamtask.ports import (
     Start,
     Stop,
 )
+from streamtask.errors import ConfigError, StreamtaskError
+from streamtask.executor import Executor
+from streamtask.handlers import Handler, Lifespan
+from streamtask.kafka import admin, granted
+from streamtask.kafka.acls import Role
+from streamtask.kafka.rim import KafkaRim
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.side_reader import SideReader
+from streamtask.kafka.trouble import hopeless
+from streamtask.noticing import Noticing
+from streamtask.observe import Observer
 from streamtask.recovery import ControlReader, StatusRecall
 from streamtask.registry import Formats
 from streamtask.sizes import EventSize

@@ -19,7 +19,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from streamtask.codec.avro import json_of
 from streamtask.documents.schemas import closed
-from streamtask.model import ErrorCode
+from streamtask.domain.model import ErrorCode
 
 Part = dict[str, Any]
 Headers = Iterable[tuple[str, bytes]]

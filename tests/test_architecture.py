@@ -24,17 +24,18 @@ FUNCTION_LINES_MAX = 70
 LAYERS: dict[str, int] = {
     # L0 words
     "streamtask.errors": 0,
-    "streamtask.identity": 0,
-    "streamtask.model": 0,
+    "streamtask.domain": 0,
+    "streamtask.domain.identity": 0,
+    "streamtask.domain.model": 0,
     "streamtask.config": 0,
     "streamtask.sources": 0,
-    "streamtask.ports": 0,
+    "streamtask.domain.ports": 0,
     "streamtask.telemetry": 0,
     # L1 core
     "streamtask.core": 1,
     # L2 codec
     "streamtask.codec": 2,
-    "streamtask.partitioner": 2,
+    "streamtask.domain.partitioner": 2,
     # L3 rim
     "streamtask.kafka": 3,
     "streamtask.registry": 3,

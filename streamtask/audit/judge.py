@@ -52,9 +52,9 @@ from streamtask.audit.report import Report, Violation
 from streamtask.codec import DeadRecord, decode_status
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import TopicNames
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import RequestRecord, TaskResponse, to_ms
 from streamtask.errors import DecodeError
-from streamtask.identity import Origin
-from streamtask.model import RequestRecord, TaskResponse, to_ms
 
 REFRESH_MS_MIN = 86_400_000  # a CREATED this much later is the refresh of a task that waits for days
 BEYOND = 1 << 63  # above every time

@@ -36,11 +36,11 @@ from streamtask.app import App, load_app
 from streamtask.children import pipe
 from streamtask.children.many import Many
 from streamtask.children.place import MANY, RECALL
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import StreamtaskError
 from streamtask.executor import Executor
 from streamtask.handlers import Context
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome
-from streamtask.ports import Start, Stop, StopReason
 from streamtask.supervisor import die_with_parent
 
 EXIT_CONFIG = 2

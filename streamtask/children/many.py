@@ -23,11 +23,11 @@ from typing import Any
 
 from streamtask import outcomes, tracing
 from streamtask.children import pipe
+from streamtask.domain.model import Band, Outcome
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
 from streamtask.executor import Executor
 from streamtask.handlers import Handler, Lifespan
-from streamtask.model import Band, Outcome
-from streamtask.ports import Start, Stop, StopReason
 
 IDLE_S = 3_600.0
 

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 
 from streamtask.codec import reopened
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.ports import Start
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start
 
 OVERRIDES_VARIABLE = "STREAMTASK_CHILD_OVERRIDES"  # to the child: settings from the worker's command line, JSON
 HEADER = struct.Struct("<IBQ")

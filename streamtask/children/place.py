@@ -16,8 +16,8 @@ import structlog
 
 from streamtask import outcomes
 from streamtask.children import guard, pipe
-from streamtask.model import Ending, Outcome
-from streamtask.ports import StopReason
+from streamtask.domain.model import Ending, Outcome
+from streamtask.domain.ports import StopReason
 
 CLOSED = "it closed its pipe"
 MANY = "many"  # on the command line of a quarantine child

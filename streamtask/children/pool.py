@@ -36,8 +36,8 @@ from streamtask import outcomes
 from streamtask.children import guard, pipe
 from streamtask.children.keeper import Keeper
 from streamtask.children.place import CLOSED, Job, Place, how_ended, launch, log_line, stopped
-from streamtask.model import Ending, ErrorCode, Outcome
-from streamtask.ports import StopReason
+from streamtask.domain.model import Ending, ErrorCode, Outcome
+from streamtask.domain.ports import StopReason
 
 GRACE_S = 2.0  # from SIGTERM to SIGKILL; below the time that a revoke gives its handlers
 DEAF_S = 0.25  # a pipe that ends is the first sign of a death; one that still lives then has closed it

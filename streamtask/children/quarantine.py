@@ -23,8 +23,8 @@ from streamtask import outcomes
 from streamtask.children import pipe
 from streamtask.children.place import MANY, Job, Place, how_ended, log_line, spawn
 from streamtask.children.pool import Pool
-from streamtask.model import Ending, ErrorCode, Outcome
-from streamtask.ports import StopReason
+from streamtask.domain.model import Ending, ErrorCode, Outcome
+from streamtask.domain.ports import StopReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -50,7 +50,7 @@ def audit(
     settings = door.settings()
     kafka = kafka_of(settings)
     from streamtask.audit import follow_audit, run_audit
-    from streamtask.model import to_ms
+    from streamtask.domain.model import to_ms
     from streamtask.registry import Formats
 
     since_ms = None if begin is None else to_ms(begin)

@@ -10,8 +10,8 @@ import typer
 
 from streamtask.cli.door import EXIT_BAD_ANSWER, Door, kafka_of
 from streamtask.cli.tasks import _moment
+from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
-from streamtask.identity import canonical
 
 if TYPE_CHECKING:
     from streamtask.config import Settings
@@ -46,7 +46,7 @@ def dead_redrive(
     choice = _choice(which or [], task_type, code, since, until, text)
     settings = door.settings()
     settings.bootstrap()
-    from streamtask.model import now_ms
+    from streamtask.domain.model import now_ms
     from streamtask.redrive.run import read_plan
 
     plan = read_plan(settings, choice, now_ms())
@@ -74,7 +74,7 @@ def _choice(
     which: list[str], task_type: str | None, code: str | None, since: str | None, until: str | None, text: str | None
 ) -> Choice:
     """Raises ConfigError."""
-    from streamtask.model import ErrorCode, to_ms
+    from streamtask.domain.model import ErrorCode, to_ms
     from streamtask.redrive import Choice
 
     codes = [known.value for known in ErrorCode]
@@ -105,7 +105,7 @@ def _send(
     failed: list[tuple[Redrive, str]],
 ) -> None:
     """Fills `sent` (with the origin of the new request) and `failed` (with the reason)."""
-    from streamtask.identity import origin_text
+    from streamtask.domain.identity import origin_text
     from streamtask.redrive.run import send
 
     bands = settings.topics.bands

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamtask.client import AsyncClient
     from streamtask.config import Settings
-    from streamtask.model import TaskResponse
+    from streamtask.domain.model import TaskResponse
 
 COLOURS = {"created": "cyan", "running": "yellow", "completed": "green", "failed": "red", "cancelled": "magenta"}
 DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

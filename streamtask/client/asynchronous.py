@@ -22,6 +22,8 @@ from streamtask.client.receipt import Receipt
 from streamtask.codec.formats import Encoder
 from streamtask.codec.reader import PLAIN
 from streamtask.config import Settings, load_settings
+from streamtask.domain.identity import Origin, canonical
+from streamtask.domain.model import PRIORITY_DEFAULT, TaskRequest, TaskResponse
 from streamtask.errors import (
     ConfigError,
     NotAllowed,
@@ -30,12 +32,6 @@ from streamtask.errors import (
     SubmitError,
     UnknownTask,
     WaitTimeout,
-)
-from streamtask.identity import Origin, canonical
-from streamtask.model import (
-    PRIORITY_DEFAULT,
-    TaskRequest,
-    TaskResponse,
 )
 from streamtask.registry import Formats
 

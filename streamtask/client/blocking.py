@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.receipt import Receipt, result_of
 from streamtask.config import Settings
-from streamtask.model import TaskRequest, TaskResponse
+from streamtask.domain.model import TaskRequest, TaskResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from streamtask import codec, tracing
 from streamtask.codec.formats import Encoder
 from streamtask.codec.wire import invalid
 from streamtask.config import TopicNames
+from streamtask.domain.identity import canonical, new_task_id
+from streamtask.domain.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, TaskRequest
 from streamtask.errors import DecodeError, RequestRefused
-from streamtask.identity import canonical, new_task_id
-from streamtask.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, TaskRequest
 from streamtask.tracing import Sending
 
 Headers = Mapping[str, str | bytes]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import ErrorCode, TaskResponse, TaskStatus
 from streamtask.errors import TaskCancelled, TaskFailed
-from streamtask.identity import Origin
-from streamtask.model import ErrorCode, TaskResponse, TaskStatus
 
 if TYPE_CHECKING:
     from streamtask.client.asynchronous import AsyncClient

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from streamtask.client.stream import Told, server_events
 from streamtask.config import Settings
+from streamtask.domain.model import TaskResponse, rfc3339
 from streamtask.errors import (
     ConfigError,
     RequestRefused,
@@ -29,7 +30,6 @@ from streamtask.errors import (
     Unreachable,
     WaitTimeout,
 )
-from streamtask.model import TaskResponse, rfc3339
 
 if TYPE_CHECKING:
     import httpx

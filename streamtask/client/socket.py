@@ -16,8 +16,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
 
 from streamtask.client.stream import BLOCK_BYTES_MAX, Told
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError, Unreachable
-from streamtask.model import TaskResponse
 
 NAME = "task"  # of the one subscription
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError
-from streamtask.model import TaskResponse
 
 BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, unless topics were set otherwise
 

@@ -15,8 +15,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import WaitTimeout
-from streamtask.model import TaskResponse
 
 EVENTS_KEPT_MAX = 1_000  # per iterator that is slower than its task; older progress is dropped first
 

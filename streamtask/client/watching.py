@@ -21,8 +21,8 @@ from weakref import WeakValueDictionary
 from streamtask.client.tracking import Track
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN, Reader
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
-from streamtask.model import TaskResponse
 
 if TYPE_CHECKING:
     from streamtask.kafka.settings import KafkaSettings

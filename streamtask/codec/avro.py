@@ -25,9 +25,9 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from streamtask.codec import schema
 from streamtask.codec.wire import AVRO_MAGIC, TIME_MS_MAX, time_text, wrong_fields
+from streamtask.domain.identity import canonical
+from streamtask.domain.model import to_ms
 from streamtask.errors import DecodeError
-from streamtask.identity import canonical
-from streamtask.model import to_ms
 
 REQUEST, RESPONSE, CONTROL = "task_request", "task_response", "task_control"
 HEADER_BYTES = len(AVRO_MAGIC) + 8

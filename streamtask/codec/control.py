@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from streamtask.codec.avro import CONTROL
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import invalid, read_object, readable, time_spelled, time_text, wrong_fields
+from streamtask.domain.identity import canonical
+from streamtask.domain.model import ControlMessage, to_ms
 from streamtask.errors import ClusterError, DecodeError, SchemaPending
-from streamtask.identity import canonical
-from streamtask.model import ControlMessage, to_ms
 
 
 def encode_control(message: ControlMessage) -> bytes:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from streamtask.codec.wire import TIME_MS_MAX, HeaderInput, Headers, readable, time_text
 from streamtask.config import TopicNames
+from streamtask.domain.model import DeadLetter
 from streamtask.errors import DecodeError
-from streamtask.model import DeadLetter
 
 OURS = "streamtask-"
 TEXT_BYTES_MAX = 1_024  # of the text that says what is wrong

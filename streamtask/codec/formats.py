@@ -17,8 +17,8 @@ from streamtask.codec.plain import plain_writer
 from streamtask.codec.request import encode_request, request_datum
 from streamtask.codec.status import encode_status, status_datum
 from streamtask.codec.wire import Format, readable
+from streamtask.domain.model import ControlMessage, StatusEvent, TaskRequest, to_ms
 from streamtask.errors import DecodeError
-from streamtask.model import ControlMessage, StatusEvent, TaskRequest, to_ms
 
 
 class Encoder:

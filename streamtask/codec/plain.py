@@ -12,7 +12,7 @@ import orjson
 
 from streamtask.codec.status import MESSAGES, NULL, encode_status
 from streamtask.codec.wire import TIMES, time_text
-from streamtask.model import StatusEvent, TaskStatus
+from streamtask.domain.model import StatusEvent, TaskStatus
 
 _TYPES_MAX = 1_000  # names of task types kept as JSON text
 

@@ -13,10 +13,10 @@ from datetime import datetime
 from streamtask.codec.reader import Reader
 from streamtask.codec.status import peek_status
 from streamtask.core.offsetmap import ATTEMPT_MAX
+from streamtask.domain.identity import Origin, canonical
+from streamtask.domain.model import ENDED, TaskStatus, to_ms
+from streamtask.domain.ports import Recalled
 from streamtask.errors import ClusterError, DecodeError, SchemaPending
-from streamtask.identity import Origin, canonical
-from streamtask.model import ENDED, TaskStatus, to_ms
-from streamtask.ports import Recalled
 
 # A later time does not move the clock of the shard, which never falls: one event of the year 9999 would give its time to all
 # that follow. An hour: how far ahead of its own clock a broker lets a timestamp be (message.timestamp.after.max.ms).

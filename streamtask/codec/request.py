@@ -35,9 +35,9 @@ from streamtask.codec.wire import (
     wrong_fields,
 )
 from streamtask.config import TopicNames
+from streamtask.domain.identity import canonical, derived
+from streamtask.domain.model import ErrorCode, RequestRecord, TaskRequest, to_ms, unknown_fields
 from streamtask.errors import ClusterError, DecodeError, SchemaPending
-from streamtask.identity import canonical, derived
-from streamtask.model import ErrorCode, RequestRecord, TaskRequest, to_ms, unknown_fields
 
 TASK_ID_HEADER = "task_id"
 CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is believed if it is less than a day off

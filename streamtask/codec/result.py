@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from streamtask.domain.model import ErrorCode
 from streamtask.errors import DecodeError
-from streamtask.model import ErrorCode
 
 # Levels a result may nest. Readers bound the whole document (serde_json 128, pydantic's parser 200): a status event
 # adds one level, a list of them two more.

@@ -25,9 +25,8 @@ from streamtask.codec.wire import (
     time_text,
     wrong_fields,
 )
-from streamtask.errors import DecodeError
-from streamtask.identity import TRACE_HEADERS, canonical
-from streamtask.model import (
+from streamtask.domain.identity import TRACE_HEADERS, canonical
+from streamtask.domain.model import (
     ERROR_TEXT_MAX,
     LOCALES,
     MESSAGE_TEXT_MAX,
@@ -37,6 +36,7 @@ from streamtask.model import (
     TaskStatus,
     message_of,
 )
+from streamtask.errors import DecodeError
 
 NULL = b"null"
 MESSAGES = {locale: {status.value: message_of(status, locale) for status in TaskStatus} for locale in LOCALES}

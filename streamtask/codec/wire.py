@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from streamtask.domain.identity import canonical
 from streamtask.errors import DecodeError
-from streamtask.identity import canonical
 
 Headers = tuple[tuple[str, bytes], ...]
 HeaderInput = Iterable[tuple[str, bytes | None]] | None  # as confluent_kafka hands them over

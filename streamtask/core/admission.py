@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from streamtask.config import EngineConfig
 from streamtask.core.claim import Claim, Final, Wait
 from streamtask.core.retry import death
-from streamtask.model import ErrorCode, TaskStatus
-from streamtask.ports import Now
+from streamtask.domain.model import ErrorCode, TaskStatus
+from streamtask.domain.ports import Now
 
 
 @dataclass(frozen=True, slots=True)

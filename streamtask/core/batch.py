@@ -17,8 +17,8 @@ from streamtask.core.ledger import Draft
 from streamtask.core.offsetmap import Mark
 from streamtask.core.shard import Shard
 from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
-from streamtask.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
-from streamtask.ports import CommitPlan, OffsetCommit
+from streamtask.domain.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
+from streamtask.domain.ports import CommitPlan, OffsetCommit
 
 CREATE, START, REPORT, WAIT, ACQUIT, FINISH = 1, 2, 4, 8, 16, 32
 

@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from streamtask.core.suspects import ALONE, stage_of
-from streamtask.identity import TRACE_HEADERS
-from streamtask.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
+from streamtask.domain.identity import TRACE_HEADERS
+from streamtask.domain.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
 
 if TYPE_CHECKING:
     from streamtask.core.shard import Shard

@@ -14,8 +14,8 @@ from streamtask.core import admission, suspects
 from streamtask.core.claim import Claim, Final, Owed, Phase
 from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.retry import Again, after_death, death, decide
-from streamtask.model import Ending, ErrorCode, Outcome, TaskStatus
-from streamtask.ports import Now, StopReason
+from streamtask.domain.model import Ending, ErrorCode, Outcome, TaskStatus
+from streamtask.domain.ports import Now, StopReason
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine

@@ -38,8 +38,8 @@ from streamtask.core.schedule import Schedule
 from streamtask.core.setaside import SetAside
 from streamtask.core.shard import Shard, Standing
 from streamtask.core.suspects import GROUPS_ON_TRIAL, Groups, acquitted
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
-from streamtask.ports import Cell, Effect, Note, Now, Start, Stop, StopReason
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
+from streamtask.domain.ports import Cell, Effect, Note, Now, Start, Stop, StopReason
 
 
 class Engine:

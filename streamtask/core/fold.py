@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Final, Protocol, TypeVar
 
 from streamtask.core.lifecycle import NEXT
-from streamtask.identity import Origin
-from streamtask.model import TaskStatus
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import TaskStatus
 
 
 class Fact(Protocol):

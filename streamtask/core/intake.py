@@ -12,9 +12,9 @@ from streamtask.core import admission, endings, timers
 from streamtask.core.batch import Refusal
 from streamtask.core.claim import Claim, Phase
 from streamtask.core.shard import Shard, Standing
-from streamtask.identity import origin_text
-from streamtask.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
-from streamtask.ports import Note, Now, Pause, Resume
+from streamtask.domain.identity import origin_text
+from streamtask.domain.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
+from streamtask.domain.ports import Note, Now, Pause, Resume
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from streamtask.domain.model import ENDED, TaskStatus
 from streamtask.errors import StreamtaskError
-from streamtask.model import ENDED, TaskStatus
 
 NEXT: Final[dict[TaskStatus, frozenset[TaskStatus]]] = {
     TaskStatus.CREATED: frozenset({TaskStatus.RUNNING, TaskStatus.CANCELLED}),

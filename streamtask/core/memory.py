@@ -22,13 +22,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from streamtask.model import HandlerKind, RequestRecord
+from streamtask.domain.model import HandlerKind, RequestRecord
 
 if TYPE_CHECKING:
     from streamtask.core.claim import Claim, Owed
     from streamtask.core.claim import Final as End
     from streamtask.core.shard import Shard
-    from streamtask.ports import Cell
+    from streamtask.domain.ports import Cell
 
 # One waiting request beside its value: record, model, claim, ledger entry, schedule (2,600 bytes measured over 15,840 open
 # ones), and texts up to TEXT_FREE.

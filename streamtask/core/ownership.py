@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from streamtask.core.claim import Phase, Wait
 from streamtask.core.offsetmap import Head, LedgerUnreadable, UnknownVersion, head_of
 from streamtask.core.shard import Shard, Standing
-from streamtask.ports import (
+from streamtask.domain.ports import (
     Cell,
     Expected,
     Note,

@@ -19,7 +19,7 @@ from streamtask.core.batch import Batch
 from streamtask.core.engine import Engine
 from streamtask.core.offsetmap import Head
 from streamtask.core.shard import heads
-from streamtask.ports import (
+from streamtask.domain.ports import (
     AbortTransaction,
     Answer,
     Ask,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from streamtask.core.ledger import SUSPECT_LOST
-from streamtask.model import Ending, Outcome, Retry, TaskPolicy
+from streamtask.domain.model import Ending, Outcome, Retry, TaskPolicy
 
 
 @dataclass(frozen=True, slots=True)

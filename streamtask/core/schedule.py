@@ -35,7 +35,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from streamtask.core.pace import WHOLE, Pace
 from streamtask.core.suspects import ALONE, ONLY, Groups, stage_of
-from streamtask.model import Band, HandlerKind
+from streamtask.domain.model import Band, HandlerKind
 
 AGED_TURNS_MAX: Final = 16
 KEPT_SHARE: Final = 8  # one slot in eight is kept for the first band

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from streamtask.core.batch import Owing, Refusal
 from streamtask.core.claim import Claim, Phase
 from streamtask.core.shard import Shard, Standing
-from streamtask.ports import DEAD, LETTERS, STATUS, Cell, CommitPlan, Fault, FaultKind, Note, Now, Place, Probe
+from streamtask.domain.ports import DEAD, LETTERS, STATUS, Cell, CommitPlan, Fault, FaultKind, Note, Now, Place, Probe
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine

@@ -27,9 +27,9 @@ from streamtask.core.offsetmap import (
     head_of,
     tag_version,
 )
-from streamtask.identity import Origin
-from streamtask.model import RequestRecord
-from streamtask.ports import Cell, Committed, Note, OffsetCommit, Recalled, Settled
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import RequestRecord
+from streamtask.domain.ports import Cell, Committed, Note, OffsetCommit, Recalled, Settled
 
 NOBODY = "-"  # owner of a shard that was handed over while it recovered
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Final, Generic, Protocol, TypeVar
 
-from streamtask.model import HandlerKind
+from streamtask.domain.model import HandlerKind
 
 GROUP_MAX: Final = 128  # more would lose more work to one poison; fewer would start more children for a false alarm
 SINGLE: Final = GROUP_MAX.bit_length() - 1  # the stage from which on a group has one member

@@ -17,8 +17,8 @@ from streamtask.core import admission
 from streamtask.core.claim import Claim, Phase, Wait
 from streamtask.core.retry import Again, decide
 from streamtask.core.suspects import trial_ms
-from streamtask.model import Ending, ErrorCode, Outcome
-from streamtask.ports import Now, Start, Stop, StopReason
+from streamtask.domain.model import Ending, ErrorCode, Outcome
+from streamtask.domain.ports import Now, Start, Stop, StopReason
 
 if TYPE_CHECKING:
     from streamtask.core.engine import Engine

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from streamtask.core.claim import Claim, Final
-from streamtask.model import DeadLetter
+from streamtask.domain.model import DeadLetter
 
 EVENT_BYTES = (
     512  # of an event without labels, texts and result: ids, times, names of fields, key, headers, record overhead

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streamtask.domain.identity import new_task_id
+from streamtask.domain.model import TaskRequest
 from streamtask.errors import ConfigError
-from streamtask.identity import new_task_id
-from streamtask.model import TaskRequest
 
 FILES_MAX = 20_000
 SMALL_BYTES, LARGE_BYTES = 4_000, 60_000

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
 from streamtask.kafka.ends import topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.model import TaskResponse
 
 LINES_MAX = 20  # a second; the rest of it is summed up
 POLL_S = 0.25

@@ -13,8 +13,8 @@ from streamtask.codec import schema as avro
 from streamtask.codec.avro import CONTROL, REQUEST, RESPONSE, fingerprint_of
 from streamtask.config import TopicNames
 from streamtask.documents import schemas
+from streamtask.domain.model import PRIORITY_DEFAULT
 from streamtask.kafka.topics import config_of, rules_of
-from streamtask.model import PRIORITY_DEFAULT
 from streamtask.view import examples
 
 SCHEMAS = "#/components/schemas/"

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from streamtask.codec import schema as avro
 from streamtask.codec.avro import CONTROL, REQUEST, RESPONSE
 from streamtask.codec.dead import OURS, TEXT_BYTES_MAX
-from streamtask.model import (
+from streamtask.domain.model import (
     ERROR_TEXT_MAX,
     MESSAGE_TEXT_MAX,
     TRACEBACK_TEXT_MAX,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from streamtask.domain.ports import Cell
 from streamtask.kafka.faults import Call, fault
-from streamtask.ports import Cell
 
 ASTRAY_S = 1.0  # of one turn
 

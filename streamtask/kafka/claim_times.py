@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamtask import telemetry
-from streamtask.ports import Ask, CommitPlain, FenceIds, ListOffsets, Produce, ReadSettled, Seat
+from streamtask.domain.ports import Ask, CommitPlain, FenceIds, ListOffsets, Produce, ReadSettled, Seat
 
 _STEPS: dict[type, str] = {
     ListOffsets: "list_ms",

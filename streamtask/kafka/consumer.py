@@ -22,6 +22,8 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.domain.model import RequestRecord
+from streamtask.domain.ports import Cell, Expected
 from streamtask.errors import SchemaPending
 from streamtask.kafka.asking import ask_for
 from streamtask.kafka.astray import positions_held
@@ -31,8 +33,6 @@ from streamtask.kafka.letting_go import close, drop_later, in_background
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.silent_cells import Standing
 from streamtask.kafka.trouble import Heard
-from streamtask.model import RequestRecord
-from streamtask.ports import Cell, Expected
 
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]

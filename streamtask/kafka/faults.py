@@ -13,7 +13,7 @@ from enum import Enum
 
 from confluent_kafka import KafkaError
 
-from streamtask.ports import Fault, FaultKind
+from streamtask.domain.ports import Fault, FaultKind
 
 
 class Call(Enum):

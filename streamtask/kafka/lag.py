@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.domain.ports import Cell
 from streamtask.kafka import claim
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.ports import Cell
 
 EVERY_S = 5.0
 TIMEOUT_S = 3.0

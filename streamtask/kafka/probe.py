@@ -17,10 +17,10 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streamtask.config import TopicNames
+from streamtask.domain.ports import LETTERS, Place
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.kafka.transaction import new_transactional_id
-from streamtask.ports import LETTERS, Place
 
 PROBES_AT_ONCE = 4  # each is a client with its connections; the others wait
 INIT_S, ANSWER_S, ABORT_S = 10.0, 5.0, 1.0  # nobody waits for it

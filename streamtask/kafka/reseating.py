@@ -15,10 +15,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask import telemetry
 from streamtask.config import TopicNames
+from streamtask.domain.ports import Cell, Expected
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.silent_cells import SilentCells, Standing
-from streamtask.ports import Cell, Expected
 
 LOOK_S = 1.0
 ASK_TIMEOUT_S = 1.0

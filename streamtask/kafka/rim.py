@@ -16,20 +16,8 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from streamtask.config import TopicNames
-from streamtask.errors import NotAllowed, Unreachable
-from streamtask.kafka import claim
-from streamtask.kafka.acls import Role, acls_command, transactional_ids
-from streamtask.kafka.claim_times import ClaimTimes
-from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
-from streamtask.kafka.faults import Call, fault
-from streamtask.kafka.fencing import fence_ids
-from streamtask.kafka.letting_go import in_background
-from streamtask.kafka.probe import Probes
-from streamtask.kafka.reseating import Reseating
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
-from streamtask.model import RequestRecord
-from streamtask.ports import (
+from streamtask.domain.model import RequestRecord
+from streamtask.domain.ports import (
     AbortTransaction,
     Answer,
     Ask,
@@ -49,6 +37,18 @@ from streamtask.ports import (
     Seat,
     SendOffsets,
 )
+from streamtask.errors import NotAllowed, Unreachable
+from streamtask.kafka import claim
+from streamtask.kafka.acls import Role, acls_command, transactional_ids
+from streamtask.kafka.claim_times import ClaimTimes
+from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
+from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.fencing import fence_ids
+from streamtask.kafka.letting_go import in_background
+from streamtask.kafka.probe import Probes
+from streamtask.kafka.reseating import Reseating
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 
 UNLISTED_MAX = 3  # questions without an answer after which the reader is made anew
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from streamtask.ports import Cell, Expected
+from streamtask.domain.ports import Cell, Expected
 
 QUIET_S = 5.0
 ASK_S = 5.0

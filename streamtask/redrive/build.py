@@ -17,9 +17,9 @@ from streamtask.codec.avro import REQUEST
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.request import TASK_ID_HEADER
 from streamtask.config import TopicNames
-from streamtask.identity import redriven
-from streamtask.model import LABELS_MAX, ErrorCode, RequestRecord, rfc3339, to_ms
-from streamtask.partitioner import partition_of
+from streamtask.domain.identity import redriven
+from streamtask.domain.model import LABELS_MAX, ErrorCode, RequestRecord, rfc3339, to_ms
+from streamtask.domain.partitioner import partition_of
 
 REDRIVE_OF = "redrive_of"
 _DUPLICATE = (

@@ -10,15 +10,15 @@ from contextlib import closing
 
 from streamtask.codec import DeadRecord, RequestDecoder, decode_dead
 from streamtask.config import Settings, TopicNames
+from streamtask.domain.model import ErrorCode
+from streamtask.domain.partitioner import partition_of
 from streamtask.errors import DecodeError, SubmitError
 from streamtask.kafka.admin import cluster_id, partition_count
 from streamtask.kafka.offsets import group_offsets
 from streamtask.kafka.producer import ClientProducer, Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
-from streamtask.model import ErrorCode
 from streamtask.offline import read_dead
-from streamtask.partitioner import partition_of
 from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
 from streamtask.registry import Formats
 

@@ -19,12 +19,12 @@ from streamtask.app import App
 from streamtask.children.pipe import OVERRIDES_VARIABLE
 from streamtask.children.pool import Pool
 from streamtask.codec import decode_status
+from streamtask.domain.model import HandlerKind, TaskResponse
 from streamtask.errors import ConfigError
 from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.ends import topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.model import HandlerKind, TaskResponse
 from streamtask.worker import Worker
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, RootModel
 
-from streamtask.model import TaskResponse, TaskStatus
+from streamtask.domain.model import TaskResponse, TaskStatus
 
 Count = Annotated[int, Field(ge=0)]
 LastId = Annotated[str, Field(description="Resume behind here; of a filtered stream it names every partition.")]

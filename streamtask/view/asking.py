@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Path
 
-from streamtask.identity import canonical
+from streamtask.domain.identity import canonical
 from streamtask.view.problems import Problem, invalid, unavailable
 from streamtask.view.service import Token, ViewService
 

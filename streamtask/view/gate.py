@@ -13,8 +13,8 @@ import ipaddress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
-from streamtask.identity import canonical
 from streamtask.view.hosts import Hosts, is_foreign
 from streamtask.view.problems import Problem
 from streamtask.view.service import ViewService

@@ -19,9 +19,9 @@ from starlette.responses import Response
 
 from streamtask.codec import decode_request_strict
 from streamtask.config import Settings
+from streamtask.domain.identity import TRACE_HEADERS, Origin
+from streamtask.domain.model import ENDED, PRIORITY_DEFAULT, RequestRecord, TaskRequest, TaskStatus, to_ms
 from streamtask.errors import DecodeError
-from streamtask.identity import TRACE_HEADERS, Origin
-from streamtask.model import ENDED, PRIORITY_DEFAULT, RequestRecord, TaskRequest, TaskStatus, to_ms
 from streamtask.view import examples
 from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
 from streamtask.view.examples import HEADERS, JSON, answer

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
-from streamtask.model import ENDED
+from streamtask.domain.model import ENDED
 from streamtask.view.asking import unknown
 from streamtask.view.feed import Cut, Heard, Listener
 from streamtask.view.past import PAST_OFFSETS_MAX, Gap, Past, Pasts, Positions

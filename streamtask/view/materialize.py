@@ -24,9 +24,9 @@ from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import BINARY, time_text
 from streamtask.config import TopicNames
 from streamtask.core.fold import stands
+from streamtask.domain.identity import Origin, origin_text
+from streamtask.domain.model import PRIORITY_MAX, PRIORITY_MIN, RequestRecord, TaskStatus, message_of, to_ms
 from streamtask.errors import DecodeError
-from streamtask.identity import Origin, origin_text
-from streamtask.model import PRIORITY_MAX, PRIORITY_MIN, RequestRecord, TaskStatus, message_of, to_ms
 from streamtask.view.feed import Heard
 from streamtask.view.store import Known, Partition, Row, Store
 

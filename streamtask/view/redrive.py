@@ -14,7 +14,7 @@ from typing import Annotated, Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from streamtask.model import RequestRecord, TaskStatus
+from streamtask.domain.model import RequestRecord, TaskStatus
 from streamtask.redrive import Redrive, Refusal
 from streamtask.view import examples
 from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown

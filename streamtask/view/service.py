@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, Protocol
 
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import TopicNames
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import ENDED
 from streamtask.errors import ClusterError, Unreachable
-from streamtask.identity import Origin
-from streamtask.model import ENDED
 from streamtask.view.feed import Feed, Heard
 from streamtask.view.materialize import Materializer, Record
 from streamtask.view.store import Cursor, Filter, Known, Page, Partition, Row, Store

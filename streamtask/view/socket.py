@@ -27,7 +27,7 @@ from fastapi import FastAPI, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from streamtask.model import TaskStatus
+from streamtask.domain.model import TaskStatus
 from streamtask.view.asking import be_as_fresh, canonical_id
 from streamtask.view.feed import Cut
 from streamtask.view.live import Live, Push

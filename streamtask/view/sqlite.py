@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamtask.domain.model import TaskStatus
 from streamtask.errors import ConfigError
-from streamtask.model import TaskStatus
 from streamtask.view.store import LIST_MAX, Cursor, Filter, Known, Page, Partition, Row, key_of, page_of, text_of
 
 APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours

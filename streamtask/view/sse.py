@@ -21,8 +21,8 @@ from fastapi import FastAPI, Header, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from streamtask.domain.model import TaskStatus
 from streamtask.errors import ClusterError
-from streamtask.model import TaskStatus
 from streamtask.view import examples
 from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path
 from streamtask.view.feed import Cut

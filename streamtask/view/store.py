@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from streamtask.model import TaskStatus
+from streamtask.domain.model import TaskStatus
 
 Partition = tuple[str, int]  # (topic, partition)
 

@@ -30,9 +30,9 @@ from streamtask.client import Client
 from streamtask.codec import DeadRecord, decode_dead, decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames, load_settings
+from streamtask.domain.model import TaskResponse
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.model import TaskResponse
 from tests.acceptance import limits
 
 ROOT = Path(__file__).parents[2]

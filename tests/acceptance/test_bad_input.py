@@ -17,8 +17,8 @@ import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from streamtask.domain.identity import derived
 from streamtask.errors import RequestRefused, SubmitError
-from streamtask.identity import derived
 from streamtask.kafka import admin
 from tests.acceptance.harness import Bench, until
 from tests.payloads import incompressible

@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka import Producer
 
 from streamtask.codec import encode_control
-from streamtask.model import ControlAction, ControlMessage, TaskRequest
+from streamtask.domain.model import ControlAction, ControlMessage, TaskRequest
 from tests.acceptance.harness import Bench, Running, until
 from tests.processes import gone
 

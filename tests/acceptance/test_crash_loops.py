@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from streamtask.codec import avro
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import Bench, Seen, until
 from tests.contract.raw_names import RawName
 

@@ -23,10 +23,10 @@ from confluent_kafka.admin import AdminClient
 from streamtask.audit import run_audit
 from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
+from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
 from streamtask.kafka.offsets import group_offsets
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.model import TaskRequest
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, Running, until
 from tests.conftest import Broker

@@ -29,8 +29,8 @@ from streamtask.codec.formats import avro_encoder
 from streamtask.config import Settings, load_settings
 from streamtask.documents import asyncapi
 from streamtask.documents.export import openapi
+from streamtask.domain.model import TaskRequest
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.model import TaskRequest
 from streamtask.registry import Formats
 from streamtask.registry.subjects import documents
 from streamtask.view.examples import LONG_INFERENCE

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from streamtask.client import SyncReceipt
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import ROOT, Bench, Running, until
 
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")

@@ -18,7 +18,7 @@ from streamtask.codec import avro
 from streamtask.codec.confluent import header
 from streamtask.codec.formats import avro_encoder
 from streamtask.config import Settings, load_settings
-from streamtask.model import ControlAction, ControlMessage, TaskRequest
+from streamtask.domain.model import ControlAction, ControlMessage, TaskRequest
 from streamtask.registry import Formats
 from streamtask.registry.subjects import documents
 from tests.acceptance.harness import WAIT_S, Bench, Seen, until

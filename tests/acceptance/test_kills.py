@@ -15,7 +15,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import SESSION_MS, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

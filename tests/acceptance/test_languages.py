@@ -25,9 +25,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from streamtask.identity import Origin, derived
+from streamtask.domain.identity import Origin, derived
+from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.partitioner import partition_of
 from tests.acceptance.harness import ROOT, WAIT_S, Bench, Execution, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from streamtask.domain.model import TaskRequest
 from streamtask.errors import TaskFailed
-from streamtask.model import TaskRequest
 from tests.acceptance.harness import ROOT, Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect
 
 from streamtask.client import AsyncClient
 from streamtask.client.stream import server_events
-from streamtask.model import TaskResponse
+from streamtask.domain.model import TaskResponse
 from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import ROOT, WAIT_S, Bench, Running, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streamtask.identity import new_task_id
+from streamtask.domain.identity import new_task_id
 from tests.acceptance.harness import Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

@@ -8,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import Bench, Running, until
 from tests.processes import gone
 

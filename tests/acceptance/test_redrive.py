@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import ROOT, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]

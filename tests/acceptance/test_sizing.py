@@ -14,8 +14,8 @@ import pytest
 
 from streamtask.config import TopicNames
 from streamtask.devbroker import DevBroker
+from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
-from streamtask.model import TaskRequest
 from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import Bench, bench, until
 

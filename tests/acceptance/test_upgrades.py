@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.client import Client
 from streamtask.codec.wire import time_text
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import ROOT, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from streamtask.model import TaskRequest
+from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import APP, ROOT, Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from streamtask import process, worker
+from streamtask.domain.ports import CommitPlain, ReadSettled
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.transaction import StatusTransaction
-from streamtask.ports import CommitPlain, ReadSettled
 from tests.chaos.control import Control
 
 INSIDE_S = 0.0005  # from the call of commit_transaction to the stop: a commit takes 2 ms and more

@@ -19,9 +19,9 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from streamtask.domain.identity import new_task_id
+from streamtask.domain.model import TaskRequest, to_ms
 from streamtask.errors import SubmitError, Unreachable
-from streamtask.identity import new_task_id
-from streamtask.model import TaskRequest, to_ms
 from tests.acceptance.harness import Bench
 from tests.chaos.kinds import LONGEST, WEIGHS, Kind, kinds
 from tests.chaos.payload import payload

@@ -6,7 +6,7 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
-from streamtask.model import TaskResponse, TaskStatus
+from streamtask.domain.model import TaskResponse, TaskStatus
 from tests.acceptance.harness import Execution, Seen
 from tests.chaos.checks import Facts, Overlap, Trouble, check, overlaps, too_long
 from tests.chaos.load import Expected

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.codec import encode_dead, encode_status
 from streamtask.config import TopicNames
-from streamtask.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
 from tests.conftest import Broker
 
 CREATED, RUNNING, COMPLETED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED

@@ -9,11 +9,8 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 
 from streamtask.config import TopicNames
-from streamtask.kafka.consumer import Decode
-from streamtask.kafka.rim import Deadlines, KafkaRim
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.domain.ports import (
     Ask,
     Cell,
     CommitPlan,
@@ -26,6 +23,9 @@ from streamtask.ports import (
     Seat,
     SendOffsets,
 )
+from streamtask.kafka.consumer import Decode
+from streamtask.kafka.rim import Deadlines, KafkaRim
+from streamtask.kafka.settings import KafkaSettings
 
 TASK_ID = "01939d5e-0000-7000-8000-000000000001"
 

@@ -15,6 +15,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
 from streamtask.codec import RequestDecoder, decode_control, encode_status
 from streamtask.config import TopicNames
+from streamtask.domain.identity import new_task_id
+from streamtask.domain.model import ControlAction, StatusEvent, TaskRequest, TaskStatus
+from streamtask.domain.partitioner import partition_of
 from streamtask.errors import (
     ConfigError,
     RequestRefused,
@@ -27,9 +30,6 @@ from streamtask.errors import (
     Unreachable,
     WaitTimeout,
 )
-from streamtask.identity import new_task_id
-from streamtask.model import ControlAction, StatusEvent, TaskRequest, TaskStatus
-from streamtask.partitioner import partition_of
 from tests.conftest import Broker
 from tests.payloads import incompressible
 

@@ -24,13 +24,7 @@ from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
-from streamtask.kafka import admin
-from streamtask.kafka.consumer import ShardConsumer
-from streamtask.kafka.rim import KafkaRim
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.side_reader import SideReader
-from streamtask.kafka.tail import Tail
-from streamtask.ports import (
+from streamtask.domain.ports import (
     Answer,
     Ask,
     CommitPlain,
@@ -45,6 +39,12 @@ from streamtask.ports import (
     RenewProducer,
     SendOffsets,
 )
+from streamtask.kafka import admin
+from streamtask.kafka.consumer import ShardConsumer
+from streamtask.kafka.rim import KafkaRim
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.side_reader import SideReader
+from streamtask.kafka.tail import Tail
 from streamtask.recovery import ControlReader, StatusRecall
 from streamtask.worker import STUCK_S, Worker
 from tests.conftest import warm_up

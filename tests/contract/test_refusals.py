@@ -9,10 +9,8 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamtask.config import TopicNames
-from streamtask.kafka.probe import Probes
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.model import DeadLetter, RequestRecord
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, RequestRecord
+from streamtask.domain.ports import (
     DEAD,
     LETTERS,
     STATUS,
@@ -25,6 +23,8 @@ from streamtask.ports import (
     RenewProducer,
     Waiting,
 )
+from streamtask.kafka.probe import Probes
+from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import Broker
 from tests.contract.member import Member, kind, plan, read_values, wait_until
 

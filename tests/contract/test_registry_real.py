@@ -17,8 +17,8 @@ import pytest
 
 from streamtask.codec import RequestDecoder, decode_control, decode_status, schema
 from streamtask.config import Settings, TopicNames, load_settings
+from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.errors import ClusterError, RegistryUnreachable, SchemaPending
-from streamtask.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.registry import Formats, open_registry, subjects
 from streamtask.registry.client import FULL_TRANSITIVE
 from tests import certificates

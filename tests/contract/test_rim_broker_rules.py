@@ -11,11 +11,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.config import TopicNames
-from streamtask.kafka.rim import Deadlines
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
-from streamtask.model import DeadLetter, RequestRecord
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, RequestRecord
+from streamtask.domain.ports import (
     AbortTransaction,
     Cell,
     CommitPlain,
@@ -34,6 +31,9 @@ from streamtask.ports import (
     SendOffsets,
     Settled,
 )
+from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
 from tests.contract.member import Member, event, fill, kind, plan, raw_dead, read_values, wait_until
 from tests.payloads import incompressible
 

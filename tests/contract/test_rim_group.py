@@ -10,8 +10,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.ports import (
+from streamtask.domain.ports import (
     AbortTransaction,
     CommitPlain,
     FaultKind,
@@ -22,6 +21,7 @@ from streamtask.ports import (
     Seat,
     SendOffsets,
 )
+from streamtask.kafka.settings import KafkaSettings
 from tests.contract.member import Member, fill, kind, plan, wait_until
 
 pytestmark = pytest.mark.broker

@@ -9,10 +9,7 @@ import pytest
 
 from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
-from streamtask.kafka import admin
-from streamtask.kafka.rim import Deadlines
-from streamtask.kafka.settings import KafkaSettings
-from streamtask.ports import (
+from streamtask.domain.ports import (
     AbortTransaction,
     Answer,
     Ask,
@@ -30,6 +27,9 @@ from streamtask.ports import (
     RenewProducer,
     SendOffsets,
 )
+from streamtask.kafka import admin
+from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import warm_up
 from tests.contract.member import Member, kind, plan, wait_until
 

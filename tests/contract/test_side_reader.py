@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.domain.ports import RecallStatus
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
-from streamtask.ports import RecallStatus
 from streamtask.recovery import ControlReader, StatusRecall
 from tests.contract.member import fill, wait_until
 

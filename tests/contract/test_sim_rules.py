@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.domain.model import DeadLetter, StatusEvent
+from streamtask.domain.ports import CommitPlain, FenceIds, ListOffsets, OffsetCommit, ReadSettled
 from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
-from streamtask.model import DeadLetter, StatusEvent
-from streamtask.ports import CommitPlain, FenceIds, ListOffsets, OffsetCommit, ReadSettled
 from tests.contract.member import Member, fill, kind, plan, read_values
 from tests.sim.broker import Broker, Entry, Producer
 from tests.sim.group import Membership
@@ -161,7 +161,7 @@ class Simulated:
         return found.offset, found.text
 
     def settled(self, shard: int) -> Any:
-        from streamtask.ports import FaultKind
+        from streamtask.domain.ports import FaultKind
 
         if not self._until(lambda: not self.broker.unstable((shard,))):
             return FaultKind.UNSTABLE

@@ -22,12 +22,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.codec import decode_control, encode_status
 from streamtask.config import TopicNames
+from streamtask.domain.identity import Origin, derived, new_task_id
+from streamtask.domain.model import StatusEvent, TaskRequest, TaskResponse, TaskStatus
 from streamtask.errors import SubmitError, TopicsMissing
-from streamtask.identity import Origin, derived, new_task_id
 from streamtask.kafka import admin
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.model import StatusEvent, TaskRequest, TaskResponse, TaskStatus
 from streamtask.view import service as view_service
 from streamtask.view import submit
 from streamtask.view.live import Live

@@ -12,7 +12,7 @@ from typing import Any
 from streamtask.config import EngineConfig
 from streamtask.core import ownership, protocol
 from streamtask.core.engine import Engine
-from streamtask.model import (
+from streamtask.domain.model import (
     BANDS,
     DeadLetter,
     Ending,
@@ -23,7 +23,7 @@ from streamtask.model import (
     TaskPolicy,
     TaskRequest,
 )
-from streamtask.ports import (
+from streamtask.domain.ports import (
     AbortTransaction,
     Answer,
     Ask,

@@ -7,8 +7,8 @@ import pytest
 from streamtask.codec import encode_dead, encode_status, status_headers, status_key
 from streamtask.config import TopicNames
 from streamtask.core.batch_size import BYTES_MIN, FLUSH_MS, PATIENCE_MAX_MS, RISE_BYTES, SILENT_MS, BatchSize
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord
-from streamtask.ports import Answer, Ask, Fault, FaultKind, Flush, Produce, RenewProducer, Waiting
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord
+from streamtask.domain.ports import Answer, Ask, Fault, FaultKind, Flush, Produce, RenewProducer, Waiting
 from tests.core.desk import Desk, raised
 
 SLOTS = {HandlerKind.ASYNC: 100, HandlerKind.THREAD: 0, HandlerKind.PROCESS: 0}

@@ -12,8 +12,8 @@ from streamtask.core import protocol
 from streamtask.core.offsetmap import LOST_MAX, Entry, Mark
 from streamtask.core.retry import Again, after_death
 from streamtask.core.suspects import ALONE, ONLY, SINGLE, STAGES
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
-from streamtask.ports import EndTransaction, Fault, FaultKind, StopReason
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
+from streamtask.domain.ports import EndTransaction, Fault, FaultKind, StopReason
 from tests.core.desk import RETURNED, Desk, raised
 
 LOST = Outcome(Ending.LOST, code="worker_lost", error="killed by SIGSEGV")

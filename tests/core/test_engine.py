@@ -6,8 +6,8 @@ import pytest
 
 from streamtask import outcomes
 from streamtask.core import ownership
-from streamtask.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
-from streamtask.ports import Expected, Pause, ReadControl, Resume, StopReason
+from streamtask.domain.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
+from streamtask.domain.ports import Expected, Pause, ReadControl, Resume, StopReason
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamtask.model import RequestRecord
-from streamtask.ports import Answer, Ask, EndTransaction, Fault, FaultKind, Flush, Produce
+from streamtask.domain.model import RequestRecord
+from streamtask.domain.ports import Answer, Ask, EndTransaction, Fault, FaultKind, Flush, Produce
 
 from .desk import Desk
 

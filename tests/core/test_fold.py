@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtask.core.fold import fold, stands
-from streamtask.identity import Origin
+from streamtask.domain.identity import Origin
 
 
 @dataclass(frozen=True)

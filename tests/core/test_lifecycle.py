@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from streamtask.core.lifecycle import NEXT, IllegalStep, advance, drawing, may_follow, table
-from streamtask.model import ENDED, TaskStatus
+from streamtask.domain.model import ENDED, TaskStatus
 
 STATES = Path(__file__).parents[2] / "docs" / "states.md"
 LEGAL = {

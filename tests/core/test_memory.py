@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from streamtask.core import ownership, protocol
 from streamtask.core.memory import OVERHEAD, Share, opened_weight
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
-from streamtask.ports import EndTransaction, Fault, FaultKind, Pause, Resume
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
+from streamtask.domain.ports import EndTransaction, Fault, FaultKind, Pause, Resume
 
 from .accounts import check
 from .desk import RETURNED, STOPPED, Desk, raised

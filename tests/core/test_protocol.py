@@ -7,8 +7,8 @@ import pytest
 from streamtask.core import ownership, protocol
 from streamtask.core.offsetmap import head_of
 from streamtask.core.shard import Standing
-from streamtask.model import HandlerKind, RequestRecord, Retry, TaskPolicy
-from streamtask.ports import (
+from streamtask.domain.model import HandlerKind, RequestRecord, Retry, TaskPolicy
+from streamtask.domain.ports import (
     AbortTransaction,
     CommitPlain,
     EndTransaction,

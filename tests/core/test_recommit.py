@@ -4,7 +4,7 @@ others (KIP-211), and a transactional id that is never used."""
 from __future__ import annotations
 
 from streamtask.core import ownership
-from streamtask.ports import EndTransaction, SendOffsets
+from streamtask.domain.ports import EndTransaction, SendOffsets
 from tests.core.desk import Desk
 
 

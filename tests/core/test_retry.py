@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtask.core.retry import GIVE_UP, Again, death, decide
-from streamtask.model import Ending, Outcome, Retry, TaskPolicy
+from streamtask.domain.model import Ending, Outcome, Retry, TaskPolicy
 
 RAISED = Outcome(Ending.RAISED)
 JUST_BELOW_ONE = 1 - 2**-53

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from streamtask.core.pace import AHEAD_MS, WHOLE
 from streamtask.core.schedule import AGED_TURNS_MAX, Schedule
 from streamtask.core.suspects import ALONE, GROUPS_ON_TRIAL, ONLY, SINGLE, Groups, stage_of
-from streamtask.model import BANDS, HandlerKind
+from streamtask.domain.model import BANDS, HandlerKind
 
 ASYNC, THREAD, PROCESS = HandlerKind.ASYNC, HandlerKind.THREAD, HandlerKind.PROCESS
 AGEING_MS = 30_000

@@ -6,8 +6,8 @@ import pytest
 
 from streamtask.core import ownership, protocol, setaside
 from streamtask.core.setaside import FIRST_PAUSE_MS, PAUSE_MAX_MS
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord
-from streamtask.ports import (
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord
+from streamtask.domain.ports import (
     DEAD,
     LETTERS,
     STATUS,

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamtask.ports import (
+from streamtask.domain.ports import (
     AbortTransaction,
     AwaitEnded,
     CommitPlain,

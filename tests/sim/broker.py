@@ -22,11 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from streamtask.model import DeadLetter, RequestRecord, StatusEvent
-from streamtask.ports import (
-    DEAD as DEAD_TOPIC,
-)
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent
+from streamtask.domain.ports import DEAD as DEAD_TOPIC
+from streamtask.domain.ports import (
     LETTERS,
     STATUS,
     Cell,

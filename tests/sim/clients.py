@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamtask.model import BANDS, RequestRecord, TaskRequest
+from streamtask.domain.model import BANDS, RequestRecord, TaskRequest
 
 from .handlers import POLICIES, WORDS
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from streamtask.config import EngineConfig
-from streamtask.model import BANDS
-from streamtask.ports import Cell, Fault, Place
+from streamtask.domain.model import BANDS
+from streamtask.domain.ports import Cell, Fault, Place
 
 from .adversary import Adversary
 from .broker import ONGOING, Broker

@@ -6,8 +6,8 @@ from typing import Any
 
 from streamtask.core.offsetmap import Mark
 from streamtask.core.suspects import ALONE, ONLY, STAGES
-from streamtask.model import HandlerKind, TaskStatus
-from streamtask.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets
+from streamtask.domain.model import HandlerKind, TaskStatus
+from streamtask.domain.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets
 
 from .clients import Wish
 from .handlers import config, without_children

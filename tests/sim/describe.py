@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamtask.model import DeadLetter, StatusEvent
-from streamtask.ports import (
+from streamtask.domain.model import DeadLetter, StatusEvent
+from streamtask.domain.ports import (
     CommitPlain,
     Committed,
     EndTransaction,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamtask.model import TaskStatus
-from streamtask.ports import EndTransaction, Produce
+from streamtask.domain.model import TaskStatus
+from streamtask.domain.ports import EndTransaction, Produce
 
 from .process import Process
 from .promises import History

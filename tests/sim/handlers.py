@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from streamtask.config import EngineConfig
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
 
 STOPPED = Outcome(Ending.STOPPED)
 NOT_BEGUN = Outcome(Ending.STOPPED, begun=False)

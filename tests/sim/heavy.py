@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from streamtask.core.memory import Memory, Share
-from streamtask.model import HandlerKind, TaskStatus
+from streamtask.domain.model import HandlerKind, TaskStatus
 
 from .handlers import config as default_config
 from .promises import History

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamtask.model import RequestRecord, TaskStatus
-from streamtask.ports import Effect, Produce, Start
+from streamtask.domain.model import RequestRecord, TaskStatus
+from streamtask.domain.ports import Effect, Produce, Start
 
 from .promises import PromiseBroken
 

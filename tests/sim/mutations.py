@@ -22,8 +22,8 @@ from streamtask.core.offsetmap import Mark, entry_of
 from streamtask.core.recall import Recall
 from streamtask.core.shard import Standing
 from streamtask.core.suspects import ALONE, STAGES, stage_of
-from streamtask.model import Outcome, TaskStatus
-from streamtask.ports import (
+from streamtask.domain.model import Outcome, TaskStatus
+from streamtask.domain.ports import (
     AwaitEnded,
     CommitPlain,
     EndTransaction,

@@ -12,7 +12,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from streamtask.core.batch_size import SILENT_MS
-from streamtask.ports import (
+from streamtask.domain.ports import (
     LETTERS,
     STATUS,
     AbortTransaction,

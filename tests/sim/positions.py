@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamtask.model import TaskStatus
-from streamtask.ports import OffsetCommit
+from streamtask.domain.model import TaskStatus
+from streamtask.domain.ports import OffsetCommit
 
 from .promises import History
 from .stage import Stage, slot_of

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from streamtask.core import ownership, protocol, setaside
 from streamtask.core.engine import Engine
 from streamtask.core.pace import WHOLE
-from streamtask.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
-from streamtask.ports import (
+from streamtask.domain.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
+from streamtask.domain.ports import (
     Ask,
     Cell,
     FenceIds,

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.offsetmap import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
 from streamtask.core.suspects import ALONE, stage_of
-from streamtask.identity import Origin
-from streamtask.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus
-from streamtask.ports import Cell, OffsetCommit
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.domain.ports import Cell, OffsetCommit
 
 if TYPE_CHECKING:
     from .broker import Broker, Entry

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from streamtask.core import setaside
 from streamtask.core.batch_size import BatchSize
 from streamtask.core.claim import Claim
-from streamtask.ports import Fault, FaultKind, FenceIds
+from streamtask.domain.ports import Fault, FaultKind, FenceIds
 
 from .mutation import Mutation
 from .performer import BLOCKED

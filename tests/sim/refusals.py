@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamtask.model import TaskStatus
-from streamtask.ports import DEAD, LETTERS, STATUS, Flush
+from streamtask.domain.model import TaskStatus
+from streamtask.domain.ports import DEAD, LETTERS, STATUS, Flush
 
 from .promises import History
 from .stage import Stage, slot_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from streamtask.model import TaskStatus
-from streamtask.ports import (
+from streamtask.domain.model import TaskStatus
+from streamtask.domain.ports import (
     CommitPlain,
     CommitPlan,
     EndTransaction,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from streamtask.ports import DEAD, LETTERS, STATUS
+from streamtask.domain.ports import DEAD, LETTERS, STATUS
 
 from . import weights
 from .adversary import Adversary, Mix

@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from streamtask.model import TaskStatus
-from streamtask.ports import AwaitEnded, Fault, Poll
+from streamtask.domain.model import TaskStatus
+from streamtask.domain.ports import AwaitEnded, Fault, Poll
 
 from .adversary import Adversary
 from .clients import Wish, wish

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from streamtask.app import load_app
 from streamtask.children.pool import Pool
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.executor import Executor
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.ports import Start, Stop, StopReason
 
 APP = "tests.unit.children_app:app"
 WAIT_S = 30.0

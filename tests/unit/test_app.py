@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from streamtask.app import App, AsyncTask, PlainTask, load_app
+from streamtask.domain.model import HandlerKind
 from streamtask.errors import ConfigError, RequestRefused
 from streamtask.handlers import Context, Retry
-from streamtask.model import HandlerKind
 
 
 @dataclass

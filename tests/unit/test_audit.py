@@ -15,7 +15,7 @@ from streamtask.audit.judge import REFRESH_MS_MIN
 from streamtask.audit.places import BLOCK
 from streamtask.codec import RequestDecoder, decode_dead, encode_dead, encode_status
 from streamtask.config import TopicNames
-from streamtask.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
+from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
 
 NAMES = TopicNames()
 DECODER = RequestDecoder(NAMES, "cluster-1")

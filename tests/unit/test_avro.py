@@ -28,8 +28,7 @@ from streamtask.codec import (
 from streamtask.codec.formats import Encoder, avro_encoder
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
-from streamtask.errors import DecodeError
-from streamtask.model import (
+from streamtask.domain.model import (
     ControlAction,
     ControlMessage,
     RequestRecord,
@@ -38,6 +37,7 @@ from streamtask.model import (
     TaskStatus,
     from_ms,
 )
+from streamtask.errors import DecodeError
 from streamtask.registry.subjects import documents
 
 NAMES = TopicNames()

@@ -19,10 +19,10 @@ import structlog
 
 from streamtask.children import guard, pipe
 from streamtask.children.pool import START_TRIES
+from streamtask.domain.model import Ending, HandlerKind, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import ConfigError
 from streamtask.handlers import make_handler
-from streamtask.model import Ending, HandlerKind, RequestRecord, TaskRequest
-from streamtask.ports import Start, Stop, StopReason
 from tests.processes import gone
 from tests.unit.children_hand import GRACE_S, Hand, ready, until
 from tests.unit.children_slow_app import LOADS, OPENS

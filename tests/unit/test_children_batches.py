@@ -16,8 +16,8 @@ import pytest
 
 from streamtask import App
 from streamtask.children import child, pipe, pool
-from streamtask.model import Ending, Outcome
-from streamtask.ports import Stop, StopReason
+from streamtask.domain.model import Ending, Outcome
+from streamtask.domain.ports import Stop, StopReason
 from tests.unit.children_hand import Hand, until
 
 

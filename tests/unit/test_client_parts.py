@@ -18,6 +18,8 @@ from streamtask.client.receipt import result_of
 from streamtask.client.service import error_of
 from streamtask.client.tracking import EVENTS_KEPT_MAX, Track
 from streamtask.config import TopicNames
+from streamtask.domain.identity import canonical, new_task_id
+from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
 from streamtask.errors import (
     ConfigError,
     RequestRefused,
@@ -28,8 +30,6 @@ from streamtask.errors import (
     Unreachable,
     WaitTimeout,
 )
-from streamtask.identity import canonical, new_task_id
-from streamtask.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
 
 NAMES = TopicNames()
 TASK_ID = "0193a5b0-0000-7000-8000-000000000001"

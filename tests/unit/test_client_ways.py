@@ -24,8 +24,8 @@ from streamtask.client.build import Prepared, bulk, from_arguments, prepare, pre
 from streamtask.codec import request as codec_request
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
+from streamtask.domain.model import TaskRequest
 from streamtask.errors import RequestRefused
-from streamtask.model import TaskRequest
 
 NAMES = TopicNames("t")
 ONE = "0193a5b0-0000-7000-8000-000000000001"

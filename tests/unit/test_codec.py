@@ -35,8 +35,7 @@ from streamtask.codec import (
 )
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
-from streamtask.errors import DecodeError
-from streamtask.model import (
+from streamtask.domain.model import (
     ERROR_TEXT_MAX,
     MESSAGE_TEXT_MAX,
     TRACEBACK_TEXT_MAX,
@@ -51,6 +50,7 @@ from streamtask.model import (
     rfc3339,
     to_ms,
 )
+from streamtask.errors import DecodeError
 
 NAMES = TopicNames()
 DECODER = RequestDecoder(NAMES, "cluster-1")

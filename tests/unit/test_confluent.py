@@ -15,8 +15,8 @@ from streamtask.codec import RequestDecoder, decode_control, decode_status
 from streamtask.codec.confluent import WriterSchema, header, writer_schema
 from streamtask.codec.reader import Reader
 from streamtask.config import TopicNames
+from streamtask.domain.model import RequestRecord, TaskRequest, TaskStatus
 from streamtask.errors import DecodeError
-from streamtask.model import RequestRecord, TaskRequest, TaskStatus
 
 ONE = "0192f0c1-2b3c-7d4e-8f50-112233445566"
 NOW_MS = 1_795_505_160_123

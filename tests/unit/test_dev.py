@@ -20,8 +20,8 @@ from streamtask.dev.part import look
 from streamtask.dev.place import Place, choose_port
 from streamtask.dev.screen import Screen, is_routine, parse
 from streamtask.dev.watch import Watch, is_watched
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError
-from streamtask.model import TaskResponse
 
 TASK_ID = "0193a5b0-0000-7000-8000-000000000001"
 

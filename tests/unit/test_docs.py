@@ -19,9 +19,9 @@ from typer.main import get_command
 from streamtask.cli import app
 from streamtask.client.asynchronous import PIPELINE_MAX
 from streamtask.config import EngineConfig, Settings, TopicNames
+from streamtask.domain.model import HandlerKind
 from streamtask.kafka.acls import Resource, Role, acls_of
 from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
-from streamtask.model import HandlerKind
 from streamtask.telemetry import EVENTS
 from streamtask.view.service import SERVING_BYTES, SERVING_RECORDS
 from streamtask.worker import RECORDS_MAX

@@ -26,7 +26,7 @@ from streamtask.codec.formats import Encoder, avro_encoder, confluent_encoder
 from streamtask.config import TopicNames
 from streamtask.documents import schemas
 from streamtask.documents.export import ASYNCAPI, OPENAPI, documents
-from streamtask.model import (
+from streamtask.domain.model import (
     ControlAction,
     ControlMessage,
     DeadLetter,

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from streamtask import coroutines, model
+from streamtask import coroutines
+from streamtask.domain import model
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import GiveUp, LifespanError, RetryLater
 from streamtask.executor import Executor
 from streamtask.handlers import Context, Registry, Retry, make_handler
-from streamtask.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.ports import Start, Stop, StopReason
 
 DEADLINE_S = 20.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"

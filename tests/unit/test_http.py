@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamtask.domain.identity import Origin, new_task_id
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, SubmitError, Unreachable
-from streamtask.identity import Origin, new_task_id
-from streamtask.model import TaskResponse
 from streamtask.view import examples
 from streamtask.view.gate import check_bind
 from streamtask.view.http import _etags

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamtask.codec import RequestDecoder
 from streamtask.config import TopicNames
-from streamtask.identity import Origin, canonical, derived, new_task_id, redriven
+from streamtask.domain.identity import Origin, canonical, derived, new_task_id, redriven
 
 ONE = "0192f0c1-2b3c-7d4e-8f50-112233445566"
 TWO = "11111111-2222-4333-8444-555555555555"
@@ -115,7 +115,7 @@ def test_no_two_threads_and_no_forked_process_draw_the_same_id() -> None:
     for thread in threads:
         thread.join()
     code = (
-        "import os; from streamtask.identity import new_task_id; new_task_id(); os.fork();"
+        "import os; from streamtask.domain.identity import new_task_id; new_task_id(); os.fork();"
         "os.write(1, (new_task_id() + chr(10)).encode())"
     )
     forked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

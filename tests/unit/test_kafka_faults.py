@@ -7,9 +7,9 @@ import itertools
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from streamtask.domain.ports import FaultKind
 from streamtask.kafka.faults import ALLOWED, Call, classify, error_of, fault
 from streamtask.kafka.letting_go import close
-from streamtask.ports import FaultKind
 
 CODES = {
     name: getattr(KafkaError, name)

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from streamtask.identity import Origin, new_task_id
+from streamtask.domain.identity import Origin, new_task_id
 from streamtask.view import feed as feeds
 from streamtask.view import live as lives
 from streamtask.view import past as pasts

@@ -20,9 +20,9 @@ from streamtask.client import AsyncClient, Client
 from streamtask.client import service as links
 from streamtask.client.stream import ServerEvent, server_events
 from streamtask.config import load_settings
+from streamtask.domain.identity import new_task_id
+from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, StreamtaskError, UnknownTask, Unreachable
-from streamtask.identity import new_task_id
-from streamtask.model import TaskResponse
 from streamtask.view.server import Place, serving
 from tests.unit.live_bench import WAIT_S, live_bench
 from tests.unit.test_live import HISTORY, a_request, said

@@ -19,15 +19,15 @@ from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
 from streamtask.core import ownership, protocol, setaside
+from streamtask.domain.identity import trace_id
+from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
+from streamtask.domain.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.errors import ConfigError
 from streamtask.handlers import Context
-from streamtask.identity import trace_id
 from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.observe import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
-from streamtask.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.scrape import METRICS, Endpoint, WorkerCollector
 from streamtask.whereabouts import Stragglers
 from streamtask.worker import STUCK_S

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamtask.codec import encode_status
 from streamtask.codec.plain import plain_writer
-from streamtask.model import LOCALES, StatusEvent, TaskStatus
+from streamtask.domain.model import LOCALES, StatusEvent, TaskStatus
 
 WORKER = 'bench"mark@host\\1:12345'
 WRITERS = {locale: plain_writer(locale=locale, worker=WORKER) for locale in LOCALES}

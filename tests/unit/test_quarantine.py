@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from streamtask.children import pipe
 from streamtask.children.place import how_ended
-from streamtask.model import Ending
-from streamtask.ports import Stop, StopReason
+from streamtask.domain.model import Ending
+from streamtask.domain.ports import Stop, StopReason
 from tests.processes import gone
 from tests.unit.children_hand import Hand, ready, until
 from tests.unit.children_slow_app import LOADS

@@ -32,13 +32,13 @@ from streamtask.core.ledger import Ledger
 from streamtask.core.offsetmap import ATTEMPT_MAX
 from streamtask.core.shard import Shard
 from streamtask.dev.follow import Follower, Lines
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import from_ms
+from streamtask.domain.ports import RecallStatus
 from streamtask.errors import DecodeError
-from streamtask.identity import Origin
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import TailRecord
-from streamtask.model import from_ms
 from streamtask.noticing import Noticing, PassedOver
-from streamtask.ports import RecallStatus
 from streamtask.redrive.build import Builder, Choice, plan
 from streamtask.registry.cache import SchemaCache
 from streamtask.view.feed import Heard

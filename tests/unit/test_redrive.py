@@ -10,9 +10,9 @@ import pytest
 from streamtask.codec import DeadRecord, RequestDecoder, decode_dead, decode_request_strict, encode_dead
 from streamtask.codec.formats import avro_encoder
 from streamtask.config import TopicNames
-from streamtask.identity import new_task_id, redriven
-from streamtask.model import DeadLetter, TaskRequest
-from streamtask.partitioner import partition_of
+from streamtask.domain.identity import new_task_id, redriven
+from streamtask.domain.model import DeadLetter, TaskRequest
+from streamtask.domain.partitioner import partition_of
 from streamtask.redrive import REDRIVE_OF, Builder, Choice, Plan, Redrive, Refusal, plan, select
 from streamtask.registry.subjects import documents
 

@@ -16,6 +16,7 @@ from streamtask.cli import app
 from streamtask.codec import RequestDecoder, avro, schema
 from streamtask.codec.confluent import WriterSchema, header
 from streamtask.config import TopicNames, load_settings
+from streamtask.domain.model import RequestRecord, TaskRequest
 from streamtask.errors import (
     ClusterError,
     ConfigError,
@@ -24,7 +25,6 @@ from streamtask.errors import (
     SchemaPending,
     SchemaUnavailable,
 )
-from streamtask.model import RequestRecord, TaskRequest
 from streamtask.registry import Formats, cache, open_registry, subjects
 from streamtask.registry.cache import SchemaCache
 from streamtask.registry.client import FULL_TRANSITIVE, Registry, redacted

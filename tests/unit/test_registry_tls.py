@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from streamtask.config import TopicNames, load_settings
+from streamtask.domain.model import TaskRequest
 from streamtask.errors import ConfigError, RegistryUnreachable
-from streamtask.model import TaskRequest
 from streamtask.registry import Formats, open_registry, subjects
 from tests import certificates
 from tests.certificates import KEY_PASSWORD, Certificates

@@ -22,7 +22,7 @@ from streamtask.codec import (
     schema,
 )
 from streamtask.config import TopicNames
-from streamtask.model import ControlMessage, ErrorDetails, StatusEvent, TaskRequest, TaskResponse, to_ms
+from streamtask.domain.model import ControlMessage, ErrorDetails, StatusEvent, TaskRequest, TaskResponse, to_ms
 
 SAMPLES = Path(__file__).parents[2] / "schemas" / "samples" / "v1"
 MODELS: dict[str, type[BaseModel]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
+from streamtask.domain.ports import Cell
 from streamtask.kafka.silent_cells import AGAIN_MAX_S, ASK_S, LOOK_MAX_S, QUIET_S, SILENT_S, SilentCells, Standing
-from streamtask.ports import Cell
 
 A, B = (0, 1), (2, 1)
 

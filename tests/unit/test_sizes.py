@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from streamtask.domain.model import Ending, Outcome
 from streamtask.errors import Unreachable
-from streamtask.model import Ending, Outcome
 from streamtask.sizes import AGAIN_S, EVENT_SPARE_BYTES, RECORD_SPARE_BYTES, SURELY_FITS_BYTES, EventSize
 
 SPARE = EVENT_SPARE_BYTES + RECORD_SPARE_BYTES

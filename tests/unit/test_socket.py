@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streamtask.identity import new_task_id
+from streamtask.domain.identity import new_task_id
 from streamtask.view import feed as feeds
 from streamtask.view import live as lives
 from streamtask.view import socket as sockets

@@ -24,14 +24,14 @@ from streamtask.client.sending import Sender, _Countdown
 from streamtask.client.tracking import Track
 from streamtask.client.watching import StatusWatch
 from streamtask.coroutines import Coroutines
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import DecodeError
 from streamtask.execution import Execution
 from streamtask.executor import Executor
 from streamtask.handlers import Context, make_handler
 from streamtask.kafka.producer import Delivery
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.ports import Start, Stop, StopReason
 from streamtask.registry.cache import SchemaCache
 from tests.unit.children_hand import Hand
 

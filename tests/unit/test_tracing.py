@@ -22,9 +22,9 @@ from streamtask.client.build import Prepared, prepare, told_of_failure, traced
 from streamtask.codec import status_headers
 from streamtask.config import TopicNames
 from streamtask.core.claim import trace_headers
+from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
+from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.handlers import Context, Retry
-from streamtask.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
-from streamtask.ports import Start, Stop, StopReason
 from streamtask.tracing import Attempts
 from tests.unit.test_executor import Make
 from tests.unit.test_executor import bench as bench  # the fixture

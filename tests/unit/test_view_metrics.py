@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamtask.identity import new_task_id
+from streamtask.domain.identity import new_task_id
 from streamtask.view.http import create_app
 from streamtask.view.metrics import METRICS, observed
 from tests.unit.test_observe import documented

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from streamtask.codec import RequestDecoder, decode_dead, encode_dead
-from streamtask.identity import Origin, new_task_id
-from streamtask.model import DeadLetter, RequestRecord
+from streamtask.domain.identity import Origin, new_task_id
+from streamtask.domain.model import DeadLetter, RequestRecord
 from streamtask.redrive import Builder, Redrive, Refusal
 from streamtask.view.http import create_app
 from streamtask.view.redrive import Redriver

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamtask.domain.identity import Origin, derived, new_task_id
 from streamtask.errors import Unreachable
-from streamtask.identity import Origin, derived, new_task_id
 from streamtask.view import service as view_service
 from streamtask.view.feed import Heard
 from streamtask.view.materialize import Materializer, _ms

@@ -17,10 +17,10 @@ from streamtask.codec.formats import avro_encoder
 from streamtask.codec.request import WHOLE_BYTES_MAX
 from streamtask.config import TopicNames
 from streamtask.core.memory import record_weight
+from streamtask.domain.model import DeadLetter, Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
+from streamtask.domain.ports import Start
 from streamtask.executor import Executor
 from streamtask.handlers import Context, Registry, Retry, make_handler
-from streamtask.model import DeadLetter, Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.ports import Start
 from streamtask.registry.subjects import documents
 
 NAMES = TopicNames()

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from streamtask.client.build import prepare
 from streamtask.codec import encode_control, encode_status
 from streamtask.config import TopicNames
+from streamtask.domain.identity import Origin
+from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.errors import StreamtaskError
-from streamtask.identity import Origin
-from streamtask.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.view.hosts import Hosts
 from streamtask.view.http import create_app
 from streamtask.view.service import OnGap, ViewService

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from streamtask.model import DeadLetter, HandlerKind, RequestRecord, StatusEvent
+from streamtask.domain.model import DeadLetter, HandlerKind, RequestRecord, StatusEvent
 
 Cell = tuple[int, int]
 
