@@ -41,7 +41,7 @@ from streamtask.domain.ports import (
     Start,
 )
 from streamtask.outcomes import returned
-from streamtask.process import tame_collector
+from streamtask.worker.process import tame_collector
 
 _write_status = Encoder().status_writer("rooms", locale="en", worker="benchmark@localhost:12345")
 ROOMS = ("decode", "take in", "admit, pick, build", "encode", "settle", "end")

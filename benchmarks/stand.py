@@ -116,7 +116,7 @@ def worker(
     """A real worker process with benchmarks.app, as `streamtask worker` starts it; drained at the end. settings: more of
     them, by their names."""
     given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency), **settings}
-    return _process(["streamtask.process", app, "0"], given)
+    return _process(["streamtask.worker.process", app, "0"], given)
 
 
 def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:

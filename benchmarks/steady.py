@@ -24,7 +24,7 @@ from streamtask.client import AsyncClient
 from streamtask.codec import peek_status
 from streamtask.config import TopicNames
 from streamtask.kafka.tail import Tail
-from streamtask.process import tame_collector
+from streamtask.worker.process import tame_collector
 
 WARM_UP_S = 2.0
 TICK_S = 0.01  # 50 requests at 5,000 a second; at 5 ms the broker had twice as many batches, of one or two requests

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streamtask.domain.model import Band
 from streamtask.domain.ports import Start
 from streamtask.handlers import Context, Handler
-from streamtask.tracing import Attempt
+from streamtask.observability.tracing import Attempt
 
 if TYPE_CHECKING:
     from streamtask.children.pool import Pool

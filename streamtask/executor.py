@@ -33,7 +33,7 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
 from streamtask.execution import Execution, OnEvent
 from streamtask.handlers import Context, Handler, Lifespan
-from streamtask.tracing import Attempts
+from streamtask.observability.tracing import Attempts
 from streamtask.whereabouts import Running, Stragglers, where
 
 Done = list[tuple[int, Outcome]]

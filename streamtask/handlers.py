@@ -29,7 +29,7 @@ from streamtask.domain.identity import Origin, new_task_id, trace_id
 from streamtask.domain.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
 from streamtask.domain.ports import Start, StopReason
 from streamtask.errors import ConfigError, GiveUp, RetryLater
-from streamtask.tracing import current_trace_id
+from streamtask.observability.tracing import current_trace_id
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state
 

@@ -30,7 +30,8 @@ LAYERS: dict[str, int] = {
     "streamtask.config": 0,
     "streamtask.sources": 0,
     "streamtask.domain.ports": 0,
-    "streamtask.telemetry": 0,
+    "streamtask.observability": 0,
+    "streamtask.observability.event_log": 0,
     # L1 core
     "streamtask.core": 1,
     # L2 codec
@@ -42,7 +43,7 @@ LAYERS: dict[str, int] = {
     "streamtask.binding": 3,
     "streamtask.handlers": 3,
     "streamtask.outcomes": 3,
-    "streamtask.tracing": 3,
+    "streamtask.observability.tracing": 3,
     "streamtask.executor": 3,
     "streamtask.coroutines": 3,
     "streamtask.execution": 3,
@@ -53,18 +54,19 @@ LAYERS: dict[str, int] = {
     "streamtask.devjars": 3,
     "streamtask.devtraining": 3,
     # L4 shells
-    "streamtask.recovery": 4,
     "streamtask.worker": 4,
-    "streamtask.asides": 4,
-    "streamtask.exposition": 3,
-    "streamtask.observe": 4,
-    "streamtask.noticing": 4,
-    "streamtask.sizes": 4,
-    "streamtask.budget": 4,
-    "streamtask.scrape": 4,
-    "streamtask.note": 4,
-    "streamtask.supervisor": 4,
-    "streamtask.failover": 4,
+    "streamtask.worker.recovery": 4,
+    "streamtask.worker.loop": 4,
+    "streamtask.worker.asides": 4,
+    "streamtask.observability.prometheus": 3,
+    "streamtask.worker.metrics": 4,
+    "streamtask.worker.producer_checks": 4,
+    "streamtask.worker.result_size": 4,
+    "streamtask.worker.memory_budget": 4,
+    "streamtask.worker.endpoint": 4,
+    "streamtask.worker.heartbeat": 4,
+    "streamtask.worker.supervisor": 4,
+    "streamtask.worker.failover": 4,
     "streamtask.audit": 4,
     "streamtask.client": 4,
     "streamtask.offline": 4,
@@ -76,7 +78,7 @@ LAYERS: dict[str, int] = {
     "streamtask.documents.export": 5,
     "streamtask.view.server": 5,
     "streamtask.app": 5,
-    "streamtask.process": 5,
+    "streamtask.worker.process": 5,
     "streamtask.cli": 5,
     "streamtask.demo": 5,
     "streamtask.dev": 5,
@@ -88,12 +90,12 @@ LAYERS: dict[str, int] = {
 
 # What else a room must not know, whatever the layers allow.
 STRANGERS: dict[str, tuple[str, ...]] = {
-    "streamtask.core": ("streamtask.telemetry",),
+    "streamtask.core": ("streamtask.observability.event_log",),
     "streamtask.kafka": ("streamtask.core",),
     # the audit shares no rule with the worker, so that it can disagree with it
-    "streamtask.audit": ("streamtask.core", "streamtask.worker", "streamtask.recovery", "streamtask.view"),
-    "streamtask.client": ("streamtask.core", "streamtask.worker"),
-    "streamtask.view": ("streamtask.worker", "streamtask.executor", "streamtask.handlers"),
+    "streamtask.audit": ("streamtask.core", "streamtask.worker.loop", "streamtask.worker.recovery", "streamtask.view"),
+    "streamtask.client": ("streamtask.core", "streamtask.worker.loop"),
+    "streamtask.view": ("streamtask.worker.loop", "streamtask.executor", "streamtask.handlers"),
 }
 
 # confluent_kafka is known in the rim only, and to the demo's foreign service, which is one on purpose.

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from streamtask import outcomes, tracing
+from streamtask import outcomes
 from streamtask.app import App, load_app
 from streamtask.children import pipe
 from streamtask.children.many import Many
@@ -41,7 +41,8 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import StreamtaskError
 from streamtask.executor import Executor
 from streamtask.handlers import Context
-from streamtask.supervisor import die_with_parent
+from streamtask.observability import tracing
+from streamtask.worker.supervisor import die_with_parent
 
 EXIT_CONFIG = 2
 FLUSH_S = 0.5  # for spans, before an end in the middle: less than the shortest grace that is of use

@@ -21,13 +21,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from streamtask import outcomes, tracing
+from streamtask import outcomes
 from streamtask.children import pipe
 from streamtask.domain.model import Band, Outcome
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
 from streamtask.executor import Executor
 from streamtask.handlers import Handler, Lifespan
+from streamtask.observability import tracing
 
 IDLE_S = 3_600.0
 

@@ -60,7 +60,7 @@ def worker(
     ] = None,
 ) -> int | None:
     """Run the handlers of APP until SIGTERM or Ctrl-C: drain; a second one: leave at once."""
-    from streamtask.process import supervise
+    from streamtask.worker.process import supervise
 
     overrides: dict[str, object] = {"bootstrap_servers": door.bootstrap, "prefix": door.prefix}
     overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "memory_mb": memory_mb}

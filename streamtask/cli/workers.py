@@ -62,8 +62,8 @@ def workers_evict(
     """
     settings = door.settings()
     kafka = kafka_of(settings)
-    from streamtask.failover import remove_members
     from streamtask.kafka.admin import group_members
+    from streamtask.worker.failover import remove_members
 
     _, members = group_members(kafka, settings.topics)
     chosen = _choose(member, members, settings.topics.group)

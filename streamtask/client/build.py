@@ -14,14 +14,15 @@ from typing import Annotated, Any, NamedTuple, NotRequired, get_type_hints
 from pydantic import BaseModel, Field, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from streamtask import codec, tracing
+from streamtask import codec
 from streamtask.codec.formats import Encoder
 from streamtask.codec.wire import invalid
 from streamtask.config import TopicNames
 from streamtask.domain.identity import canonical, new_task_id
 from streamtask.domain.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, TaskRequest
 from streamtask.errors import DecodeError, RequestRefused
-from streamtask.tracing import Sending
+from streamtask.observability import tracing
+from streamtask.observability.tracing import Sending
 
 Headers = Mapping[str, str | bytes]
 Record = tuple[bytes, bytes, list[tuple[str, bytes]] | None]  # key, value, headers

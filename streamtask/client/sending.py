@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from streamtask import tracing
 from streamtask.client.build import Prepared, Record, told_of_failure, traced
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
@@ -30,6 +29,7 @@ from streamtask.domain.model import ControlAction, ControlMessage
 from streamtask.errors import NotAllowed, RequestRefused, SubmitError, Unreachable
 from streamtask.kafka.producer import ClientProducer, Delivery, QueueFull
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.observability import tracing
 
 HeaderList = list[tuple[str, bytes]]
 Outgoing = tuple[str, bytes, bytes, HeaderList | None]  # topic, key, value, headers

@@ -17,9 +17,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from streamtask import telemetry
 from streamtask.errors import ConfigError, StreamtaskError
-from streamtask.supervisor import die_with_parent
+from streamtask.observability import event_log
+from streamtask.worker.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from streamtask.app import App
@@ -89,7 +89,7 @@ def _argument(argument: inspect.Parameter) -> str:
 def worker(told: dict[str, Any]) -> int:
     """Run until told to stop."""
     from streamtask.app import load_app
-    from streamtask.process import supervise
+    from streamtask.worker.process import supervise
 
     overrides = dict(told["overrides"])
     if told["local"]:
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
         answer.write(json.dumps(look(told)))
         answer.close()
         return 0
-    telemetry.configure(json=True)
+    event_log.configure(json=True)
     try:
         return {"worker": worker, "service": service}[kind](told)
     except StreamtaskError as error:

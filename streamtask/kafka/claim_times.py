@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamtask import telemetry
 from streamtask.domain.ports import Ask, CommitPlain, FenceIds, ListOffsets, Produce, ReadSettled, Seat
+from streamtask.observability import event_log
 
 _STEPS: dict[type, str] = {
     ListOffsets: "list_ms",
@@ -29,7 +29,7 @@ class ClaimTimes:
         elif isinstance(ask, Seat):
             spent = {name: round(self._took.get(name, 0.0)) for name in _STEPS.values()}
             shards = sorted({shard for _, shard in ask.positions})
-            telemetry.emit("shards_claimed", {"shards": shards, **spent, "fenced": self._fenced})
+            event_log.emit("shards_claimed", {"shards": shards, **spent, "fenced": self._fenced})
             self._took, self._fenced = {}, 0
         elif isinstance(ask, Produce):
             self._took, self._fenced = {}, 0  # a claim of shards that it had before, which seats nothing

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from streamtask import telemetry
 from streamtask.config import TopicNames
 from streamtask.domain.ports import Cell, Expected
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.silent_cells import SilentCells, Standing
+from streamtask.observability import event_log
 
 LOOK_S = 1.0
 ASK_TIMEOUT_S = 1.0
@@ -76,7 +76,7 @@ class Reseating:
         held = {f"{band}-{shard}": standing.held for (band, shard), standing in standings.items() if standing.held}
         for cell in anew:
             standing = standings[cell]
-            telemetry.emit(
+            event_log.emit(
                 "cell_reseated",
                 {
                     "band": cell[0],

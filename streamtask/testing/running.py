@@ -25,7 +25,7 @@ from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.ends import topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.worker import Worker
+from streamtask.worker.loop import Worker
 
 if TYPE_CHECKING:
     from streamtask.audit import Report

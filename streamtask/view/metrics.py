@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from streamtask.exposition import COUNTER, GAUGE, Given, Samples, Table, Together, family, render
+from streamtask.observability.prometheus import COUNTER, GAUGE, Given, Samples, Table, Together, family, render
 from streamtask.view.examples import answer
 from streamtask.view.gate import LookUp
 from streamtask.view.service import ViewService

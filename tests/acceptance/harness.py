@@ -205,7 +205,7 @@ class Bench:
 
     def worker(self, *, app: str = APP, engine: Mapping[str, Any] | None = None, **environment: str) -> Running:
         """One worker process without a parent. engine: fields of EngineConfig that are shorter here."""
-        module = "streamtask.process"
+        module = "streamtask.worker.process"
         if engine is not None:
             module = "tests.acceptance.short"
             environment["ACCEPTANCE_ENGINE"] = json.dumps(engine)

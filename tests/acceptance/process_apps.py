@@ -125,7 +125,7 @@ async def kills_its_worker(ctx: Context) -> None:
     """Wherever it runs: isolation does not hold this one."""
     _write(ctx, "start")
     for parent in (psutil.Process(), *psutil.Process().parents()):
-        if "streamtask.process" in parent.cmdline():
+        if "streamtask.worker.process" in parent.cmdline():
             parent.kill()
             break
     await asyncio.Event().wait()

@@ -1,6 +1,6 @@
 """A worker that stands still where it is told to: `python -m tests.chaos.held_worker MODULE:app SLOT`.
 
-streamtask.process as it is, with some functions of its rim wrapped in this process: at the point that the run has armed
+streamtask.worker.process as it is, with some functions of its rim wrapped in this process: at the point that the run has armed
 (tests/chaos/control.py) the process sends itself SIGSTOP, once. The run wakes it when its session is over: a true zombie,
 in the middle of that very step. The same strip of memory shifts its wall clock.
 """
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamtask import process, worker
 from streamtask.domain.ports import CommitPlain, ReadSettled
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.transaction import StatusTransaction
+from streamtask.worker import loop, process
 from tests.chaos.control import Control
 
 INSIDE_S = 0.0005  # from the call of commit_transaction to the stop: a commit takes 2 ms and more
@@ -102,10 +102,10 @@ def patch() -> None:
     after(StatusTransaction, "send_offsets", "offsets")
     StatusTransaction.init = _init(StatusTransaction.init)  # type: ignore[method-assign]
     KafkaRim.perform = _perform(KafkaRim.perform)  # type: ignore[method-assign]
-    before(worker.Worker, "_revoked", "revoke")
-    after(worker.Worker, "_revoked", "revoke_committed")
-    true_ms = worker.now_ms
-    worker.now_ms = lambda: true_ms() + control.clock_ms  # type: ignore[assignment]
+    before(loop.Worker, "_revoked", "revoke")
+    after(loop.Worker, "_revoked", "revoke_committed")
+    true_ms = loop.now_ms
+    loop.now_ms = lambda: true_ms() + control.clock_ms  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

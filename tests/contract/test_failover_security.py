@@ -16,9 +16,9 @@ from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechani
 
 from streamtask.devbroker import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
-from streamtask.failover import remove_members
 from streamtask.kafka import admin
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.worker.failover import remove_members
 from tests.conftest import warm_up
 
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")
@@ -139,7 +139,7 @@ def test_both_clients_come_in_with_the_same_settings(secured: tuple[str, dict[st
 def test_what_keeps_the_first_client_out_keeps_the_second_out(
     secured: tuple[str, dict[str, str]], wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamtask.failover.CALL_S", 1.0)
+    monkeypatch.setattr("streamtask.worker.failover.CALL_S", 1.0)
     # Captured log records would hold the error, and with it the sockets, beyond this test.
     monkeypatch.setattr(logging.getLogger("kafka"), "propagate", False)
     other = {"password": {"sasl_password": "guess"}, "ca": {"ssl_ca_location": secured[1]["other_ca"]}}[wrong]

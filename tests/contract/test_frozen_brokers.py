@@ -45,8 +45,9 @@ from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.tail import Tail
-from streamtask.recovery import ControlReader, StatusRecall
-from streamtask.worker import STUCK_S, Worker
+from streamtask.worker.loop import Worker
+from streamtask.worker.recovery import ControlReader, StatusRecall
+from streamtask.worker.watchdog import STUCK_S
 from tests.conftest import warm_up
 from tests.contract.member import wait_until
 
@@ -160,7 +161,7 @@ class Step:
 
     def sample(self, frozen_s: float) -> None:
         if self.thread.is_alive():
-            self.longest_s = max(self.longest_s, time.monotonic() - max(self.worker._beat, frozen_s))
+            self.longest_s = max(self.longest_s, min(self.worker.watchdog.silent_s(), time.monotonic() - frozen_s))
 
     def until_all_ended(self) -> None:
         with Tail(self.kafka, [self.names.status]) as tail:
@@ -251,7 +252,9 @@ class Halts:
 def test_no_turn_of_the_owner_takes_long_wherever_a_freeze_of_all_brokers_finds_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("streamtask.worker.STUCK_S", 1e9)  # it would end this process; its measure is asserted below
+    monkeypatch.setattr(
+        "streamtask.worker.watchdog.STUCK_S", 1e9
+    )  # it would end this process; its measure is asserted below
     with DevBroker(config={**QUICK, **PATIENT}) as kafka:
         warm_up(kafka.bootstrap)
         steps = [Step(name, kafka.bootstrap) for name in (*ASKS, *METHODS)]

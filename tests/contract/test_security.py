@@ -20,7 +20,6 @@ from streamtask import App, Context
 from streamtask.client import Client
 from streamtask.config import Settings, TopicNames
 from streamtask.errors import Unreachable
-from streamtask.failover import mapped, remove_members
 from streamtask.kafka import admin
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.producer import ClientProducer
@@ -31,6 +30,7 @@ from streamtask.testing.running import running
 from streamtask.view.service import ViewService
 from streamtask.view.source import KafkaSource, gather
 from streamtask.view.store import MemoryStore
+from streamtask.worker.failover import mapped, remove_members
 from tests.secure_broker import SecureBroker, Way
 
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")

@@ -11,7 +11,7 @@ from streamtask.config import TopicNames
 from streamtask.domain.ports import RecallStatus
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
-from streamtask.recovery import ControlReader, StatusRecall
+from streamtask.worker.recovery import ControlReader, StatusRecall
 from tests.contract.member import fill, wait_until
 
 pytestmark = pytest.mark.broker

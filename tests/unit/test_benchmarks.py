@@ -104,7 +104,7 @@ def test_the_written_events_are_what_a_worker_writes() -> None:
 
 def test_a_flame_graph_stands_callees_on_callers_and_leaves_out_what_nobody_could_read() -> None:
     stacks = unfolded(
-        "loop;run (streamtask/worker.py);poll (streamtask/kafka/rim.py) 700\nloop;run (streamtask/worker.py) 299\n"
+        "loop;run (streamtask/worker/loop.py);poll (streamtask/kafka/rim.py) 700\nloop;run (streamtask/worker/loop.py) 299\n"
     )
     stacks[("loop", "<narrow>")] = 1
     drawn = svg(stacks, "a & b")
@@ -113,7 +113,7 @@ def test_a_flame_graph_stands_callees_on_callers_and_leaves_out_what_nobody_coul
     assert titles == [
         "all 100.0%",
         "loop 100.0%",
-        "run (streamtask/worker.py) 99.9%",
+        "run (streamtask/worker/loop.py) 99.9%",
         "poll (streamtask/kafka/rim.py) 70.0%",
     ]
     assert "a &amp; b" in drawn
@@ -124,9 +124,9 @@ def test_a_stack_begins_with_the_name_of_its_thread_and_with_our_code() -> None:
     looked = (
         "thread (0x7F12AB): loop",
         "_bootstrap (/usr/lib/python3.11/threading.py)",
-        "run (/x/streamtask/worker.py)",
+        "run (/x/streamtask/worker/loop.py)",
     )
-    assert flame.short(looked) == ("loop", "run (streamtask/worker.py)")
+    assert flame.short(looked) == ("loop", "run (streamtask/worker/loop.py)")
     assert flame.short(("thread (0x7F12AB)", "f (/a/b/c.py)")) == ("librdkafka", "f (b/c.py)")
 
 

@@ -22,9 +22,9 @@ from streamtask.config import EngineConfig, Settings, TopicNames
 from streamtask.domain.model import HandlerKind
 from streamtask.kafka.acls import Resource, Role, acls_of
 from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
-from streamtask.telemetry import EVENTS
+from streamtask.observability.event_log import EVENTS
 from streamtask.view.service import SERVING_BYTES, SERVING_RECORDS
-from streamtask.worker import RECORDS_MAX
+from streamtask.worker.loop import RECORDS_MAX
 from tests.parts import PARTS, Collected
 
 ROOT = Path(__file__).resolve().parents[2]

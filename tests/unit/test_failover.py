@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from streamtask import failover
 from streamtask.cli.workers import _choose, _ranges
 from streamtask.errors import ConfigError, Unreachable
-from streamtask.failover import Failover, mapped, remove_members
 from streamtask.kafka.admin import GroupMember
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.note import NOTE_FD, Note
-from streamtask.supervisor import Supervisor
+from streamtask.worker import failover
+from streamtask.worker.failover import Failover, mapped, remove_members
+from streamtask.worker.heartbeat import NOTE_FD, Note
+from streamtask.worker.supervisor import Supervisor
 
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")
 
@@ -190,8 +190,8 @@ def test_an_eviction_without_an_answer_is_an_error_in_words(nobody: str, monkeyp
 
 CHILD = """
 import os, signal, sys
-from streamtask.note import Note
-from streamtask.supervisor import die_with_parent
+from streamtask.worker.heartbeat import Note
+from streamtask.worker.supervisor import die_with_parent
 die_with_parent()
 note = Note().member
 for n in range(5_000):

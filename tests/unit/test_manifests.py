@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from streamtask import process, scrape, supervisor
 from streamtask.app import load_app
 from streamtask.cli import app as command_line
 from streamtask.config import Settings
 from streamtask.view import gate, metrics, server
+from streamtask.worker import endpoint, process, supervisor
 
 yaml = pytest.importorskip("yaml", reason="pip install 'streamtask[dev]'")
 
@@ -154,7 +154,7 @@ def probes_of(of: dict[str, Any]) -> dict[str, tuple[str, int]]:
 
 
 def routes_of_a_worker() -> set[str]:
-    return set(re.findall(r'^            "(/\w+)": lambda', Path(scrape.__file__).read_text(), re.M))
+    return set(re.findall(r'^            "(/\w+)": lambda', Path(endpoint.__file__).read_text(), re.M))
 
 
 def test_probes_of_a_worker_ask_what_a_worker_answers(settings: Settings) -> None:
@@ -240,7 +240,7 @@ def test_keda_scales_the_workers_by_metrics_that_are_there(settings: Settings) -
     spec = one("ScaledObject", "streamtask-worker")["spec"]
     assert one("Deployment", spec["scaleTargetRef"]["name"]) is not None
     assert spec["maxReplicaCount"] == settings.partitions, "one worker more would stand by"
-    tables = {**scrape.METRICS, **metrics.METRICS}
+    tables = {**endpoint.METRICS, **metrics.METRICS}
     queries = [trigger["metadata"]["query"] for trigger in spec["triggers"]]
     names = [re.findall(r"streamtask_\w+", query) for query in queries]
     assert names == [["streamtask_log_backlog_tasks"], ["streamtask_view_tasks"]], "the true backlog; from zero"

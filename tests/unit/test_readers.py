@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamtask import recovery, telemetry
 from streamtask.audit.judge import Judge
 from streamtask.audit.reading import Rounds
 from streamtask.client.watching import StatusWatch
@@ -38,13 +37,15 @@ from streamtask.domain.ports import RecallStatus
 from streamtask.errors import DecodeError
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import TailRecord
-from streamtask.noticing import Noticing, PassedOver
+from streamtask.observability import event_log
 from streamtask.redrive.build import Builder, Choice, plan
 from streamtask.registry.cache import SchemaCache
 from streamtask.view.feed import Heard
 from streamtask.view.materialize import Materializer, heard, read_status
 from streamtask.view.sqlite import SQLiteStore
 from streamtask.view.store import LIST_MAX, Filter
+from streamtask.worker import recovery
+from streamtask.worker.producer_checks import Noticing, PassedOver
 
 PACKAGE = Path(recovery.__file__).parent
 NAMES = TopicNames()
@@ -452,11 +453,11 @@ def test_an_event_whose_key_names_another_task_is_not_offered_to_whoever_waits_f
 
 
 def test_what_is_passed_over_is_counted_and_told_once_an_hour() -> None:
-    before = telemetry.COUNTS["record_passed_over"]
+    before = event_log.COUNTS["record_passed_over"]
     passed = PassedOver()
     for offset in range(5):
         passed.add(TailRecord(NAMES.status, SHARD, offset, 0, None, b"", ()), DecodeError("strange"))
-    assert (passed.count, telemetry.COUNTS["record_passed_over"] - before) == (5, 1)
+    assert (passed.count, event_log.COUNTS["record_passed_over"] - before) == (5, 1)
 
 
 def test_a_list_of_tasks_leaves_out_what_no_worker_wrote() -> None:

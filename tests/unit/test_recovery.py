@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from streamtask import recovery
 from streamtask.codec import encode_status
 from streamtask.config import TopicNames
 from streamtask.domain.model import StatusEvent, TaskStatus
 from streamtask.domain.ports import RecallStatus
 from streamtask.kafka.tail import TailRecord
+from streamtask.worker import recovery
 
 NAMES = TopicNames()
 SHARD, EPOCH = 3, 7

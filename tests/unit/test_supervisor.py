@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from streamtask.supervisor import PARENT_FD, Supervisor, die_with_parent
+from streamtask.worker.supervisor import PARENT_FD, Supervisor, die_with_parent
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers run on Linux and macOS")
 
@@ -24,7 +24,7 @@ DEADLINE_S = 30.0
 # Each child marks in its file what happens to it; a line that is there has happened.
 PRELUDE = """
 import os, signal, sys, threading, time
-from streamtask.supervisor import die_with_parent
+from streamtask.worker.supervisor import die_with_parent
 supervised = die_with_parent()
 slot, directory = sys.argv[1], sys.argv[2]
 def mark(text):
@@ -226,7 +226,7 @@ def test_without_a_supervisor_there_is_no_parent_to_die_with(monkeypatch: pytest
 PARENT = textwrap.dedent(
     """
     import sys
-    from streamtask.supervisor import Supervisor
+    from streamtask.worker.supervisor import Supervisor
     code, directory = sys.argv[1], sys.argv[2]
     sys.exit(Supervisor(lambda slot: [sys.executable, "-c", code, str(slot), directory], 2).run())
     """
@@ -259,7 +259,7 @@ def test_a_stop_signal_drains_and_reaches_the_children_as_one_sigterm(tmp_path: 
 ELSEWHERE = textwrap.dedent(
     """
     import os, signal, sys, threading, time
-    from streamtask.supervisor import Supervisor
+    from streamtask.worker.supervisor import Supervisor
     code, directory = sys.argv[1], sys.argv[2]
     def take():  # as the kernel does with one that came while this process was frozen
         while not all(os.path.exists(os.path.join(directory, slot)) for slot in "01"):
@@ -286,7 +286,7 @@ def test_a_stop_signal_that_another_thread_was_given_is_heard_too(tmp_path: Path
 
 # --- Signs of life ----------------------------------------------------------------------------------------------------
 
-SIGNS = PRELUDE + "from streamtask.note import Note\nnote = Note()\nmark('up')\n"
+SIGNS = PRELUDE + "from streamtask.worker.heartbeat import Note\nnote = Note()\nmark('up')\n"
 FALLS_SILENT = SIGNS + "note.beat()\nforever()"
 SAYS_NOTHING = SIGNS + "forever()"
 BEATS = SIGNS + "while True:\n    note.beat()\n    time.sleep(0.05)"

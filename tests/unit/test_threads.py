@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from streamtask import telemetry
 from streamtask.children import child, pipe
 from streamtask.client.sending import Sender, _Countdown
 from streamtask.client.tracking import Track
@@ -32,6 +31,7 @@ from streamtask.executor import Executor
 from streamtask.handlers import Context, make_handler
 from streamtask.kafka.producer import Delivery
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.observability import event_log
 from streamtask.registry.cache import SchemaCache
 from tests.unit.children_hand import Hand
 
@@ -84,8 +84,8 @@ def test_a_first_event_of_its_name_does_not_break_the_snapshot_of_the_owner(monk
                 yield item
                 self[f"another thread {at}"] += 1
 
-    monkeypatch.setattr(telemetry, "COUNTS", Growing({"worker_started": 1, "shards_assigned": 2, "no event": 3}))
-    assert telemetry.counted() == {"worker_started": 1, "shards_assigned": 2}
+    monkeypatch.setattr(event_log, "COUNTS", Growing({"worker_started": 1, "shards_assigned": 2, "no event": 3}))
+    assert event_log.counted() == {"worker_started": 1, "shards_assigned": 2}
 
 
 def test_a_loop_that_was_closed_with_tasks_left_can_still_be_asked_whether_it_answers() -> None:
@@ -335,16 +335,16 @@ def test_every_execution_in_children_ends_once_however_often_their_pool_and_its_
 
 def test_no_event_is_lost_that_several_threads_count(frantic: None) -> None:
     name = "shards_assigned"
-    before = telemetry.COUNTS[name]
+    before = event_log.COUNTS[name]
 
     def count(times: int) -> None:
         for _ in range(times):
-            telemetry.count(name)
+            event_log.count(name)
 
     threads = [threading.Thread(target=functools.partial(count, 10_000)) for _ in range(4)]
-    looked: Callable[[], dict[str, int]] = telemetry.counted
+    looked: Callable[[], dict[str, int]] = event_log.counted
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         assert looked()[name] >= before
-    assert telemetry.COUNTS[name] == before + 40_000
+    assert event_log.COUNTS[name] == before + 40_000

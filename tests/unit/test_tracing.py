@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
-from streamtask import outcomes, tracing
+from streamtask import outcomes
 from streamtask.client.build import Prepared, prepare, told_of_failure, traced
 from streamtask.codec import status_headers
 from streamtask.config import TopicNames
@@ -25,7 +25,8 @@ from streamtask.core.claim import trace_headers
 from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.handlers import Context, Retry
-from streamtask.tracing import Attempts
+from streamtask.observability import tracing
+from streamtask.observability.tracing import Attempts
 from tests.unit.test_executor import Make
 from tests.unit.test_executor import bench as bench  # the fixture
 
@@ -109,8 +110,8 @@ def test_without_a_provider_nothing_is_made(bench: Make) -> None:
 
 def test_client_and_worker_import_nothing_of_opentelemetry() -> None:
     code = (
-        "import sys, streamtask.client, streamtask.client.asynchronous, streamtask.worker, streamtask.children.child\n"
-        "from streamtask import tracing\n"
+        "import sys, streamtask.client, streamtask.client.asynchronous, streamtask.worker.loop, streamtask.children.child\n"
+        "from streamtask.observability import tracing\n"
         "assert not tracing.active() and tracing.current_trace_id() is None\n"
         "assert tracing.attach([('traceparent', b'x')]) is None\n"
         "tracing.flush(0.1)\n"
@@ -121,7 +122,11 @@ def test_client_and_worker_import_nothing_of_opentelemetry() -> None:
 
 
 def test_a_provider_that_the_environment_names_counts() -> None:
-    code = "import sys, streamtask.tracing; print('opentelemetry.trace' in sys.modules, streamtask.tracing.active())"
+    code = (
+        "import sys\n"
+        "from streamtask.observability import tracing\n"
+        "print('opentelemetry.trace' in sys.modules, tracing.active())"
+    )
     environment = {"PATH": "", "OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "True True", done.stderr

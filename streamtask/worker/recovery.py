@@ -21,7 +21,7 @@ from streamtask.domain.ports import Recalled, RecallStatus
 from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable
 from streamtask.kafka.side_reader import Mark, SideReader
 from streamtask.kafka.tail import TailRecord
-from streamtask.noticing import PassedOver
+from streamtask.worker.producer_checks import PassedOver
 
 ASIDE_MAX = 1_000  # wishes whose schema is not known
 ASIDE_S = 0.05  # between two looks at them

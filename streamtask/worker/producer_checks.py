@@ -8,11 +8,11 @@ import random
 import time
 from collections.abc import Sequence
 
-from streamtask import telemetry
 from streamtask.config import TopicNames
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.tail import TailRecord
+from streamtask.observability import event_log
 
 HOUR_S = 3600.0
 KEYS_LOOKED_AT = 4  # of one poll: 8 µs each
@@ -39,11 +39,11 @@ class Noticing:
                 self._hourly("priority_outside_band", topic, {"topic": topic, "priority": record.priority})
 
     def _hourly(self, name: str, topic: str, fields: dict[str, object]) -> None:
-        seen = telemetry.count(f"{name}:{topic}")
+        seen = event_log.count(f"{name}:{topic}")
         now_s = time.monotonic()
         if now_s - self._told_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
             self._told_s[f"{name}:{topic}"] = now_s
-            telemetry.emit(name, {**fields, "seen": seen})
+            event_log.emit(name, {**fields, "seen": seen})
 
 
 class PassedOver:
@@ -61,4 +61,4 @@ class PassedOver:
         if now_s - self._told_s >= HOUR_S:
             self._told_s = now_s
             fields = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            telemetry.emit("record_passed_over", {**fields, "why": str(why)[:200], "seen": self.count})
+            event_log.emit("record_passed_over", {**fields, "why": str(why)[:200], "seen": self.count})

@@ -27,10 +27,10 @@ from streamtask.handlers import Context
 from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.observe import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
-from streamtask.scrape import METRICS, Endpoint, WorkerCollector
 from streamtask.whereabouts import Stragglers
-from streamtask.worker import STUCK_S
+from streamtask.worker.endpoint import METRICS, Endpoint, WorkerCollector
+from streamtask.worker.metrics import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
+from streamtask.worker.watchdog import STUCK_S
 from tests.core.desk import RETURNED, Desk, raised
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"

@@ -21,13 +21,21 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from streamtask import telemetry
 from streamtask.config import TopicNames
 from streamtask.errors import ConfigError
-from streamtask.exposition import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
 from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.observe import COMMITS_S, DURATIONS_S, REBALANCES, Durations, Observer, Snapshot, log_backlog
+from streamtask.observability import event_log
+from streamtask.observability.prometheus import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
+from streamtask.worker.metrics import (
+    COMMITS_S,
+    DURATIONS_S,
+    REBALANCES,
+    Durations,
+    Observer,
+    Snapshot,
+    log_backlog,
+)
 
 CONNECTIONS_MAX = 16
 CLIENT_S = 5.0
@@ -137,7 +145,7 @@ class WorkerCollector(Collector):
         bands, types = self._observer.bands, seen.types.items()
         logs = self._ends()
         known = logs.age_s is not None
-        notes = ((name, logging.getLevelName(telemetry.EVENTS[name][0]).lower(), n) for name, n in seen.notes.items())
+        notes = ((name, logging.getLevelName(event_log.EVENTS[name][0]).lower(), n) for name, n in seen.notes.items())
         states = {**seen.shards, "refused": len(seen.refused)}
         return {
             "streamtask_tasks_created_total": [((), seen.created)],

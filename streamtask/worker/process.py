@@ -1,7 +1,7 @@
 """The process of one worker, and the parent of several: what `streamtask worker APP` starts.
 
     supervise(app, overrides, processes)       the parent: N children of this module
-    python -m streamtask.process APP SLOT      one child; what the command line said comes as JSON in the environment
+    python -m streamtask.worker.process APP SLOT      one child; what the command line said comes as JSON in the environment
 
 Exit codes of a child: 0 drained, 1 failed (it is started again), 2 its settings or the cluster cannot work (it is not),
 70 the watchdog ended it.
@@ -16,19 +16,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from streamtask import telemetry
 from streamtask.app import App, load_app
-from streamtask.budget import budget_of
 from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
 from streamtask.children.pool import Pool
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
-from streamtask.failover import Failover
 from streamtask.kafka import granted
 from streamtask.kafka.acls import Role
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.note import Note
-from streamtask.supervisor import Supervisor, die_with_parent
+from streamtask.observability import event_log
+from streamtask.worker.failover import Failover
+from streamtask.worker.heartbeat import Note
+from streamtask.worker.memory_budget import budget_of
+from streamtask.worker.supervisor import Supervisor, die_with_parent
 
 OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
 EXIT_FAILED, EXIT_CONFIG = 1, 2
@@ -44,7 +44,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
 
     Raises ConfigError, TopicsMissing or Unreachable before anything is started.
     """
-    telemetry.configure()
+    event_log.configure()
     settings = load_app(app).configure(**overrides)
     kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
     granted.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
@@ -53,7 +53,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     overrides = {**overrides, "memory_mb": share.memory_mb if share.source == "cgroup" else overrides.get("memory_mb")}
     failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
     supervisor = Supervisor(
-        lambda slot: [sys.executable, "-m", "streamtask.process", app, str(slot)],
+        lambda slot: [sys.executable, "-m", "streamtask.worker.process", app, str(slot)],
         processes,
         grace_s=settings.drain_grace_s + GRACE_SPARE_S,
         silent_s=settings.silent_s,
@@ -68,12 +68,12 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
 
 
 def _tell(name: str, fields: Mapping[str, Any]) -> None:
-    telemetry.emit("supervisor_event", {"what": name, **fields})
+    event_log.emit("supervisor_event", {"what": name, **fields})
 
 
 def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
     """One worker in this process, until told to stop."""
-    from streamtask.worker import Worker
+    from streamtask.worker.loop import Worker
 
     app = load_app(app_path)
     settings = app.configure(**overrides)
@@ -101,7 +101,7 @@ def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Pool:
         app.settings.children_max if wanted else 0,
         grace_s=app.settings.kill_grace_s,
         environment={CHILD_OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},
-        on_event=lambda name, fields: telemetry.emit("app_event", {"what": name, **fields}),
+        on_event=lambda name, fields: event_log.emit("app_event", {"what": name, **fields}),
     )
 
 
@@ -116,7 +116,7 @@ def tame_collector() -> None:
 def main(argv: list[str]) -> int:
     """The child."""
     die_with_parent()
-    telemetry.configure()
+    event_log.configure()
     app_path, slot = argv
     try:
         return run_worker(app_path, json.loads(os.environ.pop(OVERRIDES_VARIABLE, "{}")), int(slot))

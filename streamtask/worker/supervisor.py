@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from streamtask.note import NOTE_FD, NoteFile
+from streamtask.worker.heartbeat import NOTE_FD, NoteFile
 
 PARENT_FD = "STREAMTASK_PARENT_FD"  # environment of a child: the pipe that closes when its parent dies
 EXIT_CONFIG = 2

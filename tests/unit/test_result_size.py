@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from streamtask.domain.model import Ending, Outcome
 from streamtask.errors import Unreachable
-from streamtask.sizes import AGAIN_S, EVENT_SPARE_BYTES, RECORD_SPARE_BYTES, SURELY_FITS_BYTES, EventSize
+from streamtask.worker.result_size import (
+    AGAIN_S,
+    EVENT_SPARE_BYTES,
+    RECORD_SPARE_BYTES,
+    SURELY_FITS_BYTES,
+    EventSize,
+)
 
 SPARE = EVENT_SPARE_BYTES + RECORD_SPARE_BYTES
 

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from streamtask import telemetry
 from streamtask.errors import ClusterError, ConfigError, StreamtaskError, Unreachable
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.observability import event_log
 
 INSTALL = "pip install 'streamtask[failover]'"
 CALL_S = 3.0  # one connect, and one request
@@ -241,7 +241,7 @@ class Failover:
         except ConfigError as error:
             # Not to have asked for it is normal; settings that rule it out are worth a look.
             name = "failover_off" if INSTALL in str(error) else "failover_unmapped"
-            telemetry.emit(name, {"why": str(error), "session_timeout_s": window_s})
+            event_log.emit(name, {"why": str(error), "session_timeout_s": window_s})
             return
         self._thread = threading.Thread(target=self._run, name="failover", daemon=True)
         self._thread.start()
@@ -257,7 +257,7 @@ class Failover:
         try:
             self._deaths.put_nowait((member, time.monotonic()))
         except queue.Full:
-            telemetry.emit("member_not_removed", {"members": [member], "why": f"{DEATHS_MAX} others wait"})
+            event_log.emit("member_not_removed", {"members": [member], "why": f"{DEATHS_MAX} others wait"})
 
     def close(self, timeout_s: float) -> None:
         """What waits gets one try and this time."""
@@ -300,9 +300,9 @@ class Failover:
         try:
             self._remover.connect()
         except Exception as error:  # noqa: BLE001 whatever the second client raises must not end this thread
-            telemetry.emit("failover_unproven", {"why": f"{type(error).__name__}: {error}"})
+            event_log.emit("failover_unproven", {"why": f"{type(error).__name__}: {error}"})
         else:
-            telemetry.emit("failover_ready", {"group": self._group})
+            event_log.emit("failover_ready", {"group": self._group})
 
     def _clear(self, deaths: dict[str, float]) -> None:
         first_s, wait_s = min(deaths.values()), RETRY_S
@@ -315,9 +315,9 @@ class Failover:
                     wait_s = min(2 * wait_s, RETRY_MAX_S)
                     continue
                 why = str(error) if isinstance(error, StreamtaskError) else f"{type(error).__name__}: {error}"
-                telemetry.emit("member_not_removed", {"members": list(deaths), "why": why})
+                event_log.emit("member_not_removed", {"members": list(deaths), "why": why})
                 return
             seconds = round(time.monotonic() - first_s, 3)
             for member, known in done.items():
-                telemetry.emit("member_removed", {"member": member, "known": known, "seconds": seconds})
+                event_log.emit("member_removed", {"member": member, "known": known, "seconds": seconds})
             return

@@ -10,20 +10,15 @@ First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grac
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import random
 import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from streamtask import asides, telemetry
-from streamtask.budget import budget_of
 from streamtask.children.pool import Pool
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
@@ -56,12 +51,16 @@ from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.trouble import hopeless
-from streamtask.noticing import Noticing
-from streamtask.observe import Observer
-from streamtask.recovery import ControlReader, StatusRecall
+from streamtask.observability import event_log
+from streamtask.observability.tracing import Attempts
 from streamtask.registry import Formats
-from streamtask.sizes import EventSize
-from streamtask.tracing import Attempts
+from streamtask.worker import asides
+from streamtask.worker.memory_budget import budget_of
+from streamtask.worker.metrics import Observer
+from streamtask.worker.producer_checks import Noticing
+from streamtask.worker.recovery import ControlReader, StatusRecall
+from streamtask.worker.result_size import EventSize
+from streamtask.worker.watchdog import Watchdog
 
 RECORDS_MAX = 2_000  # of one poll
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
@@ -72,7 +71,6 @@ BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at o
 SETTLE_S, SETTLE_MAX_S = 0.0015, 0.008
 LONG_AFTER_S = 0.25  # without anything to do
 REVOKE_WAIT_S = 3.0  # what handlers get to end in when their shard goes elsewhere
-STUCK_S = 20.0  # one broker call or turn without a sign of life: dump stacks and exit
 LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
 PARTIAL = "its partition does not exist in every topic"
 RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
@@ -127,22 +125,22 @@ class Worker:
             threads=settings.threads,
             lifespan=lifespan,
             bands=self.names.bands,
-            on_event=lambda name, fields: telemetry.emit("app_event", {"what": name, **fields}),
+            on_event=lambda name, fields: event_log.emit("app_event", {"what": name, **fields}),
             children=children,
             attempts=Attempts(self.names),
         )
         self._children, self.slot = children, slot
-        self._on_member, self._on_beat = on_member, on_beat
-        self._stops: list[float] = []  # when it was told to stop: a list, for two threads may add at once
+        self._on_member = on_member
+        self.watchdog = Watchdog(on_beat)
+        # A list, since append is atomic: a signal handler and another thread may stop the worker at the same moment.
+        self._stops: list[str] = []
         self._hopeless: StreamtaskError | None = None
-        self._beat = time.monotonic()
         self._noticing = Noticing(self.names)
         self._joined, self._partitions = False, 0
         sized = (self.names.status, self.names.dead)
         self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
         self._settled_s = 0.0  # see SETTLE_S
-        self.stop_event = threading.Event()
         self.observer: Observer | None = None  # of a worker that has a metrics_port
         self._close_endpoint: Callable[[], None] = lambda: None
         if settings.metrics_port is not None:
@@ -183,11 +181,9 @@ class Worker:
         self.side = SideReader(self.kafka, (self.names.control,), on_error=self._kafka_error)
         self.control = ControlReader(self.side, self.names, self.formats.reader)
         self.recall = StatusRecall(self.side, self.names, self.formats.reader)
-        self._on_beat()  # from here on silence counts: the first task may keep the interpreter within the first second
-        watchdog = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
-        watchdog.start()
+        self.watchdog.start()
         fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
-        telemetry.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
+        event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
         try:
             self._close_endpoint = self._open_endpoint()
             self.rim.join()
@@ -196,18 +192,18 @@ class Worker:
             self._loop()
             self._leave()
         finally:
-            self.stop_event.set()
+            self.watchdog.stop()
             self._close_endpoint()
             self.executor.close(1.0)
             self.side.close()
             self.rim.close()
             self.formats.close()
-            telemetry.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
+            event_log.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
         return 0
 
     def stop(self) -> None:
         """Drain, as SIGTERM does; a second call aborts. From any thread."""
-        self._stops.append(time.monotonic())
+        self._stops.append("stop()")
         self.executor.wake()
 
     def _look(self) -> None:
@@ -225,14 +221,12 @@ class Worker:
         """/metrics, /health and /ready, if wanted; returns what ends them. Raises ConfigError."""
         if self.observer is None or self.settings.metrics_port is None:
             return lambda: None
-        from streamtask.scrape import open_endpoint  # only here: prometheus_client takes 40 ms to import
+        from streamtask.worker.endpoint import open_endpoint
 
         port = self.settings.metrics_port and self.settings.metrics_port + self.slot
         host = self.settings.metrics_host
-        url, close = open_endpoint(
-            self.observer, self.kafka, self.names, lambda: time.monotonic() - self._beat, host=host, port=port
-        )
-        telemetry.emit("metrics_listening", {"url": url})
+        url, close = open_endpoint(self.observer, self.kafka, self.names, self.watchdog.silent_s, host=host, port=port)
+        event_log.emit("metrics_listening", {"url": url})
         return close
 
     def _engine_config(self) -> EngineConfig:
@@ -247,8 +241,8 @@ class Worker:
             unknown_type_grace_ms=int(self.settings.unknown_type_grace_s * 1_000),
         )
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stops.append(time.monotonic())
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stops.append(signal.Signals(number).name)
         if len(self._stops) > 1:
             os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
         self.executor.wake()
@@ -260,13 +254,13 @@ class Worker:
         timeout_s, active_s, look_s = 0.0, time.monotonic(), 0.0
         recommit_s = active_s + RECOMMIT_S
         while True:
-            self._beat = time.monotonic()
+            self.watchdog.step()
             records = rim.fetch(timeout_s, RECORDS_MAX)
             # Under load the rest is decoded while a flush is waited for (Flush), later in this turn.
             self._take(bands=1 if engine.supplied else None)
             if records or executor.ended:
                 time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
-            self._beat = time.monotonic()  # what fetch() served may have taken its time
+            self.watchdog.step()  # what fetch() served may have taken its time
             told = self._read_control() | self._read_status() | self._collect()
             asides.ask_around(engine, rim, clock())
             committed = self._drive(protocol.step(engine, clock))
@@ -373,7 +367,7 @@ class Worker:
                 case Probe(places):
                     self.rim.probes.ask(places)
                 case Note(name, fields):
-                    telemetry.emit(name, fields)
+                    event_log.emit(name, fields)
         if starts:
             self.executor.submit(starts)
         if stops:
@@ -387,7 +381,7 @@ class Worker:
             except StopIteration as end:
                 return bool(end.value)
             answer = self._perform(ask)
-            self._beat = time.monotonic()
+            self.watchdog.step()
 
     def _perform(self, ask: Ask) -> Answer:
         if isinstance(ask, AwaitEnded):
@@ -419,7 +413,7 @@ class Worker:
 
     def _assigned(self, shards: Sequence[int]) -> None:
         self._joined = True
-        telemetry.emit("shards_assigned", {"shards": list(shards)})
+        event_log.emit("shards_assigned", {"shards": list(shards)})
         if any(number >= self._partitions for number in shards):
             self._count_partitions()
         whole = [number for number in shards if number < self._partitions]
@@ -447,19 +441,19 @@ class Worker:
         self._collect()
         clean = self._drive(protocol.revoked(self.engine, shards, clock))
         self._dispatch()
-        telemetry.emit("shards_revoked", {"shards": list(shards), "clean": clean})
+        event_log.emit("shards_revoked", {"shards": list(shards), "clean": clean})
 
     def _lost(self, shards: Sequence[int]) -> None:
         protocol.lost(self.engine, shards)
         self._dispatch()
-        telemetry.emit("shards_lost", {"shards": list(shards)})
+        event_log.emit("shards_lost", {"shards": list(shards)})
 
     def _position_lost(self, band: int, shard: int, offset: int) -> None:
         """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
         self.engine.position_lost((band, shard), offset)
 
     def _kafka_error(self, text: str) -> None:
-        telemetry.emit("kafka_error", {"why": text})
+        event_log.emit("kafka_error", {"why": text})
         found = hopeless(text, self.names.group, self.settings.session_timeout_ms, joined=self._joined)
         self._hopeless = self._hopeless or found
 
@@ -471,7 +465,7 @@ class Worker:
             self._drained_at = now_s
             self.engine.drain()
             self.rim.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
-            telemetry.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
+            event_log.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
         if len(self._stops) > 1:
             return False
         busy = self.engine.running or self.engine.urgent
@@ -488,13 +482,3 @@ class Worker:
         limit = REFERENCE_BYTES_MAX if letter.reference else self._size.bytes_max
         fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms(), "value_bytes_max": limit}
         return encode_dead(letter, self.names, traceback=self.settings.tracebacks == "dead", **fields)
-
-    # -- watching ------------------------------------------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        while not self.stop_event.wait(1.0):
-            self._on_beat()
-            if time.monotonic() - self._beat > STUCK_S:
-                telemetry.emit("worker_stuck", {"seconds": STUCK_S})
-                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
-                os._exit(70)

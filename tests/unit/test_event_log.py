@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from streamtask import telemetry
+from streamtask.observability import event_log
 
 
 class Terminal(io.StringIO):
@@ -28,8 +28,8 @@ def _configuration() -> Iterator[None]:
 
 def said(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch, json_: bool | None = None) -> str:
     monkeypatch.setattr(sys, "stderr", stderr)
-    telemetry.configure(json=json_)
-    telemetry.emit("shards_assigned", {"shards": [1, 2]})
+    event_log.configure(json=json_)
+    event_log.emit("shards_assigned", {"shards": [1, 2]})
     return stderr.getvalue()
 
 
@@ -54,7 +54,7 @@ def test_either_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_told_with_its_stack_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    telemetry.configure()
+    event_log.configure()
     try:
         raise ValueError("no such thing")
     except ValueError:
@@ -66,7 +66,7 @@ def test_an_error_is_told_with_its_stack_in_one_line(monkeypatch: pytest.MonkeyP
 def test_what_is_below_the_level_is_counted_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    telemetry.configure(logging.WARNING)
-    before = telemetry.COUNTS["shards_assigned"]
-    telemetry.emit("shards_assigned", {"shards": []})
-    assert (stderr.getvalue(), telemetry.COUNTS["shards_assigned"]) == ("", before + 1)
+    event_log.configure(logging.WARNING)
+    before = event_log.COUNTS["shards_assigned"]
+    event_log.emit("shards_assigned", {"shards": []})
+    assert (stderr.getvalue(), event_log.COUNTS["shards_assigned"]) == ("", before + 1)

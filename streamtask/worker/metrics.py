@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamtask import telemetry
 from streamtask.core.engine import Engine
 from streamtask.core.shard import Shard, Standing
 from streamtask.domain.model import ErrorCode, HandlerKind, TaskStatus
 from streamtask.domain.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
+from streamtask.observability import event_log
 from streamtask.whereabouts import Stragglers
 
 MIB = 1 << 20
@@ -283,7 +283,7 @@ class Observer:
             stragglers=stragglers,
             late_results=engine.late_results,
             memory=_memory(engine),
-            notes=telemetry.counted(),
+            notes=event_log.counted(),
         )
 
     @staticmethod
