@@ -25,7 +25,7 @@ from streamtask.codec import decode_status
 from streamtask.config import TopicNames
 from streamtask.domain.identity import new_task_id
 from streamtask.domain.model import TaskResponse, to_ms
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 
 SLOTS = 50  # 2,500 tasks of 20 ms a second: more would be more than a worker starts, and its slots not taken
 TASK_MS = 20

@@ -43,7 +43,7 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames, load_settings
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 
 WINDOW = 1_000
 FIGURES = ("tasks_per_s", "cpu_us_per_task")

@@ -34,8 +34,8 @@ from benchmarks.stand import (
 )
 from streamtask.client import AsyncClient
 from streamtask.config import Settings, TopicNames, load_settings
-from streamtask.kafka import claim
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka import takeover
+from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.tail import Place
 
 LOOK_S = 0.1
@@ -112,8 +112,8 @@ def follow(
     without its start, µs a task. look: told how many are done, ten times a second."""
     processes = [process] if isinstance(process, OtherProcess) else list(process)
     goal = {place: end for place, end in topic_ends(kafka(bootstrap), names.requests).items() if end}
-    # Not the admin client: asked of a broker that has never had a group it crashed the process (streamtask/kafka/offsets.py).
-    with contextlib.closing(claim.reader(kafka(bootstrap), names.group)) as reader:
+    # Not the admin client: asked of a broker that has never had a group it crashed the process (kafka/offset_queries.py).
+    with contextlib.closing(takeover.reader(kafka(bootstrap), names.group)) as reader:
         return _follow(reader, goal, processes, tasks, look)
 
 

@@ -16,7 +16,7 @@ from benchmarks.stand import Failed, kafka, records_of
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
 from streamtask.domain.identity import Origin
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 
 OPEN = 3_000  # tasks at a time
 STEPS = ("created", "running", "completed")

@@ -17,7 +17,7 @@ from streamtask.errors import DecodeError
 from streamtask.kafka.admin import cluster_id
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 from streamtask.view.materialize import Materializer, created_row
 from streamtask.view.sqlite import SQLiteStore
 from streamtask.view.store import Filter, Row

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from streamtask.errors import ClusterError
-from streamtask.registry.mock import MockRegistry
+from streamtask.schema_registry.mock import MockRegistry
 
 
 class FakeRegistry:

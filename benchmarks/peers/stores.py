@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from benchmarks.peers.apps import jobs
 from benchmarks.stand import Failed, kafka, records_of
 from benchmarks.written import Writer
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.tail import Tail
 
 READY_S = 10.0

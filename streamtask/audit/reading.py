@@ -29,9 +29,7 @@ from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
 from streamtask.errors import DecodeError, Unreachable
 from streamtask.kafka import admin
-from streamtask.kafka.ends import topic_ends
-from streamtask.kafka.moments import offsets_at
-from streamtask.kafka.offsets import group_offsets, log_starts
+from streamtask.kafka.offset_queries import group_offsets, log_starts, offsets_at, topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
 

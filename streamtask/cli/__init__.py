@@ -1,6 +1,6 @@
 """The command line: `streamtask …` and `python -m streamtask …`.
 
-door.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
+cli.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
 cluster.py those that look after a cluster, schemas.py those about schemas, workers.py those about worker processes,
 dev.py those of the developer's day, config.py and complete.py what settings there are and what the shell completes.
 Imports are inside the commands, so that help and usage errors are quick.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import typer
 
 from streamtask.cli import cluster, config, dev, run, schemas, tasks, workers
-from streamtask.cli.door import OneLineGroup, accept_options_before_the_command
+from streamtask.cli.command import OneLineGroup, accept_options_before_the_command
 
 __all__ = ["app", "main"]
 

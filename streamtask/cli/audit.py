@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, kafka_of
 from streamtask.cli.tasks import _moment
 from streamtask.errors import ConfigError
 
@@ -23,7 +23,7 @@ STDOUT = "-"
 
 
 def audit(
-    door: Door,
+    cli: CommandContext,
     since: Annotated[
         str | None,
         typer.Option("--since", metavar="TIME", help="Only what came from then on: RFC 3339, or 90s, 5m, 2h, 7d ago."),
@@ -44,19 +44,19 @@ def audit(
     ] = 120.0,
 ) -> int | None:
     """Read everything back and judge every history; exit code 0 only when nothing is wrong."""
-    if evidence == STDOUT and door.json:
+    if evidence == STDOUT and cli.json:
         raise ConfigError("--evidence - and --json both write to stdout: name a file for the evidence.")
     begin = _moment("--since", since, past=True)
-    settings = door.settings()
+    settings = cli.settings()
     kafka = kafka_of(settings)
     from streamtask.audit import follow_audit, run_audit
     from streamtask.domain.model import to_ms
-    from streamtask.registry import Formats
+    from streamtask.schema_registry import Formats
 
     since_ms = None if begin is None else to_ms(begin)
     with ExitStack() as stack:
         formats = stack.enter_context(closing(Formats(settings)))
-        told = Told(door, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
+        told = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
         if follow:
             report = follow_audit(
                 kafka,
@@ -85,8 +85,8 @@ def audit(
 class Told:
     """Where breaches, figures and the report go. evidence: JSON lines of the breaches."""
 
-    def __init__(self, door: Door, evidence: TextIO | None, *, follow: bool) -> None:
-        self._door = door
+    def __init__(self, cli: CommandContext, evidence: TextIO | None, *, follow: bool) -> None:
+        self._cli = cli
         self._evidence = evidence
         self._follow = follow
         self._piped = evidence is sys.stdout  # then everything else goes to stderr
@@ -98,14 +98,14 @@ class Told:
             self._evidence.flush()
         if not self._follow or self._piped:
             return
-        if self._door.json:
-            self._door.answer({"violation": line})
+        if self._cli.json:
+            self._cli.answer({"violation": line})
         else:
             self._say(f"{_now()}  BREACH {violation.kind}: {violation.text} ({violation.task_id})")
 
     def figures(self, figures: dict[str, Any]) -> None:
-        if self._door.json:
-            self._door.answer({"figures": figures})
+        if self._cli.json:
+            self._cli.answer({"figures": figures})
             return
         behind = f", {figures['behind']} behind" if figures["behind"] else ""
         self._say(
@@ -114,17 +114,17 @@ class Told:
         )
 
     def trouble(self, text: str) -> None:
-        self._door.note(f"{_now()}  {text}")
+        self._cli.note(f"{_now()}  {text}")
 
     def report(self, report: Report) -> None:
-        if self._door.json:
-            self._door.answer({"report": report.to_json()} if self._follow else report)
+        if self._cli.json:
+            self._cli.answer({"report": report.to_json()} if self._follow else report)
         else:
             self._say(report.to_text())
 
     def _say(self, text: str) -> None:
         if self._piped:
-            self._door.note(text)
+            self._cli.note(text)
         else:
             typer.echo(text)
 

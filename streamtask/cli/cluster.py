@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamtask.cli.audit import audit
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of
 from streamtask.cli.redrive import dead_redrive
 from streamtask.errors import ConfigError, NotAllowed
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from streamtask.codec import DeadRecord
     from streamtask.config import TopicNames
-    from streamtask.kafka.judge import Finding
     from streamtask.kafka.settings import KafkaSettings
+    from streamtask.kafka.topic_checks import Finding
 
 
 class RoleName(StrEnum):
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 
 def topics_create(
-    door: Door,
+    cli: CommandContext,
     partitions: Annotated[
         int | None,
         typer.Option("--partitions", min=1, metavar="N", help="Shards: at most so many busy processes; else 12."),
@@ -67,15 +67,15 @@ def topics_create(
     fix: Annotated[bool, typer.Option("--fix", help="Also set topic settings that are not as needed.")] = False,
 ) -> int | None:
     """Create the topics that are missing."""
-    settings = door.settings(partitions=partitions)
+    settings = cli.settings(partitions=partitions)
     kafka = kafka_of(settings)
     if grow and partitions is None:
         raise ConfigError("--grow: to how many? Add --partitions N.")
     from streamtask.kafka.admin import ensure_topics
 
     done = ensure_topics(kafka, settings.topics, partitions=settings.partitions, grow=grow, fix=fix)
-    if door.json:
-        door.answer(
+    if cli.json:
+        cli.answer(
             {
                 "created": list(done.created),
                 "grown": list(done.grown),
@@ -84,7 +84,7 @@ def topics_create(
             }
         )
         return None
-    console = door.console()
+    console = cli.console()
     for verb, names in (("created", done.created), ("more partitions for", done.grown)):
         for name in names:
             console.print(f"[green]✓[/] {verb} {name}", soft_wrap=True)
@@ -96,24 +96,24 @@ def topics_create(
     return None
 
 
-def topics_check(door: Door) -> int | None:
+def topics_check(cli: CommandContext) -> int | None:
     """Compare the topics with what is needed; exit code 1 when an error is found."""
-    return _check(door, topics_only=True)
+    return _check(cli, topics_only=True)
 
 
 def topics_acls(
-    door: Door,
+    cli: CommandContext,
     role: Annotated[RoleName, typer.Argument(metavar="ROLE", help=ROLES, show_default=False)],
     principal: Annotated[
         str, typer.Option("--principal", metavar="User:NAME", help="Who is to be allowed it.", show_default=False)
     ],
 ) -> int | None:
     """Print the commands that allow a principal what a role needs, and no more. Nothing is changed."""
-    settings = door.settings()
+    settings = cli.settings()
     from streamtask.kafka.acls import Role, acls_of, commands
 
     found = acls_of(Role(role.value), settings.topics)
-    if door.json:
+    if cli.json:
         rows = [
             {
                 "resource": acl.resource.value,
@@ -125,29 +125,29 @@ def topics_acls(
             }
             for acl in found
         ]
-        door.answer({"role": role.value, "principal": principal, "acls": rows})
+        cli.answer({"role": role.value, "principal": principal, "acls": rows})
         return None
     for line in commands(found, principal, settings.bootstrap_servers or "HOST:PORT"):
-        door.console().print(line, markup=False, soft_wrap=True)
+        cli.console().print(line, markup=False, soft_wrap=True)
     return None
 
 
 def doctor(
-    door: Door,
+    cli: CommandContext,
     role: Annotated[
         RoleName | None,
         typer.Option("--role", metavar="ROLE", help=f"Also: may this client do what it must? {ROLES}"),
     ] = None,
 ) -> int | None:
     """Say what is not as needed in brokers, topics, groups, and how to mend it; exit code 1 on errors."""
-    return _check(door, topics_only=False, role=role)
+    return _check(cli, topics_only=False, role=role)
 
 
-def _check(door: Door, *, topics_only: bool, role: RoleName | None = None) -> int:
-    settings = door.settings()
+def _check(cli: CommandContext, *, topics_only: bool, role: RoleName | None = None) -> int:
+    settings = cli.settings()
     kafka = kafka_of(settings)
     from streamtask.kafka.admin import cluster_facts
-    from streamtask.kafka.judge import ClusterFacts, Finding, judge
+    from streamtask.kafka.topic_checks import ClusterFacts, Finding, judge
     from streamtask.kafka.topics import Severity
 
     names = settings.topics
@@ -166,8 +166,8 @@ def _check(door: Door, *, topics_only: bool, role: RoleName | None = None) -> in
         findings = [finding for finding in findings if set(finding.where.split(", ")) & set(names.all)]
     errors = sum(finding.severity.value == "error" for finding in findings)
     code = EXIT_BAD_ANSWER if errors else 0
-    if door.json:
-        door.answer(
+    if cli.json:
+        cli.answer(
             {
                 "ok": not errors,
                 "cluster_id": facts.cluster_id,
@@ -178,7 +178,7 @@ def _check(door: Door, *, topics_only: bool, role: RoleName | None = None) -> in
             }
         )
         return code
-    console = door.console()
+    console = cli.console()
     console.print(
         f"[bold]{facts.bootstrap}[/], cluster {facts.cluster_id}, {len(facts.brokers)} broker(s), "
         f"prefix {settings.prefix}: {len(facts.topics)} of {len(names.all)} topics",
@@ -194,7 +194,7 @@ def _check(door: Door, *, topics_only: bool, role: RoleName | None = None) -> in
 
 def _lacking(kafka: KafkaSettings, names: TopicNames, role: RoleName) -> list[Finding]:
     from streamtask.kafka.acls import Role
-    from streamtask.kafka.granted import findings, granted
+    from streamtask.kafka.permissions import findings, granted
 
     known = Role(role.value)
     return findings(granted(kafka, names, known), known, names)
@@ -235,22 +235,22 @@ def _document(finding: Finding) -> dict[str, Any]:
 
 
 def dead_list(
-    door: Door,
+    cli: CommandContext,
     reason: Annotated[
         str | None, typer.Option("--reason", metavar="CODE", help="Only these: timeout, invalid_request, …")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, metavar="N", help="At most so many.")] = 20,
 ) -> int | None:
     """List dead letters, the newest first."""
-    letters = _letters(door)
+    letters = _letters(cli)
     if reason is not None:
         letters = [letter for letter in letters if letter.reason == reason]
     shown = letters[:limit]
-    if door.json:
-        door.answer({"dead": [_letter(letter) for letter in shown], "total": len(letters)})
+    if cli.json:
+        cli.answer({"dead": [_letter(letter) for letter in shown], "total": len(letters)})
         return None
     if not shown:
-        door.note("No dead letter" + (f" with reason {reason}." if reason else "."))
+        cli.note("No dead letter" + (f" with reason {reason}." if reason else "."))
         return None
     from rich.table import Table
     from rich.text import Text
@@ -263,25 +263,25 @@ def dead_list(
     for letter in shown:
         when = letter.failed_at[:19].replace("T", " ")
         table.add_row(letter.origin, letter.reason, when, Text(" ".join(letter.text.split())))
-    door.console().print(table)
+    cli.console().print(table)
     if len(letters) > len(shown):
-        door.note(f"{len(letters) - len(shown)} more; see them with --limit.")
+        cli.note(f"{len(letters) - len(shown)} more; see them with --limit.")
     return None
 
 
 def dead_show(
-    door: Door,
+    cli: CommandContext,
     which: Annotated[
         str, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`: high-3@12345.", show_default=False)
     ],
 ) -> int | None:
     """Show a dead letter with the bytes of its request."""
-    found = [letter for letter in _letters(door) if which in (letter.origin, letter.task_id)]
+    found = [letter for letter in _letters(cli) if which in (letter.origin, letter.task_id)]
     if not found:
         raise ConfigError(f"No dead letter of {which!r}. See them: streamtask dead list")
     letter = found[0]
-    if door.json:
-        door.answer(_letter(letter))
+    if cli.json:
+        cli.answer(_letter(letter))
         return None
     from rich.table import Table
     from rich.text import Text
@@ -292,12 +292,12 @@ def dead_show(
     for name, value in _letter(letter).items():
         if value not in (None, "", {}):
             grid.add_row(name, Text(str(value)))
-    door.console().print(grid)
+    cli.console().print(grid)
     return None
 
 
-def _letters(door: Door) -> list[DeadRecord]:
-    settings = door.settings()
+def _letters(cli: CommandContext) -> list[DeadRecord]:
+    settings = cli.settings()
     settings.bootstrap()
     from streamtask.offline import read_dead
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from streamtask.cli.command import CommandContext, command
 from streamtask.cli.complete import app_names
-from streamtask.cli.door import Door, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def config_show(
-    door: Door,
+    cli: CommandContext,
     app: Annotated[
         str,
         typer.Argument(
@@ -53,7 +53,7 @@ def config_show(
     """Show every setting, its value, and where it comes from; secrets are hidden."""
     from streamtask.config import settings_file
 
-    arguments = {name: value for name, value in _arguments(door).items() if value is not None}
+    arguments = {name: value for name, value in _arguments(cli).items() if value is not None}
     given: dict[str, Any] = {}
     label = ""
     if app:
@@ -63,21 +63,21 @@ def config_show(
         given, label = loaded.given, f"App({loaded.name!r}, …)"
         settings = loaded.configure(**arguments)
     else:
-        settings = door.settings()
+        settings = cli.settings()
     file = settings_file()
     rows = list(explain(settings, arguments, given, label, os.environ, file))
     strays = list(unknown_variables(os.environ))
-    if door.json:
+    if cli.json:
         documents = [{"name": r.name, "value": r.value, "source": {"kind": r.kind, "where": r.where}} for r in rows]
         found = None if file is None else str(file.path.absolute())
-        door.answer({"settings": documents, "file": found, "unknown_variables": strays})
+        cli.answer({"settings": documents, "file": found, "unknown_variables": strays})
         return None
-    _print(door.console(), rows, None if file is None else str(file.path.absolute()), strays)
+    _print(cli.console(), rows, None if file is None else str(file.path.absolute()), strays)
     return None
 
 
-def _arguments(door: Door) -> dict[str, str | None]:
-    return {"bootstrap_servers": door.bootstrap, "prefix": door.prefix, "url": door.url, "api_key": door.api_key}
+def _arguments(cli: CommandContext) -> dict[str, str | None]:
+    return {"bootstrap_servers": cli.bootstrap, "prefix": cli.prefix, "url": cli.url, "api_key": cli.api_key}
 
 
 def explain(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from streamtask.cli.command import CommandContext, command
 from streamtask.cli.complete import app_names
-from streamtask.cli.door import Door, command
 
 PANEL = "Development"
 
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def dev(
-    door: Door,
+    cli: CommandContext,
     app: Annotated[
         str,
         typer.Argument(
@@ -57,8 +57,8 @@ def dev(
 
     options = Options(
         app=app,
-        bootstrap=door.bootstrap,
-        prefix=door.prefix,
+        bootstrap=cli.bootstrap,
+        prefix=cli.prefix,
         processes=processes,
         kafka_port=kafka_port,
         port=port,
@@ -67,21 +67,21 @@ def dev(
         reload=reload,
         folders=tuple(watch or ()),
     )
-    return run_dev(options, as_json=door.json)
+    return run_dev(options, as_json=cli.json)
 
 
 def new(
-    door: Door,
+    cli: CommandContext,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the project and its folder.", show_default=False)],
 ) -> int | None:
     """Make a project in a new folder: handlers, a test of them, settings, a README."""
     from streamtask.dev.new import create_project
 
     made = create_project(name, Path())
-    if door.json:
-        door.answer({"name": name, "files": [str(path) for path in made]})
+    if cli.json:
+        cli.answer({"name": name, "files": [str(path) for path in made]})
         return None
-    console = door.console()
+    console = cli.console()
     for path in made:
         console.print(f"[green]✓[/] {path}", soft_wrap=True)
     console.print(f"\n  cd {name}\n  pip install -e '.\\[dev]'\n  streamtask dev app:app\n  pytest")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, kafka_of
 from streamtask.cli.tasks import _moment
 from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
@@ -22,7 +22,7 @@ DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts are of a
 
 
 def dead_redrive(
-    door: Door,
+    cli: CommandContext,
     which: Annotated[
         list[str] | None, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`.", show_default=False)
     ] = None,
@@ -44,7 +44,7 @@ def dead_redrive(
 ) -> int | None:
     """Run dead letters again, each as a new task; shows which, does it with --yes. Can be repeated: none runs twice."""
     choice = _choice(which or [], task_type, code, since, until, text)
-    settings = door.settings()
+    settings = cli.settings()
     settings.bootstrap()
     from streamtask.domain.model import now_ms
     from streamtask.redrive.run import read_plan
@@ -54,18 +54,18 @@ def dead_redrive(
         raise ConfigError(f"No dead letter of {', '.join(plan.missing[:5])}. See them: streamtask dead list")
     sent: list[tuple[Redrive, str]] = []
     failed: list[tuple[Redrive, str]] = []
-    if not door.json:
-        _print_plan(door, plan)
+    if not cli.json:
+        _print_plan(cli, plan)
     if yes:
-        _send(door, settings, plan.ready, rate, sent, failed)
+        _send(cli, settings, plan.ready, rate, sent, failed)
     left = len(plan.ready) - len(sent) - len(failed)
-    if door.json:
-        door.answer(_document(plan, sent, failed, yes=yes))
+    if cli.json:
+        cli.answer(_document(plan, sent, failed, yes=yes))
     elif not yes:
         if plan.ready:
-            door.note("Nothing was sent. To do it, add --yes.")
+            cli.note("Nothing was sent. To do it, add --yes.")
     else:
-        _print_done(door, sent, failed, left)
+        _print_done(cli, sent, failed, left)
     wrong = (yes and len(sent) < len(plan.ready)) or (choice.ids and plan.refused)
     return EXIT_BAD_ANSWER if wrong else None
 
@@ -97,7 +97,7 @@ def _choice(
 
 
 def _send(
-    door: Door,
+    cli: CommandContext,
     settings: Settings,
     items: list[Redrive],
     rate: float | None,
@@ -118,12 +118,12 @@ def _send(
                 else:
                     failed.append((item, delivery.error))
     except KeyboardInterrupt:
-        door.note(f"Stopped: {len(sent)} of {len(items)} were sent. Repeat the command: what is there is skipped.")
+        cli.note(f"Stopped: {len(sent)} of {len(items)} were sent. Repeat the command: what is there is skipped.")
         raise
 
 
-def _print_plan(door: Door, plan: Plan) -> None:
-    console = door.console()
+def _print_plan(cli: CommandContext, plan: Plan) -> None:
+    console = cli.console()
     from rich.table import Table
     from rich.text import Text
 
@@ -159,10 +159,12 @@ def _print_plan(door: Door, plan: Plan) -> None:
             console.print(f"… and {len(plan.refused) - SAMPLE} more; all of them: --json")
 
 
-def _print_done(door: Door, sent: list[tuple[Redrive, str]], failed: list[tuple[Redrive, str]], left: int) -> None:
+def _print_done(
+    cli: CommandContext, sent: list[tuple[Redrive, str]], failed: list[tuple[Redrive, str]], left: int
+) -> None:
     from rich.text import Text
 
-    console = door.console()
+    console = cli.console()
     console.print(f"[green]✓[/] {len(sent)} redriven.")
     for item, error in failed[:SAMPLE]:
         console.print("[red]✗[/]", Text(f"{item.letter.origin}: {error}"), soft_wrap=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamtask.cli.command import CommandContext, command, kafka_of
 from streamtask.cli.complete import app_names
-from streamtask.cli.door import Door, command, kafka_of
 
 if TYPE_CHECKING:
     from streamtask.config import Settings
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    door: Door,
+    cli: CommandContext,
     app: Annotated[
         str,
         typer.Argument(
@@ -62,14 +62,14 @@ def worker(
     """Run the handlers of APP until SIGTERM or Ctrl-C: drain; a second one: leave at once."""
     from streamtask.worker.process import supervise
 
-    overrides: dict[str, object] = {"bootstrap_servers": door.bootstrap, "prefix": door.prefix}
+    overrides: dict[str, object] = {"bootstrap_servers": cli.bootstrap, "prefix": cli.prefix}
     overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "memory_mb": memory_mb}
     overrides["metrics_port"] = metrics_port
     return supervise(app, overrides, processes=processes)
 
 
 def serve(
-    door: Door,
+    cli: CommandContext,
     host: Annotated[
         str | None, typer.Option("--host", metavar="ADDRESS", help="Where to listen; else 127.0.0.1.")
     ] = None,
@@ -91,7 +91,7 @@ def serve(
 ) -> int | None:
     """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
     names = ",".join(allowed_host) if allowed_host else None
-    settings = door.settings(host=host, port=port, store=store, allowed_hosts=names)
+    settings = cli.settings(host=host, port=port, store=store, allowed_hosts=names)
     from streamtask.view.http import refuse_bind
     from streamtask.view.http import serve as serve_http
 
@@ -106,7 +106,7 @@ def serve(
 
 
 def demo(
-    door: Door,
+    cli: CommandContext,
     directory: Annotated[
         Path | None,
         typer.Argument(metavar="[DIR]", help="The folder to count; none: Python's own library.", show_default=False),
@@ -119,15 +119,15 @@ def demo(
     """
     from streamtask.demo.run import census_there, run_demo
 
-    if door.url is not None:
-        return census_there(directory, door.settings(), leave=leave)
-    return run_demo(directory, bootstrap=door.bootstrap, leave=leave)
+    if cli.url is not None:
+        return census_there(directory, cli.settings(), leave=leave)
+    return run_demo(directory, bootstrap=cli.bootstrap, leave=leave)
 
 
 def refuse_without_topics(settings: Settings) -> None:
     """Raises TopicsMissing, NotAllowed or Unreachable, in one line."""
     kafka = kafka_of(settings)
     from streamtask.kafka.acls import Role
-    from streamtask.kafka.granted import partition_count
+    from streamtask.kafka.permissions import partition_count
 
     partition_count(kafka, settings.topics, Role.VIEW)

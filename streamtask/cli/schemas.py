@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
     from streamtask.config import Settings
-    from streamtask.registry import Registry
+    from streamtask.schema_registry import Registry
 
 RegistryOption = Annotated[
     str | None,
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def schemas_show(
-    door: Door,
+    cli: CommandContext,
     name: Annotated[
         str | None,
         typer.Argument(metavar="[NAME]", help="task_request, task_response or task_control.", show_default=False),
@@ -57,24 +57,24 @@ def schemas_show(
     if name is not None:
         if name not in schema.names(version):
             raise ConfigError(f"There is no schema {name!r}; there are {', '.join(schema.names(version))}.")
-        door.answer(schema.text(name, version).rstrip("\n"))
+        cli.answer(schema.text(name, version).rstrip("\n"))
         return None
-    settings = door.settings(registry_url=registry)
+    settings = cli.settings(registry_url=registry)
     rows = _rows(version) if not settings.registry_url else _rows_of(settings)
-    if door.json:
-        door.answer(rows)
+    if cli.json:
+        cli.answer(rows)
         return None
-    console = door.console()
+    console = cli.console()
     for row in rows:
         console.print("  ".join(str(held) for held in row.values()), soft_wrap=True)
     return None
 
 
-def schemas_check(door: Door, registry: RegistryOption = None) -> int | None:
+def schemas_check(cli: CommandContext, registry: RegistryOption = None) -> int | None:
     """Compare the schemas with every version before them; exit code 1 when they may not follow."""
     from streamtask.codec import compatibility, schema
 
-    settings = door.settings(registry_url=registry)
+    settings = cli.settings(registry_url=registry)
     found: list[dict[str, str]] = []
     for version in schema.versions():
         for name in schema.names(version):
@@ -88,10 +88,10 @@ def schemas_check(door: Door, registry: RegistryOption = None) -> int | None:
     if settings.registry_url:
         with closing(_registry(settings)) as held:
             found += _registry_findings(held, settings)
-    if door.json:
-        door.answer({"compatible": not found, "versions": list(schema.versions()), "findings": found})
+    if cli.json:
+        cli.answer({"compatible": not found, "versions": list(schema.versions()), "findings": found})
     else:
-        console = door.console()
+        console = cli.console()
         for finding in found:
             text = f"[red]✗[/] {finding['schema']} against {finding['against']}: {finding['what']}"
             console.print(text, soft_wrap=True)
@@ -102,14 +102,14 @@ def schemas_check(door: Door, registry: RegistryOption = None) -> int | None:
 
 
 def schemas_register(
-    door: Door,
+    cli: CommandContext,
     registry: RegistryOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be registered.")] = False,
 ) -> int | None:
     """Register the schemas of a prefix, one subject a topic, with FULL_TRANSITIVE compatibility."""
-    from streamtask.registry import subjects
+    from streamtask.schema_registry import subjects
 
-    settings = door.settings(registry_url=registry)
+    settings = cli.settings(registry_url=registry)
     rows: list[dict[str, Any]] = []
     with closing(_registry(settings)) as held:
         if dry_run:
@@ -120,10 +120,10 @@ def schemas_register(
         else:
             for done in subjects.register(held, settings.topics):
                 rows.append({"subject": done.subject, "schema": done.document, "id": done.schema_id, "new": done.new})
-    if door.json:
-        door.answer(rows)
+    if cli.json:
+        cli.answer(rows)
         return None
-    console = door.console()
+    console = cli.console()
     for row in rows:
         verb = "would register" if dry_run and row["new"] else "registered" if row["new"] else "is there"
         number = "" if row["id"] is None else f", id {row['id']}"
@@ -132,7 +132,7 @@ def schemas_register(
 
 
 def schemas_export(
-    door: Door,
+    cli: CommandContext,
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where to write; made when it is not there.", show_default=False)
     ],
@@ -141,7 +141,7 @@ def schemas_export(
 
     Example: streamtask schemas export contract
     """
-    settings = door.settings()
+    settings = cli.settings()
     try:
         from streamtask.documents.export import SERVICE, documents
     except ImportError as error:
@@ -157,17 +157,17 @@ def schemas_export(
             (directory / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written ({error.strerror or error}).") from None
-    if door.json:
-        door.answer({"directory": str(directory), "files": sorted(made)})
+    if cli.json:
+        cli.answer({"directory": str(directory), "files": sorted(made)})
         return None
-    console = door.console()
+    console = cli.console()
     for name in sorted(made):
         console.print(f"[green]✓[/] {directory / name}", soft_wrap=True)
     return None
 
 
 def _registry(settings: Settings) -> Registry:
-    from streamtask.registry import open_registry
+    from streamtask.schema_registry import open_registry
 
     if not settings.registry_url:
         raise ConfigError("No schema registry named. Set STREAMTASK_REGISTRY_URL or pass --registry URL.")
@@ -189,7 +189,7 @@ def _rows(version: str | None) -> list[dict[str, Any]]:
 
 def _rows_of(settings: Settings) -> list[dict[str, Any]]:
     """What the registry has under our subjects."""
-    from streamtask.registry import subjects
+    from streamtask.schema_registry import subjects
 
     rows: list[dict[str, Any]] = []
     with closing(_registry(settings)) as held:
@@ -209,7 +209,7 @@ def _registry_findings(registry: Registry, settings: Settings) -> list[dict[str,
     import json
 
     from streamtask.codec import compatibility
-    from streamtask.registry import subjects
+    from streamtask.schema_registry import subjects
 
     found: list[dict[str, str]] = []
     for topic, document in subjects.documents(settings.topics).items():

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of, parse_json_object
 from streamtask.cli.complete import task_types
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command, kafka_of, parse_json_object
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    door: Door,
+    cli: CommandContext,
     task_type: Annotated[
         str, typer.Argument(metavar="TYPE", help="The task type.", show_default=False, autocompletion=task_types)
     ],
@@ -107,12 +107,12 @@ def submit(
     }
     body = parse_json_object(parameters, what="PARAMS")
     return asyncio.run(
-        _submit(door, task_type, body, options, wait=wait or wait_timeout is not None, wait_timeout=wait_timeout)
+        _submit(cli, task_type, body, options, wait=wait or wait_timeout is not None, wait_timeout=wait_timeout)
     )
 
 
 async def _submit(
-    door: Door,
+    cli: CommandContext,
     task_type: str,
     parameters: dict[str, Any] | None,
     options: dict[str, Any],
@@ -120,62 +120,62 @@ async def _submit(
     wait: bool,
     wait_timeout: float | None,
 ) -> int | None:
-    async with _client(door.settings()) as client:
+    async with _client(cli.settings()) as client:
         receipt = await client.submit(task_type, parameters, **options)
         if not wait:
-            if door.json:
-                door.answer(receipt.to_dict())
+            if cli.json:
+                cli.answer(receipt.to_dict())
             else:
-                door.console().print(
+                cli.console().print(
                     f"[bold]{receipt.task_id}[/]\nin band {receipt.band}, partition {receipt.partition}, "
                     f"offset {receipt.offset}. Follow it: streamtask watch {receipt.task_id}",
                     soft_wrap=True,
                 )
             return None
-        if not door.json:
-            door.note(f"submitted {receipt.task_id}, waiting for its end")
-        return _show(door, await receipt.wait(wait_timeout))
+        if not cli.json:
+            cli.note(f"submitted {receipt.task_id}, waiting for its end")
+        return _show(cli, await receipt.wait(wait_timeout))
 
 
-def status(door: Door, task_id: TaskIdArgument) -> int | None:
+def status(cli: CommandContext, task_id: TaskIdArgument) -> int | None:
     """Show the latest status of a task."""
-    settings = door.settings()
+    settings = cli.settings()
 
     async def ask() -> TaskResponse:
         async with _client(settings) as client:
             return await client.status(task_id)
 
-    _say_slow(door, settings)
-    _show(door, asyncio.run(ask()))
+    _say_slow(cli, settings)
+    _show(cli, asyncio.run(ask()))
     return None
 
 
-def watch(door: Door, task_id: TaskIdArgument) -> int | None:
+def watch(cli: CommandContext, task_id: TaskIdArgument) -> int | None:
     """Follow a task until it ends; exit code 1 unless it completed."""
-    settings = door.settings()
-    _say_slow(door, settings)
-    last = asyncio.run(_watch(door, settings, task_id))
+    settings = cli.settings()
+    _say_slow(cli, settings)
+    last = asyncio.run(_watch(cli, settings, task_id))
     return 0 if last is not None and last.status.value == "completed" else EXIT_BAD_ANSWER
 
 
-async def _watch(door: Door, settings: Settings, task_id: str) -> TaskResponse | None:
+async def _watch(cli: CommandContext, settings: Settings, task_id: str) -> TaskResponse | None:
     last: TaskResponse | None = None
     async with _client(settings) as client:
         events = client.events(task_id)
-        if door.json:
+        if cli.json:
             async for last in events:
-                door.answer(last)
+                cli.answer(last)
         elif sys.stdout.isatty():
-            last = await _watch_live(door, task_id, events)
+            last = await _watch_live(cli, task_id, events)
         else:
             async for last in events:
                 print(_event_line(last), flush=True)
-    if last is not None and last.ended and not door.json and sys.stdout.isatty():
-        _show(door, last)
+    if last is not None and last.ended and not cli.json and sys.stdout.isatty():
+        _show(cli, last)
     return last
 
 
-async def _watch_live(door: Door, task_id: str, events: AsyncIterator[TaskResponse]) -> TaskResponse | None:
+async def _watch_live(cli: CommandContext, task_id: str, events: AsyncIterator[TaskResponse]) -> TaskResponse | None:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     last: TaskResponse | None = None
@@ -186,7 +186,7 @@ async def _watch_live(door: Door, task_id: str, events: AsyncIterator[TaskRespon
         TimeElapsedColumn(),
         TextColumn("{task.fields[message]}", markup=False),
     )
-    console = door.console()
+    console = cli.console()
     console.print(task_id, style="bold")
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("", total=1.0, status="[dim]waiting[/]  ", message="")
@@ -197,7 +197,7 @@ async def _watch_live(door: Door, task_id: str, events: AsyncIterator[TaskRespon
 
 
 def list_tasks(
-    door: Door,
+    cli: CommandContext,
     status: Annotated[StatusName | None, typer.Option("--status", "-s", help="Only these.")] = None,
     task_type: Annotated[
         str | None, typer.Option("--type", "-t", metavar="TYPE", help="Only this type.", autocompletion=task_types)
@@ -209,8 +209,8 @@ def list_tasks(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, metavar="N", help="At most so many.")] = 20,
 ) -> int | None:
     """List tasks, the newest first."""
-    settings = door.settings()
-    _say_slow(door, settings)
+    settings = cli.settings()
+    _say_slow(cli, settings)
     wanted = {
         "status": status.value if status is not None else None,
         "task_type": task_type,
@@ -219,16 +219,16 @@ def list_tasks(
         "limit": limit,
     }
     tasks, more = asyncio.run(_list(settings, wanted))
-    if door.json:
-        door.answer({"tasks": [task.model_dump(mode="json", exclude_none=True) for task in tasks], "more": more})
+    if cli.json:
+        cli.answer({"tasks": [task.model_dump(mode="json", exclude_none=True) for task in tasks], "more": more})
         return None
     if not tasks:
-        door.note("No task matches.")
+        cli.note("No task matches.")
         return None
-    console = door.console()
+    console = cli.console()
     console.print(_table(tasks, console.width))
     if more:
-        door.note(f"There are more; see them with --limit {min(1_000, limit * 5)}.")
+        cli.note(f"There are more; see them with --limit {min(1_000, limit * 5)}.")
     return None
 
 
@@ -264,21 +264,21 @@ async def _list(settings: Settings, wanted: dict[str, Any]) -> tuple[list[TaskRe
 
 
 def cancel(
-    door: Door,
+    cli: CommandContext,
     task_id: TaskIdArgument,
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Written beside the wish.")] = None,
 ) -> int | None:
     """Ask for a task to be cancelled; done when the broker has the wish."""
 
     async def ask() -> None:
-        async with _client(door.settings()) as client:
+        async with _client(cli.settings()) as client:
             await client.cancel(task_id, reason)
 
     asyncio.run(ask())
-    if door.json:
-        door.answer({"task_id": task_id, "cancel": "requested"})
+    if cli.json:
+        cli.answer({"task_id": task_id, "cancel": "requested"})
     else:
-        door.console().print(
+        cli.console().print(
             f"Cancel requested. It loses against an end that was committed first: streamtask status {task_id}",
             soft_wrap=True,
         )
@@ -294,17 +294,17 @@ def _client(settings: Settings) -> AsyncClient:
     return AsyncClient(settings=settings)
 
 
-def _say_slow(door: Door, settings: Settings) -> None:
+def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
         _ = (settings.topics, kafka_of(settings))  # what is wrong with them is said first
-        door.note("No --url and no STREAMTASK_URL: reading the topics, which takes longer.")
+        cli.note("No --url and no STREAMTASK_URL: reading the topics, which takes longer.")
 
 
-def _show(door: Door, task: TaskResponse) -> int:
+def _show(cli: CommandContext, task: TaskResponse) -> int:
     """The task as fields; exit code 0 only when it completed."""
     code = 0 if task.status.value == "completed" else EXIT_BAD_ANSWER
-    if door.json:
-        door.answer(task)
+    if cli.json:
+        cli.answer(task)
         return code
     from rich.table import Table
     from rich.text import Text
@@ -323,7 +323,7 @@ def _show(door: Door, task: TaskResponse) -> int:
             grid.add_row(name, f"{float(value):.0%}")
         else:
             grid.add_row(name, Text(value if isinstance(value, str) else _json(value)))
-    console = door.console()
+    console = cli.console()
     console.print(grid)
     if traceback:
         console.print(Text(traceback.rstrip(), style="dim"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamtask.cli.door import EXIT_BAD_ANSWER, Door, command, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ def register(app: typer.Typer) -> None:
     app.add_typer(workers, name="workers", rich_help_panel="Cluster")
 
 
-def workers_list(door: Door) -> int | None:
+def workers_list(cli: CommandContext) -> int | None:
     """List the members of the workers' group: client id, host, shards, member id."""
-    settings = door.settings()
+    settings = cli.settings()
     kafka = kafka_of(settings)
     from streamtask.kafka.admin import group_members
 
     state, members = group_members(kafka, settings.topics)
-    if door.json:
+    if cli.json:
         found = [{**member._asdict(), "shards": list(member.shards)} for member in members]
-        door.answer({"group": settings.topics.group, "state": state, "workers": found})
+        cli.answer({"group": settings.topics.group, "state": state, "workers": found})
         return None
-    console = door.console()
+    console = cli.console()
     if not members:
         console.print(f"No worker in group {settings.topics.group}.")
         return None
@@ -50,7 +50,7 @@ def workers_list(door: Door) -> int | None:
 
 
 def workers_evict(
-    door: Door,
+    cli: CommandContext,
     member: Annotated[
         str,
         typer.Argument(metavar="MEMBER", help="A member or client id, or how a member id starts.", show_default=False),
@@ -60,7 +60,7 @@ def workers_evict(
 
     For a process that is dead or cut off. One that lives joins again at once, and what it was running may run twice.
     """
-    settings = door.settings()
+    settings = cli.settings()
     kafka = kafka_of(settings)
     from streamtask.kafka.admin import group_members
     from streamtask.worker.failover import remove_members
@@ -69,13 +69,13 @@ def workers_evict(
     chosen = _choose(member, members, settings.topics.group)
     known = remove_members(kafka, settings.topics.group, [chosen.member_id], reason="evicted by an operator")
     removed = known.get(chosen.member_id, False)
-    if door.json:
-        door.answer({"member_id": chosen.member_id, "shards": list(chosen.shards), "removed": removed})
+    if cli.json:
+        cli.answer({"member_id": chosen.member_id, "shards": list(chosen.shards), "removed": removed})
     elif removed:
         shards = f"its shards {_ranges(chosen.shards)} move now" if chosen.shards else "it had no shards"
-        door.console().print(f"[green]✓[/] removed {chosen.member_id}: {shards}", soft_wrap=True)
+        cli.console().print(f"[green]✓[/] removed {chosen.member_id}: {shards}", soft_wrap=True)
     else:
-        door.console().print(f"{chosen.member_id} had left already.", soft_wrap=True)
+        cli.console().print(f"{chosen.member_id} had left already.", soft_wrap=True)
     return None if removed else EXIT_BAD_ANSWER
 
 

@@ -33,7 +33,7 @@ from streamtask.errors import (
     UnknownTask,
     WaitTimeout,
 )
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 
 if TYPE_CHECKING:
     from streamtask.client.sending import Delivered, Sender

@@ -206,14 +206,14 @@ def _prepare_binary(request: TaskRequest, topics: TopicNames, headers: Headers |
     return Prepared(task_id, band, key, value, _headers(headers), request.task_type)
 
 
-def traced(prepared: list[Prepared], topics: TopicNames, *, door: bool = False) -> list[Prepared]:
+def traced(prepared: list[Prepared], topics: TopicNames, *, from_http: bool = False) -> list[Prepared]:
     """The same, each with its span and the context of that in its headers; as they are when there is no provider."""
     if not tracing.active():
         return prepared
     out = []
     for one in prepared:
         topic = topics.requests[one.band]
-        span = tracing.sending(one.task_type, one.task_id, topic, one.headers, door=door)
+        span = tracing.sending(one.task_type, one.task_id, topic, one.headers, from_http=from_http)
         out.append(one if span is None else one._replace(span=span, headers=span.headers))
     return out
 

@@ -103,14 +103,16 @@ class Sender:
 
     # --- Awaited ------------------------------------------------------------------------------------------------------
 
-    async def requests(self, prepared: list[Prepared], topics: TopicNames, *, door: bool = False) -> list[Delivered]:
-        """`deliver` of requests, each in its band, with their spans. door: somebody else's, taken over HTTP."""
+    async def requests(
+        self, prepared: list[Prepared], topics: TopicNames, *, from_http: bool = False
+    ) -> list[Delivered]:
+        """`deliver` of requests, each in its band, with their spans. from_http: another service sent them over HTTP."""
         if self._topics is not topics:
             self._topics, self._names = topics, topics.requests  # their names are put together at each look: 1 us
         names = self._names
         if not tracing.active():
             return await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
-        prepared = traced(prepared, topics, door=door)
+        prepared = traced(prepared, topics, from_http=from_http)
         with told_of_failure(prepared):
             places = await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
         for one, place in zip(prepared, places, strict=True):

@@ -93,7 +93,7 @@ class StatusWatch:
         return track
 
     def _ends(self) -> Mark:
-        from streamtask.kafka.ends import topic_ends
+        from streamtask.kafka.offset_queries import topic_ends
 
         return {partition: end for (_, partition), end in topic_ends(self._kafka, (self._topic,)).items()}
 

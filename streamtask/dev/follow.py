@@ -16,7 +16,7 @@ from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 

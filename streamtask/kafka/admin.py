@@ -30,7 +30,8 @@ from confluent_kafka.admin import (
 
 from streamtask.config import PARTITIONS_DEFAULT, TopicNames
 from streamtask.errors import ClusterError, TopicsMissing, Unreachable
-from streamtask.kafka.judge import (
+from streamtask.kafka.connection_errors import Heard, hidden_topics
+from streamtask.kafka.topic_checks import (
     ClusterFacts,
     Finding,
     Fix,
@@ -42,7 +43,6 @@ from streamtask.kafka.judge import (
     topics_create_command,
 )
 from streamtask.kafka.topics import DEAD_ROOM_BYTES, config_of, replication, rules_of, sharded
-from streamtask.kafka.trouble import Heard, hidden_topics
 
 TIMEOUT_S = 10.0
 AGAIN_S = 0.05  # between two looks at a cluster that is not yet as it is waited for

@@ -25,14 +25,14 @@ from streamtask.config import TopicNames
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import Cell, Expected
 from streamtask.errors import SchemaPending
-from streamtask.kafka.asking import ask_for
-from streamtask.kafka.astray import positions_held
+from streamtask.kafka.background_close import close, drop_later, in_background
+from streamtask.kafka.connection_errors import Heard
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
-from streamtask.kafka.letting_go import close, drop_later, in_background
+from streamtask.kafka.lost_positions import positions_held
+from streamtask.kafka.metadata_refresh import ask_for
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.silent_cells import Standing
-from streamtask.kafka.trouble import Heard
 
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]

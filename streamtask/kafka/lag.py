@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
 from streamtask.domain.ports import Cell
-from streamtask.kafka import claim
+from streamtask.kafka import takeover
 from streamtask.kafka.settings import KafkaSettings
 
 EVERY_S = 5.0
@@ -74,7 +74,7 @@ class LogEnds:
         self._stop.set()
 
     def _follow(self) -> None:
-        reader = claim.reader(self._settings, self._names.group)
+        reader = takeover.reader(self._settings, self._names.group)
         wait_s = 0.0
         while not self._stop.wait(wait_s):
             cells = tuple(self._wanted())

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streamtask.errors import SubmitError
+from streamtask.kafka.connection_errors import DENIED, Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.kafka.trouble import DENIED, Heard, failed, refuse_absent
 
 HeaderList = list[tuple[str, bytes]]
 POLL_S = 0.1

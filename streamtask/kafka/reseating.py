@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
 from streamtask.domain.ports import Cell, Expected
+from streamtask.kafka.background_close import in_background
 from streamtask.kafka.consumer import ShardConsumer
-from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.silent_cells import SilentCells, Standing
 from streamtask.observability import event_log
 

@@ -1,6 +1,6 @@
 """Every event that streamtask tells the operator: its name, level and meaning. No other name is ever logged.
 
-Events of the core arrive as Notes (ports.py), those of the rim and the shells through `emit`. No payload is ever a field.
+Events of the core arrive as Notes (domain/ports.py), those of the shells through `emit`. No payload is ever a field.
 Text on a terminal, JSON lines elsewhere; both on stderr, so that stdout stays for what a command is asked for.
 """
 

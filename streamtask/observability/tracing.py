@@ -144,11 +144,13 @@ class Sending:
 
 
 @_harmless
-def sending(task_type: str, task_id: str, topic: str, headers: Headers | None, *, door: bool = False) -> Sending | None:
+def sending(
+    task_type: str, task_id: str, topic: str, headers: Headers | None, *, from_http: bool = False
+) -> Sending | None:
     """The span of a request that is about to be sent; None when there is no provider.
 
     headers  of the record. A trace context among them is the caller's own and stays, without a span of ours
-    door     the headers are those of somebody who asked over HTTP: the span is a child of theirs, unless one is current
+    from_http  the headers are those of somebody who asked over HTTP: the span is a child of theirs, unless one is current
     """
     made = tracer()
     if made is None:
@@ -159,7 +161,7 @@ def sending(task_type: str, task_id: str, topic: str, headers: Headers | None, *
     given = list(headers or ())
     here = contexts.get_current()
     if any(name == "traceparent" for name, _ in given):
-        if not door:
+        if not from_http:
             return None
         if not get_current_span(here).get_span_context().is_valid:
             here = _context_in(given, here)

@@ -14,13 +14,13 @@ from streamtask.domain.model import ErrorCode
 from streamtask.domain.partitioner import partition_of
 from streamtask.errors import DecodeError, SubmitError
 from streamtask.kafka.admin import cluster_id, partition_count
-from streamtask.kafka.offsets import group_offsets
+from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.producer import ClientProducer, Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
 from streamtask.offline import read_dead
 from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 
 CHUNK_MAX = 500  # records under way at once: what a run that breaks off does not know about
 ACKNOWLEDGED_S = 45.0  # beyond the delivery timeout of the producer: every record has been reported by then

@@ -22,7 +22,7 @@ from streamtask.codec import decode_status
 from streamtask.domain.model import HandlerKind, TaskResponse
 from streamtask.errors import ConfigError
 from streamtask.kafka.admin import delete_topics, ensure_topics
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.worker.loop import Worker
@@ -64,7 +64,7 @@ class Running:
 
     def history(self, task_id: str) -> list[TaskResponse]:
         """The status events of a task so far, oldest first."""
-        from streamtask.registry import Formats
+        from streamtask.schema_registry import Formats
 
         topic = self.settings.topics.status
         ends = topic_ends(self._kafka, [topic])

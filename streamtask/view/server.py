@@ -26,7 +26,7 @@ from granian.server.embed import Server
 
 from streamtask.config import Settings
 from streamtask.errors import ClusterError, ConfigError
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 from streamtask.view.gate import check_bind
 from streamtask.view.hosts import Hosts
 from streamtask.view.http import create_app

@@ -18,8 +18,7 @@ import orjson
 from streamtask.config import Settings, TopicNames
 from streamtask.errors import ClusterError, Unreachable
 from streamtask.kafka import admin
-from streamtask.kafka.ends import topic_ends
-from streamtask.kafka.offsets import group_offsets, log_starts
+from streamtask.kafka.offset_queries import group_offsets, log_starts, topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.view.service import OnGap, Retention

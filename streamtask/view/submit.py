@@ -56,7 +56,7 @@ class KafkaSubmitter:
         made = prepare(request, self._names, headers, self._encoder)
         again = f"It is task {made.task_id}. {LOOK_FIRST}"
         async with self._in_time(f"The request of task {made.task_id}", again) as sender:
-            (place,) = await sender.requests([made], self._names, door=True)
+            (place,) = await sender.requests([made], self._names, from_http=True)
         failure = failure_of([(made.task_id, place)] if place.error is not None else [], 1)
         if failure is not None:
             raise failure

@@ -9,12 +9,12 @@ from __future__ import annotations
 from streamtask.core import setaside
 from streamtask.core.engine import Engine
 from streamtask.domain.ports import Now
-from streamtask.kafka.rim import KafkaRim
+from streamtask.kafka.broker_adapter import BrokerAdapter
 
 
-def ask_around(engine: Engine, rim: KafkaRim, now: Now) -> None:
+def ask_around(engine: Engine, adapter: BrokerAdapter, now: Now) -> None:
     """Answers of probes, and the broker's wait, into the engine."""
-    for place, why in rim.probes.answers():
+    for place, why in adapter.probes.answers():
         setaside.probed(engine, place, why, now)
-    if throttled_s := rim.throttled_s:
+    if throttled_s := adapter.throttled_s:
         engine.hold(int(throttled_s * 1_000), now)

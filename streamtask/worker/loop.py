@@ -45,15 +45,15 @@ from streamtask.domain.ports import (
 from streamtask.errors import ConfigError, StreamtaskError
 from streamtask.executor import Executor
 from streamtask.handlers import Handler, Lifespan
-from streamtask.kafka import admin, granted
+from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import Role
-from streamtask.kafka.rim import KafkaRim
+from streamtask.kafka.broker_adapter import BrokerAdapter
+from streamtask.kafka.connection_errors import hopeless
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
-from streamtask.kafka.trouble import hopeless
 from streamtask.observability import event_log
 from streamtask.observability.tracing import Attempts
-from streamtask.registry import Formats
+from streamtask.schema_registry import Formats
 from streamtask.worker import asides
 from streamtask.worker.memory_budget import budget_of
 from streamtask.worker.metrics import Observer
@@ -163,7 +163,7 @@ class Worker:
             tracebacks=self.settings.tracebacks == "events",
         )
         self.executor.start()
-        self.rim = KafkaRim(
+        self.adapter = BrokerAdapter(
             self.kafka,
             self.names,
             slot=self.slot,
@@ -177,7 +177,7 @@ class Worker:
             on_error=self._kafka_error,
             on_member=self._on_member,
         )
-        self.engine = Engine(self._engine_config(), self.rim.transactional_id, random.Random())
+        self.engine = Engine(self._engine_config(), self.adapter.transactional_id, random.Random())
         self.side = SideReader(self.kafka, (self.names.control,), on_error=self._kafka_error)
         self.control = ControlReader(self.side, self.names, self.formats.reader)
         self.recall = StatusRecall(self.side, self.names, self.formats.reader)
@@ -186,7 +186,7 @@ class Worker:
         event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
         try:
             self._close_endpoint = self._open_endpoint()
-            self.rim.join()
+            self.adapter.join()
             if ready is not None:
                 ready()
             self._loop()
@@ -196,7 +196,7 @@ class Worker:
             self._close_endpoint()
             self.executor.close(1.0)
             self.side.close()
-            self.rim.close()
+            self.adapter.close()
             self.formats.close()
             event_log.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
         return 0
@@ -214,7 +214,7 @@ class Worker:
             raise ConfigError(f"app {self.name!r} has no task: decorate a function with @app.task.")
         if self._children is None and any(one.kind is HandlerKind.PROCESS for one in self.handlers.values()):
             raise ConfigError(f"app {self.name!r} has process handlers: run it with `streamtask worker MODULE:app`.")
-        self._partitions = granted.partition_count(self.kafka, self.names, Role.WORKER)
+        self._partitions = permissions.partition_count(self.kafka, self.names, Role.WORKER)
         self._size.look(admin.TIMEOUT_S)
 
     def _open_endpoint(self) -> Callable[[], None]:
@@ -250,19 +250,19 @@ class Worker:
     # -- the owner loop ------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        engine, executor, rim = self.engine, self.executor, self.rim
+        engine, executor, adapter = self.engine, self.executor, self.adapter
         timeout_s, active_s, look_s = 0.0, time.monotonic(), 0.0
         recommit_s = active_s + RECOMMIT_S
         while True:
             self.watchdog.step()
-            records = rim.fetch(timeout_s, RECORDS_MAX)
+            records = adapter.fetch(timeout_s, RECORDS_MAX)
             # Under load the rest is decoded while a flush is waited for (Flush), later in this turn.
             self._take(bands=1 if engine.supplied else None)
             if records or executor.ended:
                 time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
             self.watchdog.step()  # what fetch() served may have taken its time
             told = self._read_control() | self._read_status() | self._collect()
-            asides.ask_around(engine, rim, clock())
+            asides.ask_around(engine, adapter, clock())
             committed = self._drive(protocol.step(engine, clock))
             self._take()
             self._dispatch()
@@ -279,10 +279,15 @@ class Worker:
             if self.observer is not None and now_s >= self.observer.due_s:
                 late = executor.stragglers()
                 self.observer.look(
-                    engine, now_s, wall_ms=now_ms(), running=len(executor), member=bool(rim.member_id), stragglers=late
+                    engine,
+                    now_s,
+                    wall_ms=now_ms(),
+                    running=len(executor),
+                    member=bool(adapter.member_id),
+                    stragglers=late,
                 )
-            if now_s >= rim.reseating.due_s and self._drained_at is None:
-                rim.reseating.look(ownership.expected(engine), now_s)
+            if now_s >= adapter.reseating.due_s and self._drained_at is None:
+                adapter.reseating.look(ownership.expected(engine), now_s)
             if now_s >= look_s:
                 look_s = now_s + LOOK_S
                 if any(shard.refused == PARTIAL for shard in engine.shards.values()):
@@ -295,7 +300,7 @@ class Worker:
 
     def _take(self, bands: int | None = None) -> None:
         """What was fetched, into the engine."""
-        records = self.rim.take(bands)
+        records = self.adapter.take(bands)
         if records:
             self.engine.fetched(records)
             self._noticing.look(records, self._partitions)
@@ -356,16 +361,16 @@ class Worker:
                 case Stop():
                     stops.append(effect)
                 case Pause(cells):
-                    self.rim.pause(cells)
+                    self.adapter.pause(cells)
                 case Resume(cells):
                     if self._drained_at is None:
-                        self.rim.resume(cells)
+                        self.adapter.resume(cells)
                 case ReadControl(shards):
                     self.control.await_end(shards)
                 case RecallStatus():
                     self.recall.begin(effect)
                 case Probe(places):
-                    self.rim.probes.ask(places)
+                    self.adapter.probes.ask(places)
                 case Note(name, fields):
                     event_log.emit(name, fields)
         if starts:
@@ -391,7 +396,7 @@ class Worker:
             self._collect()
             self.engine.prepare(clock())
         began_s = time.monotonic()
-        answer = self.rim.perform(ask)
+        answer = self.adapter.perform(ask)
         if isinstance(ask, EndTransaction):
             now_s = time.monotonic()
             self._settled_s = now_s + min(max(SETTLE_S, now_s - began_s), SETTLE_MAX_S)
@@ -424,7 +429,7 @@ class Worker:
 
     def _count_partitions(self) -> None:
         """Shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
-        counts = self.rim.partition_counts()
+        counts = self.adapter.partition_counts()
         if not isinstance(counts, Fault):
             needed = (*self.names.requests, self.names.status, self.names.schedule)
             self._partitions = min(counts.get(topic, 0) for topic in needed)
@@ -464,7 +469,7 @@ class Worker:
         if self._drained_at is None:
             self._drained_at = now_s
             self.engine.drain()
-            self.rim.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
+            self.adapter.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
             event_log.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
         if len(self._stops) > 1:
             return False
@@ -473,7 +478,7 @@ class Worker:
 
     def _leave(self) -> None:
         """Leave the group; on_revoke hands everything over."""
-        self.rim.leave()
+        self.adapter.leave()
         self._dispatch()
 
     # -- bytes ---------------------------------------------------------------------------------------------------------

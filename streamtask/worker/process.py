@@ -21,7 +21,7 @@ from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIA
 from streamtask.children.pool import Pool
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
-from streamtask.kafka import granted
+from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
@@ -47,7 +47,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     event_log.configure()
     settings = load_app(app).configure(**overrides)
     kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
-    granted.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
+    permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
     # All of them live in one container: only here it is known how many share its limit.
     share = budget_of(settings.memory_mb, processes)
     overrides = {**overrides, "memory_mb": share.memory_mb if share.source == "cgroup" else overrides.get("memory_mb")}

@@ -25,7 +25,7 @@ from streamtask.config import TopicNames
 from streamtask.devbroker import QUICK, DevBroker
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
-from streamtask.kafka.offsets import group_offsets
+from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.tail import Tail, TailRecord
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, Running, until

@@ -31,8 +31,8 @@ from streamtask.documents import asyncapi
 from streamtask.documents.export import openapi
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.registry import Formats
-from streamtask.registry.subjects import documents
+from streamtask.schema_registry import Formats
+from streamtask.schema_registry.subjects import documents
 from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import WAIT_S, Bench, Running, until
 from tests.documents import Answer, Breach, Contract
@@ -62,7 +62,7 @@ def contract(bench: Bench) -> Contract:
     return Contract(asyncapi.document(bench.names, kafka=bench.kafka.bootstrap, service="127.0.0.1:8080"), openapi())
 
 
-class Door:
+class Asker:
     """The query service; every answer is held to the contract."""
 
     def __init__(self, url: str, contract: Contract) -> None:
@@ -98,7 +98,7 @@ def settings(bench: Bench, registry: FakeRegistry, output: str) -> Settings:
 # --- Parts of the run -------------------------------------------------------------------------------------------------
 
 
-def submit_by_http(door: Door) -> str:
+def submit_by_http(door: Asker) -> str:
     """What POST /tasks says to right and wrong; returns the task of the contract."""
     trace = {"traceparent": TRACE, "tracestate": "a=b"}
     created = door("POST", "/tasks", 202, json={**LONG_INFERENCE, "tenant": "acme"}, headers=trace)
@@ -149,7 +149,7 @@ def produce_as_others_do(bench: Bench) -> tuple[set[str], set[str], list[str]]:
     return good, broken, ids
 
 
-def look_up(door: Door, known: dict[str, str]) -> None:
+def look_up(door: Asker, known: dict[str, str]) -> None:
     """Every other route, right and wrong. known: {completed, failed, cancelled: task_id}"""
     completed, failed = known["completed"], known["failed"]
     for task_id in known.values():
@@ -199,7 +199,7 @@ def look_up(door: Door, known: dict[str, str]) -> None:
         door("GET", path, 401, headers={"X-API-Key": "wrong"})
 
 
-def misdirect(door: Door, operations: Mapping[str, Mapping[str, Any]], task_id: str) -> None:
+def misdirect(door: Asker, operations: Mapping[str, Mapping[str, Any]], task_id: str) -> None:
     """Every operation, asked for under a name that the service does not go by."""
     for path, methods in operations.items():
         for method in methods:
@@ -339,7 +339,7 @@ def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
     worker = bench.worker()
     service, url = a_service(bench, registry)
     go = bench.directory / "go"
-    with closing(Door(url, contract)) as door:
+    with closing(Asker(url, contract)) as door:
         posted = submit_by_http(door)
         asked = submit_by_client(bench.client)
         good, broken, others = produce_as_others_do(bench)

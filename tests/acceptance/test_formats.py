@@ -19,8 +19,8 @@ from streamtask.codec.confluent import header
 from streamtask.codec.formats import avro_encoder
 from streamtask.config import Settings, load_settings
 from streamtask.domain.model import ControlAction, ControlMessage, TaskRequest
-from streamtask.registry import Formats
-from streamtask.registry.subjects import documents
+from streamtask.schema_registry import Formats
+from streamtask.schema_registry.subjects import documents
 from tests.acceptance.harness import WAIT_S, Bench, Seen, until
 from tests.fake_registry import FakeRegistry, fake_registry
 

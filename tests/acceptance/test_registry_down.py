@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from streamtask.client import Client
 from streamtask.codec.confluent import header
 from streamtask.config import Settings, load_settings
-from streamtask.registry import Formats, open_registry
+from streamtask.schema_registry import Formats, open_registry
 from tests import certificates
 from tests.acceptance.harness import ROOT, WAIT_S, Bench, until
 from tests.acceptance.test_formats import FOREIGN, REGISTRY_WAIT_S, _first_bytes, _foreign

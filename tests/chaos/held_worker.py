@@ -1,8 +1,8 @@
 """A worker that stands still where it is told to: `python -m tests.chaos.held_worker MODULE:app SLOT`.
 
-streamtask.worker.process as it is, with some functions of its rim wrapped in this process: at the point that the run has armed
-(tests/chaos/control.py) the process sends itself SIGSTOP, once. The run wakes it when its session is over: a true zombie,
-in the middle of that very step. The same strip of memory shifts its wall clock.
+streamtask.worker.process as it is, with some functions of its broker adapter wrapped in this process: at the point that the
+run has armed (tests/chaos/control.py) the process sends itself SIGSTOP, once. The run wakes it when its session is over: a
+true zombie, in the middle of that very step. The same strip of memory shifts its wall clock.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from streamtask.domain.ports import CommitPlain, ReadSettled
+from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.consumer import ShardConsumer
-from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.transaction import StatusTransaction
 from streamtask.worker import loop, process
 from tests.chaos.control import Control
@@ -84,7 +84,7 @@ def _init(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _perform(real: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(self: KafkaRim, ask: Any) -> Any:
+    def wrapped(self: BrokerAdapter, ask: Any) -> Any:
         if isinstance(ask, ReadSettled) and self.consumer.in_callback:
             hold("claim_fenced")
         answer = real(self, ask)
@@ -101,7 +101,7 @@ def patch() -> None:
     before(StatusTransaction, "send_offsets", "produced")
     after(StatusTransaction, "send_offsets", "offsets")
     StatusTransaction.init = _init(StatusTransaction.init)  # type: ignore[method-assign]
-    KafkaRim.perform = _perform(KafkaRim.perform)  # type: ignore[method-assign]
+    BrokerAdapter.perform = _perform(BrokerAdapter.perform)  # type: ignore[method-assign]
     before(loop.Worker, "_revoked", "revoke")
     after(loop.Worker, "_revoked", "revoke_committed")
     true_ms = loop.now_ms

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 
 from streamtask.errors import StreamtaskError, Unreachable
 from streamtask.kafka import admin
-from streamtask.kafka.ends import topic_ends
+from streamtask.kafka.offset_queries import topic_ends
 from tests.acceptance.harness import SESSION_MS
 from tests.chaos.faults import PARTS, Acting, Fault, lasting, pick
 from tests.chaos.fleet import FOREVER_MS, Host, now_ms

@@ -1,4 +1,4 @@
-"""One member of the workers' group for the contract tests: a real KafkaRim, and callbacks that seat what comes."""
+"""One member of the workers' group for the contract tests: a real BrokerAdapter, and callbacks that seat what comes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from streamtask.domain.ports import (
     Seat,
     SendOffsets,
 )
+from streamtask.kafka.broker_adapter import BrokerAdapter, Deadlines
 from streamtask.kafka.consumer import Decode
-from streamtask.kafka.rim import Deadlines, KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 
 TASK_ID = "01939d5e-0000-7000-8000-000000000001"
@@ -55,7 +55,7 @@ def wait_until(reached: Callable[[], Any], timeout_s: float = 20.0, *, turn: Cal
 
 
 class Member:
-    """A KafkaRim whose shards are seated at `positions` (0 where nothing is given) as soon as they come.
+    """A BrokerAdapter whose shards are seated at `positions` (0 where nothing is given) as soon as they come.
 
     rebalances  what the group told, in order: ("assigned" | "revoked" | "lost", shards)
     """
@@ -76,7 +76,7 @@ class Member:
         self.lost_positions: list[tuple[int, int, int]] = []
         self.errors: list[str] = []
         self.when_revoked: Callable[[tuple[int, ...]], Any] = lambda shards: None
-        self.rim = KafkaRim(
+        self.adapter = BrokerAdapter(
             settings,
             names,
             slot=0,
@@ -90,7 +90,7 @@ class Member:
             on_error=self.errors.append,
             deadlines=deadlines,
         )
-        self.rim.join()
+        self.adapter.join()
 
     def cells(self, shards: Iterable[int]) -> dict[Cell, int]:
         return {(b, s): self.positions.get((b, s), 0) for s in shards for b in range(len(self.names.bands))}
@@ -98,19 +98,19 @@ class Member:
     def _assigned(self, shards: tuple[int, ...]) -> None:
         self.rebalances.append(("assigned", shards))
         if self.seat:
-            assert self.rim.perform(Seat(self.cells(shards))) is None
+            assert self.adapter.perform(Seat(self.cells(shards))) is None
 
     def _revoked(self, shards: tuple[int, ...]) -> None:
         self.rebalances.append(("revoked", shards))
         self.when_revoked(shards)
 
     def turn(self, timeout_s: float = 0.05, records_max: int = 1_000) -> None:
-        self.rim.fetch(timeout_s, records_max)
-        self.records += self.rim.take()
+        self.adapter.fetch(timeout_s, records_max)
+        self.records += self.adapter.take()
 
     @property
     def shards(self) -> set[int]:
-        return set(self.rim.consumer.owned)
+        return set(self.adapter.consumer.owned)
 
     def owning(self, count: int, *others: Member) -> Member:
         """Turn (with the others) until this one owns `count` shards."""
@@ -127,7 +127,7 @@ class Member:
 
     def _perform(self, *asks: Ask) -> Fault | None:
         for ask in asks:
-            answer: Fault | None = self.rim.perform(ask)
+            answer: Fault | None = self.adapter.perform(ask)
             if answer is not None:
                 return answer
         return None

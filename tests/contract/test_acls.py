@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from streamtask.client import Client
 from streamtask.config import TopicNames, load_settings
 from streamtask.errors import NotAllowed, SubmitError
-from streamtask.kafka import admin, granted
+from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Operation, Resource, Role, acls_of
-from streamtask.kafka.offsets import group_offsets
+from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from tests.secure_broker import SecureBroker
@@ -156,16 +156,16 @@ def test_each_row_that_is_missing_is_named_and_no_other(secured: SecureBroker, n
     """By `doctor --role`; and where nothing works without it, by whoever starts in that role."""
     kafka, user = as_(role, secured, names), user_of(role, names)
     whole = acls_of(role, names)
-    assert granted.granted(kafka, names, role) == granted.Granted((), ())
+    assert permissions.granted(kafka, names, role) == permissions.Granted((), ())
     try:
         for acl in whole:
             if acl.name in names.requests[1:]:
                 continue  # as the first one
             secured.allow(user, [one for one in whole if one != acl])
-            found = granted.granted(kafka, names, role)
+            found = permissions.granted(kafka, names, role)
             # A topic that may not even be seen tells nothing else about itself.
             assert {one.name for one in found.lacking} == {acl.name}
-            (finding,) = [one for one in granted.findings(found, role, names) if one.where == str(acl)]
+            (finding,) = [one for one in permissions.findings(found, role, names) if one.where == str(acl)]
             assert (finding.code, finding.what) == ("acl", acl.without)
             assert finding.severity.value == ("error" if acl.must else "warning")
             assert (
@@ -173,10 +173,10 @@ def test_each_row_that_is_missing_is_named_and_no_other(secured: SecureBroker, n
             )
             if acl.resource is Resource.TOPIC and acl.must and role in STARTS:
                 with pytest.raises(NotAllowed, match=str(acl)):
-                    granted.partition_count(kafka, names, role)
+                    permissions.partition_count(kafka, names, role)
     finally:
         secured.allow(user, whole)
-    assert role not in STARTS or granted.partition_count(kafka, names, role) == 2
+    assert role not in STARTS or permissions.partition_count(kafka, names, role) == 2
 
 
 def test_nobody_at_all_is_told_everything_that_is_lacking(secured: SecureBroker, names: TopicNames) -> None:
@@ -184,7 +184,7 @@ def test_nobody_at_all_is_told_everything_that_is_lacking(secured: SecureBroker,
     bootstrap, settings = secured.scram("stranger", PASSWORD)
     kafka = KafkaSettings(bootstrap, extra=settings)
     for role in Role:
-        assert granted.granted(kafka, names, role).lacking == acls_of(role, names)
+        assert permissions.granted(kafka, names, role).lacking == acls_of(role, names)
 
 
 # --- What the calls of a role say when it is not allowed --------------------------------------------------------------

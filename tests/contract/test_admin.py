@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
 from streamtask.config import TopicNames
 from streamtask.errors import ClusterError, TopicsMissing, Unreachable
 from streamtask.kafka import admin
-from streamtask.kafka.judge import Fix
+from streamtask.kafka.topic_checks import Fix
 from streamtask.kafka.topics import DEAD_ROOM_BYTES, Severity, config_of, rules_of
 from tests.conftest import Broker
 

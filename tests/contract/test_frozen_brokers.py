@@ -40,8 +40,8 @@ from streamtask.domain.ports import (
     SendOffsets,
 )
 from streamtask.kafka import admin
+from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.consumer import ShardConsumer
-from streamtask.kafka.rim import KafkaRim
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.tail import Tail
@@ -192,9 +192,9 @@ ASKS: dict[str, type] = {
 METHODS: dict[str, tuple[type, str]] = {
     "control": (ControlReader, "await_end"),
     "recall": (StatusRecall, "begin"),
-    "growth": (KafkaRim, "partition_counts"),
+    "growth": (BrokerAdapter, "partition_counts"),
     "astray": (ShardConsumer, "_fetch"),
-    "leave": (KafkaRim, "leave"),
+    "leave": (BrokerAdapter, "leave"),
 }
 
 
@@ -203,35 +203,35 @@ class Halts:
 
     def __init__(self, steps: Iterable[Step], patch: pytest.MonkeyPatch) -> None:
         self._steps = {step.thread.name: step for step in steps}
-        self._perform, self._join = KafkaRim.perform, KafkaRim.join
-        patch.setattr(KafkaRim, "join", lambda rim: self._joined(rim))
-        patch.setattr(KafkaRim, "perform", lambda rim, ask: self._performed(rim, ask))
+        self._perform, self._join = BrokerAdapter.perform, BrokerAdapter.join
+        patch.setattr(BrokerAdapter, "join", lambda adapter: self._joined(adapter))
+        patch.setattr(BrokerAdapter, "perform", lambda adapter, ask: self._performed(adapter, ask))
         for name, (owner, method) in METHODS.items():
             patch.setattr(owner, method, self._halting(name, getattr(owner, method)))
 
     def _here(self) -> Step | None:
         return self._steps.get(threading.current_thread().name)
 
-    def _joined(self, rim: KafkaRim) -> None:
+    def _joined(self, adapter: BrokerAdapter) -> None:
         step = self._here()
         if step is not None and step.name == "growth":
             step.worker._partitions = 0  # as if the topics had grown since the worker looked
-        self._join(rim)
+        self._join(adapter)
 
-    def _performed(self, rim: KafkaRim, ask: Ask) -> Answer:
+    def _performed(self, adapter: BrokerAdapter, ask: Ask) -> Answer:
         step = self._here()
         if step is not None and step.name == "renew" and isinstance(ask, Flush) and not step.arrived.is_set():
             return Fault(FaultKind.FENCED, "planted")
         if step is None or step.arrived.is_set() or not isinstance(ask, ASKS.get(step.name, Flush)):
-            return self._perform(rim, ask)
+            return self._perform(adapter, ask)
         if step.name == "leave":
             step.worker.stop()
         if step.name in METHODS:
-            return self._perform(rim, ask)
+            return self._perform(adapter, ask)
         step.halt()
         if step.name == "fence":
             ask = FenceIds(tuple(f"{step.names.group}.gone.{number}" for number in range(40)))
-        return self._perform(rim, ask)
+        return self._perform(adapter, ask)
 
     def _halting(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def halted(self_: Any, *arguments: Any) -> Any:

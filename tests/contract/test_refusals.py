@@ -35,7 +35,7 @@ pytestmark = pytest.mark.broker
 def member(broker: Broker, topics: TopicNames) -> Iterator[Member]:
     made = Member(KafkaSettings(broker.bootstrap), topics).owning(4)
     yield made
-    made.rim.close()
+    made.adapter.close()
 
 
 def letter(offset: int = 0) -> DeadLetter:
@@ -66,12 +66,12 @@ def letter_refused(member: Member, *, within_s: float = 30.0) -> Fault:
     deadline = time.monotonic() + within_s
     while True:
         commit = plan(0, 1, dead=[letter()])
-        answer = member.rim.perform(Produce(commit)) or member.rim.perform(Flush(commit, 1_500))
+        answer = member.adapter.perform(Produce(commit)) or member.adapter.perform(Flush(commit, 1_500))
         if isinstance(answer, Fault) and answer.places and not any(topic == STATUS for topic, _ in answer.places):
             return answer
         assert time.monotonic() < deadline, f"{answer}"
-        member.rim.perform(Poll())
-        assert isinstance(member.rim.perform(RenewProducer()), str)
+        member.adapter.perform(Poll())
+        assert isinstance(member.adapter.perform(RenewProducer()), str)
 
 
 def test_a_letter_for_a_topic_that_is_gone_names_tasks_dead(member: Member, broker: Broker, topics: TopicNames) -> None:
@@ -80,7 +80,7 @@ def test_a_letter_for_a_topic_that_is_gone_names_tasks_dead(member: Member, brok
     answer = letter_refused(member)
     assert answer.kind in (FaultKind.FENCED, FaultKind.ABORT)
     assert {topic for topic, _ in answer.places} == {LETTERS}
-    assert isinstance(member.rim.perform(RenewProducer()), str)
+    assert isinstance(member.adapter.perform(RenewProducer()), str)
     assert member.commit(plan(0, 1)) is None, "without letters all is well"
 
 
@@ -92,17 +92,17 @@ def test_letters_go_to_the_partitions_that_are_not_avoided(member: Member, broke
     assert member.commit(commit) is None
     commit = plan(0, 2, dead=[letter(99)])
     commit.avoid = frozenset(numbers)
-    answer = member.rim.perform(Produce(commit))
+    answer = member.adapter.perform(Produce(commit))
     assert isinstance(answer, Fault)
     assert (answer.kind, answer.places) == (FaultKind.ABORT, frozenset({DEAD}))
 
 
 def test_a_flush_answers_in_slices_and_gives_up_only_when_it_is_told(member: Member) -> None:
     commit = plan(0, 1)
-    assert member.rim.perform(Produce(commit)) is None
+    assert member.adapter.perform(Produce(commit)) is None
     answer: Waiting | Fault | None = Waiting(1, 1)
     while isinstance(answer, Waiting):
-        answer = member.rim.perform(Flush(commit, 50, last=False))
+        answer = member.adapter.perform(Flush(commit, 50, last=False))
     assert kind(answer) is None
 
 

@@ -19,8 +19,8 @@ from streamtask.codec import RequestDecoder, decode_control, decode_status, sche
 from streamtask.config import Settings, TopicNames, load_settings
 from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.errors import ClusterError, RegistryUnreachable, SchemaPending
-from streamtask.registry import Formats, open_registry, subjects
-from streamtask.registry.client import FULL_TRANSITIVE
+from streamtask.schema_registry import Formats, open_registry, subjects
+from streamtask.schema_registry.client import FULL_TRANSITIVE
 from tests import certificates
 from tests.registry import Registry, running_registry
 

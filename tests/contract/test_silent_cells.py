@@ -29,7 +29,7 @@ class Watched(Member):
     def turn(self, timeout_s: float = 0.02, records_max: int = 1_000) -> None:
         super().turn(timeout_s, records_max)
         self.now_s += 1.0
-        self.rim.reseating.look(self.expected(), self.now_s)
+        self.adapter.reseating.look(self.expected(), self.now_s)
 
     def expected(self) -> dict[Cell, Expected]:
         received = {cell: self.positions.get(cell, 0) for cell in self.cells(self.shards)}
@@ -56,7 +56,7 @@ def join(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callable[[], W
 
     yield make
     for member in members:
-        member.rim.close()
+        member.adapter.close()
 
 
 def read(member: Watched, count: int) -> None:
@@ -65,7 +65,7 @@ def read(member: Watched, count: int) -> None:
 
 def behind_our_back(member: Watched, topics: TopicNames) -> None:
     """What a lost resume leaves: the client holds the cell paused, and nothing of ours knows."""
-    member.rim.consumer.handle.pause([TopicPartition(topics.requests[0], 0)])
+    member.adapter.consumer.handle.pause([TopicPartition(topics.requests[0], 0)])
 
 
 def test_a_cell_whose_resume_was_lost_delivers_again_in_order(
@@ -82,7 +82,7 @@ def test_a_cell_whose_resume_was_lost_delivers_again_in_order(
     assert [(one["band"], one["shard"], one["received"], one["log_end"]) for one in evidence] == [
         (0, 0, COUNT, 2 * COUNT)
     ]
-    wait_until(lambda: member.rim.consumer.group_metadata() is not None, turn=member.turn)
+    wait_until(lambda: member.adapter.consumer.group_metadata() is not None, turn=member.turn)
 
 
 def test_a_cell_that_is_paused_on_purpose_is_left_alone(
@@ -90,13 +90,13 @@ def test_a_cell_that_is_paused_on_purpose_is_left_alone(
 ) -> None:
     member = join()
     read(member, COUNT)
-    member.rim.pause([CELL])
+    member.adapter.pause([CELL])
     member.held = "paused"
     fill(settings.bootstrap, topics.requests[0], 0, COUNT)
     for _ in range(60):
         member.turn()
     assert member.offsets() == list(range(COUNT))
-    member.rim.resume([CELL])
+    member.adapter.resume([CELL])
     member.held = ""
     read(member, 2 * COUNT)
     assert member.offsets() == list(range(2 * COUNT))
@@ -127,8 +127,8 @@ def test_a_pause_ends_with_the_seat_that_it_belongs_to(join: Callable[[], Watche
     """Bug: a shard that was claimed anew while a cell of it was paused; its new backlog never asked for a resume."""
     member = join()
     read(member, COUNT)
-    member.rim.pause([CELL])
-    assert member.rim.perform(Seat({CELL: 5})) is None
+    member.adapter.pause([CELL])
+    assert member.adapter.perform(Seat({CELL: 5})) is None
     member.held = "unwatched"
     read(member, 2 * COUNT - 5)
     assert member.offsets() == [*range(COUNT), *range(5, COUNT)]
@@ -142,13 +142,13 @@ def test_a_pause_does_not_outlive_the_ownership_of_its_shard(
     first = join().owning(SHARDS)
     cells = [(0, shard) for shard in range(SHARDS)]
     wait_until(lambda: all(len(first.offsets(cell)) == COUNT for cell in cells), turn=first.turn)
-    first.rim.pause(cells)
+    first.adapter.pause(cells)
     second = join()
     half = SHARDS // 2
     wait_until(
         lambda: len(first.shards) == half and len(second.shards) == half, turn=lambda: (first.turn(), second.turn())
     )
     moved = [cell for cell in cells if cell[1] in second.shards]
-    second.rim.leave()
+    second.adapter.leave()
     first.owning(SHARDS)  # seated at 0 again
     wait_until(lambda: all(len(first.offsets(cell)) == 2 * COUNT for cell in moved), turn=first.turn)

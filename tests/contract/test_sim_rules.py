@@ -14,7 +14,7 @@ import pytest
 from streamtask.config import TopicNames
 from streamtask.domain.model import DeadLetter, StatusEvent
 from streamtask.domain.ports import CommitPlain, FenceIds, ListOffsets, OffsetCommit, ReadSettled
-from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
 from tests.contract.member import Member, fill, kind, plan, read_values
@@ -41,8 +41,8 @@ class Real:
         for producer in self.producers.values():
             producer.discard()
         if self.other is not None:
-            self.other.rim.close()
-        self.member.rim.close()
+            self.other.adapter.close()
+        self.member.adapter.close()
 
     def producer(self, name: str) -> None:
         id = new_transactional_id(self.names.group, name)
@@ -55,10 +55,10 @@ class Real:
         return kind(made.produce(plan(shard, 0, text), 5) or made.flush())
 
     def capture(self, name: str) -> None:
-        self.captured[name] = self.member.rim.consumer.group_metadata()
+        self.captured[name] = self.member.adapter.consumer.group_metadata()
 
     def send(self, name: str, shard: int, offset: int, text: str, captured: str | None = None) -> Any:
-        metadata = self.captured[captured] if captured else self.member.rim.consumer.group_metadata()
+        metadata = self.captured[captured] if captured else self.member.adapter.consumer.group_metadata()
         return kind(self.producers[name].send_offsets(plan(shard, offset, text), metadata, 5))
 
     def end(self, name: str) -> Any:
@@ -68,21 +68,21 @@ class Real:
         return kind(self.producers[name].abort(5))
 
     def fence(self, name: str) -> Any:
-        return kind(self.member.rim.perform(FenceIds((self.producers[name].transactional_id,))))
+        return kind(self.member.adapter.perform(FenceIds((self.producers[name].transactional_id,))))
 
     def fence_unknown(self) -> Any:
-        return kind(self.member.rim.perform(FenceIds((new_transactional_id(self.names.group, "nobody"),))))
+        return kind(self.member.adapter.perform(FenceIds((new_transactional_id(self.names.group, "nobody"),))))
 
     def list(self, shard: int) -> Any:
-        found = self.member.rim.perform(ListOffsets((shard,)))[0, shard]
+        found = self.member.adapter.perform(ListOffsets((shard,)))[0, shard]
         return found.offset, found.text
 
     def settled(self, shard: int) -> Any:
-        answer = self.member.rim.perform(ReadSettled((shard,)))
+        answer = self.member.adapter.perform(ReadSettled((shard,)))
         return kind(answer) or (answer[0, shard].offset, answer[0, shard].text)
 
     def plain(self, shard: int, offset: int, text: str) -> Any:
-        return kind(self.member.rim.perform(CommitPlain((OffsetCommit(0, shard, offset, text),))))
+        return kind(self.member.adapter.perform(CommitPlain((OffsetCommit(0, shard, offset, text),))))
 
     def another_member(self) -> None:
         self.other = Member(self.settings, self.names)

@@ -37,7 +37,7 @@ class Group:
         return membership.generation == self.generation and membership.member in self.members
 
     def capture(self, member: int | None) -> Membership | None:
-        """Group metadata after a poll; None: no member id, the rim refuses to commit."""
+        """Group metadata after a poll; None: no member id, the adapter refuses to commit."""
         return Membership(member, self.generation) if member is not None and member in self.members else None
 
     def join(self) -> int:

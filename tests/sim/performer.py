@@ -1,4 +1,4 @@
-"""How the asks of a process are performed on the model broker, each as the real rim performs it.
+"""How the asks of a process are performed on the model broker, each as the real adapter performs it.
 
 One method for each ask: what it answers, BLOCKED when the broker says «try again», or a fault. `twist` is the adversary's
 word for what goes wrong with this one: `applied` (took effect, the answer is lost), `late` (takes effect later), `never`,

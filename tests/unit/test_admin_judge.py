@@ -10,7 +10,7 @@ import pytest
 
 from streamtask.config import TopicNames
 from streamtask.kafka import admin
-from streamtask.kafka.judge import (
+from streamtask.kafka.topic_checks import (
     ClusterFacts,
     Finding,
     Fix,

@@ -38,7 +38,7 @@ from streamtask.domain.model import (
     from_ms,
 )
 from streamtask.errors import DecodeError
-from streamtask.registry.subjects import documents
+from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
 ENCODER = avro_encoder(documents(NAMES))

@@ -104,7 +104,8 @@ def test_the_written_events_are_what_a_worker_writes() -> None:
 
 def test_a_flame_graph_stands_callees_on_callers_and_leaves_out_what_nobody_could_read() -> None:
     stacks = unfolded(
-        "loop;run (streamtask/worker/loop.py);poll (streamtask/kafka/rim.py) 700\nloop;run (streamtask/worker/loop.py) 299\n"
+        "loop;run (streamtask/worker/loop.py);poll (streamtask/kafka/broker_adapter.py) 700\n"
+        "loop;run (streamtask/worker/loop.py) 299\n"
     )
     stacks[("loop", "<narrow>")] = 1
     drawn = svg(stacks, "a & b")
@@ -114,7 +115,7 @@ def test_a_flame_graph_stands_callees_on_callers_and_leaves_out_what_nobody_coul
         "all 100.0%",
         "loop 100.0%",
         "run (streamtask/worker/loop.py) 99.9%",
-        "poll (streamtask/kafka/rim.py) 70.0%",
+        "poll (streamtask/kafka/broker_adapter.py) 70.0%",
     ]
     assert "a &amp; b" in drawn
     assert unfolded(folded(stacks)) == stacks

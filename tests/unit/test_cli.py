@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamtask.cli import app
-from streamtask.cli.door import Door, guarded, one_line
+from streamtask.cli.command import CommandContext, guarded, one_line
 from streamtask.cli.tasks import _labels, _moment
 from streamtask.errors import ConfigError, TopicsMissing
 
@@ -184,7 +184,9 @@ def test_options_may_stand_before_the_command() -> None:
 
 
 def test_options_after_the_command_win() -> None:
-    assert Door(prefix="inner").over(Door(prefix="outer", url="u")) == Door(prefix="inner", url="u")
+    assert CommandContext(prefix="inner").over(CommandContext(prefix="outer", url="u")) == CommandContext(
+        prefix="inner", url="u"
+    )
 
 
 def test_debug_shows_the_stack_trace(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from streamtask.domain.ports import FaultKind
+from streamtask.kafka.background_close import close
 from streamtask.kafka.faults import ALLOWED, Call, classify, error_of, fault
-from streamtask.kafka.letting_go import close
 
 CODES = {
     name: getattr(KafkaError, name)

@@ -24,8 +24,8 @@ from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, T
 from streamtask.domain.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.errors import ConfigError
 from streamtask.handlers import Context
+from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.lag import LogEnds, Seen
-from streamtask.kafka.rim import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.whereabouts import Stragglers
 from streamtask.worker.endpoint import METRICS, Endpoint, WorkerCollector

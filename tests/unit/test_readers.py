@@ -39,7 +39,7 @@ from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import TailRecord
 from streamtask.observability import event_log
 from streamtask.redrive.build import Builder, Choice, plan
-from streamtask.registry.cache import SchemaCache
+from streamtask.schema_registry.cache import SchemaCache
 from streamtask.view.feed import Heard
 from streamtask.view.materialize import Materializer, heard, read_status
 from streamtask.view.sqlite import SQLiteStore

@@ -14,7 +14,7 @@ from streamtask.domain.identity import new_task_id, redriven
 from streamtask.domain.model import DeadLetter, TaskRequest
 from streamtask.domain.partitioner import partition_of
 from streamtask.redrive import REDRIVE_OF, Builder, Choice, Plan, Redrive, Refusal, plan, select
-from streamtask.registry.subjects import documents
+from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
 CLUSTER = "cluster-1"

@@ -25,9 +25,9 @@ from streamtask.errors import (
     SchemaPending,
     SchemaUnavailable,
 )
-from streamtask.registry import Formats, cache, open_registry, subjects
-from streamtask.registry.cache import SchemaCache
-from streamtask.registry.client import FULL_TRANSITIVE, Registry, redacted
+from streamtask.schema_registry import Formats, cache, open_registry, subjects
+from streamtask.schema_registry.cache import SchemaCache
+from streamtask.schema_registry.client import FULL_TRANSITIVE, Registry, redacted
 from tests.fake_registry import FakeRegistry, fake_registry
 
 NAMES = TopicNames()

@@ -13,7 +13,7 @@ import pytest
 from streamtask.config import TopicNames, load_settings
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import ConfigError, RegistryUnreachable
-from streamtask.registry import Formats, open_registry, subjects
+from streamtask.schema_registry import Formats, open_registry, subjects
 from tests import certificates
 from tests.certificates import KEY_PASSWORD, Certificates
 from tests.fake_registry import FakeRegistry, fake_registry

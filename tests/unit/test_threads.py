@@ -32,7 +32,7 @@ from streamtask.handlers import Context, make_handler
 from streamtask.kafka.producer import Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
-from streamtask.registry.cache import SchemaCache
+from streamtask.schema_registry.cache import SchemaCache
 from tests.unit.children_hand import Hand
 
 DEADLINE_S = 60.0

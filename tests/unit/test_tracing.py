@@ -67,9 +67,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Spans:
     return install(monkeypatch)
 
 
-def send(headers: dict[str, str | bytes] | None = None, *, door: bool = False) -> Prepared:
+def send(headers: dict[str, str | bytes] | None = None, *, from_http: bool = False) -> Prepared:
     request = TaskRequest(task_type="census", task_id=TASK_ID, priority=8)
-    (one,) = traced([prepare(request, NAMES, headers)], NAMES, door=door)
+    (one,) = traced([prepare(request, NAMES, headers)], NAMES, from_http=from_http)
     return one
 
 
@@ -97,7 +97,7 @@ def test_without_a_provider_nothing_is_made(bench: Make) -> None:
     assert not tracing.active()
     assert send().headers is None
     assert send({"traceparent": CALLER, "own": "1"}).headers == [("traceparent", CALLER.encode()), ("own", b"1")]
-    assert send({"traceparent": CALLER}, door=True).headers == [("traceparent", CALLER.encode())]
+    assert send({"traceparent": CALLER}, from_http=True).headers == [("traceparent", CALLER.encode())]
 
     async def looks() -> str:
         return str(trace.get_current_span().get_span_context().is_valid)
@@ -167,7 +167,7 @@ def test_a_trace_context_that_the_caller_gives_stays_as_it_is(spans: Spans) -> N
 
 
 def test_the_state_of_a_trace_goes_on_with_it(spans: Spans) -> None:
-    sent = send({"traceparent": CALLER, "tracestate": "a=b"}, door=True)
+    sent = send({"traceparent": CALLER, "tracestate": "a=b"}, from_http=True)
     assert dict(sent.headers or ())["tracestate"] == b"a=b"
 
 
@@ -183,7 +183,7 @@ def test_what_was_not_acknowledged_is_an_error(spans: Spans) -> None:
 
 
 def test_post_tasks_continues_the_callers_trace(spans: Spans) -> None:
-    sent = send({"traceparent": CALLER}, door=True)
+    sent = send({"traceparent": CALLER}, from_http=True)
     assert sent.span is not None
     sent.span.end()
     span = spans.one("send census")
@@ -193,14 +193,14 @@ def test_post_tasks_continues_the_callers_trace(spans: Spans) -> None:
 
 def test_post_tasks_goes_on_from_the_span_of_an_instrumented_server(spans: Spans) -> None:
     with trace.get_tracer("http").start_as_current_span("POST /tasks"):
-        sent = send({"traceparent": CALLER}, door=True)
+        sent = send({"traceparent": CALLER}, from_http=True)
     assert sent.span is not None
     sent.span.end()
     assert parent(spans.one("send census")) == ids(spans.one("POST /tasks"))
 
 
 def test_a_traceparent_that_is_none_begins_a_trace(spans: Spans) -> None:
-    sent = send({"traceparent": "00-ab-cd-01"}, door=True)
+    sent = send({"traceparent": "00-ab-cd-01"}, from_http=True)
     assert sent.span is not None
     sent.span.end()
     assert parent(spans.one("send census")) is None
@@ -391,7 +391,7 @@ def test_a_provider_that_raises_costs_spans_and_no_task(
     tracing._complain.cache_clear()
     install(monkeypatch, Broken())
     assert send().headers is None
-    assert send({"traceparent": CALLER}, door=True).headers == [("traceparent", CALLER.encode())]
+    assert send({"traceparent": CALLER}, from_http=True).headers == [("traceparent", CALLER.encode())]
 
     async def census(ctx: Context) -> int:
         return 1

@@ -21,7 +21,7 @@ from streamtask.domain.model import DeadLetter, Ending, HandlerKind, Outcome, Re
 from streamtask.domain.ports import Start
 from streamtask.executor import Executor
 from streamtask.handlers import Context, Registry, Retry, make_handler
-from streamtask.registry.subjects import documents
+from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
 WHOLE = RequestDecoder(NAMES, "cluster")

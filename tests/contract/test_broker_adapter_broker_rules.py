@@ -31,7 +31,7 @@ from streamtask.domain.ports import (
     SendOffsets,
     Settled,
 )
-from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
 from tests.contract.member import Member, event, fill, kind, plan, raw_dead, read_values, wait_until
@@ -52,7 +52,7 @@ def member(settings: KafkaSettings, topics: TopicNames) -> Iterator[Member]:
     made = Member(settings, topics, deadlines=QUICK).owning(4)
     made.turn()
     yield made
-    made.rim.close()
+    made.adapter.close()
 
 
 @pytest.fixture
@@ -81,11 +81,11 @@ def flushed(one: StatusTransaction, what: CommitPlan) -> Fault | None:
 def pending(one: StatusTransaction, member: Member, shard: int, offset: int, text: str) -> None:
     """An owner that stops right before its commit."""
     assert flushed(one, plan(shard, offset, text)) is None
-    assert one.send_offsets(plan(shard, offset, text), member.rim.consumer.group_metadata(), 5) is None
+    assert one.send_offsets(plan(shard, offset, text), member.adapter.consumer.group_metadata(), 5) is None
 
 
 def settled(member: Member, shard: int) -> dict[Cell, Settled]:
-    answer = member.rim.perform(ReadSettled((shard,)))
+    answer = member.adapter.perform(ReadSettled((shard,)))
     assert not isinstance(answer, Fault), answer
     return answer
 
@@ -99,11 +99,11 @@ def end_mark(settings: KafkaSettings, topic: str, partition: int) -> bytes:
 
 
 def test_nothing_committed_is_none_and_a_text_comes_back_as_it_was(member: Member) -> None:
-    listed = member.rim.perform(ListOffsets((0, 2)))
+    listed = member.adapter.perform(ListOffsets((0, 2)))
     assert listed == {(band, shard): Committed(None, None) for band in range(3) for shard in (0, 2)}
     assert member.commit(plan(2, 7, "词 ledger")) is None
     assert settled(member, 2)[0, 2] == Settled(7, "词 ledger", 0, 0)
-    assert member.rim.perform(ListOffsets((2,)))[0, 2] == Committed(7, "词 ledger")
+    assert member.adapter.perform(ListOffsets((2,)))[0, 2] == Committed(7, "词 ledger")
 
 
 def test_a_text_of_4000_characters_survives_also_in_three_bytes_each(member: Member) -> None:
@@ -111,19 +111,19 @@ def test_a_text_of_4000_characters_survives_also_in_three_bytes_each(member: Mem
         assert member.commit(plan(1, 3, character * 4_000, events=0)) is None
         # A commit is answered before its markers are written: only the stable read waits for them.
         assert settled(member, 1)[0, 1].text == character * 4_000
-        assert member.rim.perform(ListOffsets((1,)))[0, 1] == Committed(3, character * 4_000)
+        assert member.adapter.perform(ListOffsets((1,)))[0, 1] == Committed(3, character * 4_000)
 
 
 def test_a_text_that_is_too_long_aborts_its_transaction_and_the_next_one_works(member: Member) -> None:
     assert kind(member.commit(plan(1, 3, "a" * 4_096))) is FaultKind.ABORT
-    assert member.rim.perform(AbortTransaction()) is None
+    assert member.adapter.perform(AbortTransaction()) is None
     assert member.commit(plan(1, 3, "short")) is None
 
 
 def test_an_offset_without_a_text_is_told_from_one_with_a_text(member: Member) -> None:
     offsets = (OffsetCommit(0, 0, 4, ""), OffsetCommit(1, 0, 5, "text"))
-    assert member.rim.perform(CommitPlain(offsets)) is None
-    listed = member.rim.perform(ListOffsets((0,)))
+    assert member.adapter.perform(CommitPlain(offsets)) is None
+    listed = member.adapter.perform(ListOffsets((0,)))
     assert (listed[0, 0], listed[1, 0]) == (Committed(4, None), Committed(5, "text"))
 
 
@@ -134,9 +134,9 @@ def test_a_pending_offset_is_not_listed_and_holds_the_stable_read_back(
     assert settled(member, 0)[0, 0].text == "before"
     owner = transaction()
     pending(owner, member, 0, 2, "pending")
-    assert member.rim.perform(ListOffsets((0,)))[0, 0] == Committed(1, "before")
+    assert member.adapter.perform(ListOffsets((0,)))[0, 0] == Committed(1, "before")
     began = time.monotonic()
-    assert kind(member.rim.perform(ReadSettled((0,)))) is FaultKind.UNSTABLE
+    assert kind(member.adapter.perform(ReadSettled((0,)))) is FaultKind.UNSTABLE
     assert 1.9 < time.monotonic() - began < 12
     assert owner.commit(5) is None
     assert settled(member, 0)[0, 0] == Settled(2, "pending", 0, 0)
@@ -165,7 +165,7 @@ def test_fencing_an_id_aborts_what_it_has_open_and_ends_its_holder(
 ) -> None:
     owner = transaction()
     pending(owner, member, 0, 2, "pending")
-    assert member.rim.perform(FenceIds((owner.transactional_id,))) is None
+    assert member.adapter.perform(FenceIds((owner.transactional_id,))) is None
     assert settled(member, 0)[0, 0].offset is None
     assert kind(owner.commit(5)) is FaultKind.FENCED
     assert not owner.usable
@@ -179,29 +179,29 @@ def test_a_fenced_owner_is_told_at_whatever_it_does_next(
     idle, producing, sending = transaction(), transaction(), transaction()
     assert flushed(producing, plan(0, 1)) is None
     assert flushed(sending, plan(1, 1)) is None
-    assert member.rim.perform(FenceIds(tuple(one.transactional_id for one in (idle, producing, sending)))) is None
+    assert member.adapter.perform(FenceIds(tuple(one.transactional_id for one in (idle, producing, sending)))) is None
     assert kind(flushed(idle, plan(0, 1))) is FaultKind.FENCED
     assert kind(producing.abort(5)) is FaultKind.FENCED
-    metadata = member.rim.consumer.group_metadata()
+    metadata = member.adapter.consumer.group_metadata()
     assert kind(sending.send_offsets(plan(1, 1), metadata, 5)) is FaultKind.FENCED
 
 
 def test_many_ids_are_fenced_at_once_also_such_as_nobody_ever_used(member: Member, topics: TopicNames) -> None:
     ids = tuple(new_transactional_id(topics.group, slot) for slot in range(6))
-    assert member.rim.perform(FenceIds(ids)) is None
-    assert member.rim.perform(FenceIds(())) is None
+    assert member.adapter.perform(FenceIds(ids)) is None
+    assert member.adapter.perform(FenceIds(())) is None
 
 
 def test_a_renewed_producer_has_a_new_id_and_the_old_ones_records_stay_aborted(
     member: Member, settings: KafkaSettings, topics: TopicNames
 ) -> None:
-    before = member.rim.transactional_id
+    before = member.adapter.transactional_id
     assert member.produce(plan(3, 1, "old")) is None
-    assert member.rim.perform(SendOffsets(plan(3, 1, "old"))) is None
-    answer = member.rim.perform(RenewProducer())
-    assert answer == member.rim.transactional_id != before
+    assert member.adapter.perform(SendOffsets(plan(3, 1, "old"))) is None
+    answer = member.adapter.perform(RenewProducer())
+    assert answer == member.adapter.transactional_id != before
     assert answer.startswith(f"{topics.group}.0.")
-    assert member.rim.perform(FenceIds((before,))) is None
+    assert member.adapter.perform(FenceIds((before,))) is None
     assert member.commit(plan(3, 2, "new")) is None
     assert read_values(settings.bootstrap, topics.status, 3, end_mark(settings, topics.status, 3)) == [b"new-0"]
 
@@ -211,7 +211,7 @@ def test_without_its_fence_a_zombies_batch_still_needs_its_generation(
 ) -> None:
     """The generation is checked when offsets are sent, never at the end: what was sent before may be committed after."""
     early, late = transaction(), transaction()
-    old = member.rim.consumer.group_metadata()
+    old = member.adapter.consumer.group_metadata()
     assert flushed(early, plan(0, 5, "early")) is None
     assert early.send_offsets(plan(0, 5, "early"), old, 5) is None
     assert flushed(late, plan(1, 5, "late")) is None
@@ -223,7 +223,7 @@ def test_without_its_fence_a_zombies_batch_still_needs_its_generation(
         assert early.commit(5) is None
         assert settled(member, 0)[0, 0].text == "early"
     finally:
-        other.rim.close()
+        other.adapter.close()
 
 
 # --- plain commit -----------------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ def test_a_plain_commit_wins_over_a_pending_one_also_when_that_commits_later(
 ) -> None:
     owner = transaction()
     pending(owner, member, 0, 9, "zombie")
-    assert member.rim.perform(CommitPlain((OffsetCommit(0, 0, 4, "claim"),))) is None
-    assert member.rim.perform(ListOffsets((0,)))[0, 0] == Committed(4, "claim")
+    assert member.adapter.perform(CommitPlain((OffsetCommit(0, 0, 4, "claim"),))) is None
+    assert member.adapter.perform(ListOffsets((0,)))[0, 0] == Committed(4, "claim")
     assert owner.commit(5) is None
     assert settled(member, 0)[0, 0].text == "claim"
 
@@ -243,11 +243,11 @@ def test_a_plain_commit_wins_over_a_pending_one_also_when_that_commits_later(
 def test_a_plain_commit_of_one_who_never_joined_is_stale(settings: KafkaSettings, topics: TopicNames) -> None:
     outsider = Member(settings, topics)
     try:
-        assert kind(outsider.rim.perform(CommitPlain((OffsetCommit(0, 0, 4, "claim"),)))) is FaultKind.STALE
+        assert kind(outsider.adapter.perform(CommitPlain((OffsetCommit(0, 0, 4, "claim"),)))) is FaultKind.STALE
         assert outsider.produce(plan(0, 4)) is None
-        assert kind(outsider.rim.perform(SendOffsets(plan(0, 4)))) is FaultKind.STALE
+        assert kind(outsider.adapter.perform(SendOffsets(plan(0, 4)))) is FaultKind.STALE
     finally:
-        outsider.rim.close()
+        outsider.adapter.close()
 
 
 # --- transactions -----------------------------------------------------------------------------------------------------
@@ -258,8 +258,8 @@ def test_events_and_offsets_appear_together_or_not_at_all(
 ) -> None:
     assert member.commit(plan(2, 1, "one", events=3)) is None
     assert member.produce(plan(2, 2, "two")) is None
-    assert member.rim.perform(SendOffsets(plan(2, 2, "two"))) is None
-    assert member.rim.perform(AbortTransaction()) is None
+    assert member.adapter.perform(SendOffsets(plan(2, 2, "two"))) is None
+    assert member.adapter.perform(AbortTransaction()) is None
     assert member.commit(plan(2, 3, "three")) is None
     values = read_values(settings.bootstrap, topics.status, 2, end_mark(settings, topics.status, 2))
     assert values == [b"one-0", b"one-1", b"one-2", b"three-0"]
@@ -284,13 +284,13 @@ def test_a_record_too_big_is_named_and_the_producer_goes_on(
     admin = AdminClient(settings.admin())
     for future in admin.incremental_alter_configs([resource]).values():
         future.result(10)
-    before = member.rim.transactional_id
+    before = member.adapter.transactional_id
     big = CommitPlan([event(0, incompressible(size))], [], [OffsetCommit(0, 0, 1, "big")], (0,))
 
     def refused() -> bool:  # the broker applies a topic's limit a little after it has it
         answer = member.produce(big)
         assert kind(answer) in (FaultKind.RECORD, None)
-        assert member.rim.perform(AbortTransaction()) is None
+        assert member.adapter.perform(AbortTransaction()) is None
         return answer is not None
 
     wait_until(refused)
@@ -300,9 +300,9 @@ def test_a_record_too_big_is_named_and_the_producer_goes_on(
         answers.append(member.commit(plan(0, 1, "after")))
         if answers[-1] is not None:
             assert kind(answers[-1]) is FaultKind.ABORT
-            assert member.rim.perform(AbortTransaction()) is None
+            assert member.adapter.perform(AbortTransaction()) is None
         assert len(answers) <= 2
-    assert member.rim.transactional_id == before
+    assert member.adapter.transactional_id == before
 
 
 def test_many_small_records_that_exceed_the_batch_limit_together_pass(member: Member) -> None:
@@ -317,12 +317,12 @@ def test_more_records_than_the_queue_holds_are_flushed_on_the_way(settings: Kafk
         member.turn()
         assert member.commit(plan(0, 1, "many", events=5_000)) is None
     finally:
-        member.rim.close()
+        member.adapter.close()
 
 
 def test_an_unknown_partition_aborts_and_the_producer_goes_on(member: Member) -> None:
     assert kind(member.produce(plan(77, 1))) is FaultKind.ABORT
-    assert member.rim.perform(AbortTransaction()) is None
+    assert member.adapter.perform(AbortTransaction()) is None
     assert member.commit(plan(0, 1)) is None
 
 
@@ -375,12 +375,12 @@ def test_offsets_of_a_shard_that_is_not_assigned_here_are_not_sent(
         member.turn()
         theirs = min(other.shards)
         assert member.produce(plan(theirs, 1)) is None
-        assert kind(member.rim.perform(SendOffsets(plan(theirs, 1)))) is FaultKind.STALE
-        assert member.rim.perform(AbortTransaction()) is None
+        assert kind(member.adapter.perform(SendOffsets(plan(theirs, 1)))) is FaultKind.STALE
+        assert member.adapter.perform(AbortTransaction()) is None
         ours = min(member.shards)
         assert member.commit(plan(ours, 1)) is None
     finally:
-        other.rim.close()
+        other.adapter.close()
 
 
 def test_an_id_is_made_of_group_slot_and_chance() -> None:
@@ -390,8 +390,8 @@ def test_an_id_is_made_of_group_slot_and_chance() -> None:
 
 
 def test_ending_without_a_producer_is_fenced_not_raised(member: Member) -> None:
-    member.rim._transaction = None  # as after a RenewProducer that failed
+    member.adapter._transaction = None  # as after a RenewProducer that failed
     for ask in (Produce(plan(0, 1)), Flush(plan(0, 1)), SendOffsets(plan(0, 1)), EndTransaction(), AbortTransaction()):
-        assert kind(member.rim.perform(ask)) is FaultKind.FENCED
-    assert isinstance(member.rim.perform(RenewProducer()), str)
+        assert kind(member.adapter.perform(ask)) is FaultKind.FENCED
+    assert isinstance(member.adapter.perform(RenewProducer()), str)
     assert member.commit(plan(0, 1)) is None

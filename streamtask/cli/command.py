@@ -57,7 +57,7 @@ HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class CommandContext:
     """The options that every command has, as given (None = not given), and the ways out."""
 
     bootstrap: str | None = None
@@ -75,9 +75,9 @@ class Door:
             bootstrap_servers=self.bootstrap, prefix=self.prefix, url=self.url, api_key=self.api_key, **more
         )
 
-    def over(self, outer: Door) -> Door:
+    def over(self, outer: CommandContext) -> CommandContext:
         """These options, and where they were not given those given before the command."""
-        return Door(
+        return CommandContext(
             bootstrap=self.bootstrap or outer.bootstrap,
             prefix=self.prefix or outer.prefix,
             url=self.url or outer.url,
@@ -141,7 +141,7 @@ GLOBAL_OPTIONS: Mapping[str, Any] = {
 
 
 def _with_options(function: Callable[..., Any], own: list[inspect.Parameter]) -> Callable[..., Any]:
-    """`function` with a signature that typer reads: a context, its own parameters, the options of the Door."""
+    """`function` with a signature that typer reads: a context, its own parameters, the options of the CommandContext."""
     shared = []
     for option, hint in GLOBAL_OPTIONS.items():
         default = False if typing.get_args(hint)[0] is bool else None
@@ -155,7 +155,7 @@ def _with_options(function: Callable[..., Any], own: list[inspect.Parameter]) ->
 
 
 def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., int | None]], Callable[..., Any]]:
-    """Register a command whose first parameter is the Door; the options of the Door are added to its own."""
+    """Register a command. Its first parameter is the CommandContext, whose options are added to its own."""
 
     def register(function: Callable[..., int | None]) -> Callable[..., Any]:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -163,9 +163,9 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
 
         @functools.wraps(function)
         def run(ctx: typer.Context, **values: Any) -> int:
-            door = Door(**{option: values.pop(option) for option in GLOBAL_OPTIONS})
-            door = door.over(ctx.find_object(Door) or Door())
-            return guarded(functools.partial(function, door, **values), debug=door.debug)
+            cli = CommandContext(**{option: values.pop(option) for option in GLOBAL_OPTIONS})
+            cli = cli.over(ctx.find_object(CommandContext) or CommandContext())
+            return guarded(functools.partial(function, cli, **values), debug=cli.debug)
 
         del run.__wrapped__  # typer must see the new signature, not the function's own
         app.command(name, **how)(_with_options(run, [p.replace(annotation=hints[p.name]) for p in own]))
@@ -178,7 +178,7 @@ def accept_options_before_the_command(app: typer.Typer) -> None:
     """`streamtask --prefix x list` is `streamtask list --prefix x`."""
 
     def remember(ctx: typer.Context, **values: Any) -> None:
-        ctx.obj = Door(**values)
+        ctx.obj = CommandContext(**values)
 
     app.callback()(_with_options(remember, []))
 
@@ -193,7 +193,7 @@ def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
         # The reader of our stdout (head, less) has seen enough; the interpreter must not try to flush it again.
         sys.stdout = None
         return EXIT_BAD_ANSWER
-    except Exception as error:  # noqa: BLE001 - the last door: whatever comes becomes one line and exit code 2
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever comes becomes one line and exit code 2
         if debug:
             traceback.print_exc()
         else:

@@ -42,11 +42,11 @@ def join(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callable[..., 
 
     yield make
     for member in members:
-        member.rim.close()
+        member.adapter.close()
 
 
 def assigned_places(member: Member) -> set[tuple[str, int]]:
-    return {(part.topic, part.partition) for part in member.rim.consumer.handle.assignment()}
+    return {(part.topic, part.partition) for part in member.adapter.consumer.handle.assignment()}
 
 
 def whole(names: TopicNames, shards: set[int]) -> set[tuple[str, int]]:
@@ -62,7 +62,7 @@ def test_two_members_share_shards_whole_through_join_and_leave(join: Callable[..
     assert assigned_places(first) == whole(topics, first.shards)
     assert assigned_places(second) == whole(topics, second.shards)
     moved = second.shards
-    second.rim.leave()
+    second.adapter.leave()
     assert second.rebalances[-1] == ("revoked", tuple(sorted(moved)))
     first.owning(4)
     assert assigned_places(first) == whole(topics, {0, 1, 2, 3})
@@ -88,7 +88,7 @@ def test_nothing_is_read_of_a_shard_that_is_not_seated_until_it_is(
     for _ in range(10):
         member.turn()
     assert member.records == []
-    assert member.rim.perform(Seat({(0, 0): 2, (1, 0): 0, (2, 0): 4})) is None
+    assert member.adapter.perform(Seat({(0, 0): 2, (1, 0): 0, (2, 0): 4})) is None
     wait_until(lambda: len(member.records) == 4, turn=member.turn)
     assert sorted((record.band, record.offset) for record in member.records) == [(0, 2), (0, 3), (0, 4), (2, 4)]
 
@@ -99,9 +99,9 @@ def test_a_later_seat_rewinds_and_nothing_from_before_it_is_returned(
     fill(settings.bootstrap, topics.requests[1], 3, 3_000)
     member = join()
     wait_until(lambda: len(member.records) >= 200, turn=lambda: member.turn(records_max=100))
-    member.rim.perform(Poll())  # fetched, held back
+    member.adapter.perform(Poll())  # fetched, held back
     member.records.clear()
-    member.rim.perform(Seat({(1, 3): 50}))
+    member.adapter.perform(Seat({(1, 3): 50}))
     wait_until(lambda: len(member.records) == 2_950, turn=lambda: member.turn(records_max=100))
     assert [record.offset for record in member.records] == list(range(50, 3_000))
 
@@ -112,7 +112,7 @@ def test_records_met_while_the_group_is_served_come_with_the_next_polls_in_order
     fill(settings.bootstrap, topics.requests[0], 2, 9_000)
     member = join().owning(4)
     for _ in range(8):
-        member.rim.perform(Poll())
+        member.adapter.perform(Poll())
     wait_until(lambda: len(member.records) == 9_000, turn=lambda: member.turn(records_max=700))
     assert [record.offset for record in member.records] == list(range(9_000))
 
@@ -121,12 +121,12 @@ def test_a_paused_cell_gives_nothing_and_goes_on_where_it_was(
     join: Callable[..., Member], topics: TopicNames, settings: KafkaSettings
 ) -> None:
     member = join().owning(4)
-    member.rim.pause([(0, 0)])
+    member.adapter.pause([(0, 0)])
     fill(settings.bootstrap, topics.requests[0], 0, 5)
     fill(settings.bootstrap, topics.requests[0], 1, 5)
     wait_until(lambda: len(member.records) == 5, turn=member.turn)
     assert {record.partition for record in member.records} == {1}
-    member.rim.resume([(0, 0)])
+    member.adapter.resume([(0, 0)])
     wait_until(lambda: len(member.records) == 10, turn=member.turn)
 
 
@@ -158,7 +158,7 @@ def test_what_a_callback_raises_is_raised_by_poll_and_the_group_goes_on(join: Ca
 
     member.when_revoked = fails
     with pytest.raises(ZeroDivisionError):
-        member.rim.leave()
+        member.adapter.leave()
     other = join().owning(4)
     assert other.rebalances[0] == ("assigned", (0, 1, 2, 3))
 
@@ -176,7 +176,7 @@ def test_the_revoke_can_still_commit_and_the_next_owner_sees_it(
     second = join()
     second.owning(2, first)
     assert answers == [None, None]
-    settled = second.rim.perform(ReadSettled(tuple(second.shards)))
+    settled = second.adapter.perform(ReadSettled(tuple(second.shards)))
     assert {settled[0, shard].text for shard in second.shards} == {f"clean-{shard}" for shard in second.shards}
 
 
@@ -191,29 +191,29 @@ def test_a_member_that_was_removed_is_stale_at_every_commit_until_it_has_polled(
         # It polls no more: the group takes its shards after max.poll.interval.
         wait_until(lambda: len(other.shards) == 4, turn=other.turn, timeout_s=40)
         assert kind(zombie.produce(plan(0, 5, "zombie"))) is None
-        assert kind(zombie.rim.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
-        assert zombie.rim.perform(AbortTransaction()) is None
-        assert kind(zombie.rim.perform(CommitPlain((OffsetCommit(0, 0, 5, "zombie"),)))) is FaultKind.STALE
+        assert kind(zombie.adapter.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
+        assert zombie.adapter.perform(AbortTransaction()) is None
+        assert kind(zombie.adapter.perform(CommitPlain((OffsetCommit(0, 0, 5, "zombie"),)))) is FaultKind.STALE
         # The revoke of the shards that the other was to get was queued before; the rest is lost.
         wait_until(lambda: not zombie.shards, turn=zombie.turn)
         assert "lost" in dict(zombie.rebalances)
         # It knows now, and cannot send anything for the shard even as a member of the next generation.
         assert kind(zombie.produce(plan(0, 5, "zombie"))) is None
-        assert kind(zombie.rim.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
+        assert kind(zombie.adapter.perform(SendOffsets(plan(0, 5, "zombie")))) is FaultKind.STALE
     finally:
-        zombie.rim.close()
+        zombie.adapter.close()
 
 
 def test_rejoin_gives_a_new_member_with_the_same_shards(join: Callable[..., Member]) -> None:
     member = join().owning(4)
-    before = member.rim.member_id
+    before = member.adapter.member_id
     assert before
-    assert member.rim.perform(Rejoin()) is None
+    assert member.adapter.perform(Rejoin()) is None
     assert member.rebalances[-1] == ("revoked", (0, 1, 2, 3))
-    assert member.rim.member_id == ""
+    assert member.adapter.member_id == ""
     member.owning(4)
     member.turn()
-    assert member.rim.member_id not in ("", before)
+    assert member.adapter.member_id not in ("", before)
 
 
 def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Callable[..., Member]) -> None:
@@ -225,10 +225,10 @@ def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Calla
         seat(shards)
         if not asked:
             asked.append(shards)
-            assert member.rim.perform(Rejoin()) is None
+            assert member.adapter.perform(Rejoin()) is None
             assert member.shards == {0, 1, 2, 3}
 
-    member.rim.consumer._on_assigned = once
+    member.adapter.consumer._on_assigned = once
     wait_until(lambda: member.rebalances.count(("assigned", (0, 1, 2, 3))) == 2, turn=member.turn)
     assert ("revoked", (0, 1, 2, 3)) in member.rebalances
 
@@ -245,6 +245,6 @@ def test_a_shard_that_moves_does_not_wait_for_the_second_that_the_client_leaves_
         second = join()
         wait_until(lambda second=second: second.shards, turn=lambda second=second: (first.turn(), second.turn()))
         took.append(time.monotonic() - gone[0])
-        second.rim.close()
+        second.adapter.close()
         wait_until(lambda: len(first.shards) == 4, turn=first.turn)
     assert min(took) < 0.6, took  # the fastest of them: the machine may be busy

@@ -15,15 +15,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from streamtask.config import TopicNames
 from streamtask.errors import NotAllowed, TopicsMissing
-from streamtask.kafka import claim
+from streamtask.kafka import takeover
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Resource, Role, acls_command, acls_of
 from streamtask.kafka.admin import TIMEOUT_S, Session, conversation
+from streamtask.kafka.connection_errors import DENIED, hidden_topics
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.judge import Finding, topics_create_command
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.topic_checks import Finding, topics_create_command
 from streamtask.kafka.topics import Severity, sharded
 from streamtask.kafka.transaction import new_transactional_id
-from streamtask.kafka.trouble import DENIED, hidden_topics
 
 ASK_S = 0.5
 _QUIET = logging.Logger("streamtask.quiet", logging.CRITICAL + 1)
@@ -158,7 +158,7 @@ def _of_topics(session: Session, topics: Collection[str]) -> _Allowed:
 
 def _of_group(session: Session, settings: KafkaSettings, names: TopicNames, group: str) -> frozenset[str] | None:
     """Asked for an offset first: a cluster that has never had a group answers that question and not the other one."""
-    asker = claim.reader(settings, group)
+    asker = takeover.reader(settings, group)
     try:
         if not _may_describe(session, asker, names.requests[0]):
             return frozenset()

@@ -28,7 +28,7 @@ from streamtask.domain.ports import (
     SendOffsets,
 )
 from streamtask.kafka import admin
-from streamtask.kafka.rim import Deadlines
+from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import warm_up
 from tests.contract.member import Member, kind, plan, wait_until
@@ -63,7 +63,7 @@ def member(kafka: DevBroker, prefix: str) -> Iterator[Member]:
     made = Member(settings, names, deadlines=SHORT).owning(2)
     made.turn()
     yield made
-    made.rim.close()
+    made.adapter.close()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def frozen(kafka: DevBroker) -> Iterator[Callable[[], None]]:
 
 def timed(member: Member, ask: Ask, limit_s: float) -> Answer:
     began = time.monotonic()
-    answer = member.rim.perform(ask)
+    answer = member.adapter.perform(ask)
     assert time.monotonic() - began < limit_s + OVERHEAD_S, (
         f"{type(ask).__name__} took {time.monotonic() - began:.1f} s"
     )
@@ -86,11 +86,11 @@ def renewed(member: Member) -> None:
     """A new id, and the group served, as after FENCED and DOUBT."""
 
     def again() -> bool:
-        member.rim.perform(Poll())
-        return isinstance(member.rim.perform(RenewProducer()), str)
+        member.adapter.perform(Poll())
+        return isinstance(member.adapter.perform(RenewProducer()), str)
 
     wait_until(again, 60)
-    wait_until(lambda: member.rim.member_id and len(member.shards) == 2, 60, turn=member.turn)
+    wait_until(lambda: member.adapter.member_id and len(member.shards) == 2, 60, turn=member.turn)
 
 
 def test_each_step_of_a_claim_ends_while_the_broker_is_frozen(
@@ -104,7 +104,7 @@ def test_each_step_of_a_claim_ends_while_the_broker_is_frozen(
     kafka.thaw(1)
 
     def landed() -> bool:  # the doubt was justified
-        answer = member.rim.perform(ListOffsets((0,)))
+        answer = member.adapter.perform(ListOffsets((0,)))
         return not isinstance(answer, Fault) and answer[0, 0].text == "claim"
 
     wait_until(landed)
@@ -115,14 +115,14 @@ def test_records_that_are_not_acknowledged_end_their_producer(
 ) -> None:
     """Bug: the same producer went on after a broker's death, and its next offsets waited for the dead coordinator."""
     frozen()
-    before = member.rim.transactional_id
-    assert member.rim.perform(Produce(plan(0, 1))) is None
+    before = member.adapter.transactional_id
+    assert member.adapter.perform(Produce(plan(0, 1))) is None
     assert kind(timed(member, Flush(plan(0, 1)), 0.5)) is FaultKind.FENCED
     assert kind(timed(member, AbortTransaction(), 0.5)) is FaultKind.FENCED, "nothing more under this id"
     kafka.thaw(1)
     renewed(member)
-    wait_until(lambda: member.rim.perform(FenceIds((before,))) is None)
-    wait_until(lambda: member.rim.consumer.group_metadata() is not None, turn=member.turn)
+    wait_until(lambda: member.adapter.perform(FenceIds((before,))) is None)
+    wait_until(lambda: member.adapter.consumer.group_metadata() is not None, turn=member.turn)
     assert member.commit(plan(0, 1, "after")) is None
 
 
@@ -131,21 +131,21 @@ def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
 ) -> None:
     doubtful = plan(0, 7, "in doubt")
     assert member.produce(doubtful) is None
-    assert member.rim.perform(SendOffsets(doubtful)) is None
-    before = member.rim.transactional_id
+    assert member.adapter.perform(SendOffsets(doubtful)) is None
+    before = member.adapter.transactional_id
     frozen()
     assert kind(timed(member, EndTransaction(), 1)) is FaultKind.DOUBT
     assert kind(member.produce(doubtful)) is FaultKind.FENCED  # nothing more under this id
     assert kind(timed(member, RenewProducer(), 2)) is FaultKind.RETRY
     kafka.thaw(1)
     renewed(member)
-    assert member.rim.transactional_id != before
-    wait_until(lambda: member.rim.perform(FenceIds((before,))) is None)
+    assert member.adapter.transactional_id != before
+    wait_until(lambda: member.adapter.perform(FenceIds((before,))) is None)
     answer = None
     deadline = time.monotonic() + 20
     while answer is None or isinstance(answer, Fault):
         assert time.monotonic() < deadline, answer
-        answer = member.rim.perform(ReadSettled((0,)))
+        answer = member.adapter.perform(ReadSettled((0,)))
     assert answer[0, 0].text in ("in doubt", None)
     assert member.commit(plan(0, 8, "after")) is None
 
@@ -175,9 +175,9 @@ def test_leaving_and_closing_end_although_the_broker_is_gone(kafka: DevBroker, p
     kafka.kill(1)
     try:
         began = time.monotonic()
-        member.rim.leave()
+        member.adapter.leave()
         assert member.rebalances[-1] == ("revoked", (0, 1))
-        member.rim.close()
+        member.adapter.close()
         assert time.monotonic() - began < 4 + OVERHEAD_S
     finally:
         kafka.start(1)

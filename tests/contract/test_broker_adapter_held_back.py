@@ -53,7 +53,7 @@ def join(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callable[..., 
 
     yield make
     for member in members:
-        member.rim.close()
+        member.adapter.close()
 
 
 def read(member: Member, band: int, shard: int) -> list[int]:
@@ -94,12 +94,12 @@ def test_records_that_came_while_the_group_was_served_do_not_overtake_it(join: C
     keeper = Doorkeeper((0, 0, 7))
     member = join(keeper)
     until_others(member, (0, 0))
-    member.rim.resume([(0, 0)])  # what the core may say at any time
+    member.adapter.resume([(0, 0)])  # what the core may say at any time
     for _ in range(10):
-        member.rim.perform(Poll())
+        member.adapter.perform(Poll())
     keeper.closed.clear()
     for _ in range(3):
-        member.rim.perform(Poll())
+        member.adapter.perform(Poll())
     until_others(member)
 
 
@@ -107,12 +107,12 @@ def test_a_cell_that_was_paused_stays_paused_when_it_is_held_back_no_more(join: 
     keeper = Doorkeeper((0, 0, 7))
     member = join(keeper)
     until_others(member, (0, 0))
-    member.rim.pause([(0, 0)])
+    member.adapter.pause([(0, 0)])
     keeper.closed.clear()
     for _ in range(20):
         member.turn()
     assert read(member, 0, 0) == list(range(7))
-    member.rim.resume([(0, 0)])
+    member.adapter.resume([(0, 0)])
     until_others(member)
 
 
@@ -120,7 +120,7 @@ def test_a_new_seat_ends_it(join: Callable[..., Member]) -> None:
     keeper = Doorkeeper((0, 0, 7))
     member = join(keeper)
     until_others(member, (0, 0))
-    assert member.rim.perform(Seat({(0, 0): 10})) is None
+    assert member.adapter.perform(Seat({(0, 0): 10})) is None
     wait_until(lambda: read(member, 0, 0)[-1:] == [COUNT - 1], turn=member.turn)
     assert read(member, 0, 0) == [*range(7), *range(10, COUNT)]
 

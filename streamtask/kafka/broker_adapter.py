@@ -1,4 +1,4 @@
-"""The rim of a worker: consumer, transactional producer and reader behind ports.py.
+"""The broker adapter of a worker: consumer, transactional producer and reader behind domain/ports.py.
 
 `perform(ask)` does what one ask says and answers it; the order of asks is the core's. Invariants: no call outlives its
 deadline by much (Deadlines says which), operating errors are answered as Fault and never raised, and a producer that is
@@ -38,16 +38,16 @@ from streamtask.domain.ports import (
     SendOffsets,
 )
 from streamtask.errors import NotAllowed, Unreachable
-from streamtask.kafka import claim
+from streamtask.kafka import takeover
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
-from streamtask.kafka.claim_times import ClaimTimes
+from streamtask.kafka.background_close import in_background
 from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.fencing import fence_ids
-from streamtask.kafka.letting_go import in_background
 from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.takeover_times import ClaimTimes
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 
 UNLISTED_MAX = 3  # questions without an answer after which the reader is made anew
@@ -75,7 +75,7 @@ def _unheard(_text: str) -> None:
     """Nobody wants to know."""
 
 
-class KafkaRim:
+class BrokerAdapter:
     """One worker process's clients. The producer exists from the start; the group is joined by join().
 
     slot            names the process within the group's transactional ids: `<group>.<slot>.<random>`
@@ -126,7 +126,7 @@ class KafkaRim:
             Poll: self._poll_group,
             Rejoin: self._rejoin,
         }
-        self._reader = claim.reader(settings, names.group)
+        self._reader = takeover.reader(settings, names.group)
         self._claim_times = ClaimTimes()
         self._unlisted = 0  # questions in a row that it got no answer to
         self._transaction: StatusTransaction | None = None
@@ -173,7 +173,7 @@ class KafkaRim:
     def perform(self, ask: Ask) -> Answer:
         """The answer that the ask's docstring names, or a Fault."""
         step = self._perform.get(type(ask))
-        assert step is not None, f"{type(ask).__name__} is not the rim's"
+        assert step is not None, f"{type(ask).__name__} is not one of the adapter's asks"
         began_s = time.monotonic()
         answer = step(ask)
         self._claim_times.performed(ask, time.monotonic() - began_s)
@@ -221,7 +221,7 @@ class KafkaRim:
     # --- claim --------------------------------------------------------------------------------------------------------
 
     def _list_offsets(self, ask: ListOffsets) -> Answer:
-        answer = claim.list_offsets(self._reader, self._names, ask.shards, timeout_s=self._deadlines.list_s)
+        answer = takeover.list_offsets(self._reader, self._names, ask.shards, timeout_s=self._deadlines.list_s)
         self._unlisted = self._unlisted + 1 if isinstance(answer, Fault) else 0
         if self._unlisted >= UNLISTED_MAX:
             self._renew_reader()
@@ -232,19 +232,19 @@ class KafkaRim:
         coordinator; the member beside it was served, and every claim timed out."""
         self._unlisted = 0
         holder = [self._reader]
-        self._reader = claim.reader(self._settings, self._names.group)
+        self._reader = takeover.reader(self._settings, self._names.group)
         in_background("renew-reader", holder.clear)
 
     def _fence_ids(self, ask: FenceIds) -> Answer:
         return fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)
 
     def _read_settled(self, ask: ReadSettled) -> Answer:
-        return claim.read_settled(
+        return takeover.read_settled(
             self.consumer.handle, self._reader, self._names, ask.shards, timeout_s=self._deadlines.settled_s
         )
 
     def _commit_plain(self, ask: CommitPlain) -> Answer:
-        return claim.commit_plain(
+        return takeover.commit_plain(
             self.consumer.handle, self._reader, self._names, ask.offsets, timeout_s=self._deadlines.plain_s
         )
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from streamtask.errors import ClusterError, ConfigError, RegistryUnreachable
-from streamtask.registry.mock import mock_registry
+from streamtask.schema_registry.mock import mock_registry
 
 TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 4_000_000

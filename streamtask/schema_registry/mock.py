@@ -13,7 +13,7 @@ from streamtask.codec.compatibility import full
 from streamtask.errors import ClusterError
 
 if TYPE_CHECKING:
-    from streamtask.registry.client import Found, Version
+    from streamtask.schema_registry.client import Found, Version
 
 _registries: dict[str, MockRegistry] = {}
 _opening = threading.Lock()
@@ -36,14 +36,14 @@ class MockRegistry:
         self._lock = threading.Lock()
 
     def schema(self, schema_id: int) -> Found | None:
-        from streamtask.registry.client import Found
+        from streamtask.schema_registry.client import Found
 
         if not 1 <= schema_id <= len(self._texts):
             return None
         return Found("AVRO", self._texts[schema_id - 1], False)
 
     def versions(self, subject: str) -> list[Version]:
-        from streamtask.registry.client import Version
+        from streamtask.schema_registry.client import Version
 
         ids = self._subjects.get(subject, [])
         return [Version(number, held, self._texts[held - 1]) for number, held in enumerate(ids, 1)]

@@ -10,9 +10,9 @@ from streamtask.codec.formats import Encoder, avro_encoder, confluent_encoder
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import Settings
 from streamtask.errors import ConfigError
-from streamtask.registry.cache import SchemaCache
-from streamtask.registry.client import Registry, open_registry
-from streamtask.registry.subjects import documents, learn, schema_ids
+from streamtask.schema_registry.cache import SchemaCache
+from streamtask.schema_registry.client import Registry, open_registry
+from streamtask.schema_registry.subjects import documents, learn, schema_ids
 
 __all__ = ["Formats", "Registry", "open_registry"]
 
