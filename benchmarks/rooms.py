@@ -40,7 +40,7 @@ from streamtask.domain.ports import (
     Settled,
     Start,
 )
-from streamtask.outcomes import returned
+from streamtask.execution.outcomes import returned
 from streamtask.worker.process import tame_collector
 
 _write_status = Encoder().status_writer("rooms", locale="en", worker="benchmark@localhost:12345")

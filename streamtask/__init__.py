@@ -50,7 +50,7 @@ __all__ = [  # noqa: RUF022  grouped by use, not by name
 
 _HOMES = {
     "streamtask.app": ("App", "Task"),
-    "streamtask.handlers": ("Context", "Retry"),
+    "streamtask.handlers.registry": ("Context", "Retry"),
     "streamtask.client": ("AsyncClient", "Client", "Receipt", "SyncReceipt"),
     "streamtask.domain.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
     "streamtask.errors": (
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
         Unreachable,
         WaitTimeout,
     )
-    from streamtask.handlers import Context, Retry
+    from streamtask.handlers.registry import Context, Retry
 
 
 def __getattr__(name: str) -> Any:

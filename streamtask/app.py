@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from streamtask.config import Settings, load_settings
 from streamtask.domain.model import TaskRequest, TaskResponse
 from streamtask.errors import ConfigError
-from streamtask.handlers import Context, Handler, Lifespan, Registry, Retry, make_handler
+from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, Retry, make_handler
 
 if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt

@@ -40,16 +40,18 @@ LAYERS: dict[str, int] = {
     # L3 adapters
     "streamtask.kafka": 3,
     "streamtask.schema_registry": 3,
-    "streamtask.binding": 3,
     "streamtask.handlers": 3,
-    "streamtask.outcomes": 3,
-    "streamtask.observability.tracing": 3,
-    "streamtask.executor": 3,
-    "streamtask.coroutines": 3,
+    "streamtask.handlers.arguments": 3,
     "streamtask.execution": 3,
-    "streamtask.whereabouts": 3,
-    "streamtask.children": 3,
-    "streamtask.children.child": 5,
+    "streamtask.handlers.registry": 3,
+    "streamtask.execution.outcomes": 3,
+    "streamtask.observability.tracing": 3,
+    "streamtask.execution.executor": 3,
+    "streamtask.execution.event_loop": 3,
+    "streamtask.execution.execution": 3,
+    "streamtask.execution.stack_location": 3,
+    "streamtask.execution.process_pool": 3,
+    "streamtask.execution.process_pool.child": 5,
     "streamtask.devbroker": 3,
     "streamtask.devjars": 3,
     "streamtask.devtraining": 3,
@@ -95,7 +97,7 @@ STRANGERS: dict[str, tuple[str, ...]] = {
     # the audit shares no rule with the worker, so that it can disagree with it
     "streamtask.audit": ("streamtask.core", "streamtask.worker.loop", "streamtask.worker.recovery", "streamtask.view"),
     "streamtask.client": ("streamtask.core", "streamtask.worker.loop"),
-    "streamtask.view": ("streamtask.worker.loop", "streamtask.executor", "streamtask.handlers"),
+    "streamtask.view": ("streamtask.worker.loop", "streamtask.execution.executor", "streamtask.handlers.registry"),
 }
 
 # confluent_kafka is known in streamtask/kafka only, and to the demo's foreign service, which is one on purpose.

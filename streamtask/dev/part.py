@@ -23,7 +23,7 @@ from streamtask.worker.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from streamtask.app import App
-    from streamtask.handlers import Handler
+    from streamtask.handlers.registry import Handler
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 TRACE_LINES_MAX = 8

@@ -16,11 +16,11 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamtask.app import App
-from streamtask.children.pipe import OVERRIDES_VARIABLE
-from streamtask.children.pool import Pool
 from streamtask.codec import decode_status
 from streamtask.domain.model import HandlerKind, TaskResponse
 from streamtask.errors import ConfigError
+from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE
+from streamtask.execution.process_pool.pool import Pool
 from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.settings import KafkaSettings

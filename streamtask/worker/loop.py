@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from streamtask.children.pool import Pool
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
 from streamtask.core import ownership, protocol
@@ -43,8 +42,9 @@ from streamtask.domain.ports import (
     Stop,
 )
 from streamtask.errors import ConfigError, StreamtaskError
-from streamtask.executor import Executor
-from streamtask.handlers import Handler, Lifespan
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool.pool import Pool
+from streamtask.handlers.registry import Handler, Lifespan
 from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import Role
 from streamtask.kafka.broker_adapter import BrokerAdapter

@@ -23,8 +23,8 @@ from streamtask.core.engine import Engine
 from streamtask.core.shard import Shard, Standing
 from streamtask.domain.model import ErrorCode, HandlerKind, TaskStatus
 from streamtask.domain.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
+from streamtask.execution.stack_location import Stragglers
 from streamtask.observability import event_log
-from streamtask.whereabouts import Stragglers
 
 MIB = 1 << 20
 EVERY_S = 1.0  # between two snapshots

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamtask.app import App, load_app
-from streamtask.children.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
-from streamtask.children.pool import Pool
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
+from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
+from streamtask.execution.process_pool.pool import Pool
 from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
 from streamtask.kafka.settings import KafkaSettings

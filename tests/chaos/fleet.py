@@ -161,11 +161,11 @@ class Fleet:
         return [host for host in self.wanted() if not host.held and host.alive]
 
     def guards(self) -> list[int]:
-        return self._below("streamtask/children/guard.py")
+        return self._below("streamtask/execution/process_pool/reaper.py")
 
     def children(self) -> list[int]:
         """Processes that run process handlers."""
-        return self._below("streamtask.children.child")
+        return self._below("streamtask.execution.process_pool.child")
 
     def _below(self, name: str) -> list[int]:
         found = []

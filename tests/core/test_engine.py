@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from streamtask import outcomes
 from streamtask.core import ownership
 from streamtask.domain.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
 from streamtask.domain.ports import Expected, Pause, ReadControl, Resume, StopReason
+from streamtask.execution import outcomes
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
 
 

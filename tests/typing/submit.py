@@ -12,7 +12,7 @@ from typing import Any, assert_type
 
 from streamtask.app import App, AsyncTask, SyncTaskHandle, TaskHandle
 from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
-from streamtask.handlers import Context, Retry
+from streamtask.handlers.registry import Context, Retry
 
 
 @dataclass

@@ -18,7 +18,7 @@ import pytest
 from streamtask.app import App, AsyncTask, PlainTask, load_app
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import ConfigError, RequestRefused
-from streamtask.handlers import Context, Retry
+from streamtask.handlers.registry import Context, Retry
 
 
 @dataclass

@@ -18,7 +18,7 @@ from benchmarks.peers.environments import base_python, key, pinned
 from benchmarks.peers.report import Row, bars, order, rate, text, with_ratios
 from benchmarks.peers.stores import Ends
 from benchmarks.stand import Failed
-from streamtask.handlers import Registry
+from streamtask.handlers.registry import Registry
 
 
 def row(peer: str, job: str, tasks_per_s: int | None, left_out: str | None = None) -> Row:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, field_validator
 
-from streamtask import coroutines
 from streamtask.domain import model
 from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import GiveUp, LifespanError, RetryLater
-from streamtask.executor import Executor
-from streamtask.handlers import Context, Registry, Retry, make_handler
+from streamtask.execution import event_loop
+from streamtask.execution.executor import Executor
+from streamtask.handlers.registry import Context, Registry, Retry, make_handler
 
 DEADLINE_S = 20.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"
@@ -283,7 +283,7 @@ def test_whatever_a_handler_raises_is_an_outcome_and_the_next_task_runs(
         if name != f"{__name__}.Unspeakable":
             assert outcome.traceback is not None
             assert f"in {task_type}" in outcome.traceback
-            assert "streamtask/executor.py" not in outcome.traceback
+            assert "streamtask/execution/executor.py" not in outcome.traceback
     assert b.run("nothing").ending is b.run("nothing_in_thread").ending is Ending.RETURNED
 
 
@@ -522,7 +522,7 @@ def test_a_coroutine_that_swallows_its_cancel_is_abandoned_counted_told_and_canc
 def test_more_coroutines_than_may_be_abandoned_keep_their_slots_and_are_told(
     bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coroutines, "ABANDONED_MAX", 1)
+    monkeypatch.setattr(event_loop, "ABANDONED_MAX", 1)
     leave = threading.Event()
 
     async def stubborn() -> str:

@@ -15,10 +15,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from streamtask.binding import ParametersInvalid
 from streamtask.domain.model import HandlerKind, TaskRequest
 from streamtask.errors import ConfigError, GiveUp, RequestRefused, RetryLater
-from streamtask.handlers import Context, Handler, Registry, Retry, make_handler
+from streamtask.handlers.arguments import ParametersInvalid
+from streamtask.handlers.registry import Context, Handler, Registry, Retry, make_handler
 
 
 class Census(BaseModel):

@@ -23,11 +23,11 @@ from streamtask.domain.identity import trace_id
 from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.domain.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
 from streamtask.errors import ConfigError
-from streamtask.handlers import Context
+from streamtask.execution.stack_location import Stragglers
+from streamtask.handlers.registry import Context
 from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.lag import LogEnds, Seen
 from streamtask.kafka.settings import KafkaSettings
-from streamtask.whereabouts import Stragglers
 from streamtask.worker.endpoint import METRICS, Endpoint, WorkerCollector
 from streamtask.worker.metrics import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
 from streamtask.worker.watchdog import STUCK_S

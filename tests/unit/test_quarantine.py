@@ -15,13 +15,13 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from streamtask.children import pipe
-from streamtask.children.place import how_ended
 from streamtask.domain.model import Ending
 from streamtask.domain.ports import Stop, StopReason
+from streamtask.execution.process_pool import pipe
+from streamtask.execution.process_pool.child_handle import how_ended
 from tests.processes import gone
-from tests.unit.children_hand import Hand, ready, until
-from tests.unit.children_slow_app import LOADS
+from tests.unit.process_pool_hand import Hand, ready, until
+from tests.unit.process_pool_slow_app import LOADS
 
 
 @pytest.fixture
@@ -134,10 +134,10 @@ def test_parameters_are_validated_in_the_child_of_a_group_too(own: Callable[...,
 def test_a_child_that_dies_before_it_has_begun_is_nobodys_death_and_all_begin_in_the_next_one(
     own: Callable[..., Hand], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamtask.children.pool.BACKOFF_S", 0.01)
+    monkeypatch.setattr("streamtask.execution.process_pool.pool.BACKOFF_S", 0.01)
     os.mkfifo(tmp_path / "fifo")
     monkeypatch.setenv(LOADS, str(tmp_path))
-    hand = own(app="tests.unit.children_slow_app:app")
+    hand = own(app="tests.unit.process_pool_slow_app:app")
     tokens = hand.begin_group(1, ("where_async", {}), ("where_async", {}))
     until((tmp_path / "waits").exists, "its child is being started")
     (first,) = hand.pids()
@@ -173,7 +173,7 @@ def test_a_child_that_writes_no_frames_is_killed_and_that_is_a_death(own: Callab
 
 WORKER = """
 import sys
-from tests.unit.children_hand import Hand
+from tests.unit.process_pool_hand import Hand
 hand = Hand(children=0)
 hand.begin("starts_one", group=1, ready=sys.argv[1])
 hand.executor.wait(3_600)

@@ -18,22 +18,22 @@ from typing import Any
 
 import pytest
 
-from streamtask.children import child, pipe
 from streamtask.client.sending import Sender, _Countdown
 from streamtask.client.tracking import Track
 from streamtask.client.watching import StatusWatch
-from streamtask.coroutines import Coroutines
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import DecodeError
-from streamtask.execution import Execution
-from streamtask.executor import Executor
-from streamtask.handlers import Context, make_handler
+from streamtask.execution.event_loop import Coroutines
+from streamtask.execution.execution import Execution
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool import child, pipe
+from streamtask.handlers.registry import Context, make_handler
 from streamtask.kafka.producer import Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.schema_registry.cache import SchemaCache
-from tests.unit.children_hand import Hand
+from tests.unit.process_pool_hand import Hand
 
 DEADLINE_S = 60.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"
@@ -321,7 +321,7 @@ def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_to
 def test_every_execution_in_children_ends_once_however_often_their_pool_and_its_owner_take_turns(
     frantic: None,
 ) -> None:
-    hand = Hand(children=2, app="tests.unit.children_app:app")
+    hand = Hand(children=2, app="tests.unit.process_pool_app:app")
     owner = Owner(hand.executor, [("noop", HandlerKind.PROCESS)], total=600, seed=3)
     try:
         owner.run(open_max=24)

@@ -17,14 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
-from streamtask import outcomes
 from streamtask.client.build import Prepared, prepare, told_of_failure, traced
 from streamtask.codec import status_headers
 from streamtask.config import TopicNames
 from streamtask.core.claim import trace_headers
 from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Start, Stop, StopReason
-from streamtask.handlers import Context, Retry
+from streamtask.execution import outcomes
+from streamtask.handlers.registry import Context, Retry
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Attempts
 from tests.unit.test_executor import Make
@@ -110,7 +110,7 @@ def test_without_a_provider_nothing_is_made(bench: Make) -> None:
 
 def test_client_and_worker_import_nothing_of_opentelemetry() -> None:
     code = (
-        "import sys, streamtask.client, streamtask.client.asynchronous, streamtask.worker.loop, streamtask.children.child\n"
+        "import sys, streamtask.client.asynchronous, streamtask.worker.loop, streamtask.execution.process_pool.child\n"
         "from streamtask.observability import tracing\n"
         "assert not tracing.active() and tracing.current_trace_id() is None\n"
         "assert tracing.attach([('traceparent', b'x')]) is None\n"

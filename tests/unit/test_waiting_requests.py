@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamtask.children import pipe
 from streamtask.codec import RequestDecoder, encode_dead, reopened
 from streamtask.codec.formats import avro_encoder
 from streamtask.codec.request import WHOLE_BYTES_MAX
@@ -19,8 +18,9 @@ from streamtask.config import TopicNames
 from streamtask.core.memory import record_weight
 from streamtask.domain.model import DeadLetter, Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start
-from streamtask.executor import Executor
-from streamtask.handlers import Context, Registry, Retry, make_handler
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool import pipe
+from streamtask.handlers.registry import Context, Registry, Retry, make_handler
 from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
@@ -187,7 +187,7 @@ def test_a_lack_of_memory_when_it_is_read_again_is_a_failure_of_the_attempt(monk
     def full(_text: bytes) -> TaskRequest:
         raise MemoryError
 
-    monkeypatch.setattr("streamtask.handlers.reopened", full)
+    monkeypatch.setattr("streamtask.handlers.registry.reopened", full)
     for handler, kind in ((census, HandlerKind.ASYNC), (count, HandlerKind.THREAD)):
         record = read(COMPACT, value_of(task_type=handler.__name__, parameters={"rows": ROWS}))
         outcome = _run(handler, record, kind)[0]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streamtask.app import load_app
-from streamtask.children.pool import Pool
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
-from streamtask.executor import Executor
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool.pool import Pool
 
-APP = "tests.unit.children_app:app"
+APP = "tests.unit.process_pool_app:app"
 WAIT_S = 30.0
 GRACE_S = 0.5
 T = TypeVar("T")

@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from streamtask import outcomes
-from streamtask.binding import ParametersInvalid
 from streamtask.domain.model import Outcome
-from streamtask.execution import Execution, OnEvent
-from streamtask.handlers import Lifespan
-from streamtask.whereabouts import where
+from streamtask.execution import outcomes
+from streamtask.execution.execution import Execution, OnEvent
+from streamtask.execution.stack_location import where
+from streamtask.handlers.arguments import ParametersInvalid
+from streamtask.handlers.registry import Lifespan
 
 LIFESPAN_CLOSE_S_MIN = 1.0  # what closing the lifespan gets even if the handlers used up the time
 ABANDONED_MAX = 100  # each may hold memory and connections for ever

@@ -1,6 +1,6 @@
 """The child: loads the app once, then runs one execution after the other, until its worker closes the pipe or kills it.
 
-    python -m streamtask.children.child MODULE:app FD ALIVE_FD [many]
+    python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD [many]
 
 Plain functions run in the main thread, `async def` on the loop of an executor of its own (which also holds the app's
 lifespan, opened when somebody asks for `ctx.state`). The pipe is a descriptor of its own: stdout and stderr are the
@@ -31,16 +31,16 @@ from typing import Any, NoReturn
 
 import structlog
 
-from streamtask import outcomes
 from streamtask.app import App, load_app
-from streamtask.children import pipe
-from streamtask.children.many import Many
-from streamtask.children.place import MANY, RECALL
 from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import StreamtaskError
-from streamtask.executor import Executor
-from streamtask.handlers import Context
+from streamtask.execution import outcomes
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool import pipe
+from streamtask.execution.process_pool.child_handle import MANY, RECALL
+from streamtask.execution.process_pool.quarantine_child import Many
+from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
 from streamtask.worker.supervisor import die_with_parent
 
@@ -353,6 +353,6 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     # The module under its own name, not this copy of it: its frames are left out of tracebacks by that name.
-    from streamtask.children import child
+    from streamtask.execution.process_pool import child
 
     sys.exit(child.main(sys.argv[1:]))

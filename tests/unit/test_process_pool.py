@@ -17,15 +17,15 @@ import psutil
 import pytest
 import structlog
 
-from streamtask.children import guard, pipe
-from streamtask.children.pool import START_TRIES
 from streamtask.domain.model import Ending, HandlerKind, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import ConfigError
-from streamtask.handlers import make_handler
+from streamtask.execution.process_pool import pipe, reaper
+from streamtask.execution.process_pool.pool import START_TRIES
+from streamtask.handlers.registry import make_handler
 from tests.processes import gone
-from tests.unit.children_hand import GRACE_S, Hand, ready, until
-from tests.unit.children_slow_app import LOADS, OPENS
+from tests.unit.process_pool_hand import GRACE_S, Hand, ready, until
+from tests.unit.process_pool_slow_app import LOADS, OPENS
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_what_a_handler_raises_comes_over_whole(
     outcome = hand.run("raises", kind=kind)
     assert (outcome.ending, outcome.exception) == (Ending.RAISED, exception)
     assert (outcome.retryable, outcome.after_ms) == (retryable, after_ms)
-    assert "children_app.py" in (outcome.traceback or "")
-    assert "streamtask/children" not in (outcome.traceback or "")
+    assert "process_pool_app.py" in (outcome.traceback or "")
+    assert "streamtask/execution/process_pool" not in (outcome.traceback or "")
     assert hand.events == []
 
 
@@ -374,7 +374,7 @@ def slowly(own: Callable[..., Hand], tmp_path: Path, monkeypatch: pytest.MonkeyP
     def make(variable: str) -> Hand:
         os.mkfifo(tmp_path / "fifo")
         monkeypatch.setenv(variable, str(tmp_path))
-        return own(children=0, app="tests.unit.children_slow_app:app")
+        return own(children=0, app="tests.unit.process_pool_slow_app:app")
 
     return make
 
@@ -409,7 +409,7 @@ def test_the_time_that_a_lifespan_takes_to_open_in_a_child_is_not_the_handlers(
 
 WORKER = """
 import sys
-from tests.unit.test_children import Hand
+from tests.unit.test_process_pool import Hand
 hand = Hand()
 hand.begin("has_children", hold=True, **dict(arg.split("=") for arg in sys.argv[1:]))
 hand.executor.wait(3_600)
@@ -452,7 +452,7 @@ def test_a_close_ends_what_runs(own: Callable[..., Hand], tmp_path: Path) -> Non
 def test_an_app_that_children_cannot_load_is_told_and_fails_the_executor(
     own: Callable[..., Hand], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamtask.children.pool.BACKOFF_S", 0.01)
+    monkeypatch.setattr("streamtask.execution.process_pool.pool.BACKOFF_S", 0.01)
     hand = own(app="tests.unit.no_such_app:app")
     token = hand.begin("noop")
     assert hand.end(token).ending is Ending.STOPPED
@@ -514,8 +514,8 @@ def test_the_mark_of_another_pool_is_left_alone() -> None:
     sleeper = subprocess.Popen(["sleep", "3600"], env={"STREAMTASK_CHILD": "abc.1."})
     try:
         until(lambda: psutil.Process(sleeper.pid).name() == "sleep", "it has begun")
-        assert guard.kill_marked("abd.") == guard.kill_marked("abc.11.") == guard.kill_marked("c.1.") == 0
-        assert guard.kill_marked("abc.1.") == 1
+        assert reaper.kill_marked("abd.") == reaper.kill_marked("abc.11.") == reaper.kill_marked("c.1.") == 0
+        assert reaper.kill_marked("abc.1.") == 1
         assert sleeper.wait() == -signal.SIGKILL
     finally:
         sleeper.kill()

@@ -66,7 +66,7 @@ def does_not_hear(path: str, n: int, fifo: str) -> int:
 
 @app.task(executor="process")
 def gives_back_what_it_has_not() -> None:
-    from streamtask.children import pipe
+    from streamtask.execution.process_pool import pipe
 
     os.write(channel_fd(), pipe.frame(pipe.BACK, 987_654))
     time.sleep(3_600)
@@ -132,15 +132,15 @@ def garbage(kind: str) -> Any:
     if kind == "pipe":
         os.write(channel_fd(), b"Hello, this is no frame at all\n")
     elif kind == "hello":
-        from streamtask.children import pipe
+        from streamtask.execution.process_pool import pipe
 
         os.write(channel_fd(), pipe.frame(pipe.HELLO))
     elif kind == "other":
-        from streamtask.children import pipe
+        from streamtask.execution.process_pool import pipe
 
         os.write(channel_fd(), pipe.frame(pipe.RETURNED, 987_654, b"1"))
     elif kind == "outcome":
-        from streamtask.children import pipe
+        from streamtask.execution.process_pool import pipe
 
         os.write(channel_fd(), pipe.frame(pipe.ENDED, 0, b"[1,"))
     time.sleep(3_600)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from streamtask.domain.model import Band
 from streamtask.domain.ports import Start
-from streamtask.handlers import Context, Handler
+from streamtask.handlers.registry import Context, Handler
 from streamtask.observability.tracing import Attempt
 
 if TYPE_CHECKING:
-    from streamtask.children.pool import Pool
+    from streamtask.execution.process_pool.pool import Pool
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 

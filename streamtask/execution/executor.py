@@ -22,19 +22,19 @@ from typing import Any
 
 import structlog
 
-from streamtask import outcomes
-from streamtask.children.pipe import job_of
-from streamtask.children.place import Job
-from streamtask.children.pool import Pool
-from streamtask.children.quarantine import Quarantine
-from streamtask.coroutines import Coroutines
 from streamtask.domain.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
-from streamtask.execution import Execution, OnEvent
-from streamtask.handlers import Context, Handler, Lifespan
+from streamtask.execution import outcomes
+from streamtask.execution.event_loop import Coroutines
+from streamtask.execution.execution import Execution, OnEvent
+from streamtask.execution.process_pool.child_handle import Job
+from streamtask.execution.process_pool.pipe import job_of
+from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.quarantine import Quarantine
+from streamtask.execution.stack_location import Running, Stragglers, where
+from streamtask.handlers.registry import Context, Handler, Lifespan
 from streamtask.observability.tracing import Attempts
-from streamtask.whereabouts import Running, Stragglers, where
 
 Done = list[tuple[int, Outcome]]
 Progress = list[tuple[int, float, str | None]]
@@ -408,4 +408,4 @@ class Executor:
 
 
 def _warn(name: str, fields: Mapping[str, Any]) -> None:
-    structlog.get_logger("streamtask.executor").warning(name, **fields)
+    structlog.get_logger("streamtask.execution.executor").warning(name, **fields)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from streamtask.children import guard
+from streamtask.execution.process_pool import reaper
 
 
 class Keeper:
@@ -27,7 +27,7 @@ class Keeper:
         """A guard, which is told of the children that there are."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-        argv = [sys.executable, "-I", "-S", str(Path(guard.__file__)), self._pool]
+        argv = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), self._pool]
         process = self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
         threading.Thread(target=self._await_end, args=(process,), name="streamtask-guard", daemon=True).start()
         for pid in self._pids:

@@ -32,12 +32,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streamtask import outcomes
-from streamtask.children import guard, pipe
-from streamtask.children.keeper import Keeper
-from streamtask.children.place import CLOSED, Job, Place, how_ended, launch, log_line, stopped
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
+from streamtask.execution import outcomes
+from streamtask.execution.process_pool import pipe, reaper
+from streamtask.execution.process_pool.child_handle import CLOSED, Job, Place, how_ended, launch, log_line, stopped
+from streamtask.execution.process_pool.reaper_client import Keeper
 
 GRACE_S = 2.0  # from SIGTERM to SIGKILL; below the time that a revoke gives its handlers
 DEAF_S = 0.25  # a pipe that ends is the first sign of a death; one that still lives then has closed it
@@ -418,8 +418,8 @@ class Pool:
             os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         else:
             child.process.wait()
-        guard.kill_group(child.process.pid)
-        guard.kill_marked(child.mark)
+        reaper.kill_group(child.process.pid)
+        reaper.kill_marked(child.mark)
         with child.lock:
             child.process.wait()
             child.reaped = True

@@ -19,12 +19,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamtask import outcomes
-from streamtask.children import pipe
-from streamtask.children.place import MANY, Job, Place, how_ended, log_line, spawn
-from streamtask.children.pool import Pool
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
+from streamtask.execution import outcomes
+from streamtask.execution.process_pool import pipe
+from streamtask.execution.process_pool.child_handle import MANY, Job, Place, how_ended, log_line, spawn
+from streamtask.execution.process_pool.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -22,13 +22,13 @@ from typing import Any
 
 import structlog
 
-from streamtask.binding import Arguments, Binding, fresh
 from streamtask.codec import reopened
 from streamtask.domain import model
 from streamtask.domain.identity import Origin, new_task_id, trace_id
 from streamtask.domain.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
 from streamtask.domain.ports import Start, StopReason
 from streamtask.errors import ConfigError, GiveUp, RetryLater
+from streamtask.handlers.arguments import Arguments, Binding, fresh
 from streamtask.observability.tracing import current_trace_id
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state

@@ -13,17 +13,17 @@ from types import TracebackType
 from typing import Any
 
 from streamtask import codec
-from streamtask.binding import ParametersInvalid
 from streamtask.domain.model import ERROR_TEXT_MAX, TRACEBACK_TEXT_MAX, Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
 from streamtask.errors import DecodeError
-from streamtask.handlers import Context, Handler, Retry, bounded
+from streamtask.handlers.arguments import ParametersInvalid
+from streamtask.handlers.registry import Context, Handler, Retry, bounded
 
 _OURS = (
-    "streamtask.executor",
-    "streamtask.coroutines",
-    "streamtask.children",
-    "streamtask.outcomes",
+    "streamtask.execution.executor",
+    "streamtask.execution.event_loop",
+    "streamtask.execution.process_pool",
+    "streamtask.execution.outcomes",
 )  # who calls handlers
 _FRAMES_MAX = 50  # frames kept of one traceback, the innermost ones
 

@@ -1,6 +1,6 @@
 """The child of a group of suspects: runs their coroutines and threads many at a time, as a worker does.
 
-    python -m streamtask.children.child MODULE:app FD ALIVE_FD many
+    python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD many
 
 It has an executor of its own, with the app's lifespan and as many threads as the worker has. A thread reads what the worker
 sends; the main thread hands it over and sends back what has begun, progressed and ended. BEGUN is in the pipe before a
@@ -21,13 +21,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from streamtask import outcomes
-from streamtask.children import pipe
 from streamtask.domain.model import Band, Outcome
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import LifespanError
-from streamtask.executor import Executor
-from streamtask.handlers import Handler, Lifespan
+from streamtask.execution import outcomes
+from streamtask.execution.executor import Executor
+from streamtask.execution.process_pool import pipe
+from streamtask.handlers.registry import Handler, Lifespan
 from streamtask.observability import tracing
 
 IDLE_S = 3_600.0

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from streamtask import outcomes
-from streamtask.children import guard, pipe
 from streamtask.domain.model import Ending, Outcome
 from streamtask.domain.ports import StopReason
+from streamtask.execution import outcomes
+from streamtask.execution.process_pool import pipe, reaper
 
 CLOSED = "it closed its pipe"
 MANY = "many"  # on the command line of a quarantine child
@@ -121,11 +121,19 @@ def spawn(
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start a child; words: which kind of one (child.main). Raises OSError."""
     ours, theirs = socket.socketpair()
-    argv = [sys.executable, "-m", "streamtask.children.child", app, str(theirs.fileno()), str(alive_fd), *words]
+    argv = [
+        sys.executable,
+        "-m",
+        "streamtask.execution.process_pool.child",
+        app,
+        str(theirs.fileno()),
+        str(alive_fd),
+        *words,
+    ]
     try:
         process = subprocess.Popen(
             argv,
-            env={**os.environ, **environment, guard.MARK: mark},
+            env={**os.environ, **environment, reaper.MARK: mark},
             pass_fds=(theirs.fileno(), alive_fd),
             stdin=subprocess.DEVNULL,
             start_new_session=True,

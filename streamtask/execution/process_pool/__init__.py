@@ -2,7 +2,7 @@
 
     pool.py   in the worker: starts children, gives each one execution at a time, stops, kills and replaces them
     pipe.py   what travels between the two, and how
-    child.py  `python -m streamtask.children.child`: loads the app once, then runs one execution after the other
+    child.py  `python -m streamtask.execution.process_pool.child`: loads the app once, then runs one execution after the other
     quarantine.py, many.py  the same for groups of suspects, which run in one child at the same time
     guard.py  one tiny process a worker: ends what a worker that was killed leaves behind
 

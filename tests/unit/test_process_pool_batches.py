@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from streamtask import App
-from streamtask.children import child, pipe, pool
 from streamtask.domain.model import Ending, Outcome
 from streamtask.domain.ports import Stop, StopReason
-from tests.unit.children_hand import Hand, until
+from streamtask.execution.process_pool import child, pipe, pool
+from tests.unit.process_pool_hand import Hand, until
 
 
 @pytest.fixture

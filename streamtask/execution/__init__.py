@@ -1,0 +1,1 @@
+"""Runs handlers: on an event loop, in threads, and in child processes. One execution in, one Outcome out."""
