@@ -9,7 +9,7 @@ import asyncio
 import sys
 from typing import Any
 
-from streamtask.view.server import find_place, loop_runner, serving
+from streamtask.query_service.server import find_place, loop_runner, serving
 
 HEADERS = [(b"content-type", b"application/json")]
 

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.soak import queues
 from streamtask.cli import main
-from streamtask.view import sqlite
+from streamtask.projection import sqlite
 
 CACHE_KIB = "SOAK_CACHE_KIB"  # of SQLite's pages, for each connection; unset: as it is
 

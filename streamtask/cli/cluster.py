@@ -299,7 +299,7 @@ def dead_show(
 def _letters(cli: CommandContext) -> list[DeadRecord]:
     settings = cli.settings()
     settings.bootstrap()
-    from streamtask.offline import read_dead
+    from streamtask.projection.topic_scan import read_dead
 
     return asyncio.run(asyncio.to_thread(read_dead, settings))
 

@@ -92,8 +92,8 @@ def serve(
     """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
     names = ",".join(allowed_host) if allowed_host else None
     settings = cli.settings(host=host, port=port, store=store, allowed_hosts=names)
-    from streamtask.view.http import refuse_bind
-    from streamtask.view.http import serve as serve_http
+    from streamtask.query_service.http import refuse_bind
+    from streamtask.query_service.http import serve as serve_http
 
     settings.bootstrap()
     refuse_bind(

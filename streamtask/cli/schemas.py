@@ -143,7 +143,7 @@ def schemas_export(
     """
     settings = cli.settings()
     try:
-        from streamtask.documents.export import SERVICE, documents
+        from streamtask.cli.export import SERVICE, documents
     except ImportError as error:
         raise ConfigError(
             f"Describing the query service needs {error.name}: pip install 'streamtask[server]'."

@@ -258,7 +258,7 @@ async def _list(settings: Settings, wanted: dict[str, Any]) -> tuple[list[TaskRe
 
         async with ServiceLink(settings) as service:
             return await service.list_tasks(**wanted)
-    from streamtask.offline import list_tasks
+    from streamtask.projection.topic_scan import list_tasks
 
     return await asyncio.to_thread(list_tasks, settings, **wanted)
 

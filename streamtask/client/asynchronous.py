@@ -348,7 +348,7 @@ class AsyncClient:
 
     async def _created(self, task_id: str) -> TaskResponse:
         """CREATED, as the view shows a request that has no event yet. Raises UnknownTask."""
-        from streamtask.offline import find_request
+        from streamtask.projection.topic_scan import find_request
 
         found = await asyncio.to_thread(find_request, self.settings, task_id)
         if found is None:

@@ -105,7 +105,7 @@ def _plain(app: App) -> dict[str, Any]:
 def service(told: dict[str, Any]) -> int:
     """Serve until told to stop; says where, as events."""
     from streamtask.config import load_settings
-    from streamtask.view.server import run
+    from streamtask.query_service.server import run
 
     settings = load_settings(**told["overrides"])
     if told["local"] and settings.kafka.get("security.protocol"):

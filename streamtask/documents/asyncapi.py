@@ -12,10 +12,9 @@ from typing import Any
 from streamtask.codec import schema as avro
 from streamtask.codec.avro import CONTROL, REQUEST, RESPONSE, fingerprint_of
 from streamtask.config import TopicNames
-from streamtask.documents import schemas
+from streamtask.documents import examples, schemas
 from streamtask.domain.model import PRIORITY_DEFAULT
 from streamtask.kafka.topics import config_of, rules_of
-from streamtask.view import examples
 
 SCHEMAS = "#/components/schemas/"
 AVRO_FORMAT = "application/vnd.apache.avro+json;version=1.9.0"

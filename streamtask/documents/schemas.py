@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from streamtask.codec import schema as avro
 from streamtask.codec.avro import CONTROL, REQUEST, RESPONSE
 from streamtask.codec.dead import OURS, TEXT_BYTES_MAX
+from streamtask.documents.answers import Asked, CancelAsked, CancelBody, Health, LiveFrame, Problem, Stats, TaskPage
 from streamtask.domain.model import (
     ERROR_TEXT_MAX,
     MESSAGE_TEXT_MAX,
@@ -29,8 +30,6 @@ from streamtask.domain.model import (
     TaskRequest,
     TaskResponse,
 )
-from streamtask.view.answers import CancelAsked, CancelBody, Health, LiveFrame, Problem, Stats, TaskPage
-from streamtask.view.socket import Asked
 
 Schema = dict[str, Any]
 

@@ -37,7 +37,7 @@ Headers = Sequence[tuple[str, bytes]]
 _MODULE = "opentelemetry.trace"
 COMPLAINTS_MAX = 256  # different errors that are remembered as told
 
-log = logging.getLogger("streamtask.observability.tracing")
+log = logging.getLogger("streamtask.tracing")
 
 if "OTEL_PYTHON_TRACER_PROVIDER" in os.environ:  # the API itself loads that provider, once somebody asks for it
     with contextlib.suppress(ImportError):

@@ -18,7 +18,7 @@ from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.producer import ClientProducer, Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
-from streamtask.offline import read_dead
+from streamtask.projection.topic_scan import read_dead
 from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
 from streamtask.schema_registry import Formats
 

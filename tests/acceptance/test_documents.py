@@ -22,18 +22,18 @@ import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from websockets.asyncio.client import connect
 
+from streamtask.cli.export import openapi
 from streamtask.client import Client
 from streamtask.client.stream import server_events
 from streamtask.codec import RequestDecoder
 from streamtask.codec.formats import avro_encoder
 from streamtask.config import Settings, load_settings
 from streamtask.documents import asyncapi
-from streamtask.documents.export import openapi
+from streamtask.documents.examples import LONG_INFERENCE
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.schema_registry import Formats
 from streamtask.schema_registry.subjects import documents
-from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import WAIT_S, Bench, Running, until
 from tests.documents import Answer, Breach, Contract
 from tests.fake_registry import FakeRegistry, fake_registry

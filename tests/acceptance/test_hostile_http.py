@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from streamtask.documents.export import openapi
+from streamtask.cli.export import openapi
 from tests.acceptance.harness import WAIT_S, Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.hypothesis]

@@ -20,8 +20,8 @@ from websockets.asyncio.client import connect
 
 from streamtask.client import AsyncClient
 from streamtask.client.stream import server_events
+from streamtask.documents.examples import LONG_INFERENCE
 from streamtask.domain.model import TaskResponse
-from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import ROOT, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

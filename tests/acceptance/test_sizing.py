@@ -14,9 +14,9 @@ import pytest
 
 from streamtask.config import TopicNames
 from streamtask.devbroker import DevBroker
+from streamtask.documents.examples import LONG_INFERENCE
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
-from streamtask.view.examples import LONG_INFERENCE
 from tests.acceptance.harness import Bench, bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]

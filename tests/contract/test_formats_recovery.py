@@ -21,9 +21,9 @@ from streamtask.domain.ports import Recalled, RecallStatus
 from streamtask.errors import DecodeError, RegistryUnreachable, SchemaPending, SchemaUnavailable
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
+from streamtask.projection.materialize import Materializer
+from streamtask.projection.sqlite import SQLiteStore
 from streamtask.schema_registry.subjects import documents, text_of
-from streamtask.view.materialize import Materializer
-from streamtask.view.sqlite import SQLiteStore
 from streamtask.worker.recovery import ControlReader, StatusRecall
 from tests.contract.member import wait_until
 from tests.unit.view_bench import LogRecord

@@ -25,11 +25,11 @@ from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.producer import ClientProducer
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.offline import read_dead
+from streamtask.projection.source import KafkaSource, gather
+from streamtask.projection.store import MemoryStore
+from streamtask.projection.topic_scan import read_dead
+from streamtask.projection.view import ViewService
 from streamtask.testing.running import running
-from streamtask.view.service import ViewService
-from streamtask.view.source import KafkaSource, gather
-from streamtask.view.store import MemoryStore
 from streamtask.worker.failover import mapped, remove_members
 from tests.secure_broker import SecureBroker, Way
 

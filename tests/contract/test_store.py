@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamtask.errors import ConfigError
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import Cursor, Filter, MemoryStore, Row, Store, key_of, text_of
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.store import Cursor, Filter, MemoryStore, Row, Store, key_of, text_of
 
 STATUSES = ("created", "running", "completed", "failed", "cancelled")
 

@@ -19,6 +19,9 @@ import httpx
 import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from streamtask.query_service.live import Live
+from streamtask.query_service.problems import Problem
+from streamtask.query_service.submit import KafkaSubmitter
 
 from streamtask.codec import decode_control, encode_status
 from streamtask.config import TopicNames
@@ -28,15 +31,12 @@ from streamtask.errors import SubmitError, TopicsMissing
 from streamtask.kafka import admin
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
-from streamtask.view import service as view_service
-from streamtask.view import submit
-from streamtask.view.live import Live
-from streamtask.view.problems import Problem
-from streamtask.view.service import Token, ViewService
-from streamtask.view.source import KafkaSource, gather, open_past, starts, topics_of
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import Filter, MemoryStore, Partition, Row, Store
-from streamtask.view.submit import KafkaSubmitter
+from streamtask.projection import view as view_service
+from streamtask.projection.source import KafkaSource, gather, open_past, starts, topics_of
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.store import Filter, MemoryStore, Partition, Row, Store
+from streamtask.projection.view import Token, ViewService
+from streamtask.query_service import submit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker]
 T0 = time.time_ns() // 1_000_000
@@ -320,7 +320,7 @@ async def test_a_broker_that_does_not_answer_is_a_submit_error_in_time(monkeypat
 _SERVE = """
 import sys
 from streamtask.config import load_settings
-from streamtask.view.http import serve
+from streamtask.query_service.http import serve
 serve(load_settings(bootstrap_servers=sys.argv[1], prefix=sys.argv[2], port=0))
 """
 

@@ -23,7 +23,7 @@ from streamtask.domain.model import HandlerKind
 from streamtask.kafka.acls import Resource, Role, acls_of
 from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
 from streamtask.observability.event_log import EVENTS
-from streamtask.view.service import SERVING_BYTES, SERVING_RECORDS
+from streamtask.projection.view import SERVING_BYTES, SERVING_RECORDS
 from streamtask.worker.loop import RECORDS_MAX
 from tests.parts import PARTS, Collected
 

@@ -18,14 +18,18 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+from streamtask.query_service.live import Push
+from streamtask.query_service.past import Gap
+from streamtask.query_service.socket import _frame
+from streamtask.query_service.sse import block
 from typer.testing import CliRunner
 
 from streamtask.cli import app
+from streamtask.cli.export import ASYNCAPI, OPENAPI, documents
 from streamtask.codec import encode_control, encode_dead, encode_request, encode_status, status_headers, status_key
 from streamtask.codec.formats import Encoder, avro_encoder, confluent_encoder
 from streamtask.config import TopicNames
 from streamtask.documents import schemas
-from streamtask.documents.export import ASYNCAPI, OPENAPI, documents
 from streamtask.domain.model import (
     ControlAction,
     ControlMessage,
@@ -36,10 +40,6 @@ from streamtask.domain.model import (
     TaskStatus,
     from_ms,
 )
-from streamtask.view.live import Push
-from streamtask.view.past import Gap
-from streamtask.view.socket import _frame
-from streamtask.view.sse import block
 from tests.documents import Answer, Breach, Contract
 from tests.unit.view_bench import bench
 

@@ -38,7 +38,7 @@ TEXT = {"capture_output": True, "text": True}
 def test_a_property_test_draws_the_same_examples_whatever_was_imported_before_it(tmp_path: Path) -> None:
     alone = drawn(tmp_path / "draw.py", "")
     assert int(alone.split()[1]) >= 50
-    assert drawn(tmp_path / "draw.py", "import streamtask.view.http, streamtask.core.engine") == alone
+    assert drawn(tmp_path / "draw.py", "import streamtask.query_service.http, streamtask.core.engine") == alone
 
 
 def test_a_find_of_fuzz_prints_the_seed_and_the_blob_that_play_it_again() -> None:

@@ -10,14 +10,14 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streamtask.query_service.gate import check_bind
+from streamtask.query_service.http import _etags
 
+from streamtask.documents import examples
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, SubmitError, Unreachable
-from streamtask.view import examples
-from streamtask.view.gate import check_bind
-from streamtask.view.http import _etags
-from streamtask.view.store import MemoryStore
+from streamtask.projection.store import MemoryStore
 from tests.unit.view_bench import Log, bench, until_waiting
 
 pytestmark = pytest.mark.anyio
@@ -329,7 +329,7 @@ async def test_a_consistency_token_that_is_none_is_422(text: str) -> None:
 
 
 async def test_a_replica_that_does_not_get_that_fresh_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtask.view.asking.FRESH_S", 0.05)
+    monkeypatch.setattr("streamtask.query_service.route_checks.FRESH_S", 0.05)
     async with bench() as view:
         await view.until_ready()
         answer = await view.http.get(f"/tasks/{new_task_id()}", headers={"Consistency-Token": "high-0@7"})

@@ -12,15 +12,15 @@ from typing import Any
 
 import orjson
 import pytest
+from streamtask.query_service.past import Gap
 
 from streamtask.domain.identity import Origin, new_task_id
-from streamtask.view import feed as feeds
-from streamtask.view import live as lives
-from streamtask.view import past as pasts
-from streamtask.view import sse
-from streamtask.view.feed import Feed, Heard
-from streamtask.view.past import Gap
-from streamtask.view.watch import TooManyWaiters
+from streamtask.projection import feed as feeds
+from streamtask.projection.feed import Feed, Heard
+from streamtask.projection.watch import TooManyWaiters
+from streamtask.query_service import live as lives
+from streamtask.query_service import past as pasts
+from streamtask.query_service import sse
 from tests.unit.live_bench import Block, Live, live_bench
 from tests.unit.test_http import A_TASK, fields, problem
 from tests.unit.view_bench import Log, bench, until

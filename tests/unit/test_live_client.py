@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from streamtask.query_service.server import Place, serving
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from streamtask.client import AsyncClient, Client
@@ -23,7 +24,6 @@ from streamtask.config import load_settings
 from streamtask.domain.identity import new_task_id
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, StreamtaskError, UnknownTask, Unreachable
-from streamtask.view.server import Place, serving
 from tests.unit.live_bench import WAIT_S, live_bench
 from tests.unit.test_live import HISTORY, a_request, said
 from tests.unit.view_bench import Log, bench, until
@@ -175,7 +175,7 @@ async def test_a_stream_that_falls_silent_is_opened_again(scheme: str, monkeypat
 
 
 async def test_where_too_many_listen_it_is_no_wrong_key(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtask.view.feed.LISTENERS_MAX", 0)
+    monkeypatch.setattr("streamtask.projection.feed.LISTENERS_MAX", 0)
     async with live_bench() as live, AsyncClient(url=by(scheme, live.url)) as client:
         task_id, _ = a_request(live.log)
         await live.view.until_read()

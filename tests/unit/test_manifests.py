@@ -23,7 +23,7 @@ import typer.main
 from streamtask.app import load_app
 from streamtask.cli import app as command_line
 from streamtask.config import Settings
-from streamtask.view import gate, metrics, server
+from streamtask.query_service import gate, metrics, server
 from streamtask.worker import endpoint, process, supervisor
 
 yaml = pytest.importorskip("yaml", reason="pip install 'streamtask[dev]'")

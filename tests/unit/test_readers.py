@@ -38,12 +38,12 @@ from streamtask.errors import DecodeError
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import TailRecord
 from streamtask.observability import event_log
+from streamtask.projection.feed import Heard
+from streamtask.projection.materialize import Materializer, heard, read_status
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.store import LIST_MAX, Filter
 from streamtask.redrive.build import Builder, Choice, plan
 from streamtask.schema_registry.cache import SchemaCache
-from streamtask.view.feed import Heard
-from streamtask.view.materialize import Materializer, heard, read_status
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import LIST_MAX, Filter
 from streamtask.worker import recovery
 from streamtask.worker.producer_checks import Noticing, PassedOver
 
@@ -462,14 +462,14 @@ def test_what_is_passed_over_is_counted_and_told_once_an_hour() -> None:
 
 def test_a_list_of_tasks_leaves_out_what_no_worker_wrote() -> None:
     """Bug: `streamtask tasks list` ended with a DecodeError as long as the topic held the event."""
-    from streamtask import offline
+    from streamtask.projection import topic_scan
 
     _STORE.reset("anew")
     view = Materializer(_STORE, NAMES, "cluster")
     strange = orjson.dumps({**STATUS, "progress": "half"})
     view.apply([TailRecord(NAMES.status, SHARD, 0, 0, ID.encode(), strange, ())], {})
     (row,) = _STORE.list(Filter(), None, 10).rows
-    assert offline._task(row) is None
+    assert topic_scan._task(row) is None
 
 
 def test_facts_about_records_that_the_log_does_not_hold_take_no_memory() -> None:

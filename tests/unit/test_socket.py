@@ -10,9 +10,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streamtask.domain.identity import new_task_id
-from streamtask.view import feed as feeds
-from streamtask.view import live as lives
-from streamtask.view import socket as sockets
+from streamtask.projection import feed as feeds
+from streamtask.query_service import live as lives
+from streamtask.query_service import socket as sockets
 from tests.unit.live_bench import Live, Talk, live_bench
 from tests.unit.test_live import HISTORY, a_request, fill, said
 from tests.unit.view_bench import until

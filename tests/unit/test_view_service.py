@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from streamtask.domain.identity import Origin, derived, new_task_id
 from streamtask.errors import Unreachable
-from streamtask.view import service as view_service
-from streamtask.view.feed import Heard
-from streamtask.view.materialize import Materializer, _ms
-from streamtask.view.service import Retention, ViewService
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import MemoryStore, Row
+from streamtask.projection import view as view_service
+from streamtask.projection.feed import Heard
+from streamtask.projection.materialize import Materializer, _ms
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.store import MemoryStore, Row
+from streamtask.projection.view import Retention, ViewService
 from tests.unit.view_bench import CLUSTER, NAMES, T0, Log, LogRecord, bench, until
 
 TASK = new_task_id()

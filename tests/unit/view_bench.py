@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 from fastapi import FastAPI
+from streamtask.query_service.hosts import Hosts
+from streamtask.query_service.http import create_app
 
 from streamtask.client.build import prepare
 from streamtask.codec import encode_control, encode_status
@@ -19,10 +21,8 @@ from streamtask.config import TopicNames
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.errors import StreamtaskError
-from streamtask.view.hosts import Hosts
-from streamtask.view.http import create_app
-from streamtask.view.service import OnGap, ViewService
-from streamtask.view.store import MemoryStore, Partition, Store
+from streamtask.projection.store import MemoryStore, Partition, Store
+from streamtask.projection.view import OnGap, ViewService
 
 NAMES = TopicNames("t")
 PARTITIONS = 2

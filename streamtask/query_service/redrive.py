@@ -14,15 +14,15 @@ from typing import Annotated, Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from streamtask.documents import examples
+from streamtask.documents.examples import JSON, answer
 from streamtask.domain.model import RequestRecord, TaskStatus
+from streamtask.projection.materialize import created_row
+from streamtask.projection.store import Row
+from streamtask.projection.view import Token, ViewService
+from streamtask.query_service.problems import Problem, invalid, responses, unavailable
+from streamtask.query_service.route_checks import be_fresh, canonical_id, task_id_in_path, unknown
 from streamtask.redrive import Redrive, Refusal
-from streamtask.view import examples
-from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
-from streamtask.view.examples import JSON, answer
-from streamtask.view.materialize import created_row
-from streamtask.view.problems import Problem, invalid, responses, unavailable
-from streamtask.view.service import Token, ViewService
-from streamtask.view.store import Row
 
 LANDED_S = 2.0  # how long to wait for the view to read the new request; then `get` answers from memory
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from streamtask.config import TopicNames
 from streamtask.documents import asyncapi, schemas
-from streamtask.view.http import Submitter, create_app
-from streamtask.view.metrics import observed
-from streamtask.view.service import ViewService
+from streamtask.projection.view import ViewService
+from streamtask.query_service.http import Submitter, create_app
+from streamtask.query_service.metrics import observed
 
 KAFKA, SERVICE = "127.0.0.1:9092", "127.0.0.1:8080"
 ASYNCAPI, OPENAPI = "asyncapi.json", "openapi.json"

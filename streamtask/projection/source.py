@@ -21,8 +21,8 @@ from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets, log_starts, topic_ends
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
-from streamtask.view.service import OnGap, Retention
-from streamtask.view.store import Partition, Store
+from streamtask.projection.store import Partition, Store
+from streamtask.projection.view import OnGap, Retention
 
 LOOK_S = 60.0  # between two looks whether the topics are still the same ones
 PAST_KBYTES = 4_096

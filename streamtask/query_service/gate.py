@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
-from streamtask.view.hosts import Hosts, is_foreign
-from streamtask.view.problems import Problem
-from streamtask.view.service import ViewService
+from streamtask.projection.view import ViewService
+from streamtask.query_service.hosts import Hosts, is_foreign
+from streamtask.query_service.problems import Problem
 
 # The page and the schema are the same for everybody and hold nothing about this service; a browser sends no key.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})

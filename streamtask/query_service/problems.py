@@ -17,9 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from streamtask.documents.examples import answer
 from streamtask.errors import ClusterError, DecodeError, RequestRefused, SubmitError
-from streamtask.view.examples import answer
-from streamtask.view.watch import TooManyWaiters
+from streamtask.projection.watch import TooManyWaiters
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -40,7 +40,7 @@ _MEANING = {
 _HEADERS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
 _OF_STATUS = {404: "no-such-route", 405: "method-not-allowed"}
 
-log = logging.getLogger("streamtask.view")
+log = logging.getLogger("streamtask.query_service")
 
 
 def responses(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -19,23 +19,23 @@ from starlette.responses import Response
 
 from streamtask.codec import decode_request_strict
 from streamtask.config import Settings
+from streamtask.documents import examples
+from streamtask.documents.examples import HEADERS, JSON, answer
 from streamtask.domain.identity import TRACE_HEADERS, Origin
 from streamtask.domain.model import ENDED, PRIORITY_DEFAULT, RequestRecord, TaskRequest, TaskStatus, to_ms
 from streamtask.errors import DecodeError
-from streamtask.view import examples
-from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path, unknown
-from streamtask.view.examples import HEADERS, JSON, answer
-from streamtask.view.gate import Gate, LookUp, check_bind
-from streamtask.view.hosts import Hosts
-from streamtask.view.live import Live
-from streamtask.view.materialize import created_row
-from streamtask.view.openapi import describe
-from streamtask.view.problems import Problem, install, invalid, responses, unavailable, unknown_names
-from streamtask.view.redrive import Redriver, add_redrive
-from streamtask.view.service import Token, ViewService, now_ms
-from streamtask.view.socket import add_socket
-from streamtask.view.sse import add_streams
-from streamtask.view.store import LIST_MAX, Cursor, Filter, Row
+from streamtask.projection.materialize import created_row
+from streamtask.projection.store import LIST_MAX, Cursor, Filter, Row
+from streamtask.projection.view import Token, ViewService, now_ms
+from streamtask.query_service.gate import Gate, LookUp, check_bind
+from streamtask.query_service.hosts import Hosts
+from streamtask.query_service.live import Live
+from streamtask.query_service.openapi import describe
+from streamtask.query_service.problems import Problem, install, invalid, responses, unavailable, unknown_names
+from streamtask.query_service.redrive import Redriver, add_redrive
+from streamtask.query_service.route_checks import be_fresh, canonical_id, task_id_in_path, unknown
+from streamtask.query_service.socket import add_socket
+from streamtask.query_service.sse import add_streams
 
 __all__ = ["Placed", "Submitter", "check_bind", "create_app", "serve"]
 
@@ -109,7 +109,7 @@ def create_app(
 
 def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
     """Raise ConfigError when `serve` could not listen as it is set, or should not; asks nobody."""
-    from streamtask.view.server import find_place
+    from streamtask.query_service.server import find_place
 
     check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
     Hosts(settings.host, settings.hosts_allowed)
@@ -118,7 +118,7 @@ def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
 
 def serve(settings: Settings, *, insecure: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT. Raises ConfigError, TopicsMissing, Unreachable, ClusterError."""
-    from streamtask.view.server import run  # needs granian and Kafka; the routes do not
+    from streamtask.query_service.server import run
 
     run(settings, insecure=insecure)
 
@@ -255,7 +255,7 @@ def _add_cancel(app: FastAPI, service: ViewService, submitter: Submitter) -> Non
 
 
 def _add_operations(app: FastAPI, service: ViewService) -> None:
-    page = files("streamtask.view").joinpath("static/docs.html").read_bytes()
+    page = files("streamtask.query_service").joinpath("static/docs.html").read_bytes()
 
     health_of = {200: answer("Health", "As it stands"), **responses(503)}
 

@@ -26,16 +26,16 @@ from granian.server.embed import Server
 
 from streamtask.config import Settings
 from streamtask.errors import ClusterError, ConfigError
+from streamtask.projection.source import KafkaSource, gather, kafka_settings, open_past
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.view import ViewService
+from streamtask.query_service.gate import check_bind
+from streamtask.query_service.hosts import Hosts
+from streamtask.query_service.http import create_app
+from streamtask.query_service.metrics import observed
+from streamtask.query_service.redriver import KafkaRedriver
+from streamtask.query_service.submit import KafkaSubmitter
 from streamtask.schema_registry import Formats
-from streamtask.view.gate import check_bind
-from streamtask.view.hosts import Hosts
-from streamtask.view.http import create_app
-from streamtask.view.metrics import observed
-from streamtask.view.redriver import KafkaRedriver
-from streamtask.view.service import ViewService
-from streamtask.view.source import KafkaSource, gather, kafka_settings, open_past
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.submit import KafkaSubmitter
 
 BACKLOG = 1_024
 REQUESTS_MAX = 25_000  # under way at once: long polls (watch.WAITERS_MAX), streams (feed.LISTENERS_MAX), and the rest

@@ -28,10 +28,10 @@ from streamtask.config import TopicNames
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ENDED
 from streamtask.errors import ClusterError, Unreachable
-from streamtask.view.feed import Feed, Heard
-from streamtask.view.materialize import Materializer, Record
-from streamtask.view.store import Cursor, Filter, Known, Page, Partition, Row, Store
-from streamtask.view.watch import Watchers
+from streamtask.projection.feed import Feed, Heard
+from streamtask.projection.materialize import Materializer, Record
+from streamtask.projection.store import Cursor, Filter, Known, Page, Partition, Row, Store
+from streamtask.projection.watch import Watchers
 
 SERVING_RECORDS = 500  # so many are written in one transaction of the store
 RESTORING_RECORDS = 50_000  # more events of a task in one batch are one row; 60 MB, as much again for what is written
@@ -49,7 +49,7 @@ NOTES_MAX = 20
 REOPEN_S = 1.0  # between two attempts to open the topics
 JOIN_S = 10.0
 
-log = logging.getLogger("streamtask.view")
+log = logging.getLogger("streamtask.projection")
 
 _ENDED = frozenset(status.value for status in ENDED)
 

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from streamtask.documents import schemas
-from streamtask.view.examples import SCHEMAS
-from streamtask.view.gate import OPEN_PATHS, READING
-from streamtask.view.problems import responses
+from streamtask.documents.examples import SCHEMAS
+from streamtask.query_service.gate import OPEN_PATHS, READING
+from streamtask.query_service.problems import responses
 
 HEADERS: dict[str, dict[str, Any]] = {
     "Consistency-Token": {

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import Path
 
 from streamtask.domain.identity import canonical
-from streamtask.view.problems import Problem, invalid, unavailable
-from streamtask.view.service import Token, ViewService
+from streamtask.projection.view import Token, ViewService
+from streamtask.query_service.problems import Problem, invalid, unavailable
 
 FRESH_S = 5.0  # how long a request waits for a view as fresh as its token
 

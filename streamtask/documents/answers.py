@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from streamtask.domain.model import TaskResponse, TaskStatus
 
@@ -154,3 +154,18 @@ class LivePong(BaseModel):
 
 class LiveFrame(RootModel[LiveSubscribed | LiveEvent | LiveAlive | LiveGap | LiveEnd | LiveError | LivePong]):
     """What `/ws` says: one JSON object a text frame, told apart by `type`."""
+
+
+class Asked(BaseModel):
+    """A frame from the other side."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["subscribe", "unsubscribe", "ping"]
+    id: str | None = Field(None, min_length=1, max_length=64)
+    task_id: str | None = Field(None, max_length=64)
+    status: TaskStatus | None = None
+    task_type: str | None = Field(None, max_length=255)
+    tenant: str | None = Field(None, max_length=255)
+    last_event_id: str | None = None
+    consistency_token: str | None = Field(None, max_length=255)

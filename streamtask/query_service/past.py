@@ -18,12 +18,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from streamtask.errors import DecodeError, Unreachable
-from streamtask.view.feed import Heard
-from streamtask.view.materialize import Record, heard, read_status
-from streamtask.view.problems import unavailable
-from streamtask.view.service import Reading, ViewService
-from streamtask.view.store import Partition
-from streamtask.view.watch import TooManyWaiters
+from streamtask.projection.feed import Heard
+from streamtask.projection.materialize import Record, heard, read_status
+from streamtask.projection.store import Partition
+from streamtask.projection.view import Reading, ViewService
+from streamtask.projection.watch import TooManyWaiters
+from streamtask.query_service.problems import unavailable
 
 PAST_OFFSETS_MAX = 200_000
 PAST_S = 60.0

@@ -22,7 +22,7 @@ from typing import Any
 
 from streamtask.domain.model import TaskStatus
 from streamtask.errors import ConfigError
-from streamtask.view.store import LIST_MAX, Cursor, Filter, Known, Page, Partition, Row, key_of, page_of, text_of
+from streamtask.projection.store import LIST_MAX, Cursor, Filter, Known, Page, Partition, Row, key_of, page_of, text_of
 
 APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours
 FORMAT = 1  # of the tables below; another number in the file: emptied and rebuilt from the topics

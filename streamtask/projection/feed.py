@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from streamtask.errors import StreamtaskError
-from streamtask.view.watch import TooManyWaiters
+from streamtask.projection.watch import TooManyWaiters
 
 LISTENERS_MAX = 12_000  # each takes 45 KB of the process with its stream
 EVENTS_OF_TASK_MAX = 64

@@ -17,10 +17,10 @@ from prometheus_client.core import Metric
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamtask.documents.examples import answer
 from streamtask.observability.prometheus import COUNTER, GAUGE, Given, Samples, Table, Together, family, render
-from streamtask.view.examples import answer
-from streamtask.view.gate import LookUp
-from streamtask.view.service import ViewService
+from streamtask.projection.view import ViewService
+from streamtask.query_service.gate import LookUp
 
 NO_ROUTE = "(none)"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

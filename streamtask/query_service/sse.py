@@ -21,15 +21,15 @@ from fastapi import FastAPI, Header, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from streamtask.documents import examples
 from streamtask.domain.model import TaskStatus
 from streamtask.errors import ClusterError
-from streamtask.view import examples
-from streamtask.view.asking import be_fresh, canonical_id, task_id_in_path
-from streamtask.view.feed import Cut
-from streamtask.view.live import Live, Push
-from streamtask.view.problems import Problem, invalid, responses, unknown_names
-from streamtask.view.store import Filter
-from streamtask.view.watch import TooManyWaiters
+from streamtask.projection.feed import Cut
+from streamtask.projection.store import Filter
+from streamtask.projection.watch import TooManyWaiters
+from streamtask.query_service.live import Live, Push
+from streamtask.query_service.problems import Problem, invalid, responses, unknown_names
+from streamtask.query_service.route_checks import be_fresh, canonical_id, task_id_in_path
 
 SEND_S = 20.0
 STOP_S = 1.0  # for what is being written when the service ends
@@ -45,7 +45,7 @@ _HEADERS = {
     "X-Accel-Buffering": "no",  # nginx would keep events back
 }
 
-log = logging.getLogger("streamtask.view")
+log = logging.getLogger("streamtask.query_service")
 
 LastId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The id of the last event that you have: go on behind it")

@@ -17,10 +17,10 @@ from streamtask.errors import DecodeError
 from streamtask.kafka.admin import cluster_id
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
+from streamtask.projection.materialize import Materializer, created_row
+from streamtask.projection.sqlite import SQLiteStore
+from streamtask.projection.store import Filter, Row
 from streamtask.schema_registry import Formats
-from streamtask.view.materialize import Materializer, created_row
-from streamtask.view.sqlite import SQLiteStore
-from streamtask.view.store import Filter, Row
 
 RECORDS_MAX = 5_000
 POLL_S = 0.1

@@ -20,21 +20,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, WebSocket
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from streamtask.domain.model import TaskStatus
-from streamtask.view.asking import be_as_fresh, canonical_id
-from streamtask.view.feed import Cut
-from streamtask.view.live import Live, Push
-from streamtask.view.problems import Problem, invalid, of_error, unknown_names
-from streamtask.view.sse import ENDS_STREAM, SEND_S, STOP_S
-from streamtask.view.store import Filter
-from streamtask.view.watch import TooManyWaiters
+from streamtask.documents.answers import Asked
+from streamtask.projection.feed import Cut
+from streamtask.projection.store import Filter
+from streamtask.projection.watch import TooManyWaiters
+from streamtask.query_service.live import Live, Push
+from streamtask.query_service.problems import Problem, invalid, of_error, unknown_names
+from streamtask.query_service.route_checks import be_as_fresh, canonical_id
+from streamtask.query_service.sse import ENDS_STREAM, SEND_S, STOP_S
 
 FRAME_BYTES_MAX = 4_096
 SUBSCRIPTIONS_MAX = 100
@@ -43,22 +43,7 @@ PROTOCOL = "streamtask"  # a browser cannot send headers: its key comes as a sec
 
 NORMAL, GOING_AWAY, TOO_BIG, TRY_LATER = 1000, 1001, 1009, 1013
 
-log = logging.getLogger("streamtask.view")
-
-
-class Asked(BaseModel):
-    """A frame from the other side."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    action: Literal["subscribe", "unsubscribe", "ping"]
-    id: str | None = Field(None, min_length=1, max_length=64)
-    task_id: str | None = Field(None, max_length=64)
-    status: TaskStatus | None = None
-    task_type: str | None = Field(None, max_length=255)
-    tenant: str | None = Field(None, max_length=255)
-    last_event_id: str | None = None
-    consistency_token: str | None = Field(None, max_length=255)
+log = logging.getLogger("streamtask.query_service")
 
 
 def add_socket(app: FastAPI, live: Live) -> None:

@@ -27,8 +27,8 @@ from streamtask.core.fold import stands
 from streamtask.domain.identity import Origin, origin_text
 from streamtask.domain.model import PRIORITY_MAX, PRIORITY_MIN, RequestRecord, TaskStatus, message_of, to_ms
 from streamtask.errors import DecodeError
-from streamtask.view.feed import Heard
-from streamtask.view.store import Known, Partition, Row, Store
+from streamtask.projection.feed import Heard
+from streamtask.projection.store import Known, Partition, Row, Store
 
 
 class Record(Protocol):

@@ -20,12 +20,12 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from streamtask.domain.model import ENDED
-from streamtask.view.asking import unknown
-from streamtask.view.feed import Cut, Heard, Listener
-from streamtask.view.past import PAST_OFFSETS_MAX, Gap, Past, Pasts, Positions
-from streamtask.view.problems import Problem, unavailable
-from streamtask.view.service import Token, ViewService
-from streamtask.view.store import Filter, Row
+from streamtask.projection.feed import Cut, Heard, Listener
+from streamtask.projection.store import Filter, Row
+from streamtask.projection.view import Token, ViewService
+from streamtask.query_service.past import PAST_OFFSETS_MAX, Gap, Past, Pasts, Positions
+from streamtask.query_service.problems import Problem, unavailable
+from streamtask.query_service.route_checks import unknown
 
 HEARTBEAT_S = 15.0  # of silence: proxies give up a silent connection after 30 to 60 s
 BEHIND_S = 5.0  # how long a view that is behind the id (another replica gave it) is waited for
