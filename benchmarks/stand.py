@@ -27,8 +27,8 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
-from streamtask.devbroker import DevBroker
-from streamtask.devjars import KAFKA_VERSION
+from streamtask.devbroker.cluster import DevBroker
+from streamtask.devbroker.jars import KAFKA_VERSION
 from streamtask.errors import StreamtaskError
 from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.settings import KafkaSettings

@@ -31,7 +31,7 @@ from benchmarks.warm import warm
 from streamtask.client import Client
 from streamtask.codec import peek_status
 from streamtask.config import TopicNames
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.domain.identity import new_task_id
 from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.admin import group_members

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers as _providers
 
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.kafka import admin
 from streamtask.testing import GIVEN, Broker, SharedBroker
 from tests import parts, skips, turns

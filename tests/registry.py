@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from streamtask.devjars import cache_directory, java, java_environment, sole_user
+from streamtask.devbroker.jars import cache_directory, java, java_environment, sole_user
 from streamtask.errors import DevBrokerUnavailable
 
 if TYPE_CHECKING:

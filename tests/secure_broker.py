@@ -39,7 +39,7 @@ from confluent_kafka.admin import (
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from streamtask.devbroker import QUICK, DevBroker, free_ports
+from streamtask.devbroker.cluster import QUICK, DevBroker, free_ports
 from streamtask.errors import DevBrokerUnavailable
 from tests.conftest import warm_up
 

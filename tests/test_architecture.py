@@ -20,78 +20,37 @@ MODULE_LINES_MAX = 500
 TEST_LINES_MAX = 900  # a list of tests is read one by one
 FUNCTION_LINES_MAX = 70
 
-# The longest prefix counts. A module imports lower layers, and its own where that makes no circle.
-LAYERS: dict[str, int] = {
-    # L0 words
-    "streamtask.errors": 0,
-    "streamtask.domain": 0,
-    "streamtask.domain.identity": 0,
-    "streamtask.domain.model": 0,
-    "streamtask.config": 0,
-    "streamtask.sources": 0,
-    "streamtask.domain.ports": 0,
-    "streamtask.observability": 0,
-    "streamtask.observability.event_log": 0,
-    # L1 core
-    "streamtask.core": 1,
-    # L2 codec
-    "streamtask.codec": 2,
-    "streamtask.domain.partitioner": 2,
-    # L3 adapters
-    "streamtask.kafka": 3,
-    "streamtask.schema_registry": 3,
-    "streamtask.handlers": 3,
-    "streamtask.handlers.arguments": 3,
-    "streamtask.execution": 3,
-    "streamtask.handlers.registry": 3,
-    "streamtask.execution.outcomes": 3,
-    "streamtask.observability.tracing": 3,
-    "streamtask.execution.executor": 3,
-    "streamtask.execution.event_loop": 3,
-    "streamtask.execution.execution": 3,
-    "streamtask.execution.stack_location": 3,
-    "streamtask.execution.process_pool": 3,
-    "streamtask.execution.process_pool.child": 5,
-    "streamtask.devbroker": 3,
-    "streamtask.devjars": 3,
-    "streamtask.devtraining": 3,
-    # L4 shells
-    "streamtask.worker": 4,
-    "streamtask.worker.recovery": 4,
-    "streamtask.worker.loop": 4,
-    "streamtask.worker.asides": 4,
-    "streamtask.observability.prometheus": 3,
-    "streamtask.worker.metrics": 4,
-    "streamtask.worker.producer_checks": 4,
-    "streamtask.worker.result_size": 4,
-    "streamtask.worker.memory_budget": 4,
-    "streamtask.worker.endpoint": 4,
-    "streamtask.worker.heartbeat": 4,
-    "streamtask.worker.supervisor": 4,
-    "streamtask.worker.failover": 4,
-    "streamtask.audit": 4,
-    "streamtask.client": 4,
-    "streamtask.projection.topic_scan": 4,
-    "streamtask.redrive": 4,
-    "streamtask.query_service": 4,
-    "streamtask.projection": 4,
-    "streamtask.documents": 4,
-    # L5 doors
-    "streamtask.query_service.http": 5,
-    "streamtask.cli.export": 5,
-    "streamtask.query_service.server": 5,
-    "streamtask.app": 5,
-    "streamtask.worker.process": 5,
-    "streamtask.cli": 5,
-    "streamtask.demo": 5,
-    "streamtask.dev": 5,
-    "streamtask.pytest_plugin": 5,
-    "streamtask.testing": 5,
-    "streamtask.__main__": 5,
-    "streamtask": 5,
-}
+# A module imports from the folders above its own in this list, and from its own where that makes no circle.
+FOLDERS: tuple[str, ...] = (
+    "streamtask.errors",
+    "streamtask.domain",
+    "streamtask.config",
+    "streamtask.observability",
+    "streamtask.core",
+    "streamtask.codec",
+    "streamtask.schema_registry",
+    "streamtask.kafka",
+    "streamtask.projection",
+    "streamtask.client",
+    "streamtask.handlers",
+    "streamtask.app",
+    "streamtask",
+    "streamtask.execution",
+    "streamtask.worker",
+    "streamtask.redrive",
+    "streamtask.audit",
+    "streamtask.documents",
+    "streamtask.query_service",
+    "streamtask.devbroker",
+    "streamtask.testing",
+    "streamtask.pytest_plugin",
+    "streamtask.demo",
+    "streamtask.dev",
+    "streamtask.cli",
+    "streamtask.__main__",
+)
 
-# What else a room must not know, whatever the layers allow.
+# What else a folder must not know, whatever the list allows.
 STRANGERS: dict[str, tuple[str, ...]] = {
     "streamtask.core": ("streamtask.observability.event_log",),
     "streamtask.kafka": ("streamtask.core",),
@@ -152,7 +111,7 @@ class Source:
                 assert node.level == 0, f"{self.path}:{node.lineno}: relative import"
                 for alias in node.names:
                     inner = f"{node.module}.{alias.name}"
-                    is_module = inner in LAYERS or _file_of(inner).exists() or _file_of(f"{inner}.__init__").exists()
+                    is_module = inner in FOLDERS or _file_of(inner).exists() or _file_of(f"{inner}.__init__").exists()
                     yield node.lineno, inner if is_module else str(node.module), node in typed
 
     def calls(self) -> Iterator[tuple[ast.Call, str]]:
@@ -172,9 +131,9 @@ def _within(name: str, room: str) -> bool:
 
 
 def layer_of(name: str) -> int | None:
-    """None when nobody gave the module a layer."""
-    rooms = [room for room in LAYERS if room == name or (room != "streamtask" and _within(name, room))]
-    return LAYERS[max(rooms, key=len)] if rooms else None
+    """Its folder's place in FOLDERS; None when the folder is not listed."""
+    found = [folder for folder in FOLDERS if folder == name or (folder != "streamtask" and _within(name, folder))]
+    return FOLDERS.index(found[0]) if found else None
 
 
 # --- Rules ------------------------------------------------------------------------------------------------------------
@@ -199,14 +158,14 @@ def is_short(source: Source) -> Iterator[tuple[int, str]]:
 def imports_lower_layers_only(source: Source) -> Iterator[tuple[int, str]]:
     mine = layer_of(source.name)
     if mine is None:
-        yield 1, f"{source.name} has no layer: give it one in LAYERS"
+        yield 1, f"{source.name} is in no folder of FOLDERS"
         return
-    for line, name, for_types in source.imports():
+    for line, name, _ in source.imports():
         if not _within(name, "streamtask"):
             continue
         theirs = layer_of(name)
-        if theirs is None or (theirs > mine and not for_types):
-            yield line, f"{source.name} (layer {mine}) imports {name} (layer {theirs})"
+        if theirs is None or theirs > mine:
+            yield line, f"{source.name} imports {name}, which stands below it in FOLDERS"
         for room, strangers in STRANGERS.items():
             if _within(source.name, room) and any(_within(name, stranger) for stranger in strangers):
                 yield line, f"{room} must not know {name}"

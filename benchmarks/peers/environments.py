@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.stand import Failed
-from streamtask.devjars import cache_directory, sole_user
+from streamtask.devbroker.jars import cache_directory, sole_user
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 WHOLE = "whole"  # the marker's name

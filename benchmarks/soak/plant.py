@@ -27,7 +27,7 @@ from benchmarks.soak import queues
 from benchmarks.soak.serve import CACHE_KIB
 from benchmarks.stand import ROOT, Failed
 from streamtask.config import TopicNames
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.kafka.admin import ensure_topics
 from streamtask.kafka.settings import KafkaSettings
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from streamtask.config import Settings
-    from streamtask.sources import SettingsFile
+    from streamtask.config.sources import SettingsFile
 
 OPTIONS = {"bootstrap_servers": "--bootstrap", "prefix": "--prefix", "url": "--url", "api_key": "--api-key"}
 # Variables that are no settings and have a meaning all the same.
@@ -94,7 +94,7 @@ def explain(
     given      what the App itself says, and how it is called
     """
     from streamtask.config import raw_tables
-    from streamtask.sources import shown
+    from streamtask.config.sources import shown
 
     values = settings.model_dump(mode="python")
     for name, value in values.items():
@@ -117,7 +117,7 @@ def _source(
     file: SettingsFile | None,
 ) -> tuple[str, str]:
     """(kind, which one); the first that says something wins, of a table for each of its names."""
-    from streamtask.sources import variable
+    from streamtask.config.sources import variable
 
     if place[0] in arguments:
         return "argument", OPTIONS[place[0]]
@@ -150,7 +150,7 @@ def _in_json(text: str, name: str) -> bool:
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
     """`STREAMTASK_PREFX is no setting; the nearest is 'STREAMTASK_PREFIX'`: one that is misspelled is not heard."""
     from streamtask.config import Settings, raw_tables
-    from streamtask.sources import ENVIRONMENT_PREFIX, NESTED, nearest
+    from streamtask.config.sources import ENVIRONMENT_PREFIX, NESTED, nearest
 
     known = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     tables = tuple(ENVIRONMENT_PREFIX + name.upper() + NESTED for name in raw_tables())

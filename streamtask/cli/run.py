@@ -92,16 +92,15 @@ def serve(
     """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
     names = ",".join(allowed_host) if allowed_host else None
     settings = cli.settings(host=host, port=port, store=store, allowed_hosts=names)
-    from streamtask.query_service.http import refuse_bind
-    from streamtask.query_service.http import serve as serve_http
+    from streamtask.query_service import server
 
     settings.bootstrap()
-    refuse_bind(
+    server.refuse_bind(
         settings, insecure=insecure
     )  # before Kafka is asked: a broker that is away takes ten seconds to be missed
     refuse_without_topics(settings)
 
-    serve_http(settings, insecure=insecure)
+    server.run(settings, insecure=insecure)
     return None
 
 

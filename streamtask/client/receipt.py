@@ -6,15 +6,24 @@ Receipt is asynchronous, SyncReceipt (client/blocking.py) the same for plain cod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from streamtask.client.tracking import Track
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ErrorCode, TaskResponse, TaskStatus
 from streamtask.errors import TaskCancelled, TaskFailed
 
-if TYPE_CHECKING:
-    from streamtask.client.asynchronous import AsyncClient
-    from streamtask.client.tracking import Track
+
+class ReceiptClient(Protocol):
+    """What a receipt asks its client for."""
+
+    async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse: ...
+
+    async def _status_of(self, receipt: Receipt) -> TaskResponse: ...
+
+    def _events_of(self, receipt: Receipt) -> AsyncIterator[TaskResponse]: ...
+
+    async def cancel(self, task_id: str, reason: str | None = None) -> None: ...
 
 
 class Receipt:
@@ -30,7 +39,7 @@ class Receipt:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: ReceiptClient,
         task_id: str,
         band: str,
         partition: int,
@@ -72,7 +81,7 @@ class Receipt:
         return self._client._events_of(self)
 
     async def cancel(self, reason: str | None = None) -> None:
-        """Ask for the task to be cancelled. Returns when the wish is acknowledged, not when the task has ended."""
+        """Ask for the task to be cancelled. Returns when the request is acknowledged, not when the task has ended."""
         await self._client.cancel(self.task_id, reason)
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from streamtask.client import Client
 from streamtask.config import Settings, TopicNames
 from streamtask.demo.plan import Plan, make_plan
 from streamtask.demo.table import next_steps, progress_table, summary
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.errors import ClusterError
 from streamtask.kafka.admin import ensure_topics
 from streamtask.kafka.settings import KafkaSettings

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
-from streamtask.worker.supervisor import PARENT_FD
+from streamtask.execution.parent_watch import PARENT_FD
 
 LINE_MAX = 16_384  # characters; a longer one is told in pieces
 LAST_LINES_S = 2.0  # for what it wrote last; somebody that it started may hold the pipe for ever

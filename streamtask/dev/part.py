@@ -18,8 +18,8 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from streamtask.errors import ConfigError, StreamtaskError
+from streamtask.execution.parent_watch import die_with_parent
 from streamtask.observability import event_log
-from streamtask.worker.supervisor import die_with_parent
 
 if TYPE_CHECKING:
     from streamtask.app import App

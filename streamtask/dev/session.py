@@ -29,7 +29,7 @@ from streamtask.dev.follow import Follower
 from streamtask.dev.place import Place, choose_port, short
 from streamtask.dev.screen import Screen
 from streamtask.dev.watch import Watch
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.errors import ConfigError
 from streamtask.kafka.admin import ensure_topics
 from streamtask.kafka.settings import KafkaSettings

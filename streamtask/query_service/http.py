@@ -18,7 +18,6 @@ from pydantic import AwareDatetime
 from starlette.responses import Response
 
 from streamtask.codec import decode_request_strict
-from streamtask.config import Settings
 from streamtask.documents import examples
 from streamtask.documents.examples import HEADERS, JSON, answer
 from streamtask.domain.identity import TRACE_HEADERS, Origin
@@ -37,7 +36,7 @@ from streamtask.query_service.route_checks import be_fresh, canonical_id, task_i
 from streamtask.query_service.socket import add_socket
 from streamtask.query_service.sse import add_streams
 
-__all__ = ["Placed", "Submitter", "check_bind", "create_app", "serve"]
+__all__ = ["Placed", "Submitter", "check_bind", "create_app"]
 
 WAIT_MAX_S = 60.0  # of a long poll: proxies give up between 30 and 60 s
 LANDED_S = 2.0  # how long a POST waits for its own record; then `get` answers from memory until it is there
@@ -105,22 +104,6 @@ def create_app(
     _add_operations(app, service)
     describe(app)
     return app
-
-
-def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
-    """Raise ConfigError when `serve` could not listen as it is set, or should not; asks nobody."""
-    from streamtask.query_service.server import find_place
-
-    check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
-    Hosts(settings.host, settings.hosts_allowed)
-    find_place(settings.host, settings.port)
-
-
-def serve(settings: Settings, *, insecure: bool = False) -> None:
-    """Run the service until SIGTERM or SIGINT. Raises ConfigError, TopicsMissing, Unreachable, ClusterError."""
-    from streamtask.query_service.server import run
-
-    run(settings, insecure=insecure)
 
 
 # --- Routes -----------------------------------------------------------------------------------------------------------

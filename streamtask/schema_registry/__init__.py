@@ -11,7 +11,8 @@ from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import Settings
 from streamtask.errors import ConfigError
 from streamtask.schema_registry.cache import SchemaCache
-from streamtask.schema_registry.client import Registry, open_registry
+from streamtask.schema_registry.client import open_registry
+from streamtask.schema_registry.protocol import Registry
 from streamtask.schema_registry.subjects import documents, learn, schema_ids
 
 __all__ = ["Formats", "Registry", "open_registry"]

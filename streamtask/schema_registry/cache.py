@@ -21,7 +21,7 @@ from collections import OrderedDict
 
 from streamtask.codec.confluent import WriterSchema, writer_schema
 from streamtask.errors import ClusterError, DecodeError, RegistryUnreachable, SchemaPending, SchemaUnavailable
-from streamtask.schema_registry.client import Registry
+from streamtask.schema_registry.protocol import Registry
 
 MISSING_S = 30.0
 AGAIN_S = 0.25  # between two questions of one round that failed

@@ -13,11 +13,12 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from streamtask.errors import ClusterError, ConfigError, RegistryUnreachable
 from streamtask.schema_registry.mock import mock_registry
+from streamtask.schema_registry.protocol import Found, Registry, Version
 
 TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 4_000_000
@@ -35,59 +36,6 @@ SETTINGS = (
     "ssl.key.password",
     "auto.register.schemas",  # false: `format=confluent` uses what is registered, and registers nothing
 )
-
-
-class Found(NamedTuple):
-    """A schema as a registry keeps it. kind: AVRO, JSON or PROTOBUF; references: it leans on other subjects."""
-
-    kind: str
-    text: str
-    references: bool
-
-
-class Version(NamedTuple):
-    """One version of a subject."""
-
-    number: int
-    schema_id: int
-    text: str
-
-
-class Registry(Protocol):
-    """A schema registry. Every call raises RegistryUnreachable or ClusterError."""
-
-    @property
-    def url(self) -> str:
-        """Without user and password."""
-        ...
-
-    def schema(self, schema_id: int) -> Found | None:
-        """The schema of an id; None when the registry knows none."""
-        ...
-
-    def versions(self, subject: str) -> list[Version]:
-        """All versions of a subject, the oldest first; [] when there is no such subject."""
-        ...
-
-    def id_of(self, subject: str, text: str) -> int | None:
-        """The id of exactly this schema under this subject, None when it is not registered there."""
-        ...
-
-    def register(self, subject: str, text: str) -> int:
-        """The id of this schema, registered under this subject unless it was. ClusterError: not compatible."""
-        ...
-
-    def compatible(self, subject: str, text: str) -> list[str]:
-        """What the registry has against this schema as the next version; [] when nothing."""
-        ...
-
-    def compatibility(self, subject: str) -> str | None:
-        """The subject's own rule, None when it has none."""
-        ...
-
-    def set_compatibility(self, subject: str, level: str) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def open_registry(url: str, settings: Mapping[str, Any]) -> Registry:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING
 
 from streamtask.codec.compatibility import full
 from streamtask.errors import ClusterError
-
-if TYPE_CHECKING:
-    from streamtask.schema_registry.client import Found, Version
+from streamtask.schema_registry.protocol import Found, Version
 
 _registries: dict[str, MockRegistry] = {}
 _opening = threading.Lock()
@@ -26,7 +23,7 @@ def mock_registry(url: str) -> MockRegistry:
 
 
 class MockRegistry:
-    """client.Registry in memory."""
+    """protocol.Registry in memory."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -36,15 +33,11 @@ class MockRegistry:
         self._lock = threading.Lock()
 
     def schema(self, schema_id: int) -> Found | None:
-        from streamtask.schema_registry.client import Found
-
         if not 1 <= schema_id <= len(self._texts):
             return None
         return Found("AVRO", self._texts[schema_id - 1], False)
 
     def versions(self, subject: str) -> list[Version]:
-        from streamtask.schema_registry.client import Version
-
         ids = self._subjects.get(subject, [])
         return [Version(number, held, self._texts[held - 1]) for number, held in enumerate(ids, 1)]
 

@@ -14,7 +14,8 @@ from streamtask.codec import avro, schema
 from streamtask.codec.confluent import WriterSchema, writer_schema
 from streamtask.config import TopicNames
 from streamtask.errors import ClusterError, DecodeError
-from streamtask.schema_registry.client import FULL_TRANSITIVE, Registry
+from streamtask.schema_registry.client import FULL_TRANSITIVE
+from streamtask.schema_registry.protocol import Registry
 
 
 class Registered(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 
 GIVEN = "STREAMTASK_TEST_BOOTSTRAP_SERVERS"
 

@@ -19,6 +19,7 @@ from typing import Any
 from streamtask.app import App, load_app
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
+from streamtask.execution.parent_watch import die_with_parent
 from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
 from streamtask.execution.process_pool.pool import Pool
 from streamtask.kafka import permissions
@@ -28,7 +29,7 @@ from streamtask.observability import event_log
 from streamtask.worker.failover import Failover
 from streamtask.worker.heartbeat import Note
 from streamtask.worker.memory_budget import budget_of
-from streamtask.worker.supervisor import Supervisor, die_with_parent
+from streamtask.worker.supervisor import Supervisor
 
 OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
 EXIT_FAILED, EXIT_CONFIG = 1, 2

@@ -1,38 +1,35 @@
 """The parent of the worker processes: starts N of them, restarts the dead ones, passes signals on, and never lets one
 outlive it.
 
-Always true: a child dies with its supervisor, however that dies (`die_with_parent`: the kernel's own signal on Linux,
-a pipe that closes everywhere), because an orphan that works on is a second execution of its tasks. The first SIGTERM,
-SIGINT or SIGHUP drains (SIGTERM to every child), the second aborts (SIGTERM again), the third kills. A child that exits
-with 2 (its settings cannot work) is not restarted: the others are drained and the supervisor exits with 2.
+Always true: a child dies with its supervisor, however that dies (execution/parent_watch.py), because an orphan that works on
+is a second execution of its tasks. The first SIGTERM, SIGINT or SIGHUP drains (SIGTERM to every child), the second aborts
+(SIGTERM again), the third kills. A child that exits with 2 (its settings cannot work) is not restarted: the others are
+drained and the supervisor exits with 2.
 
-A child keeps its member id of the consumer group, and its signs of life, in a note (note.py): unlike a pipe it never
+A child keeps its member id of the consumer group, and its signs of life, in a note (heartbeat.py): unlike a pipe it never
 fills up, is never behind, and can be read when the child is dead whoever inherited its descriptors. A child that lives
 and gives no sign of it is killed, and so replaced.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from streamtask.execution.parent_watch import PARENT_FD
 from streamtask.worker.heartbeat import NOTE_FD, NoteFile
 
-PARENT_FD = "STREAMTASK_PARENT_FD"  # environment of a child: the pipe that closes when its parent dies
 EXIT_CONFIG = 2
 KILL_AFTER_S = 5.0  # from the abort to SIGKILL
 SILENT_S = 30.0  # a worker's own watchdog needs 20; max.poll.interval.ms is 60
 LOOK_S = 1.0  # a signal that comes while we are frozen may go to another thread, which wakes nobody
-_PR_SET_PDEATHSIG = 1
 _STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -275,34 +272,3 @@ class Supervisor:
         self._on_event(("draining", "aborting", "killing")[self._stops - 1], {"why": why, "children": len(alive)})
         for process in alive:
             process.send_signal(number)  # Popen looks first whether it has been reaped: no stranger's pid is hit
-
-
-def die_with_parent(fd: int | None = None) -> bool:
-    """In a child, first thing: end this process with SIGKILL the moment the supervisor is gone.
-
-    fd  the read end of the supervisor's pipe; default: from the environment (STREAMTASK_PARENT_FD)
-
-    False when there is no supervisor (the process was started by hand).
-    """
-    if fd is None:
-        text = os.environ.pop(PARENT_FD, "")  # popped: processes started from here are not the supervisor's children
-        if not text.isdigit():
-            return False
-        fd = int(text)
-    os.set_inheritable(fd, False)
-    if sys.platform == "linux":
-        # Sent by the kernel, so it works even while no Python thread can run. Lost if the parent died before this
-        # line: the pipe tells then.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_watch, args=(fd,), name="parent-watch", daemon=True).start()
-    return True
-
-
-def _watch(fd: int) -> None:
-    while True:
-        try:
-            if os.read(fd, 1) == b"":
-                break
-        except OSError:
-            break  # closed under us: nobody may work without this watch
-    os.kill(os.getpid(), signal.SIGKILL)

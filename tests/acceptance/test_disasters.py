@@ -22,7 +22,7 @@ from confluent_kafka.admin import AdminClient
 
 from streamtask.audit import run_audit
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets

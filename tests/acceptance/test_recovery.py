@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 
 from streamtask.client import SyncReceipt
 from streamtask.config import TopicNames
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.kafka import admin
 from tests.acceptance.harness import Bench, Running, until
 

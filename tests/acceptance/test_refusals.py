@@ -23,7 +23,7 @@ from confluent_kafka.admin import (
 )
 
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.kafka import admin
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, Running, until

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from streamtask.config import TopicNames
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from streamtask.documents.examples import LONG_INFERENCE
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin

@@ -24,7 +24,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from streamtask.devbroker import DevBroker, free_ports
+from streamtask.devbroker.cluster import DevBroker, free_ports
 
 NETWORKS = ("A", "B")
 PIECE_BYTES = 64 * 1024

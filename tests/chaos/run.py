@@ -13,9 +13,9 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 
-from streamtask import devbroker
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker import cluster
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
 from streamtask.kafka import admin
 from tests.acceptance.harness import Bench, until
@@ -54,7 +54,7 @@ def run(
 ) -> Outcome:
     """Play the seed. Raises ValueError (no such fault) before anything is started."""
     plan, faults = schedule(seed, minutes, brokers, only), table()
-    devbroker.START_TIMEOUT_S = BROKER_START_S
+    cluster.START_TIMEOUT_S = BROKER_START_S
     directory = Path(tempfile.mkdtemp(prefix="streamtask-chaos-"))
     outcome = Outcome(seed)
     proxied = any("network" in faults[one.fault].claims for one in plan)

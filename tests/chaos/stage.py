@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 from tests.acceptance.harness import Bench
 from tests.chaos.fleet import Fleet, Host
 from tests.chaos.load import Load

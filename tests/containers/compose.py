@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from streamtask.devjars import cache_directory
+from streamtask.devbroker.jars import cache_directory
 from tests.containers.daemon import Missing
 
 VERSION = "2.40.3"

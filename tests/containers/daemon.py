@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from streamtask.devjars import cache_directory
+from streamtask.devbroker.jars import cache_directory
 
 NEEDED = ("docker", "dockerd", "containerd", "ip")
 INSTALL = "apt-get install docker.io iproute2 mmdebstrap"

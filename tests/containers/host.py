@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamtask.devbroker import free_ports
+from streamtask.devbroker.cluster import free_ports
 from tests.containers import images
 from tests.containers.compose import with_compose
 from tests.containers.daemon import answers, kept

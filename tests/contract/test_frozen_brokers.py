@@ -23,7 +23,7 @@ from streamtask.app import App
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
-from streamtask.devbroker import QUICK, DevBroker
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.domain.ports import (
     Answer,
     Ask,

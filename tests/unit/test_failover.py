@@ -191,7 +191,7 @@ def test_an_eviction_without_an_answer_is_an_error_in_words(nobody: str, monkeyp
 CHILD = """
 import os, signal, sys
 from streamtask.worker.heartbeat import Note
-from streamtask.worker.supervisor import die_with_parent
+from streamtask.execution.parent_watch import die_with_parent
 die_with_parent()
 note = Note().member
 for n in range(5_000):

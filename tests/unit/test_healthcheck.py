@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from streamtask.devbroker import free_ports
+from streamtask.devbroker.cluster import free_ports
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 FINE = {"/health": 200, "/ready": 200}

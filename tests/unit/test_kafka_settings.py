@@ -8,9 +8,9 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from streamtask.config.sources import shown
 from streamtask.errors import ConfigError
 from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
-from streamtask.sources import shown
 
 SETTINGS = KafkaSettings("127.0.0.1:1")
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from streamtask.devjars import KAFKA_VERSION
+from streamtask.devbroker.jars import KAFKA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("java", "node", "go", "kcat")

@@ -27,7 +27,8 @@ from streamtask.errors import (
 )
 from streamtask.schema_registry import Formats, cache, open_registry, subjects
 from streamtask.schema_registry.cache import SchemaCache
-from streamtask.schema_registry.client import FULL_TRANSITIVE, Registry, redacted
+from streamtask.schema_registry.client import FULL_TRANSITIVE, redacted
+from streamtask.schema_registry.protocol import Registry
 from tests.fake_registry import FakeRegistry, fake_registry
 
 NAMES = TopicNames()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from streamtask.config import SETTINGS_FILE, load_settings
+from streamtask.config.sources import HIDDEN, is_secret, key_lines, shown, without_secrets
 from streamtask.errors import ConfigError
-from streamtask.sources import HIDDEN, is_secret, key_lines, shown, without_secrets
 
 
 @pytest.fixture(autouse=True)

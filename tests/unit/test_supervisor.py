@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from streamtask.worker.supervisor import PARENT_FD, Supervisor, die_with_parent
+from streamtask.execution.parent_watch import PARENT_FD, die_with_parent
+from streamtask.worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers run on Linux and macOS")
 
@@ -24,7 +25,7 @@ DEADLINE_S = 30.0
 # Each child marks in its file what happens to it; a line that is there has happened.
 PRELUDE = """
 import os, signal, sys, threading, time
-from streamtask.worker.supervisor import die_with_parent
+from streamtask.execution.parent_watch import die_with_parent
 supervised = die_with_parent()
 slot, directory = sys.argv[1], sys.argv[2]
 def mark(text):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from streamtask.audit import Report
-from streamtask.devjars import jar_path, jars, java_environment, locked_jars
+from streamtask.devbroker.jars import jar_path, jars, java_environment, locked_jars
 from streamtask.errors import DevBrokerUnavailable
 
 SOURCE = Path(__file__).with_name("Witness.java")

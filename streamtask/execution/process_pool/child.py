@@ -37,12 +37,12 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import StreamtaskError
 from streamtask.execution import outcomes
 from streamtask.execution.executor import Executor
+from streamtask.execution.parent_watch import die_with_parent
 from streamtask.execution.process_pool import pipe
 from streamtask.execution.process_pool.child_handle import MANY, RECALL
 from streamtask.execution.process_pool.quarantine_child import Many
 from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
-from streamtask.worker.supervisor import die_with_parent
 
 EXIT_CONFIG = 2
 FLUSH_S = 0.5  # for spans, before an end in the middle: less than the shortest grace that is of use

@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from streamtask.devbroker import START_TIMEOUT_S, DevBroker, aot_cache
-from streamtask.devjars import cache_directory
+from streamtask.devbroker.cluster import START_TIMEOUT_S, DevBroker, aot_cache
+from streamtask.devbroker.jars import cache_directory
 from streamtask.errors import DevBrokerUnavailable
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_origin
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from streamtask.config.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 from streamtask.domain.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
 from streamtask.errors import ConfigError
-from streamtask.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 
 PREFIX_MAX = 60
 PARTITIONS_DEFAULT = 12
