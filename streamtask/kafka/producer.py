@@ -3,6 +3,11 @@
 Two lanes over one contract. `send` reports each record to its own callback; `produce_bulk` only counts, which makes it
 several times as fast. What stays true: a record is reported exactly once, delivered or not; nothing is dropped when the
 queue is full, the caller waits or is told. Safe to call from any thread; callbacks run on the poll thread.
+
+A client of librdkafka may keep the leaders of a topic that was deleted and made anew for as long as it lives, and deliver
+nothing to some partitions (tests/contract/test_topics_made_anew.py). So once a record has timed out, the next one goes
+through a new client; the old one reports what it still holds, and is dropped. A record that it holds then may be overtaken
+by a later one of the same key, unless the caller waits for each.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from streamtask.kafka.settings import KafkaSettings
 HeaderList = list[tuple[str, bytes]]
 POLL_S = 0.1
 ERRORS_KEPT_MAX = 20
+TIMED_OUT = "_MSG_TIMED_OUT"
 
 
 class Delivery(NamedTuple):
@@ -61,7 +67,10 @@ class ClientProducer:
         self._linger_ms = linger_ms
         self.denied = False  # it may write no topic at all: the end of an idempotent producer
         self._heard = Heard(settings.on_error)
-        self._producer = Producer(settings.idempotent(linger_ms=linger_ms) | {"error_cb": self._heard})
+        self._producer = self._client()
+        self._retired: list[Producer] = []  # they report what they still hold
+        self._renewing = threading.Lock()
+        self._timed_out = False  # a record of the client in use has
         self._bulk: Producer | None = None
         self._bulk_lock = threading.Lock()
         self._bulk_result = BulkResult()
@@ -69,17 +78,33 @@ class ClientProducer:
         self._thread = threading.Thread(target=self._serve, name="client-producer", daemon=True)
         self._thread.start()
 
+    def _client(self) -> Producer:
+        return Producer(self._settings.idempotent(linger_ms=self._linger_ms) | {"error_cb": self._heard})
+
     def _serve(self) -> None:
-        poll, closing = self._producer.poll, self._closing
-        while not closing.is_set():
-            try:
-                poll(POLL_S)  # callbacks run inside
-            except (KafkaException, SystemError) as error:
-                # A fatal error is raised once, here; the reports of its records follow, and every later send refuses.
-                held = error_of(error)
-                if held is None:
-                    raise
-                self.denied = self.denied or held.code() in DENIED
+        while not self._closing.is_set():
+            self._poll(self._producer, POLL_S)
+            for producer in list(self._retired):
+                self._poll(producer, 0)
+                if len(producer) == 0:
+                    self._retired.remove(producer)
+
+    def _poll(self, producer: Producer, timeout_s: float) -> None:
+        try:
+            producer.poll(timeout_s)  # callbacks run inside
+        except (KafkaException, SystemError) as error:
+            # A fatal error is raised once, here; the reports of its records follow, and every later send refuses.
+            held = error_of(error)
+            if held is None:
+                raise
+            self.denied = self.denied or held.code() in DENIED
+
+    def _renew(self) -> None:
+        with self._renewing:
+            if self._timed_out and not self.denied:
+                self._retired.append(self._producer)
+                self._producer = self._client()
+                self._timed_out = False
 
     def send(
         self,
@@ -99,9 +124,16 @@ class ClientProducer:
 
         Raises QueueFull, or SubmitError when the record cannot be sent as it is (too large, no such topic).
         """
-        report = _reporter(on_delivery, self._heard) if on_delivery is not None else None
+        if self._timed_out:
+            self._renew()
+        producer = self._producer
+        report = self._reporter(on_delivery, producer) if on_delivery is not None else None
         more: dict[str, Any] = {"headers": headers, "on_delivery": report}
-        self._hand_over(self._producer, time.monotonic() + block_s, topic, value, key, partition, more)
+        self._hand_over(producer, time.monotonic() + block_s, topic, value, key, partition, more)
+        if producer is not self._producer:  # replaced meanwhile by another thread, and dropped if it was empty
+            with self._renewing:
+                if producer not in self._retired:
+                    self._retired.append(producer)
 
     @staticmethod
     def _hand_over(
@@ -124,6 +156,23 @@ class ClientProducer:
                 producer.flush(0.05)
             except KafkaException as error:
                 raise SubmitError(f"{topic}: the record was not sent: {_text(error_of(error), error)}") from None
+
+    def _reporter(
+        self, on_delivery: Callable[[Delivery], None], producer: Producer
+    ) -> Callable[[KafkaError | None, Message], None]:
+        def report(error: KafkaError | None, message: Message) -> None:
+            topic, partition, offset = message.topic() or "", message.partition(), message.offset()
+            place = (topic, -1 if partition is None else partition, -1 if offset is None else offset)
+            if error is None:
+                on_delivery(Delivery(*place))
+                return
+            why = ""
+            if error.code() == KafkaError._MSG_TIMED_OUT:
+                self._timed_out = self._timed_out or producer is self._producer
+                why = self._heard.why()
+            on_delivery(Delivery(*place, error.str() + why, error.name()))
+
+        return report
 
     def produce_bulk(
         self,
@@ -155,6 +204,8 @@ class ClientProducer:
                 sent += 1
             result.sent = sent
             result.pending = producer.flush(max(deadline - time.monotonic(), 0.05))
+            if TIMED_OUT in result.errors and not result.pending:
+                self._bulk = None  # see the module
             return result
 
     def _count_failure(self, error: KafkaError | None, message: Message) -> None:
@@ -167,7 +218,9 @@ class ClientProducer:
 
     def flush(self, timeout_s: float) -> int:
         """Wait until all that was sent is reported. Returns how many are not."""
-        return self._producer.flush(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        left = self._producer.flush(timeout_s)
+        return left + sum(one.flush(max(deadline - time.monotonic(), 0)) for one in list(self._retired))
 
     def partitions(self, topic: str, timeout_s: float = 10.0) -> int:
         """How many partitions the topic has. Raises TopicsMissing, NotAllowed, Unreachable."""
@@ -180,7 +233,7 @@ class ClientProducer:
 
     def close(self, timeout_s: float = 10.0) -> int:
         """Flush and stop. Returns how many records were not reported by then."""
-        left = self._producer.flush(timeout_s)
+        left = self.flush(timeout_s)
         if self._bulk is not None:
             left += self._bulk.flush(timeout_s if left == 0 else 0)
         self._closing.set()
@@ -196,16 +249,3 @@ class ClientProducer:
 
 def _text(held: KafkaError | None, error: BaseException) -> str:
     return f"{held.name()}: {held.str()}" if held is not None else str(error)
-
-
-def _reporter(on_delivery: Callable[[Delivery], None], heard: Heard) -> Callable[[KafkaError | None, Message], None]:
-    def report(error: KafkaError | None, message: Message) -> None:
-        topic, partition, offset = message.topic() or "", message.partition(), message.offset()
-        place = (topic, -1 if partition is None else partition, -1 if offset is None else offset)
-        if error is None:
-            on_delivery(Delivery(*place))
-            return
-        why = heard.why() if error.code() == KafkaError._MSG_TIMED_OUT else ""
-        on_delivery(Delivery(*place, error.str() + why, error.name()))
-
-    return report

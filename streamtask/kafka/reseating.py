@@ -1,5 +1,8 @@
 """Watches over the cells of one member and assigns anew those that have gone silent (silent_cells.py decides).
 
+Where that has not helped twice, the member leaves the group and joins it with a new client: an old one may stay with the
+leaders that a topic had before it was deleted and made anew.
+
 The owner thread looks once a second, which asks no broker. Where logs end is asked by a thread that lives for one question,
 with the reader of the claims, so an idle owner waits for nobody; only a cell that is about to be assigned anew is asked for
 once more here, for at most CONFIRM_S, by the member itself: it reads committed, so its answer leaves out records of a
@@ -32,7 +35,7 @@ class Reseating:
     def __init__(self, consumer: ShardConsumer, reader: Callable[[], Consumer], names: TopicNames) -> None:
         self.due_s = 0.0  # when to look again
         self._consumer, self._reader, self._names = consumer, reader, names
-        self._cells = SilentCells()
+        self._cells: SilentCells[Cell] = SilentCells()
         self._asking: threading.Thread | None = None
         self._ends: Mapping[Cell, int] = {}  # what the last question found; {}: nobody answered
 
@@ -71,6 +74,12 @@ class Reseating:
         ends = self._ends_of(self._consumer.handle, cells, CONFIRM_S)
         anew = self._cells.confirmed(ends, cells, now_s)
         if not anew:
+            return
+        stubborn = [cell for cell in anew if self._cells.stubborn(cell)]
+        if stubborn:
+            told = {f"{band}-{shard}": standings[band, shard].received for band, shard in stubborn}
+            event_log.emit("member_renewed", {"cells": told})
+            self._consumer.rejoin()
             return
         self._consumer.reseat({cell: standings[cell].received for cell in anew})
         held = {f"{band}-{shard}": standing.held for (band, shard), standing in standings.items() if standing.held}

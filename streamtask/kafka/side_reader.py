@@ -6,18 +6,24 @@ has been handed out. What stays true:
 
 - Log ends are high watermarks (uncommitted ends), asked for after the Mark was made, never before.
 - Records come in the order of their partition. Records of a dropped reading are never handed out to a later one.
+- A followed partition that delivers nothing although its log goes on, or that ends before our position, gets a new client:
+  after its topic was made anew the old one may stay with leaders that are none (silent_cells.py tells, after 10 to 16 s).
 - Memory: `settings.tail_kbytes` fetched ahead for all partitions together, and two slices of records.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from streamtask.kafka.log_bounds import Asked, LogBounds
 from streamtask.kafka.settings import KafkaSettings
+from streamtask.kafka.silent_cells import SilentCells, Standing
 from streamtask.kafka.tail import Place, Tail, TailRecord
+from streamtask.observability import event_log
 
 SLICE_RECORDS = 2_000  # of one poll
+LOOK_S = 1.0  # between two looks at whether everything that is followed still delivers
 
 
 class Mark:
@@ -46,6 +52,10 @@ class SideReader:
         self._begins: dict[Place, Asked] = {}  # places that are read as soon as their log's beginning is known
         self._lost: dict[Place, Asked] = {}  # places whose position the log does not hold
         self._fetched: dict[str, list[TailRecord]] = {}  # by topic, for take()
+        self._followed = topics
+        self._silent: SilentCells[Place] = SilentCells()
+        self._ends: Asked | None = None  # of followed partitions that are quiet
+        self._look_s = 0.0
 
     def mark(self, topic: str) -> Mark:
         """Everything that a followed topic holds now."""
@@ -75,6 +85,8 @@ class SideReader:
     def take(self, topic: str) -> list[TailRecord]:
         """What came of this topic; [] when nothing did."""
         self._begin()
+        if (now_s := time.monotonic()) >= self._look_s:
+            self._look(now_s)
         if sum(map(len, self._fetched.values())) < SLICE_RECORDS:
             for record in self._tail.poll(SLICE_RECORDS, 0.0):
                 self._fetched.setdefault(record.topic, []).append(record)
@@ -92,6 +104,23 @@ class SideReader:
                 del self._begins[place]
         if starts:
             self._tail.add(starts)
+
+    def _look(self, now_s: float) -> None:
+        """Whether every followed partition still delivers what its log holds. Waits for nobody."""
+        self._look_s = now_s + LOOK_S
+        positions = {place: at for place, at in self._tail.positions().items() if place[0] in self._followed}
+        self._silent.look({place: Standing(at, at) for place, at in positions.items()}, now_s)
+        if self._ends is not None and self._ends.look():
+            ends, self._ends = self._ends.known, None
+            self._silent.answered(ends, now_s)
+        silent = self._silent.silent(now_s)
+        if silent and (anew := self._silent.confirmed(silent, silent, now_s)):
+            for topic, partition in anew:
+                told = {"position": positions[topic, partition], "log_end": silent[topic, partition]}
+                event_log.emit("reader_renewed", {"topic": topic, "partition": partition, **told})
+            self._tail.renew()
+        if self._ends is None and (quiet := self._silent.to_ask(now_s)):
+            self._ends = self._bounds.ask(quiet, earliest=False)
 
     def _log_starts(self, places: Collection[Place]) -> Mapping[Place, int]:
         """The beginnings that are known of places which lost their position; asked for after that."""

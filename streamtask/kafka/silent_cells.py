@@ -4,6 +4,9 @@ librdkafka answers success for a pause, resume or seek and then drops it when it
 one (its issues #2190 and #5591). Such a cell is never fetched again, without an error. Nothing but a comparison with the
 log can tell it from an idle cell.
 
+A log that ends before our position is another one: its topic was deleted and made anew. A client notices that by itself,
+unless it stays with a leader of the old topic.
+
 A cell is *quiet* when it should deliver (nobody holds it back) and has not moved for QUIET_S; the ends of quiet logs are
 asked for every ASK_S. It is *silent* when it has been seen behind its log end and has not moved for another SILENT_S, so
 between 10 and 16 s after the record that it does not deliver. What stays true:
@@ -17,15 +20,19 @@ between 10 and 16 s after the record that it does not deliver. What stays true:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from streamtask.domain.ports import Cell, Expected
+from streamtask.domain.ports import Expected
+
+C = TypeVar("C", bound=Hashable)  # a cell of requests, or a partition of another topic
 
 QUIET_S = 5.0
 ASK_S = 5.0
 SILENT_S = 10.0
 AGAIN_MAX_S = 320.0
+STUBBORN = 2  # seated again so often in vain: the client itself is at fault (tests/contract/test_topics_made_anew.py)
 LOOK_MAX_S = 3.0  # a longer time between two looks: nobody polled
 
 
@@ -62,15 +69,15 @@ class _Watched:
     patience_s: float = SILENT_S
 
 
-class SilentCells:
+class SilentCells(Generic[C]):
     """Told how the cells stand, about once a second, and where their logs end, now and then."""
 
     def __init__(self) -> None:
-        self._cells: dict[Cell, _Watched] = {}
+        self._cells: dict[C, _Watched] = {}
         self._looked_s: float | None = None
         self._asked_s = float("-inf")
 
-    def look(self, standings: Mapping[Cell, Standing], now_s: float) -> None:
+    def look(self, standings: Mapping[C, Standing], now_s: float) -> None:
         """How every seated cell stands now."""
         if self._looked_s is None or now_s - self._looked_s > LOOK_MAX_S:
             self._start_again(now_s)
@@ -87,7 +94,7 @@ class SilentCells:
                 patience_s = SILENT_S if delivers or watched is None else watched.patience_s
                 self._cells[cell] = _Watched(mark, now_s, patience_s=patience_s)
 
-    def to_ask(self, now_s: float) -> tuple[Cell, ...]:
+    def to_ask(self, now_s: float) -> tuple[C, ...]:
         """The cells whose log ends are to be asked for now; () when it is too early."""
         if now_s - self._asked_s < ASK_S:
             return ()
@@ -96,20 +103,20 @@ class SilentCells:
             self._asked_s = now_s
         return quiet
 
-    def answered(self, ends: Mapping[Cell, int], now_s: float) -> None:
+    def answered(self, ends: Mapping[C, int], now_s: float) -> None:
         """Log ends that were asked for; {} when no broker answered. A cell without an end was not answered for."""
         if not ends:
             self._start_again(now_s)
             return
         for cell, watched in self._cells.items():
             end = ends.get(cell)
-            if end is None or end <= _reached(watched):
+            if end is None or end == _reached(watched):
                 watched.behind_s = None
             else:
                 watched.end = end
                 watched.behind_s = now_s if watched.behind_s is None else watched.behind_s
 
-    def silent(self, now_s: float) -> dict[Cell, int]:
+    def silent(self, now_s: float) -> dict[C, int]:
         """{cell: log end}: behind their ends, and not moving, for too long. Confirm each end before acting upon it: it
         may count records of a transaction that is still open, which nobody may read yet."""
         return {
@@ -118,7 +125,7 @@ class SilentCells:
             if watched.behind_s is not None and now_s - watched.behind_s >= watched.patience_s
         }
 
-    def confirmed(self, ends: Mapping[Cell, int], asked: Iterable[Cell], now_s: float) -> tuple[Cell, ...]:
+    def confirmed(self, ends: Mapping[C, int], asked: Iterable[C], now_s: float) -> tuple[C, ...]:
         """Of the cells that were asked about: those to be seated again, by the ends of what may be read."""
         found = []
         for cell in asked:
@@ -127,13 +134,18 @@ class SilentCells:
                 continue
             watched.behind_s = None
             end = ends.get(cell)
-            if end is not None and end > _reached(watched):
+            if end is not None and end != _reached(watched):
                 watched.end, watched.since_s = end, now_s
                 watched.patience_s = min(2 * watched.patience_s, AGAIN_MAX_S)
                 found.append(cell)
         return tuple(found)
 
-    def quiet_s(self, cell: Cell, now_s: float) -> float:
+    def stubborn(self, cell: C) -> bool:
+        """Whether seating it again is of no use: that was done STUBBORN times in vain, or its log ends before our position."""
+        watched = self._cells[cell]
+        return watched.patience_s > SILENT_S * 2**STUBBORN or watched.end < _reached(watched)
+
+    def quiet_s(self, cell: C, now_s: float) -> float:
         watched = self._cells.get(cell)
         return now_s - watched.since_s if watched is not None else 0.0
 

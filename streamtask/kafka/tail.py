@@ -27,6 +27,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamtask.errors import ClusterError
+from streamtask.kafka.background_close import close, in_background
 from streamtask.kafka.connection_errors import Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.headers import headers_of
@@ -190,7 +191,8 @@ class Tail:
         self._lost: dict[Place, int] = {}  # places whose position the log does not hold: mended by poll
         self._topics: tuple[str, ...] = ()
         self._heard = Heard(settings.on_error, tell=on_error)
-        self._consumer = Consumer(settings.tail(read_committed=read_committed) | {"error_cb": self._heard})
+        self._paused: set[Place] = set()
+        self._consumer = self._client()
         try:
             if isinstance(sources, Mapping):
                 self._assign(sources)
@@ -204,6 +206,20 @@ class Tail:
             raise
         if log_starts is not None:
             self._admin = None  # whoever knows them has a client of its own
+
+    def _client(self) -> Consumer:
+        return Consumer(self._settings.tail(read_committed=self._read_committed) | {"error_cb": self._heard})
+
+    def renew(self) -> None:
+        """Go on with a new client, at the same positions. No broker is asked. What the old one has fetched is fetched again.
+
+        For a topic that was deleted and made anew: a client may keep the leaders that the old topic had for as long as it
+        lives (tests/contract/test_topics_made_anew.py).
+        """
+        old, self._consumer = self._consumer, self._client()
+        in_background("close-tail", lambda: close(old))
+        self._consumer.incremental_assign([TopicPartition(*place, offset) for place, offset in self._positions.items()])
+        self.pause(self._paused)
 
     def refresh(self) -> list[Place]:
         """Also read partitions that were added to the whole topics since; from their beginning. Returns them.
@@ -247,13 +263,16 @@ class Tail:
         for place in gone:
             del self._positions[place]
             self._lost.pop(place, None)
+            self._paused.discard(place)
 
     def pause(self, places: Iterable[Place]) -> None:
         """Fetch nothing of these places until `resume`; what was fetched before may still come."""
+        self._paused.update(places)
         self._consumer.pause([TopicPartition(*place) for place in places])
 
     def resume(self, places: Iterable[Place]) -> None:
         """Go on where `pause` left off."""
+        self._paused.difference_update(places)
         self._consumer.resume([TopicPartition(*place) for place in places])
 
     def _log_starts(self, places: list[Place]) -> dict[Place, int]:

@@ -45,6 +45,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "position_recovered": (logging.WARNING, "no metadata of ours: tasks.status is read; fields: band, shard, why, from"),
     "cell_reseated": (logging.WARNING, "a partition delivered nothing though its log goes on: assigned anew; fields: band, "
                       "shard, received (next offset), position, log_end, backlog, paused, quiet_s, held (other cells)"),
+    "reader_renewed": (logging.WARNING, "tasks.control delivered nothing though its log goes on: read by a new client; "
+                       "fields: topic, partition, position, log_end"),
+    "member_renewed": (logging.WARNING, "a partition delivers nothing though it was assigned anew twice: leaves the group "
+                       "and joins it with a new client; fields: cells (next offset of each)"),
     "records_lost": (logging.ERROR, "the log no longer holds what was open; fields: band, shard, from, to, open, why"),
     "record_passed_over": (logging.WARNING, "a record of tasks.control or tasks.status that no client or worker of ours "
                            "wrote; fields: topic, partition, offset, why, seen"),

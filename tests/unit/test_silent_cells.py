@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from streamtask.domain.ports import Cell
-from streamtask.kafka.silent_cells import AGAIN_MAX_S, ASK_S, LOOK_MAX_S, QUIET_S, SILENT_S, SilentCells, Standing
+from streamtask.kafka.silent_cells import AGAIN_MAX_S, ASK_S, LOOK_MAX_S, QUIET_S, SILENT_S, STUBBORN, SilentCells, Standing
 
 A, B = (0, 1), (2, 1)
 
@@ -15,7 +15,8 @@ class Watch:
     """Looks once a second; the logs end where `ends` says, unless the brokers are away."""
 
     def __init__(self, standings: Mapping[Cell, Standing], ends: Mapping[Cell, int]) -> None:
-        self.cells, self.standings, self.ends = SilentCells(), dict(standings), dict(ends)
+        self.cells: SilentCells[Cell] = SilentCells()
+        self.standings, self.ends = dict(standings), dict(ends)
         self.readable: Mapping[Cell, int] | None = None  # where it differs: records of an open transaction
         self.away = False
         self.now_s = 100.0
@@ -169,3 +170,22 @@ def test_a_cell_that_went_to_another_worker_is_forgotten() -> None:
     watch.turns(8)
     del watch.standings[A]
     assert set(watch.turns(30)) == {B}
+
+
+def test_a_cell_whose_log_ends_before_its_position_is_silent_and_needs_a_new_client_at_once() -> None:
+    """Its topic was deleted and made anew, and the client stays with a leader of the old one."""
+    watch = behind(A)
+    watch.ends[A] = 2
+    assert SILENT_S <= silent_after(watch) <= SILENT_S + QUIET_S + ASK_S + 1
+    assert watch.cells.stubborn(A)
+
+
+def test_a_cell_that_was_assigned_anew_twice_in_vain_needs_a_new_client() -> None:
+    watch = behind(A)
+    stubborn = []
+    while len(watch.reseated) < STUBBORN + 1:
+        before = len(watch.reseated)
+        watch.turn()
+        if len(watch.reseated) > before:
+            stubborn.append(watch.cells.stubborn(A))
+    assert stubborn == [False] * STUBBORN + [True]
