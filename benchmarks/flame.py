@@ -34,7 +34,7 @@ SECONDS, HERTZ = 5, 250
 WAIT_S = 30.0
 SHOWN = 12
 THREAD = re.compile(r"thread \(\w+\)(?:: )?(.*)")
-FILE = re.compile(r" \((?:.*/)?([^/]+/[^/]+)\)$")
+FILE = re.compile(r" \((?:.*?/)?(streamtask/.+|[^/]+/[^/]+)\)$")
 
 
 def measure(
@@ -109,7 +109,8 @@ def _looking(spy: str, process: OtherProcess) -> Iterator[Counter[Stack]]:
 
 
 def short(stack: Stack) -> Stack:
-    """The thread by its name, then frames with the last two parts of their paths; without what starts every thread."""
+    """The thread by its name, then frames with the last two parts of their paths (ours: from `streamtask`), without what
+    starts every thread."""
     named = THREAD.match(stack[0])
     thread = (named[1] or "librdkafka") if named else stack[0]
     frames = [FILE.sub(r" (\1)", name) for name in stack[1:]]

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -98,6 +98,18 @@ def counted() -> dict[str, int]:
         return {name: COUNTS[name] for name in EVENTS if name in COUNTS}
 
 
+class _Stderr:
+    """Whatever sys.stderr is at the moment: a program may replace it, and close the one that was there before."""
+
+    @staticmethod
+    def write(text: str) -> int:
+        return sys.stderr.write(text)
+
+    @staticmethod
+    def flush() -> None:
+        sys.stderr.flush()
+
+
 def configure(level: int = logging.INFO, *, json: bool | None = None) -> None:
     """Log to stderr. json None: unless it is a terminal."""
     as_json = not sys.stderr.isatty() if json is None else json
@@ -113,6 +125,6 @@ def configure(level: int = logging.INFO, *, json: bool | None = None) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )

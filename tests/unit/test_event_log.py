@@ -39,6 +39,16 @@ def test_a_line_is_json_where_nobody_sits(monkeypatch: pytest.MonkeyPatch) -> No
     assert line == {"event": "shards_assigned", "level": "info", "shards": [1, 2]}
 
 
+def test_a_line_goes_to_the_stderr_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: it went to what stderr was when logging was set up, and ended its caller once that was closed."""
+    first, second = io.StringIO(), io.StringIO()
+    said(first, monkeypatch)
+    monkeypatch.setattr(sys, "stderr", second)
+    first.close()
+    event_log.emit("shards_assigned", {"shards": [3]})
+    assert json.loads(second.getvalue())["shards"] == [3]
+
+
 def test_on_a_terminal_it_is_text_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     text = said(Terminal(), monkeypatch)
     assert "shards_assigned" in text

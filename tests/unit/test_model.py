@@ -113,7 +113,7 @@ def test_what_a_rule_names_exists(row: list[str]) -> None:
 
 
 def test_every_function_that_the_record_names_anywhere_exists() -> None:
-    for path in re.findall(r"`((?:core|kafka|recovery)\.[\w.]+)`", RECORD.read_text("utf-8")):
+    for path in re.findall(r"`((?:core|kafka|worker\.recovery)\.[\w.]+)`", RECORD.read_text("utf-8")):
         resolve(path)
 
 

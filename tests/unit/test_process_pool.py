@@ -294,7 +294,7 @@ def guards() -> list[int]:
     found = []
     for one in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended between the two looks
-            if any(arg.endswith("guard.py") for arg in one.cmdline()):
+            if any(arg.endswith("reaper.py") for arg in one.cmdline()):
                 found.append(one.pid)
     return found
 

@@ -47,7 +47,7 @@ from streamtask.schema_registry.cache import SchemaCache
 from streamtask.worker import recovery
 from streamtask.worker.producer_checks import Noticing, PassedOver
 
-PACKAGE = Path(recovery.__file__).parent
+PACKAGE = Path(recovery.__file__).parents[1]
 NAMES = TopicNames()
 ID = "0192f0c1-2b3c-7d4e-8f50-112233445566"
 SHARD = 3
@@ -56,24 +56,24 @@ KAFKA = KafkaSettings("nowhere:9")
 
 # Who reads records, and the tests here that feed it; a text: why none is needed.
 READERS: dict[str, tuple[str, ...] | str] = {
-    "worker": ("test_requests",),
+    "worker.loop": ("test_requests",),
     "kafka.consumer": ("test_requests",),
-    "noticing": ("test_requests", "test_control", "test_recall"),
-    "recovery": ("test_control", "test_recall"),
+    "worker.producer_checks": ("test_requests", "test_control", "test_recall"),
+    "worker.recovery": ("test_control", "test_recall"),
     "kafka.side_reader": "hands over what a Tail reads to recovery",
     "codec.recalled": ("test_recall",),
-    "view.materialize": ("test_the_view",),
-    "view.past": ("test_the_past_of_a_stream",),
-    "view.source": "a Tail: bytes are not looked at",
+    "projection.materialize": ("test_the_view",),
+    "query_service.past": ("test_the_past_of_a_stream",),
+    "projection.source": "a Tail: bytes are not looked at",
     "client.watching": ("test_a_client_that_waits",),
     "audit.reading": ("test_the_audit",),
     "audit.judge": ("test_the_audit",),
-    "offline": ("test_the_view", "test_requests", "test_dead_letters_and_their_redrive"),
+    "projection.topic_scan": ("test_the_view", "test_requests", "test_dead_letters_and_their_redrive"),
     "redrive.run": ("test_requests", "test_dead_letters_and_their_redrive"),
     "redrive.build": ("test_dead_letters_and_their_redrive",),
     "dev.follow": ("test_a_development_session",),
-    "registry.cache": ("test_schemas_of_a_registry",),
-    "registry.subjects": "reads our own schemas",
+    "schema_registry.cache": ("test_schemas_of_a_registry",),
+    "schema_registry.subjects": "reads our own schemas",
     "testing.running": "of tests: it shows them what is strange",
     "kafka.tail": "hands over bytes; test_headers_that_cannot_be_read_are_none_and_those_of_other_records_are_read",
 }

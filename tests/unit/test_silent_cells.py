@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from streamtask.domain.ports import Cell
-from streamtask.kafka.silent_cells import AGAIN_MAX_S, ASK_S, LOOK_MAX_S, QUIET_S, SILENT_S, STUBBORN, SilentCells, Standing
+from streamtask.kafka.silent_cells import (
+    AGAIN_MAX_S,
+    ASK_S,
+    LOOK_MAX_S,
+    QUIET_S,
+    SILENT_S,
+    STUBBORN,
+    SilentCells,
+    Standing,
+)
 
 A, B = (0, 1), (2, 1)
 
