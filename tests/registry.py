@@ -3,7 +3,7 @@
     with Registry() as registry:
         open_registry(registry.url, {})
 
-About 160 MB are fetched once, checked by SHA-256 and kept in the cache of the local Kafka (devjars.py). Schemas live in
+About 160 MB are fetched once, checked by SHA-256 and kept in the cache of the local Kafka (devbroker/jars.py). Schemas live in
 memory: each start is empty. A test that uses `real_registry` is skipped, saying why, only where it cannot be fetched.
 """
 

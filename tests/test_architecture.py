@@ -359,7 +359,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
 ]
 
 KEPT: list[tuple[Rule, str, str]] = [
-    (imports_lower_layers_only, "streamtask/query_service/fold.py", "from streamtask.core import lifecycle\n"),
+    (imports_lower_layers_only, "streamtask/projection/fold.py", "from streamtask.core import lifecycle\n"),
     (keeps_confluent_kafka_in_its_folder, "streamtask/kafka/x.py", "import confluent_kafka\n"),
     (the_core_is_pure, "streamtask/core/x.py", "import random\nfrom collections import deque\nr: random.Random\n"),
     (keeps_every_task, "streamtask/x.py", "async with TaskGroup() as g:\n    g.create_task(f(), name='f')\n"),

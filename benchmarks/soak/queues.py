@@ -49,7 +49,7 @@ def watch(place: Path, every_ms: int) -> None:
 
     def with_statistics(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def made(self: KafkaSettings, *arguments: Any, **named: Any) -> dict[str, Any]:
-            unpolled = named.get("read_committed") is False  # kafka/claim.py's, which only asks
+            unpolled = named.get("read_committed") is False  # kafka/takeover.py's, which only asks
             return make(self, *arguments, **named) | ({} if unpolled else wanted)
 
         return made

@@ -1,4 +1,4 @@
-//! A worker: its turn, the group's callbacks, its handlers, recovery (worker.py, core/protocol.py).
+//! A worker: its turn, the group's callbacks, its handlers, recovery (worker/loop.py, core/protocol.py).
 use crate::batch::*;
 use crate::broker::*;
 use crate::claim::{claim, recalled, received};

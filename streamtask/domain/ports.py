@@ -4,7 +4,7 @@ Two ways lead out of the core.
 
 **Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke, recovery.
 The flows in core/protocol.py are generators that *yield* an ask and are *sent* its answer: the order is the core's,
-and whoever drives them (worker.py on a real broker, tests/sim on a model) only performs. Between any two asks the world
+and whoever drives them (worker/loop.py on a real broker, tests/sim on a model) only performs. Between any two asks the world
 may change; the simulation cuts there.
 
 **Effects** are wishes without an answer: start a handler, stop one, pause a partition, note a fact for the operator.
@@ -343,7 +343,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A fact for the operator: a telemetry event name (telemetry.py) and its fields."""
+    """A fact for the operator: a telemetry event name (observability/event_log.py) and its fields."""
 
     name: str
     fields: Mapping[str, Any]

@@ -5,7 +5,7 @@ Both hand-overs are bounded, because an execution is in at most one of them and 
 
 Always true: every execution that was submitted yields exactly one Outcome, whatever its handler does, unless the
 process dies; the loop outlives every handler; an execution is open (its slot is busy) until its handler has really
-ended, but for a coroutine that was abandoned (coroutines.py); parameters are validated right before the call; the app's
+ended, but for a coroutine that was abandoned (event_loop.py); parameters are validated right before the call; the app's
 lifespan opens before the first call and closes after the last.
 """
 

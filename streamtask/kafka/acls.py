@@ -1,7 +1,7 @@
 """The least that each role has to be allowed on a broker that enforces ACLs: one table, with the reason for every row.
 
 Pure. docs/security.md is written from it, `streamtask topics acls` prints it as commands, `streamtask doctor --role` holds
-what a client is really allowed against it (granted.py), and an acceptance test gives each role exactly this. READ, WRITE
+what a client is really allowed against it (permissions.py), and an acceptance test gives each role exactly this. READ, WRITE
 and ALTER imply DESCRIBE, ALTER_CONFIGS implies DESCRIBE_CONFIGS: those are not repeated.
 """
 

@@ -4,7 +4,7 @@ Invariant: rows and offsets move together. A crash between two `apply` leaves bo
 restart that reads on from `offsets()` folds every record exactly as if it had never stopped. The store knows no rule
 about statuses (core/fold.py does): it keeps what it is given, whole rows, last one wins.
 
-Behind one Protocol: MemoryStore here (tests, throw-away views) and SQLiteStore (view/sqlite.py); one contract suite,
+Behind one Protocol: MemoryStore here (tests, throw-away views) and SQLiteStore (sqlite.py); one contract suite,
 tests/contract/test_store.py, holds both.
 """
 

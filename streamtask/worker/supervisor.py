@@ -63,7 +63,7 @@ class Supervisor:
     grace_s        a drain's time; a child that goes on past it is aborted, then killed
     backoff_s      wait before the first restart, doubled for each death up to backoff_max_s
     stable_s       a child that ran this long starts again from backoff_s
-    silent_s       a child that has given a sign of life (note.py) and then none for this long is killed
+    silent_s       a child that has given a sign of life (heartbeat.py) and then none for this long is killed
     on_event       told what happens: child_started, child_ended, child_restarts, child_silent, draining, aborting,
                    killing
     on_death       told the member id that a child left behind when it ended without leaving the group; must not wait
