@@ -62,13 +62,13 @@ sim: $(INSTALLED) ## the simulation alone: SEEDS=10000
 
 model: ## the protocol model, every run held to what it must give; needs cargo: MODEL=deep
 	@command -v cargo >/dev/null || { echo "make model: cargo is missing; install Rust (https://rustup.rs), nothing else is needed" >&2; exit 2; }
-	@cargo run --quiet --release --locked --manifest-path model/Cargo.toml -- $(MODEL)
+	@cargo run --quiet --release --locked --manifest-path formal_model/Cargo.toml -- $(MODEL)
 
 chaos: $(INSTALLED) ## break things on purpose for 20 minutes, on three real brokers: CHAOS="--seed 7 --minutes 5"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 clean: ## remove .venv and everything that is made again
-	rm -rf $(VENV) build dist model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask
+	rm -rf $(VENV) build dist formal_model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

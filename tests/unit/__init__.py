@@ -1,1 +1,1 @@
-"""One room at a time, without Kafka."""
+"""One module at a time, without a Kafka broker."""

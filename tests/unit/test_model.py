@@ -23,7 +23,7 @@ from tests.sim.refusal_mutations import REFUSAL_MUTATIONS
 from tests.sim.scenarios import SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "model"
+MODEL = ROOT / "formal_model"
 RECORD = ROOT / "docs" / "decisions" / "0012-protocol-model.md"
 GROUPS = ("BUILT", "PARTS", "SCHEDULE", "MUTATIONS", "HOLES", "DEEP")
 
