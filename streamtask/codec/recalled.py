@@ -12,7 +12,7 @@ from datetime import datetime
 
 from streamtask.codec.reader import Reader
 from streamtask.codec.status import peek_status
-from streamtask.core.offsetmap import ATTEMPT_MAX
+from streamtask.core.offset_map import ATTEMPT_MAX
 from streamtask.domain.identity import Origin, canonical
 from streamtask.domain.model import ENDED, TaskStatus, to_ms
 from streamtask.domain.ports import Recalled

@@ -98,7 +98,9 @@ class EngineConfig:
     batch_bytes_max: int = 16_000_000  # and of its results and dead letters
     backlog_max: int = 150  # records of one cell held beyond its ledger's cap before the cell is paused
     backlog_bytes_max: int = 4_000_000  # and their bytes
-    waiting_bytes_max: int = 96 << 20  # worker/memory_budget.py: of requests from their fetch to their end (core/memory.py)
+    waiting_bytes_max: int = (
+        96 << 20
+    )  # worker/memory_budget.py: of requests from their fetch to their end (core/memory.py)
     active_bytes_max: int = 80 << 20  # of decoded parameters of what runs, and of results that are not committed
     backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms)
     progress_ms: int = 100  # at most one progress event a task in this time

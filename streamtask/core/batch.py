@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from streamtask.core.claim import Claim, Final, Owed, Phase
 from streamtask.core.ledger import Draft
-from streamtask.core.offsetmap import Mark
+from streamtask.core.offset_map import Mark
 from streamtask.core.shard import Shard
 from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
 from streamtask.domain.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus

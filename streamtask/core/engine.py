@@ -31,12 +31,12 @@ from streamtask.core.cancels import Cancels
 from streamtask.core.claim import Claim, Final, Owed, Phase, Wait
 from streamtask.core.deadlines import Deadlines
 from streamtask.core.memory import Memory
-from streamtask.core.offsetmap import ATTEMPT_MAX
-from streamtask.core.pace import WHOLE
+from streamtask.core.offset_map import ATTEMPT_MAX
 from streamtask.core.retry import Again
 from streamtask.core.schedule import Schedule
 from streamtask.core.setaside import SetAside
 from streamtask.core.shard import Shard, Standing
+from streamtask.core.slot_sharing import WHOLE
 from streamtask.core.suspects import GROUPS_ON_TRIAL, Groups, acquitted
 from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskStatus
 from streamtask.domain.ports import Cell, Effect, Note, Now, Start, Stop, StopReason

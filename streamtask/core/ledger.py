@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from streamtask.core import suspects
-from streamtask.core.offsetmap import (
+from streamtask.core.offset_map import (
     ATTEMPT_MAX,
     NOTHING,
     TEXT_MAX,
@@ -158,7 +158,7 @@ class Ledger:
 
     @classmethod
     def restored(cls, state: OffsetMap, *, text_max: int = TEXT_MAX) -> Ledger:
-        """The ledger as its text told (offsetmap.decode); records come again from the position on."""
+        """The ledger as its text told (offset_map.decode); records come again from the position on."""
         ledger = cls(state.position, text_max=text_max)
         ledger.state = state
         ledger._unfetched = state.count

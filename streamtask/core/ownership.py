@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from streamtask.core.claim import Phase, Wait
-from streamtask.core.offsetmap import Head, LedgerUnreadable, UnknownVersion, head_of
+from streamtask.core.offset_map import Head, LedgerUnreadable, UnknownVersion, head_of
 from streamtask.core.shard import Shard, Standing
 from streamtask.domain.ports import (
     Cell,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from streamtask.core import ownership, setaside
 from streamtask.core.batch import Batch
 from streamtask.core.engine import Engine
-from streamtask.core.offsetmap import Head
+from streamtask.core.offset_map import Head
 from streamtask.core.shard import heads
 from streamtask.domain.ports import (
     AbortTransaction,

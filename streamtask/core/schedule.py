@@ -14,7 +14,7 @@ other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 +
 (the rest of the round in which low has used its turn, then a whole one). While all have work one pick in 21 is low's.
 
 Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
-executions of threads and children share slots (core/pace.py): a claim is picked while less than all slots are taken.
+executions of threads and children share slots (core/slot_sharing.py): a claim is picked while less than all slots are taken.
 Suspects start in groups (core/suspects.py), and those on trial hold at most half of the slots of their kind, so that
 others go on. One whose trial no other suspect may be on beside goes first: no other goes on trial, for at most alone_ms,
 while it waits for those that are. Beside one that is to be *alone* nothing at all starts, nor while it waits for what runs.
@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from streamtask.core.pace import WHOLE, Pace
+from streamtask.core.slot_sharing import WHOLE, Pace
 from streamtask.core.suspects import ALONE, ONLY, Groups, stage_of
 from streamtask.domain.model import Band, HandlerKind
 

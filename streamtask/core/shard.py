@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from streamtask.core.claim import Claim
 from streamtask.core.ledger import Ledger, charge, unmark
-from streamtask.core.offsetmap import (
+from streamtask.core.offset_map import (
     LEAD_TEXT_MAX,
     TEXT_MAX,
     Head,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamtask.core import ownership
-from streamtask.core.offsetmap import head_of
+from streamtask.core.offset_map import head_of
 from streamtask.domain.model import HandlerKind
 from streamtask.domain.ports import Recalled, RecallStatus, Resume, Seat, StopReason
 from tests.core.desk import STOPPED, Desk

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streamtask.core import protocol
-from streamtask.core.offsetmap import LOST_MAX, Entry, Mark
+from streamtask.core.offset_map import LOST_MAX, Entry, Mark
 from streamtask.core.retry import Again, after_death
 from streamtask.core.suspects import ALONE, ONLY, SINGLE, STAGES
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamtask.core.ledger import GAP_ROOM, Ledger, charge
-from streamtask.core.offsetmap import (
+from streamtask.core.offset_map import (
     ATTEMPT_MAX,
     FAILED_MAX,
     LEAD_TEXT_MAX,

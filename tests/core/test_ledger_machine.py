@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from streamtask.core.ledger import Draft, Ledger, charge
-from streamtask.core.offsetmap import Entry, Head, Mark, decode
+from streamtask.core.offset_map import Entry, Head, Mark, decode
 from streamtask.core.suspects import ALONE, narrowed, stage_of
 
 CHOICE = st.integers(0, 1_000_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamtask.core import ownership, protocol
-from streamtask.core.offsetmap import head_of
+from streamtask.core.offset_map import head_of
 from streamtask.core.shard import Standing
 from streamtask.domain.model import HandlerKind, RequestRecord, Retry, TaskPolicy
 from streamtask.domain.ports import (

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamtask.core.ledger import Ledger
-from streamtask.core.offsetmap import Entry, decode
+from streamtask.core.offset_map import Entry, decode
 from streamtask.core.recall import Recall
 
 A, B = "0190a0a0-0000-7000-8000-00000000000a", "0190a0a0-0000-7000-8000-00000000000b"

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streamtask.core.pace import AHEAD_MS, WHOLE
 from streamtask.core.schedule import AGED_TURNS_MAX, Schedule
+from streamtask.core.slot_sharing import AHEAD_MS, WHOLE
 from streamtask.core.suspects import ALONE, GROUPS_ON_TRIAL, ONLY, SINGLE, Groups, stage_of
 from streamtask.domain.model import BANDS, HandlerKind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamtask.core.offsetmap import Mark
+from streamtask.core.offset_map import Mark
 from streamtask.core.suspects import ALONE, ONLY, STAGES
 from streamtask.domain.model import HandlerKind, TaskStatus
 from streamtask.domain.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets

@@ -18,7 +18,7 @@ from streamtask.core import shard as shard_room
 from streamtask.core.claim import Claim, Owed
 from streamtask.core.engine import Engine
 from streamtask.core.ledger import Draft, Ledger, charge
-from streamtask.core.offsetmap import Mark, entry_of
+from streamtask.core.offset_map import Mark, entry_of
 from streamtask.core.recall import Recall
 from streamtask.core.shard import Standing
 from streamtask.core.suspects import ALONE, STAGES, stage_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamtask.core import ownership, protocol, setaside
 from streamtask.core.engine import Engine
-from streamtask.core.pace import WHOLE
+from streamtask.core.slot_sharing import WHOLE
 from streamtask.domain.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
 from streamtask.domain.ports import (
     Ask,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streamtask.core.ledger import SUSPECT_LOST
-from streamtask.core.offsetmap import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
+from streamtask.core.offset_map import LOST_MAX, Head, LedgerUnreadable, Mark, OffsetMap, UnknownVersion, decode
 from streamtask.core.suspects import ALONE, stage_of
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ENDED, DeadLetter, RequestRecord, StatusEvent, TaskStatus

@@ -28,7 +28,7 @@ from streamtask.codec.reader import Reader
 from streamtask.codec.recalled import CLOCK_AHEAD_MAX_MS, read_recalled
 from streamtask.config import TopicNames
 from streamtask.core.ledger import Ledger
-from streamtask.core.offsetmap import ATTEMPT_MAX
+from streamtask.core.offset_map import ATTEMPT_MAX
 from streamtask.core.shard import Shard
 from streamtask.dev.follow import Follower, Lines
 from streamtask.domain.identity import Origin

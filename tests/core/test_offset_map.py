@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamtask.core import offsetmap
-from streamtask.core.offsetmap import (
+from streamtask.core import offset_map
+from streamtask.core.offset_map import (
     ATTEMPT_MAX,
     ENTRY_CHARS_MAX,
     FAILED_MAX,
@@ -316,7 +316,7 @@ def test_a_text_from_before_the_log_was_cut_is_not_believed() -> None:
 
 
 @settings(max_examples=300)
-@given(st.text(alphabet=offsetmap._ALPHABET + "|!é", max_size=40), st.booleans())
+@given(st.text(alphabet=offset_map._ALPHABET + "|!é", max_size=40), st.booleans())
 def test_whatever_stands_behind_the_tag_is_read_or_refused(rest: str, lead: bool) -> None:
     try:
         read = decode(f"st1|{rest}" + ("|open|1|2|me" if lead else ""), 1_000, log_start=0, log_end=2_000)
@@ -335,4 +335,4 @@ def test_a_huge_run_is_refused_before_it_is_walked() -> None:
 
 
 def test_the_decision_record_names_this_version() -> None:
-    assert re.search(rf"^# 0002: .*text format {offsetmap.VERSION}$", RECORD.read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(rf"^# 0002: .*text format {offset_map.VERSION}$", RECORD.read_text(encoding="utf-8"), re.MULTILINE)

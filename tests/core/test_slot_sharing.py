@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamtask.core.pace import AHEAD_MAX_MS, AHEAD_MS, WHOLE, Pace
+from streamtask.core.slot_sharing import AHEAD_MAX_MS, AHEAD_MS, WHOLE, Pace
 
 
 def learned(*runs: float) -> Pace:
