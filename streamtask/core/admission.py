@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamtask.config import EngineConfig
-from streamtask.core.claim import Claim, Final, Wait
 from streamtask.core.retry import death
+from streamtask.core.shard import Claim, LastEvent, Wait
 from streamtask.domain.model import ErrorCode, TaskStatus
 from streamtask.domain.ports import Now
 
@@ -32,21 +32,21 @@ class WaitFor:
 class End:
     """Ends without (another) execution."""
 
-    final: Final
+    final: LastEvent
 
 
 Verdict = Run | WaitFor | End
 _RUN = Run()
 
 
-def failed(code: ErrorCode | str, error: str) -> Final:
+def failed(code: ErrorCode | str, error: str) -> LastEvent:
     """A FAILED with its dead letter."""
-    return Final(TaskStatus.FAILED, str(code), error, dead=True)
+    return LastEvent(TaskStatus.FAILED, str(code), error, dead=True)
 
 
-def cancelled(code: ErrorCode, error: str | None = None) -> Final:
+def cancelled(code: ErrorCode, error: str | None = None) -> LastEvent:
     """A CANCELLED; never a dead letter."""
-    return Final(TaskStatus.CANCELLED, str(code), error)
+    return LastEvent(TaskStatus.CANCELLED, str(code), error)
 
 
 def verdict(
@@ -106,7 +106,7 @@ def _restarted(claim: Claim, wanted: bool) -> Verdict:
     return _RUN
 
 
-def _unreadable(claim: Claim) -> Final:
+def _unreadable(claim: Claim) -> LastEvent:
     code, text = claim.record.problem or (ErrorCode.INVALID_REQUEST, "cannot be decoded")
     return failed(code, text)
 

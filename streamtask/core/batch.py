@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from streamtask.core.claim import Claim, Final, Owed, Phase
 from streamtask.core.ledger import Draft
 from streamtask.core.offset_map import Mark
-from streamtask.core.shard import Shard
+from streamtask.core.shard import Claim, LastEvent, Owed, Phase, Shard
 from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
 from streamtask.domain.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
 from streamtask.domain.ports import CommitPlan, OffsetCommit
@@ -32,7 +31,7 @@ class Step:
     attempt: int
     report: Owed | None
     wait: Owed | None
-    final: Final | None
+    final: LastEvent | None
     at_ms: int
 
 
@@ -225,7 +224,7 @@ def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
     return step
 
 
-def _finish(batch: Batch, draft: Draft, step: Step, final: Final, now: int) -> None:
+def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) -> None:
     """The terminal event; a FAILED that never ran goes through RUNNING first, so that every history walks the machine."""
     claim = step.claim
     step.pays |= FINISH
@@ -305,7 +304,7 @@ def _offsets(batch: Batch) -> None:
     batch.plan.shards = tuple(batch.shards)
 
 
-def too_large(final: Final) -> Final:
+def too_large(final: LastEvent) -> LastEvent:
     """What is said instead of an end that the broker refuses to store."""
     text = "the broker refused the record of this result: too large"
-    return Final(TaskStatus.FAILED, str(ErrorCode.RESULT_TOO_LARGE), text, dead=True)
+    return LastEvent(TaskStatus.FAILED, str(ErrorCode.RESULT_TOO_LARGE), text, dead=True)

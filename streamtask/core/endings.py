@@ -8,87 +8,85 @@ charges it: once, either way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from streamtask.core import admission, suspects
-from streamtask.core.claim import Claim, Final, Owed, Phase
+from streamtask.core import admission, suspects, timers, transitions
 from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.retry import Again, after_death, death, decide
+from streamtask.core.shard import Claim, LastEvent, Owed, Phase, Wait
+from streamtask.core.state import State
 from streamtask.domain.model import Ending, ErrorCode, Outcome, TaskStatus
 from streamtask.domain.ports import Now, StopReason
-
-if TYPE_CHECKING:
-    from streamtask.core.engine import Engine
 
 WAIT_TEXT_MAX = 1_000  # characters of the message that says why it runs again
 
 
-def judge(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
+def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     """The claim was RUNNING; from now on it owes its end or its wait. An end that somebody asked for comes first."""
     if claim.stop is StopReason.CANCEL:
-        engine.end(claim, admission.cancelled(ErrorCode.CANCELLED))
+        transitions.end(state, claim, admission.cancelled(ErrorCode.CANCELLED))
     elif claim.stop is StopReason.TIMEOUT and not outcome.begun:
         # Its time ran out behind others that took longer than their type ever did: that says nothing about it.
-        _again(engine, claim, "others ran longer than expected", now)
+        _again(state, claim, "others ran longer than expected", now)
     elif claim.stop is StopReason.TIMEOUT:
         text = f"attempt {claim.attempt} ran longer than {(claim.timeout_ms or 0) / 1000:g} s"
         if not outcome.retryable:  # given up, while its code goes on
             text = f"{text}; {outcome.error}"
-        _failed(engine, claim, ErrorCode.TIMEOUT, text, outcome, now)
+        _failed(state, claim, ErrorCode.TIMEOUT, text, outcome, now)
     elif outcome.ending is Ending.RETURNED:
-        engine.end(claim, Final(TaskStatus.COMPLETED, result=outcome.result))
+        transitions.end(state, claim, LastEvent(TaskStatus.COMPLETED, result=outcome.result))
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
-        _again(engine, claim, "no child got to it", now)
+        _again(state, claim, "no child got to it", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
         # Revoked: given up here, to start again there. Not owed to anybody: the clean commit clears its mark.
         claim.phase = Phase.WAITING
-        engine.urgent.pop(claim, None)
+        state.urgent.pop(claim, None)
     elif outcome.ending is Ending.LOST:
-        _died(engine, claim, outcome, now)
+        _died(state, claim, outcome, now)
     elif outcome.ending is Ending.INVALID:
-        engine.end(claim, admission.failed(ErrorCode.INVALID_PARAMETERS, outcome.error))
+        transitions.end(state, claim, admission.failed(ErrorCode.INVALID_PARAMETERS, outcome.error))
     else:
-        _failed(engine, claim, outcome.code or ErrorCode.HANDLER_ERROR, outcome.error, outcome, now)
+        _failed(state, claim, outcome.code or ErrorCode.HANDLER_ERROR, outcome.error, outcome, now)
 
 
-def _again(engine: Engine, claim: Claim, why: str, now: Now) -> None:
+def _again(state: State, claim: Claim, why: str, now: Now) -> None:
     text = f"attempt {claim.attempt} was not begun in time: {why}; again at once"
-    engine.retry(claim, Owed(message=text, failed=claim.failed), Again(0), now)
+    retry(state, claim, Owed(message=text, failed=claim.failed), Again(0), now)
 
 
-def _failed(engine: Engine, claim: Claim, code: str, error: str, outcome: Outcome, now: Now) -> None:
+def _failed(state: State, claim: Claim, code: str, error: str, outcome: Outcome, now: Now) -> None:
     failed = claim.failed + 1
-    again = decide(claim.policy.retry, outcome, failed, engine.rng.random())
+    again = decide(claim.policy.retry, outcome, failed, state.rng.random())
     if isinstance(again, Again):
         text = f"attempt {claim.attempt} failed: {error}; again in {again.wait_ms / 1000:g} s"
-        engine.retry(claim, Owed(message=text[:WAIT_TEXT_MAX], failed=failed), again, now)
+        retry(state, claim, Owed(message=text[:WAIT_TEXT_MAX], failed=failed), again, now)
     else:
-        final = Final(TaskStatus.FAILED, str(code), error, None, outcome.exception, outcome.traceback, dead=True)
-        engine.end(claim, final)
+        final = LastEvent(TaskStatus.FAILED, str(code), error, None, outcome.exception, outcome.traceback, dead=True)
+        transitions.end(state, claim, final)
 
 
-def _died(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
+def _died(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     """The child that it ran in has died. It counts no failure: `Retry.attempts` bounds errors, `lost_max` bounds deaths."""
     if outcome.beside:
-        _parted(engine, claim, outcome, now)
+        _parted(state, claim, outcome, now)
         return
     # In quarantine an acquitted one is a suspect still: it died, and nobody else can have done it.
     lost = (max(claim.lost, SUSPECT_LOST) if claim.group else claim.lost) + 1
-    engine.deaths += 1
+    state.deaths += 1
     if death(claim.policy, lost) == "quarantine":
-        engine.end(claim, admission.failed(ErrorCode.WORKER_LOST, admission.child_lost(lost, outcome.error)))
+        transitions.end(
+            state, claim, admission.failed(ErrorCode.WORKER_LOST, admission.child_lost(lost, outcome.error))
+        )
         return
-    again = after_death(claim.policy.retry, lost, engine.rng.random())
+    again = after_death(claim.policy.retry, lost, state.rng.random())
     text = f"attempt {claim.attempt} was lost: {outcome.error}; again in {again.wait_ms / 1000:g} s"
-    engine.retry(claim, Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=lost), again, now)
+    retry(state, claim, Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=lost), again, now)
 
 
-def _parted(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
+def _parted(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     """One of those that ran in its child has killed that. Nobody is charged; who runs beside it next are half as many."""
     trial = suspects.parted(claim.trial, outcome.beside + 1)
     text = f"attempt {claim.attempt} was broken off: {outcome.error}, as did that of {outcome.beside} others; again at once"
     owed = Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=max(claim.lost, SUSPECT_LOST), trial=trial)
-    engine.retry(claim, owed, Again(0), now)
+    retry(state, claim, owed, Again(0), now)
 
 
 def suspect(claim: Claim, lost: int, trial: int | None = None) -> None:
@@ -101,3 +99,13 @@ def suspect(claim: Claim, lost: int, trial: int | None = None) -> None:
         claim.trial = trial
     if not claim.policy.lost_max:
         claim.trial = suspects.never_convicted(claim.trial)
+
+
+def retry(state: State, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
+    """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
+    claim.wait = owed
+    suspect(claim, claim.lost if owed.lost is None else owed.lost, owed.trial)
+    state.memory.replaced(claim, None, owed)
+    transitions.touch(state, claim)
+    transitions.wait(state, claim, Wait.RETRY)
+    timers.retry(state, claim, again.wait_ms, now)

@@ -6,53 +6,48 @@ throws the prefetched records away). A second record of a task_id that is still 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from streamtask.core import admission, endings, timers
+from streamtask.core import admission, endings, timers, transitions
 from streamtask.core.batch import Refusal
-from streamtask.core.claim import Claim, Phase
-from streamtask.core.shard import Shard, Standing
+from streamtask.core.shard import Claim, Phase, Shard, Standing
+from streamtask.core.state import State
 from streamtask.domain.identity import origin_text
 from streamtask.domain.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
 from streamtask.domain.ports import Note, Now, Pause, Resume
 
-if TYPE_CHECKING:
-    from streamtask.core.engine import Engine
-
 _UNKNOWN = TaskPolicy()
 
 
-def admit(engine: Engine, now: Now) -> None:
+def admit(state: State, now: Now) -> None:
     """Every cell with a backlog: as many records as its ledger has room for."""
     resumed = []
-    for cell in sorted(engine.backlogged):  # high first: its records are scheduled first
+    for cell in sorted(state.backlogged):  # high first: its records are scheduled first
         band, number = cell
-        shard = engine.shards.get(number)
+        shard = state.shards.get(number)
         if shard is None:
-            engine.backlogged.discard(cell)
+            state.backlogged.discard(cell)
             continue
-        if shard.standing is not Standing.OPEN or (engine.aside and engine.aside.has_shard(number)):
+        if shard.standing is not Standing.OPEN or (state.aside and state.aside.has_shard(number)):
             continue
-        _admit_cell(engine, shard, band, now)
+        _admit_cell(state, shard, band, now)
         backlog = shard.backlogs[band]
         if not backlog.records:
-            engine.backlogged.discard(cell)
-        if backlog.paused and _may_resume(engine, shard, band):
+            state.backlogged.discard(cell)
+        if backlog.paused and _may_resume(state, shard, band):
             resumed.append(cell)
-    if engine.memory.heavy:
-        for cell in sorted(engine.memory.heavy):
-            if cell not in resumed and _may_resume(engine, engine.shards[cell[1]], cell[0]):
+    if state.memory.heavy:
+        for cell in sorted(state.memory.heavy):
+            if cell not in resumed and _may_resume(state, state.shards[cell[1]], cell[0]):
                 resumed.append(cell)
     if resumed:
-        engine.effects.append(Resume(tuple(resumed)))
+        state.effects.append(Resume(tuple(resumed)))
 
 
-def pick(engine: Engine, now: Now) -> None:
+def pick(state: State, now: Now) -> None:
     """As many as there are slots for, and memory for what they hold while they run."""
-    schedule, memory, active = engine.schedule, engine.memory, engine.memory.active
+    schedule, memory, active = state.schedule, state.memory, state.memory.active
     while True:
         if active.total >= active.safe or schedule.closed:
-            # One may always run, also while ends that cannot be written (core/setaside.py) fill the memory.
+            # One may always run, also while ends that cannot be written (core/set_aside.py) fill the memory.
             schedule.closed = memory.closed() if schedule.busy else ()
         claim = schedule.pick(now.mono_ms)
         if claim is None:
@@ -61,12 +56,12 @@ def pick(engine: Engine, now: Now) -> None:
         claim.group = schedule.group_of(claim) if claim.suspect else 0
         if claim.record.opened or memory.expected:
             memory.picked(claim)
-        engine.touch(claim)
+        transitions.touch(state, claim)
 
 
-def fetched(engine: Engine, shard: Shard, record: RequestRecord) -> None:
+def fetched(state: State, shard: Shard, record: RequestRecord) -> None:
     """Behind the others of its cell, which is paused when it, or its band, holds enough."""
-    band, config, memory = record.band, engine.config, engine.memory
+    band, config, memory = record.band, state.config, state.memory
     backlog = shard.backlogs[band]
     backlog.records.append(record)
     backlog.bytes += len(record.value)
@@ -75,16 +70,16 @@ def fetched(engine: Engine, shard: Shard, record: RequestRecord) -> None:
         return
     if heavy or len(backlog.records) >= config.backlog_max or backlog.bytes >= config.backlog_bytes_max:
         backlog.paused = True
-        engine.effects.append(Pause(((band, shard.number),)))
+        state.effects.append(Pause(((band, shard.number),)))
         if heavy:
             memory.heavy.add((band, shard.number))
             memory.pauses += 1
 
 
-def _may_resume(engine: Engine, shard: Shard, band: int) -> bool:
+def _may_resume(state: State, shard: Shard, band: int) -> bool:
     """Whether a paused cell goes on: its backlog is small, and there is room for what its band holds, or it holds nothing."""
-    backlog, memory = shard.backlogs[band], engine.memory
-    if len(backlog.records) > engine.config.backlog_low or backlog.bytes > engine.config.backlog_bytes_max // 2:
+    backlog, memory = shard.backlogs[band], state.memory
+    if len(backlog.records) > state.config.backlog_low or backlog.bytes > state.config.backlog_bytes_max // 2:
         return False
     if not memory.may_have(shard, band):
         memory.heavy.add((band, shard.number))  # its backlog may be empty soon, and nothing else would look at it
@@ -94,17 +89,17 @@ def _may_resume(engine: Engine, shard: Shard, band: int) -> bool:
     return True
 
 
-def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
+def _admit_cell(state: State, shard: Shard, band: int, now: Now) -> None:
     backlog, ledger = shard.backlogs[band], shard.ledgers[band]
     records = backlog.records
     room = ledger.room()
     if shard.deferred and not shard.unsettled_cells:
-        _open_deferred(engine, shard, now)
+        _open_deferred(state, shard, now)
     while records and room > 0:
         record = records[0]
         if shard.unsettled_cells and record.offset >= shard.known_to[band]:
             if shard.known_to[band]:
-                _cell_is_back(engine, shard, band, now)  # the rest of what was known has gone from the log
+                _cell_is_back(state, shard, band, now)  # the rest of what was known has gone from the log
             if shard.unsettled_cells:
                 break
         records.popleft()
@@ -116,38 +111,38 @@ def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
             else:
                 if shard.unsettled_cells:
                     shard.resumed[band, record.task_id] = record.offset
-                _open(engine, shard, record, now)
+                _open(state, shard, record, now)
         else:  # it has ended: only its offset was to be known
-            engine.memory.released(shard, record)
+            state.memory.released(shard, record)
         if shard.known_to[band] and ledger.received >= shard.known_to[band]:
-            _cell_is_back(engine, shard, band, now)
+            _cell_is_back(state, shard, band, now)
     if ledger.vanished:
         fields = {"band": band, "shard": shard.number, "from": ledger.vanished[0], "to": ledger.vanished[-1] + 1}
         fields["open"] = len(ledger.vanished)
-        engine.effects.append(Note("records_lost", {**fields, "why": "open requests did not come back from the log"}))
+        state.effects.append(Note("records_lost", {**fields, "why": "open requests did not come back from the log"}))
         ledger.vanished.clear()
 
 
-def _cell_is_back(engine: Engine, shard: Shard, band: int, now: Now) -> None:
+def _cell_is_back(state: State, shard: Shard, band: int, now: Now) -> None:
     shard.cell_is_back(band)
     if not shard.unsettled_cells:
-        _open_deferred(engine, shard, now)
+        _open_deferred(state, shard, now)
 
 
-def _open_deferred(engine: Engine, shard: Shard, now: Now) -> None:
+def _open_deferred(state: State, shard: Shard, now: Now) -> None:
     deferred, shard.deferred = shard.deferred, []
     resumed, shard.resumed = shard.resumed, {}
     for record in sorted(deferred, key=lambda record: (record.band, record.offset)):
         if record.task_id and resumed.get((record.band, record.task_id), -1) > record.offset:
             shard.ledgers[record.band].over(record.offset)
-            engine.memory.released(shard, record)
+            state.memory.released(shard, record)
         else:
-            _open(engine, shard, record, now)
+            _open(state, shard, record, now)
 
 
-def _open(engine: Engine, shard: Shard, record: RequestRecord, now: Now) -> None:
+def _open(state: State, shard: Shard, record: RequestRecord, now: Now) -> None:
     band = record.band
-    origin = origin_text(engine.config.bands[band].name, record.partition, record.offset)
+    origin = origin_text(state.config.bands[band].name, record.partition, record.offset)
     known = shard.claims.get(record.task_id) if record.task_id else None
     if not record.task_id or known is not None:
         if known is not None:
@@ -155,9 +150,9 @@ def _open(engine: Engine, shard: Shard, record: RequestRecord, now: Now) -> None
         else:
             code, text = record.problem or (str(ErrorCode.INVALID_REQUEST), "no usable task_id")
         refusal = Refusal(DeadLetter(record, code, text, origin, record.task_id), shard, band, record.offset)
-        engine.refusals[refusal] = None
+        state.refusals[refusal] = None
         return
-    policy = engine.config.policies.get(record.request.task_type, _UNKNOWN) if record.request is not None else _UNKNOWN
+    policy = state.config.policies.get(record.request.task_type, _UNKNOWN) if record.request is not None else _UNKNOWN
     claim = Claim(shard, record, origin, policy)
     ledger = shard.ledgers[band]
     entry = ledger.entries.get(record.offset)
@@ -166,32 +161,32 @@ def _open(engine: Engine, shard: Shard, record: RequestRecord, now: Now) -> None
         claim.attempt, claim.failed = entry.attempt, entry.failed
         claim.lost, claim.trial = entry.lost, entry.trial
     shard.claims[record.task_id] = claim
-    _judge(engine, shard, claim, now)
-    if not claim.created and claim not in engine.urgent:
-        engine.fresh[claim] = None
+    _judge(state, shard, claim, now)
+    if not claim.created and claim not in state.urgent:
+        state.fresh[claim] = None
 
 
-def _judge(engine: Engine, shard: Shard, claim: Claim, now: Now) -> None:
+def _judge(state: State, shard: Shard, claim: Claim, now: Now) -> None:
     band, record = claim.band, claim.record
     ledger = shard.ledgers[band]
     judged = admission.verdict(
         claim,
-        engine.config,
+        state.config,
         now,
-        wanted=record.task_id not in engine.cancels,
+        wanted=record.task_id not in state.cancels,
         waiting=shard.waiting[band],
         waiting_max=ledger.claims_max // 2,
-        crowded=engine.memory.crowded,
+        crowded=state.memory.crowded,
     )
     if isinstance(judged, admission.End):
-        engine.end(claim, judged.final)
+        transitions.end(state, claim, judged.final)
         return
     if record.expires_ms is not None and not claim.attempt:
-        timers.expiry(engine, claim, record.expires_ms)
+        timers.expiry(state, claim, record.expires_ms)
     if isinstance(judged, admission.Run):
         endings.suspect(claim, claim.lost)
-        engine.queue(claim, now)
+        transitions.queue(state, claim, now)
         return
     endings.suspect(claim, claim.lost)
-    engine.wait(claim, judged.reason)
-    timers.wait(engine, claim, judged, now)
+    transitions.wait(state, claim, judged.reason)
+    timers.wait(state, claim, judged, now)

@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Final
 from streamtask.domain.model import HandlerKind, RequestRecord
 
 if TYPE_CHECKING:
-    from streamtask.core.claim import Claim, Owed
-    from streamtask.core.claim import Final as End
-    from streamtask.core.shard import Shard
+    from streamtask.core.shard import Claim, Owed, Shard
+    from streamtask.core.shard import LastEvent as End
     from streamtask.domain.ports import Cell
 
 # One waiting request beside its value: record, model, claim, ledger entry, schedule (2,600 bytes measured over 15,840 open

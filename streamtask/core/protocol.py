@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from streamtask.core import ownership, setaside
+from streamtask.core import ownership, refused_places, set_aside, settlement
 from streamtask.core.batch import Batch
 from streamtask.core.engine import Engine
 from streamtask.core.offset_map import Head
@@ -190,11 +190,11 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
         fault = yield EndTransaction()
         if fault is None:
             engine.sent = None
-            engine.settle(batch, clock())
+            settlement.settle(engine, batch, clock())
             return True
         if fault.kind is FaultKind.RETRY:
             fault = Fault(FaultKind.DOUBT, fault.text)
-    blamed = setaside.blamed(batch.plan, fault, some=some)
+    blamed = refused_places.blamed(batch.plan, fault, some=some)
     if fault.kind in (FaultKind.FENCED, FaultKind.DOUBT):
         _doubtful(engine, batch, fault, certain=bool(blamed))
     else:
@@ -204,9 +204,9 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
         else:
             engine.sent = None
             engine.effects.append(Note("transaction_aborted", {"fault": fault.kind.value, "why": fault.text}))
-            engine.aborted(batch, record=fault.kind is FaultKind.RECORD)
+            settlement.aborted(engine, batch, record=fault.kind is FaultKind.RECORD)
     if blamed:
-        setaside.set_aside(engine, blamed, fault.text, clock())
+        set_aside.set_aside(engine, blamed, fault.text, clock())
     return False
 
 

@@ -11,126 +11,113 @@ and its task runs again: nothing of it has failed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from streamtask.core import admission
-from streamtask.core.claim import Claim, Phase, Wait
+from streamtask.core import admission, transitions
 from streamtask.core.retry import Again, decide
+from streamtask.core.shard import Claim, Phase, Wait
+from streamtask.core.state import State
 from streamtask.core.suspects import trial_ms
+from streamtask.core.transitions import BEGIN, EXPIRES, NOT_BEFORE, RETRY, TIMEOUT, TRIAL, UNKNOWN_TYPE
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import Now, Start, Stop, StopReason
 
-if TYPE_CHECKING:
-    from streamtask.core.engine import Engine
-
 NOT_STARTED = "expired before its start"
-NOT_BEFORE, EXPIRES = 0, 1  # on the wall clock
-UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN = 2, 3, 4, 5, 6  # on the monotonic clock
 
 _NOT_STARTED = (Phase.QUEUED, Phase.WAITING, Phase.PICKED)
 
 
-def expiry(engine: Engine, claim: Claim, expires_ms: int) -> None:
+def expiry(state: State, claim: Claim, expires_ms: int) -> None:
     """Not started by then: never started."""
     claim.armed = True
-    engine.wall.arm(claim, expires_ms, EXPIRES)
+    state.wall.arm(claim, expires_ms, EXPIRES)
 
 
-def wait(engine: Engine, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
+def wait(state: State, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
     """The end of a wait that admission decided on."""
     claim.armed = True
     if judged.reason is Wait.NOT_BEFORE:
-        engine.wall.arm(claim, judged.due_ms, NOT_BEFORE)
+        state.wall.arm(claim, judged.due_ms, NOT_BEFORE)
     elif judged.reason is Wait.UNKNOWN_TYPE:
-        engine.schedule.hold(claim)  # later ones with its key must not pass it
-        engine.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
+        state.schedule.hold(claim)  # later ones with its key must not pass it
+        state.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
     else:  # a retry that an earlier owner let wait: its due time is not in the ledger, so it is drawn anew
-        again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), engine.rng.random())
-        engine.schedule.hold(claim)
-        retry(engine, claim, again.wait_ms if isinstance(again, Again) else 0, now)
+        again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), state.rng.random())
+        state.schedule.hold(claim)
+        retry(state, claim, again.wait_ms if isinstance(again, Again) else 0, now)
 
 
-def retry(engine: Engine, claim: Claim, wait_ms: int, now: Now) -> None:
+def retry(state: State, claim: Claim, wait_ms: int, now: Now) -> None:
     """The end of a backoff."""
     claim.armed = True
-    engine.mono.arm(claim, now.mono_ms + wait_ms, RETRY)
+    state.mono.arm(claim, now.mono_ms + wait_ms, RETRY)
 
 
-def start(engine: Engine, claim: Claim, handed: Start, now: Now) -> None:
+def start(state: State, claim: Claim, handed: Start, now: Now) -> None:
     """It is handed over."""
     if not handed.in_child:
-        run(engine, claim, handed.timeout_ms, now)
+        run(state, claim, handed.timeout_ms, now)
     elif handed.timed:
         claim.armed = True
-        engine.mono.arm(claim, now.mono_ms + engine.config.begin_ms, BEGIN)
+        state.mono.arm(claim, now.mono_ms + state.config.begin_ms, BEGIN)
 
 
-def run(engine: Engine, claim: Claim, timeout_ms: int | None, now: Now) -> None:
+def run(state: State, claim: Claim, timeout_ms: int | None, now: Now) -> None:
     """Its handler begins: its time limit counts from here, and the trial that it stands, if any."""
     if timeout_ms is not None:
         claim.armed = True
-        engine.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
+        state.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
     if claim.on_trial:
         claim.armed = True
-        length = trial_ms(engine.config.trial_ms, claim.trial, engine.config.trial_max_ms, timeout_ms)
-        engine.mono.arm(claim, now.mono_ms + length, TRIAL)
+        length = trial_ms(state.config.trial_ms, claim.trial, state.config.trial_max_ms, timeout_ms)
+        state.mono.arm(claim, now.mono_ms + length, TRIAL)
 
 
-def begun(engine: Engine, claim: Claim, now: Now) -> None:
+def begun(state: State, claim: Claim, now: Now) -> None:
     """Its child begins with it."""
     if claim.stop is None:
-        engine.mono.disarm(claim, BEGIN)
-        run(engine, claim, claim.timeout_ms, now)
+        state.mono.disarm(claim, BEGIN)
+        run(state, claim, claim.timeout_ms, now)
 
 
-def disarm(engine: Engine, claim: Claim) -> None:
-    """No deadline of this claim is left."""
-    if claim.record.expires_ms is not None or claim.record.not_before_ms is not None:
-        engine.wall.disarm(claim, NOT_BEFORE)
-        engine.wall.disarm(claim, EXPIRES)
-    for kind in (UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN):
-        engine.mono.disarm(claim, kind)
-    claim.armed = False
-
-
-def due(engine: Engine, now: Now) -> None:
+def due(state: State, now: Now) -> None:
     """What has become due."""
-    for claim, kind in engine.wall.due(now.wall_ms):
+    for claim, kind in state.wall.due(now.wall_ms):
         if kind == NOT_BEFORE:
-            engine.to_queue(claim, now)
+            transitions.to_queue(state, claim, now)
         else:
-            _expire(engine, claim)
-    for claim, kind in engine.mono.due(now.mono_ms):
+            _expire(state, claim)
+    for claim, kind in state.mono.due(now.mono_ms):
         if kind == RETRY:
-            engine.to_queue(claim, now)
+            transitions.to_queue(state, claim, now)
         elif kind == UNKNOWN_TYPE:
             if claim.phase is Phase.WAITING:
-                engine.withdraw(claim)
-                engine.end(claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim)))
+                transitions.withdraw(state, claim)
+                transitions.end(
+                    state, claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim))
+                )
         elif claim.phase is not Phase.RUNNING:
             pass
         elif kind == TRIAL:
             claim.acquitted = True
-            engine.touch(claim)
+            transitions.touch(state, claim)
         elif claim.stop is None:
             claim.stop = StopReason.TIMEOUT if kind == TIMEOUT else StopReason.NOT_BEGUN
-            engine.effects.append(Stop(claim.token, claim.stop))
+            state.effects.append(Stop(claim.token, claim.stop))
 
 
-def _expire(engine: Engine, claim: Claim) -> None:
+def _expire(state: State, claim: Claim) -> None:
     """End what has not started by its expires_at. A picked one gives its slot back, unless it is not known whether its RUNNING
     has landed: it is looked at again until that is, and `landed` ends it if it has."""
-    if claim.phase is Phase.PICKED and engine.in_doubt(claim):
-        engine.wall.put_off(claim, EXPIRES)
+    if claim.phase is Phase.PICKED and transitions.in_doubt(state, claim):
+        state.wall.put_off(claim, EXPIRES)
     elif claim.phase in _NOT_STARTED and not claim.attempt:
-        engine.withdraw(claim)
-        engine.end(claim, admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED))
+        transitions.withdraw(state, claim)
+        transitions.end(state, claim, admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED))
 
 
-def landed(engine: Engine, claim: Claim, now: Now) -> None:
+def landed(state: State, claim: Claim, now: Now) -> None:
     """The RUNNING of an armed claim is committed: no deadline is left from before it, and its handler is called unless it is
     `too_late`."""
-    disarm(engine, claim)
+    transitions.disarm(state, claim)
     if claim.final is None and too_late(claim, now):
         claim.final = admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED)
 

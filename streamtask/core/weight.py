@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from streamtask.core.claim import Claim, Final
+from streamtask.core.shard import Claim, LastEvent
 from streamtask.domain.model import DeadLetter
 
 EVENT_BYTES = (
@@ -60,7 +60,7 @@ def claim_bytes(claim: Claim, events: int) -> int:
     return size
 
 
-def final_bytes(final: Final) -> int:
+def final_bytes(final: LastEvent) -> int:
     """The result, or the texts of a failure: these stand in the event and in the headers of the dead letter."""
     texts = text_bytes(final.error) + text_bytes(final.exception)
     return len(final.result or b"") + text_bytes(final.traceback) + texts * (2 if final.dead else 1)

@@ -336,7 +336,7 @@ class RecallStatus:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask these partitions, beside the transactions of this worker, whether they take records, then call setaside.probed."""
+    """Ask these partitions, beside the transactions of this worker, whether they take records, then call set_aside.probed."""
 
     places: tuple[Place, ...]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamtask.core.claim import Phase, Wait
 from streamtask.core.engine import Engine
+from streamtask.core.shard import Phase, Wait
 
 
 def check(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamtask.core import ownership
+from streamtask.core import ownership, settlement
 from streamtask.domain.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
 from streamtask.domain.ports import Expected, Pause, ReadControl, Resume, StopReason
 from streamtask.execution import outcomes
@@ -37,7 +37,7 @@ def test_every_event_of_an_attempt_names_the_same_start() -> None:
     assert batch is not None
     d.events += batch.plan.events
     d.later(148)  # the broker takes its time
-    d.engine.settle(batch, d.now)
+    settlement.settle(d.engine, batch, d.now)
     d.take()
     d.end(record)
     d.settle()
@@ -50,7 +50,7 @@ def test_nothing_starts_before_its_running_is_committed() -> None:
     batch = d.engine.build(d.now)
     assert batch is not None
     assert not [e for e in d.engine.take_effects() if type(e).__name__ == "Start"]
-    d.engine.settle(batch, d.now)
+    settlement.settle(d.engine, batch, d.now)
     assert [type(e).__name__ for e in d.engine.take_effects()] == ["Start"]
 
 

@@ -12,15 +12,14 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from streamtask.core import endings, ownership, protocol, suspects, timers
+from streamtask.core import endings, ownership, protocol, settlement, suspects, timers
 from streamtask.core import schedule as schedule_room
 from streamtask.core import shard as shard_room
-from streamtask.core.claim import Claim, Owed
 from streamtask.core.engine import Engine
 from streamtask.core.ledger import Draft, Ledger, charge
 from streamtask.core.offset_map import Mark, entry_of
 from streamtask.core.recall import Recall
-from streamtask.core.shard import Standing
+from streamtask.core.shard import Claim, Owed, Standing
 from streamtask.core.suspects import ALONE, STAGES, stage_of
 from streamtask.domain.model import Outcome, TaskStatus
 from streamtask.domain.ports import (
@@ -56,7 +55,7 @@ def _write_ahead() -> Any:
         if fault is None:
             fault = yield Flush(batch.plan)
         if fault is None:
-            engine.settle(batch, clock())
+            settlement.settle(engine, batch, clock())
             fault = yield SendOffsets(batch.plan)
         if fault is None:
             fault = yield EndTransaction()

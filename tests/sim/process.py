@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from streamtask.core import ownership, protocol, setaside
+from streamtask.core import ownership, protocol, set_aside
 from streamtask.core.engine import Engine
 from streamtask.core.slot_sharing import WHOLE
 from streamtask.domain.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
@@ -399,7 +399,7 @@ class Process(Performer):
 
     def _probed(self, place: Place) -> None:
         why = "in-sync replicas 1 of 2" if place in self.broker.sick else None
-        setaside.probed(self.engine, place, why, self.now())
+        set_aside.probed(self.engine, place, why, self.now())
         self.stir()
 
     def _start(self, effect: Start) -> None:

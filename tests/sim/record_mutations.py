@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 from streamtask.core import timers
-from streamtask.core.claim import Phase
 from streamtask.core.recall import Recall
+from streamtask.core.shard import Phase
 
 from .mutation import Mutation
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
-from streamtask.core import setaside
+from streamtask.core import refused_places, set_aside
 from streamtask.core.batch_size import BatchSize
-from streamtask.core.claim import Claim
+from streamtask.core.shard import Claim
 from streamtask.domain.ports import Fault, FaultKind, FenceIds
 
 from .mutation import Mutation
@@ -17,12 +17,12 @@ from .process import Process
 
 def _silent_set_aside() -> Any:
     """A batch that a partition does not acknowledge is built again as it was."""
-    return patch.object(setaside, "blamed", lambda plan, fault, some: frozenset())
+    return patch.object(refused_places, "blamed", lambda plan, fault, some: frozenset())
 
 
 def _letters_wait() -> Any:
     """Letters are sent though no partition of tasks.dead takes any."""
-    return patch.object(setaside.SetAside, "letters", True)
+    return patch.object(set_aside.SetAside, "letters", True)
 
 
 def _fence_not_for_markers() -> Any:
@@ -43,12 +43,12 @@ def _handover_without_status() -> Any:
     def closing(engine: Any, shards: Any) -> list[Claim]:
         return [claim for claim in engine.urgent if claim.owner_shard in shards]
 
-    return patch.object(setaside, "closing", closing)
+    return patch.object(set_aside, "closing", closing)
 
 
 def _mark_behind_refusals() -> Any:
     """The mark of CREATED passes a refusal whose letter cannot be written."""
-    return patch.object(setaside, "floors_of", lambda refusals: {})
+    return patch.object(set_aside, "floors_of", lambda refusals: {})
 
 
 def _batches_fall() -> Any:

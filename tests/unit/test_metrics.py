@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
-from streamtask.core import ownership, protocol, setaside
+from streamtask.core import ownership, protocol, set_aside
 from streamtask.domain.identity import trace_id
 from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
 from streamtask.domain.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
@@ -263,7 +263,7 @@ def test_a_partition_set_aside_is_named_and_no_reason_for_a_restart() -> None:
     d = desk()
     d.submit()
     d.settle()
-    setaside.set_aside(d.engine, [(STATUS, 0), DEAD], "in-sync replicas [1] of [1, 2]", d.now)
+    set_aside.set_aside(d.engine, [(STATUS, 0), DEAD], "in-sync replicas [1] of [1, 2]", d.now)
     d.end(next(iter(d.running.values())).record)
     for _ in range(4):
         d.look()

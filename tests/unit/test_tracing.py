@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from streamtask.client.build import Prepared, prepare, told_of_failure, traced
 from streamtask.codec import status_headers
 from streamtask.config import TopicNames
-from streamtask.core.claim import trace_headers
+from streamtask.core.shard import trace_headers
 from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.execution import outcomes

@@ -1,11 +1,11 @@
-"""One partition that takes nothing stops what needs it, and nothing else (core/setaside.py)."""
+"""One partition that takes nothing stops what needs it, and nothing else (core/set_aside.py)."""
 
 from __future__ import annotations
 
 import pytest
 
-from streamtask.core import ownership, protocol, setaside
-from streamtask.core.setaside import FIRST_PAUSE_MS, PAUSE_MAX_MS
+from streamtask.core import ownership, protocol, set_aside
+from streamtask.core.refused_places import FIRST_PAUSE_MS, PAUSE_MAX_MS
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord
 from streamtask.domain.ports import (
     DEAD,
@@ -83,7 +83,7 @@ class Ward:
         for effect in effects:
             if isinstance(effect, Probe):
                 for place in effect.places:
-                    setaside.probed(self.d.engine, place, "still" if place in self.sick else None, self.d.now)
+                    set_aside.probed(self.d.engine, place, "still" if place in self.sick else None, self.d.now)
         self.d.take()
 
     def notes(self, name: str) -> list[Place]:
