@@ -25,10 +25,10 @@ PYTEST ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check bench bench-check fuzz sim chaos model clean
+.PHONY: help install demo test slow check bench bench-check fuzz sim chaos model release-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv and install streamtask into it, with everything that tests and demo need
 
@@ -66,6 +66,9 @@ model: ## the protocol model, every run held to what it must give; needs cargo: 
 
 chaos: $(INSTALLED) ## break things on purpose for 20 minutes, on three real brokers: CHAOS="--seed 7 --minutes 5"
 	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+release-check: $(INSTALLED) ## build sdist and wheel, and try the wheel in a fresh environment of each Python 3.11 to 3.14 that is here
+	@$(BIN)/python -m tests.release
 
 clean: ## remove .venv and everything that is made again
 	rm -rf $(VENV) build dist formal_model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask

@@ -17,8 +17,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.config import TopicNames
-from streamtask.devbroker import cluster, jars
-from streamtask.devbroker.cluster import QUICK, DevBroker, aot_cache
+from streamtask.devbroker import aot_training, cluster, jars
+from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import DevBrokerUnavailable
 from streamtask.kafka import admin
 from tests.processes import gone
@@ -171,7 +171,7 @@ def test_a_cache_that_java_has_written_ahead_of_time_is_whole_and_taken_by_the_n
     monkeypatch.setenv("STREAMTASK_CACHE", str(tmp_path))
     with DevBroker() as kafka:
         assert not [flag for flag in kafka.command(1) if "AOT" in flag]
-    made = aot_cache.train_aot()
+    made = aot_training.train_aot()
     assert made.stat().st_size > 10_000_000
     assert not list(tmp_path.glob("aot-*")), "what it was made in is gone"
     with DevBroker() as kafka:
