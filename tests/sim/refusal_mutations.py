@@ -22,7 +22,7 @@ def _silent_set_aside() -> Any:
 
 def _letters_wait() -> Any:
     """Letters are sent though no partition of tasks.dead takes any."""
-    return patch.object(set_aside.SetAside, "letters", True)
+    return patch.object(refused_places.SetAside, "letters", True)
 
 
 def _fence_not_for_markers() -> Any:
