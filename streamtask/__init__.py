@@ -13,16 +13,24 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022  grouped by use, not by name
     # handlers
     "App",
+    "AsyncTask",
     "Context",
+    "FakeContext",
     "GiveUp",
+    "PlainTask",
     "Retry",
     "RetryLater",
     "Task",
+    "TaskDecorator",
     # asking for work
     "AsyncClient",
     "Client",
     "Receipt",
+    "Settings",
     "SyncReceipt",
+    "SyncTaskHandle",
+    "TaskHandle",
+    "TopicNames",
     # the contract
     "ErrorDetails",
     "TaskRequest",
@@ -49,8 +57,9 @@ __all__ = [  # noqa: RUF022  grouped by use, not by name
 ]
 
 _HOMES = {
-    "streamtask.app": ("App", "Task"),
-    "streamtask.handlers.registry": ("Context", "Retry"),
+    "streamtask.app": ("App", "AsyncTask", "PlainTask", "SyncTaskHandle", "Task", "TaskDecorator", "TaskHandle"),
+    "streamtask.config": ("Settings", "TopicNames"),
+    "streamtask.handlers.registry": ("Context", "FakeContext", "Retry"),
     "streamtask.client": ("AsyncClient", "Client", "Receipt", "SyncReceipt"),
     "streamtask.domain.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
     "streamtask.errors": (
@@ -78,8 +87,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
-    from streamtask.app import App, Task
+    from streamtask.app import App, AsyncTask, PlainTask, SyncTaskHandle, Task, TaskDecorator, TaskHandle
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+    from streamtask.config import Settings, TopicNames
     from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
     from streamtask.errors import (
         ClusterError,
@@ -102,7 +112,7 @@ if TYPE_CHECKING:
         Unreachable,
         WaitTimeout,
     )
-    from streamtask.handlers.registry import Context, Retry
+    from streamtask.handlers.registry import Context, FakeContext, Retry
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import streamtask
 from streamtask import errors
@@ -41,3 +46,27 @@ def test_every_error_that_a_user_may_have_to_catch_is_public() -> None:
     }
     inside = {"SchemaPending", "DevBrokerUnavailable"}  # the worker waits it out; the command of the local broker
     assert raised - inside <= set(streamtask.__all__)
+
+
+def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Public methods of public classes, and their overloads."""
+    for name in streamtask.__all__:
+        found = getattr(streamtask, name)
+        for attribute, member in vars(found).items() if inspect.isclass(found) else ():
+            if attribute.startswith("_"):
+                continue
+            function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            for one in (function, *(typing.get_overloads(function) if inspect.isfunction(function) else ())):
+                if inspect.isfunction(one):
+                    yield f"{name}.{attribute}", one
+
+
+def test_whatever_a_public_function_returns_is_public() -> None:
+    missing = set()
+    for where, function in public_functions():
+        for word in re.findall(r"[A-Z]\w+", str(function.__annotations__.get("return", ""))):
+            returned = function.__globals__.get(word)
+            ours = inspect.isclass(returned) and returned.__module__.startswith("streamtask")
+            if ours and word not in streamtask.__all__:
+                missing.add(f"{where} returns {word}")
+    assert sorted(missing) == []
