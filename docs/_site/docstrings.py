@@ -7,11 +7,15 @@ A docstring describes shapes in a block of two columns:
     retry    default: one attempt
 
 Markdown would join that into one line. Here such a block becomes a list, `timeout` in code. Everything else is Markdown
-already: paragraphs, and examples that are indented by four.
+already: paragraphs, and examples that are indented by four. Two more things that only running code would show:
+
+- a comment `#: text` behind an attribute is its docstring;
+- `submit = _blocking(AsyncClient.submit)` is a method of Client with the arguments of AsyncClient's.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -21,12 +25,36 @@ import griffe
 ROW = re.compile(r"^(?P<names>[a-z_*][\w*]*(?:, [a-z_*][\w*]*)*)(?P<gap> +)(?P<meaning>\S.*)$")
 
 
+BLOCKING = re.compile(r"_blocking\((\w+)\.(\w+)\)\Z")
+
+
 class HouseDocstrings(griffe.Extension):
     """Rewrites every docstring that is shown."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        if attr.docstring is None and attr.lines and "#: " in attr.lines[-1]:
+            attr.docstring = griffe.Docstring(attr.lines[-1].partition("#: ")[2], parent=attr)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        client = pkg.members.get("client")
+        if isinstance(client, griffe.Module):
+            _add_blocking_methods(client["blocking.Client"], client["asynchronous.AsyncClient"])
+
+
+def _add_blocking_methods(client: griffe.Class, asynchronous: griffe.Class) -> None:
+    for name, attribute in list(client.members.items()):
+        found = BLOCKING.match(str(getattr(attribute, "value", "")))
+        if found is None:
+            continue
+        method = copy.copy(asynchronous[found[2]])
+        method.labels = method.labels - {"async"}
+        method.returns = "SyncReceipt"
+        method.docstring = griffe.Docstring(f"As {asynchronous.name}.{found[2]}.", parent=method)
+        client.set_member(name, method)
 
 
 def to_markdown(docstring: str) -> str:
