@@ -36,6 +36,7 @@ class HouseDocstrings(griffe.Extension):
             obj.docstring.value = to_markdown(obj.docstring.value)
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        attr.labels -= {"class-attribute", "instance-attribute", "module-attribute"}  # true, and of no use to a reader
         if attr.docstring is None and attr.lines and "#: " in attr.lines[-1]:
             attr.docstring = griffe.Docstring(attr.lines[-1].partition("#: ")[2], parent=attr)
 
