@@ -71,11 +71,11 @@ chaos: $(INSTALLED) ## break things on purpose for 20 minutes, on three real bro
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 docs: $(DOCS_INSTALLED) ## build the documentation site into site/, every warning an error: REPOSITORY=https://…
-	@REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 docs-serve: $(DOCS_INSTALLED) ## serve the documentation site on http://127.0.0.1:8000, built again when a page changes
-	@REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs serve --strict
+	@NO_MKDOCS_2_WARNING=1 REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs serve --strict
 
 clean: ## remove .venv and everything that is made again
 	rm -rf $(VENV) build dist site model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask

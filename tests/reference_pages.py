@@ -137,6 +137,8 @@ def _shown(name: str) -> str:
     options = []
     if name in CONSTRUCTED:
         options.append("merge_init_into_class: true")
+    if name == "Retry":
+        options.append("members: []")  # its methods are for the worker
     if name in FIELDS:
         options.append("show_if_no_docstring: true")
     if name.endswith("Error") or issubclass(getattr(streamtask, name), Exception):
