@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from streamtask.query_service.server import loop_runner
-
 from benchmarks.latency import quantile
 from benchmarks.stand import Failed, query_service, topics
 from benchmarks.written import Task, Writer, event
 from streamtask.domain.identity import Origin, new_task_id
+from streamtask.query_service.server import loop_runner
 
 UPDATES = 20
 WARM_UP = 3

@@ -19,9 +19,6 @@ import httpx
 import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from streamtask.query_service.live import Live
-from streamtask.query_service.problems import Problem
-from streamtask.query_service.submit import KafkaSubmitter
 
 from streamtask.codec import decode_control, encode_status
 from streamtask.config import TopicNames
@@ -37,6 +34,9 @@ from streamtask.projection.sqlite import SQLiteStore
 from streamtask.projection.store import Filter, MemoryStore, Partition, Row, Store
 from streamtask.projection.view import Token, ViewService
 from streamtask.query_service import submit
+from streamtask.query_service.live import Live
+from streamtask.query_service.problems import Problem
+from streamtask.query_service.submit import KafkaSubmitter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker]
 T0 = time.time_ns() // 1_000_000

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import orjson
-from streamtask.query_service.server import find_place, serving
 from websockets.asyncio.client import ClientConnection, connect
 
+from streamtask.query_service.server import find_place, serving
 from tests.unit.view_bench import Bench, Log, bench
 
 WAIT_S = 20.0

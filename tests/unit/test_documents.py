@@ -18,10 +18,6 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
-from streamtask.query_service.live import Push
-from streamtask.query_service.past import Gap
-from streamtask.query_service.socket import _frame
-from streamtask.query_service.sse import block
 from typer.testing import CliRunner
 
 from streamtask.cli import app
@@ -40,6 +36,10 @@ from streamtask.domain.model import (
     TaskStatus,
     from_ms,
 )
+from streamtask.query_service.live import Push
+from streamtask.query_service.past import Gap
+from streamtask.query_service.socket import _frame
+from streamtask.query_service.sse import block
 from tests.documents import Answer, Breach, Contract
 from tests.unit.view_bench import bench
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from streamtask.query_service.gate import _refusal_of_origin
-from streamtask.query_service.hosts import Hosts
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from streamtask.errors import ConfigError
+from streamtask.query_service.gate import _refusal_of_origin
+from streamtask.query_service.hosts import Hosts
 from tests.unit.live_bench import live_bench
 from tests.unit.view_bench import bench
 

@@ -10,14 +10,14 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streamtask.query_service.gate import check_bind
-from streamtask.query_service.http import _etags
 
 from streamtask.documents import examples
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, SubmitError, Unreachable
 from streamtask.projection.store import MemoryStore
+from streamtask.query_service.gate import check_bind
+from streamtask.query_service.http import _etags
 from tests.unit.view_bench import Log, bench, until_waiting
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pytest
-from streamtask.query_service.past import Gap
 
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.projection import feed as feeds
@@ -21,6 +20,7 @@ from streamtask.projection.watch import TooManyWaiters
 from streamtask.query_service import live as lives
 from streamtask.query_service import past as pasts
 from streamtask.query_service import sse
+from streamtask.query_service.past import Gap
 from tests.unit.live_bench import Block, Live, live_bench
 from tests.unit.test_http import A_TASK, fields, problem
 from tests.unit.view_bench import Log, bench, until

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamtask.query_service.server import Place, serving
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from streamtask.client import AsyncClient, Client
@@ -24,6 +23,7 @@ from streamtask.config import load_settings
 from streamtask.domain.identity import new_task_id
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import ConfigError, RequestRefused, StreamtaskError, UnknownTask, Unreachable
+from streamtask.query_service.server import Place, serving
 from tests.unit.live_bench import WAIT_S, live_bench
 from tests.unit.test_live import HISTORY, a_request, said
 from tests.unit.view_bench import Log, bench, until

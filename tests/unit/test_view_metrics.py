@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from streamtask.query_service.http import create_app
-from streamtask.query_service.metrics import METRICS, observed
 
 from streamtask.domain.identity import new_task_id
+from streamtask.query_service.http import create_app
+from streamtask.query_service.metrics import METRICS, observed
 from tests.unit.test_metrics import documented
 from tests.unit.view_bench import Bench, LogSubmitter, bench, until
 

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 import httpx
 import orjson
 import pytest
-from streamtask.query_service.http import create_app
-from streamtask.query_service.redrive import Redriver
 
 from streamtask.codec import RequestDecoder, decode_dead, encode_dead
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.domain.model import DeadLetter, RequestRecord
 from streamtask.projection.store import MemoryStore
 from streamtask.projection.view import ViewService
+from streamtask.query_service.http import create_app
+from streamtask.query_service.redrive import Redriver
 from streamtask.redrive import Builder, Redrive, Refusal
 from tests.unit.view_bench import CLUSTER, NAMES, T0, Log, LogSubmitter
 

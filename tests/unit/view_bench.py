@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 from fastapi import FastAPI
-from streamtask.query_service.hosts import Hosts
-from streamtask.query_service.http import create_app
 
 from streamtask.client.build import prepare
 from streamtask.codec import encode_control, encode_status
@@ -23,6 +21,8 @@ from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, 
 from streamtask.errors import StreamtaskError
 from streamtask.projection.store import MemoryStore, Partition, Store
 from streamtask.projection.view import OnGap, ViewService
+from streamtask.query_service.hosts import Hosts
+from streamtask.query_service.http import create_app
 
 NAMES = TopicNames("t")
 PARTITIONS = 2
