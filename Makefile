@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 
 # The folder that the demo counts (none: Python's own library), and its options, e.g. DEMO=--exit
 DIR ?=
@@ -18,6 +19,8 @@ FUZZ ?= 10
 MODEL ?=
 # Options of the chaos harness instead of 20 minutes of a random seed, e.g. CHAOS="--seed 7 --minutes 5"
 CHAOS ?=
+# The repository's address on the web: links from the site to files outside docs/ lead there. None: they are plain text
+REPOSITORY ?=
 # Further options of pytest, e.g. PYTEST="-k ledger"
 PYTEST ?=
 
@@ -25,7 +28,7 @@ PYTEST ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check bench bench-check fuzz sim chaos model release-check clean
+.PHONY: help install demo test slow check bench bench-check fuzz sim chaos model docs docs-serve release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -70,8 +73,15 @@ chaos: $(INSTALLED) ## break things on purpose for 20 minutes, on three real bro
 release-check: $(INSTALLED) ## build sdist and wheel, and try the wheel in a fresh environment of each Python 3.11 to 3.14 that is here
 	@$(BIN)/python -m tests.release
 
+docs: $(DOCS_INSTALLED) ## build the documentation site into site/, every warning an error: REPOSITORY=https://…
+	@NO_MKDOCS_2_WARNING=1 REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+docs-serve: $(DOCS_INSTALLED) ## serve the documentation site on http://127.0.0.1:8000, built again when a page changes
+	@NO_MKDOCS_2_WARNING=1 REPOSITORY="$(REPOSITORY)" $(BIN)/mkdocs serve --strict
+
 clean: ## remove .venv and everything that is made again
-	rm -rf $(VENV) build dist formal_model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask
+	rm -rf $(VENV) build dist site formal_model/target .mypy_cache .ruff_cache .pytest_cache .hypothesis .streamtask
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
@@ -95,4 +105,10 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[dev]' >&2; \
 	$(BIN)/python -m streamtask.devbroker --train-aot >/dev/null || \
 	    echo "$(VENV): without Java's ahead-of-time cache each broker takes 2 s longer to start" >&2; \
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@set -e; \
+	echo "$(VENV): installing what builds the documentation site" >&2; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[docs]' >&2; \
 	touch $@

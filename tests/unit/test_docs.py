@@ -26,12 +26,14 @@ from streamtask.observability.event_log import EVENTS
 from streamtask.projection.view import SERVING_BYTES, SERVING_RECORDS
 from streamtask.worker.loop import RECORDS_MAX
 from tests.parts import PARTS, Collected
+from tests.reference_pages import api_reference, cli_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS, SECURITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "security.md"
 FLOW = ROOT / "docs" / "flow.md"
+REFERENCE = ROOT / "docs" / "reference"
 HANDLER = ROOT / "examples" / "quickstart" / "app.py"
 
 
@@ -92,7 +94,12 @@ def acls_table() -> str:
     return "\n".join(rows)
 
 
-GENERATED = {OPERATIONS: {"settings": settings_table, "events": events_table}, SECURITY: {"acls": acls_table}}
+GENERATED = {
+    OPERATIONS: {"settings": settings_table, "events": events_table},
+    SECURITY: {"acls": acls_table},
+    REFERENCE / "cli.md": {"commands": cli_reference},
+    REFERENCE / "api.md": {"names": api_reference},
+}
 
 
 def regenerated(page: Path) -> str:
