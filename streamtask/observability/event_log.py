@@ -42,6 +42,9 @@ EVENTS: dict[str, tuple[int, str]] = {
     "shard_taken": (logging.WARNING, "somebody else recorded a shard that this worker held; fields: shard, why"),
     "position_unknown": (logging.INFO, "nothing committed yet, requests are there: tasks.status is read first; fields: "
                          "band, shard, why, from"),
+    "recovery_waits": (logging.WARNING, "the partition of tasks.status that a shard reads before it starts anything delivers "
+                       "nothing: its leader does not answer, or a transaction that stays open holds back what may be read "
+                       "(docs/runbook.md); fields: shard, topic, seconds"),
     "position_recovered": (logging.WARNING, "no metadata of ours: tasks.status is read; fields: band, shard, why, from"),
     "cell_reseated": (logging.WARNING, "a partition delivered nothing though its log goes on: assigned anew; fields: band, "
                       "shard, received (next offset), position, log_end, backlog, paused, quiet_s, held (other cells)"),

@@ -9,7 +9,7 @@ owner may still become visible.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from streamtask.codec import decode_control
@@ -21,10 +21,12 @@ from streamtask.domain.ports import Recalled, RecallStatus
 from streamtask.errors import DecodeError, SchemaPending, SchemaUnavailable
 from streamtask.kafka.side_reader import Mark, SideReader
 from streamtask.kafka.tail import TailRecord
+from streamtask.observability import event_log
 from streamtask.worker.producer_checks import PassedOver
 
 ASIDE_MAX = 1_000  # wishes whose schema is not known
 ASIDE_S = 0.05  # between two looks at them
+WAITS_S = 30.0  # without a record to read: said, then after twice the time each
 
 
 class ControlReader:
@@ -94,14 +96,23 @@ class _Recall:
     end: Mark
     unread: list[TailRecord] = field(default_factory=list)  # from the one on whose schema is not known yet
     paused: bool = False  # nothing more is fetched until that one is understood
+    moved_s: float = 0.0  # when a record came last
+    log_at_s: float = 0.0  # when to say that none comes
 
 
 class StatusRecall:
     """Partitions of tasks.status, each read once from its start to the end it had when its shard was claimed."""
 
-    def __init__(self, side: SideReader, names: TopicNames, reader: Reader = PLAIN) -> None:
+    def __init__(
+        self,
+        side: SideReader,
+        names: TopicNames,
+        reader: Reader = PLAIN,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._side, self._topic = side, names.status
-        self._reader = reader
+        self._reader, self._clock = reader, clock
         self._reading: dict[int, _Recall] = {}  # by shard
         self._passed_over = PassedOver()
 
@@ -113,7 +124,10 @@ class StatusRecall:
     def begin(self, ask: RecallStatus) -> None:
         """Start over for this shard; an earlier reading of it is dropped."""
         self._drop(ask.shard)
-        self._reading[ask.shard] = _Recall(ask.shard, ask.epoch, self._side.read((self._topic, ask.shard)))
+        reading = _Recall(ask.shard, ask.epoch, self._side.read((self._topic, ask.shard)))
+        reading.moved_s = self._clock()
+        reading.log_at_s = reading.moved_s + WAITS_S
+        self._reading[ask.shard] = reading
 
     def __bool__(self) -> bool:
         return bool(self._reading)
@@ -122,10 +136,15 @@ class StatusRecall:
         """(shard, epoch, facts, done) of each reading that has come on; [] while all wait for a broker. Never waits."""
         if not self._reading:
             return []
+        now_s = self._clock()
         for record in self._side.take(self._topic):
-            self._reading[record.partition].unread.append(record)
+            reading = self._reading[record.partition]
+            reading.unread.append(record)
+            reading.moved_s, reading.log_at_s = now_s, now_s + WAITS_S
         out = []
         for reading in list(self._reading.values()):
+            if now_s >= reading.log_at_s:
+                self._log_wait(reading, now_s)
             facts = self._facts(reading)
             done = self._side.reached(reading.end) and not reading.unread
             if facts or done:
@@ -149,6 +168,11 @@ class StatusRecall:
                 self._passed_over.add(record, error)
         self._hold(reading, bool(reading.unread))
         return facts
+
+    def _log_wait(self, reading: _Recall, now_s: float) -> None:
+        waited_s = now_s - reading.moved_s
+        reading.log_at_s = now_s + waited_s  # after 30 s, one minute, two minutes, …
+        event_log.emit("recovery_waits", {"shard": reading.shard, "topic": self._topic, "seconds": round(waited_s)})
 
     def _hold(self, reading: _Recall, paused: bool) -> None:
         if reading.paused != paused:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from streamtask.codec import encode_status
 from streamtask.config import TopicNames
 from streamtask.domain.model import StatusEvent, TaskStatus
@@ -55,3 +59,17 @@ def test_a_recovery_that_waits_for_a_broker_does_not_keep_its_owner_busy() -> No
     assert recall.poll() == [(SHARD, EPOCH, [], True)]
     assert not recall
     assert recall.poll() == []
+
+
+def test_a_recovery_that_gets_nothing_to_read_says_so_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in chaos: a broker left a transaction open for ever, and the shard stood still for 20 minutes without a word."""
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(recovery.event_log, "emit", lambda name, fields: said.append({"event": name, **fields}))
+    now_s = 0.0
+    recall = recovery.StatusRecall(Side(), NAMES, clock=lambda: now_s)  # type: ignore[arg-type]
+    recall.begin(RecallStatus(SHARD, EPOCH))
+    while now_s < 250:
+        now_s += 1
+        recall.poll()
+    assert [one["seconds"] for one in said] == [30, 60, 120, 240]
+    assert said[0] == {"event": "recovery_waits", "shard": SHARD, "topic": NAMES.status, "seconds": 30}
