@@ -312,6 +312,13 @@ def test_no_file_imports_itself_in_a_circle() -> None:
         walk(name, ())
 
 
+def test_the_map_for_contributors_names_every_folder_in_the_order_of_imports() -> None:
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `streamtask/")]
+    named = [name for row in rows for name in re.findall(r"`streamtask/(\w+)`", row.split("|")[1])]
+    folders = [folder.removeprefix("streamtask.") for folder in FOLDERS if (ROOT / folder.replace(".", "/")).is_dir()]
+    assert named == [folder for folder in folders if folder != "streamtask"]
+
+
 TEXTS = ("*.py", "*.md", "*.toml", "*.yml", "*.yaml", "*.json", "*.avsc", "Makefile", ".ci/run", "Dockerfile")
 # Absolute paths of one machine; a home folder in a text may be `~`.
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|home|Users)/\w")
