@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from streamtask.audit import Report, run_audit
+from streamtask.audit.report import Violation
+from streamtask.codec.recalled import CLOCK_AHEAD_MAX_MS
 from tests.acceptance.harness import Bench, Seen
 from tests.chaos.checks import (
     WRITE_MS,
@@ -123,11 +125,19 @@ def _broken(stage: Stage, report: Report) -> Counter[str]:
         # A refused duplicate has no event, and its letter is gone: nothing of it is left.
         duplicate = violation.kind == "committed_past_unfinished" and violation.origin not in histories
         duplicate = duplicate and stage.letters_gone and letter_gone(stage, violation.origin)
+        forgotten = violation.kind == "time_back" and _time_forgotten(stage, violation, recovered)
         without_letter = duplicate or (violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories))
-        if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter:
+        if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter or forgotten:
             kinds[violation.kind] -= 1
     kinds["dead_twice"] += sum(one.origin.partition("@")[0] not in recovered for one in report.repeats)
     return +kinds
+
+
+def _time_forgotten(stage: Stage, violation: Violation, recovered: Collection[str]) -> bool:
+    """Somebody's clock was so far ahead that a worker which reads the shard's past does not believe its times."""
+    troubles = (one for suffered in stage.fleet.troubles.values() for one in suffered)
+    ahead = any(one.clock_ms > CLOCK_AHEAD_MAX_MS for one in troubles)
+    return ahead and any(cell.endswith(f"-{violation.evidence['partition']}") for cell in recovered)
 
 
 def _letter_gone(stage: Stage, origin: str, histories: Mapping[str, Sequence[Seen]]) -> bool:

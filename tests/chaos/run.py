@@ -18,6 +18,7 @@ from streamtask.devbroker import cluster
 from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
 from streamtask.kafka import admin
+from streamtask.kafka.tail import Tail
 from tests.acceptance.harness import Bench, until
 from tests.chaos.acting import Player
 from tests.chaos.faults import Fault, table
@@ -200,7 +201,7 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
             known = by_origin(bench)
             told = [(one, [(s.status, s.event.attempt) for s in known.get(one, [])]) for one in sorted(open_)[:10]]
             text = f"{len(open_)} requests have not ended {FINISH_S:g} s after the last fault: {told}"
-            raise AssertionError(text + bench.unread() + _last_said(fleet))
+            raise AssertionError(text + bench.unread() + _held_back(bench) + _last_said(fleet))
         between()
         time.sleep(0.1)
     hosts = [host for host in fleet.wanted() if host.alive]
@@ -215,6 +216,14 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
         if host.alive:
             host.running.wait(60)
     bench.look()
+
+
+def _held_back(bench: Bench) -> str:
+    """Partitions of tasks.status in which a transaction is still open, which no reader of committed records passes."""
+    with Tail(bench.kafka, [bench.names.status]) as tail:
+        stable, ends = tail.ends(read_committed=True), tail.ends(read_committed=False)
+    held = {place: (stable[place], end) for place, end in ends.items() if stable[place] < end}
+    return f"; a transaction is open at (last stable offset, end) {held}" if held else ""
 
 
 def _last_said(fleet: Fleet) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from streamtask.config import TopicNames
 from tests.chaos import judge
+from tests.chaos.checks import Trouble
 from tests.chaos.fleet import Fleet
 
 TIME = "2026-11-24T12:00:00.500Z"
@@ -113,6 +114,22 @@ def test_letters_are_twice_only_where_a_partition_read_its_past_after_its_offset
     assert judge._broken(stage([read]), report) == {"dead_twice": 1}
     assert judge._broken(stage([read], offsets_touched_ms=MS + 1), report) == {"dead_twice": 1}
     assert judge._broken(stage([read | {"shard": 4}], offsets_touched_ms=MS), report) == {"dead_twice": 1}
+
+
+def test_time_falls_back_only_where_a_clock_was_far_ahead_and_the_past_was_read_anew() -> None:
+    """Seed 1202: a clock 40 days ahead, then the offsets lost."""
+    read = {"event": "position_recovered", "band": 0, "shard": 3, "timestamp": TIME}
+    fell = SimpleNamespace(kind="time_back", origin="low-3@7", evidence={"partition": 3})
+    report: Any = SimpleNamespace(violations=[fell], violations_by_kind={"time_back": 1}, repeats=[])
+
+    def broken(clock_ms: int, told: list[dict[str, Any]]) -> dict[str, int]:
+        one = stage(told, offsets_touched_ms=MS)
+        one.fleet.troubles[7].append(Trouble("clock", MS - 9, MS - 5, clock_ms))
+        return dict(judge._broken(one, report))
+
+    assert broken(3_456_000_000, [read]) == {}
+    assert broken(60_000, [read]) == {"time_back": 1}
+    assert broken(3_456_000_000, [read | {"shard": 4}]) == {"time_back": 1}
 
 
 def test_a_child_that_died_under_its_worker_has_an_end_of_its_own() -> None:
