@@ -234,7 +234,7 @@ def test_list_filters_and_says_when_there_are_more(place: Place, client: Client)
         assert code == 0
         assert len(out.splitlines()) == 3
         assert "There are more" in err
-        assert place.cli("list", "-t", "never", url=url)[2].endswith("No task matches.\n")
+        assert place.cli("list", "-t", "never", url=url)[2].endswith("No tasks match.\n")
 
 
 def test_watch_follows_to_the_end_with_and_without_a_service(place: Place, client: Client) -> None:
