@@ -210,7 +210,9 @@ class Settings(BaseSettings):
     def bootstrap(self) -> str:
         """The broker's address. Raises ConfigError when none was given."""
         if not self.bootstrap_servers:
-            raise ConfigError("No Kafka broker is configured. Set STREAMTASK_BOOTSTRAP_SERVERS or pass --bootstrap HOST:PORT.")
+            raise ConfigError(
+                "No Kafka broker is configured. Set STREAMTASK_BOOTSTRAP_SERVERS or pass --bootstrap HOST:PORT."
+            )
         return self.bootstrap_servers
 
 
