@@ -56,7 +56,7 @@ class App:
         self, name: str, *, prefix: str | None = None, lifespan: Lifespan | None = None, **settings: Any
     ) -> None:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"App({name!r}): a name, e.g. App('census').")
+            raise ConfigError(f"App({name!r}): the name must be a non-empty string. Write it like App('census').")
         self.name = name
         self.registry = Registry()
         self._lifespan = lifespan
@@ -94,7 +94,7 @@ class App:
         Raises ConfigError.
         """
         if self._configured:
-            raise ConfigError(f"App {self.name!r} runs already, with settings of its own: end that first.")
+            raise ConfigError(f"App {self.name!r} is already running with its own settings. Stop it first.")
         before, self._given, self._configured = self._given, dict(self._given), True
         try:
             yield self.configure(**settings)
@@ -427,7 +427,7 @@ class TaskHandle(Generic[Q]):
         return self.receipt.events()
 
     async def cancel(self, reason: str | None = None) -> None:
-        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        """Request its cancellation; returns when the broker has acknowledged the request."""
         await self.receipt.cancel(reason)
 
 
@@ -458,7 +458,7 @@ class SyncTaskHandle(Generic[Q]):
         return self.receipt.status()
 
     def cancel(self, reason: str | None = None) -> None:
-        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        """Request its cancellation; returns when the broker has acknowledged the request."""
         self.receipt.cancel(reason)
 
 
@@ -466,7 +466,7 @@ def load_app(path: str) -> App:
     """The App that `module:attribute` names, the working directory included. Raises ConfigError."""
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
-        raise ConfigError(f"{path!r} names no app: write module:attribute, e.g. {(module_name or 'app')}:app.")
+        raise ConfigError(f"{path!r} does not name an app. Write MODULE:NAME, such as {(module_name or 'app')}:app.")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script has its own directory there instead
     try:
@@ -475,7 +475,9 @@ def load_app(path: str) -> App:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(f"{path}: there is no module {error.name!r} in {os.getcwd()} or installed.") from error
+            raise ConfigError(
+                f"{path}: no module {error.name!r} in {os.getcwd()} or among the installed packages."
+            ) from error
         raise ConfigError(f"{path}: {module_name} imports {error.name!r}, which is not installed.") from error
     except Exception as error:  # importing runs the user's code: whatever it raises, the app cannot be had
         raise ConfigError(f"{path}: importing {module_name} failed: {type(error).__name__}: {error}") from error

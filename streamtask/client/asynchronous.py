@@ -177,7 +177,9 @@ class AsyncClient:
         before it are on their way.
         """
         if not self.settings.bootstrap_servers:
-            raise ConfigError("The bulk path needs Kafka itself: set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap.")
+            raise ConfigError(
+                "Bulk submission needs a direct connection to Kafka. Set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap."
+            )
         sender, encoder = await self._request_sender(), await self._encoder()
         topics, load = self.topics.requests, sender.load
         count = 0
@@ -203,7 +205,7 @@ class AsyncClient:
         if failed:
             raise SubmitError(f"{failed} request(s) were not acknowledged ({why}).")
         if not complete:
-            raise SubmitError("Requests are still under way; flush again to wait for them.")
+            raise SubmitError("Some requests are not acknowledged yet. Call flush again to wait for them.")
 
     async def _submit(self, one: Prepared) -> Receipt:
         if not self.settings.bootstrap_servers:
@@ -255,7 +257,7 @@ class AsyncClient:
             one.span.end()
         origin = Origin.parse(token) or Origin.parse(task.origin or "")
         if origin is None:
-            raise StreamtaskError(f"The query service took task {task.task_id} but did not say where it lies.")
+            raise StreamtaskError(f"The query service accepted task {task.task_id} but did not report its position.")
         return Receipt(self, task.task_id, *origin)
 
     # --- Ask ----------------------------------------------------------------------------------------------------------
@@ -308,7 +310,7 @@ class AsyncClient:
             async with asyncio.timeout(timeout):
                 track = await self._track(task_id, receipt)
         except TimeoutError:
-            raise WaitTimeout(f"Task {task_id} has not ended in the time given; it goes on.") from None
+            raise WaitTimeout(f"Task {task_id} did not end within the timeout; it continues.") from None
         return await track.end(deadline)
 
     async def _latest(self, task_id: str, receipt: Receipt | None = None) -> TaskResponse:
@@ -352,7 +354,7 @@ class AsyncClient:
 
         found = await asyncio.to_thread(find_request, self.settings, task_id)
         if found is None:
-            raise UnknownTask(f"Nobody knows task {task_id} under prefix {self.topics.prefix}.")
+            raise UnknownTask(f"No task {task_id} is known under prefix {self.topics.prefix}.")
         return found
 
     # --- Made when first needed ---------------------------------------------------------------------------------------
@@ -428,7 +430,9 @@ def _checked(task_id: str) -> str:
     """The id in its one spelling. Raises ConfigError: such an id can be nobody's."""
     known = canonical(task_id)
     if known is None:
-        raise ConfigError(f"task_id={task_id[:80]!r} is no UUID, like 0193a5b0-0000-7000-8000-000000000001.")
+        raise ConfigError(
+            f"task_id={task_id[:80]!r} is not a UUID. Write it like 0193a5b0-0000-7000-8000-000000000001."
+        )
     return known
 
 

@@ -34,7 +34,7 @@ class _LoopThread:
         """The result of `work`. Interrupted (Ctrl-C), the work is cancelled."""
         if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError("A sync Client cannot be used on its own event loop thread; use AsyncClient there.")
+            raise RuntimeError("A sync Client cannot be used on its own event loop thread. Use AsyncClient there.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout)

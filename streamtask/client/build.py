@@ -81,7 +81,7 @@ def request_of(given: TaskRequest | Mapping[str, Any]) -> TaskRequest:
     if isinstance(given, TaskRequest):
         return given
     if not isinstance(given, Mapping):
-        raise RequestRefused(f"A request is a TaskRequest or a mapping of its fields, not {type(given).__name__}.")
+        raise RequestRefused(f"A request must be a TaskRequest or a mapping of its fields, not {type(given).__name__}.")
     if given.keys() <= _FIELDS:
         try:
             return TaskRequest(**given)  # 2 us; the strict reader below: 6
@@ -184,10 +184,12 @@ def _complete(request: TaskRequest) -> TaskRequest:
     task_id = request.task_id
     if task_id is not None and (task_id := canonical(task_id)) != request.task_id:
         if task_id is None:
-            raise _refused("task_id", f"{str(request.task_id)[:80]!r} is no UUID")
+            raise _refused("task_id", f"{str(request.task_id)[:80]!r} is not a UUID")
         request = request.model_copy(update={"task_id": task_id})
     if request.ordering_key is not None and request.not_before is not None:
-        raise _refused("not_before", "cannot be combined with ordering_key: the key would be held until then")
+        raise _refused(
+            "not_before", "cannot be combined with ordering_key: later tasks with that key would have to wait"
+        )
     return request
 
 

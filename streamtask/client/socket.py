@@ -73,7 +73,7 @@ async def socket_events(
         raise DoorClosed(error.response.status_code) from None
     except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
         raise Unreachable(
-            f"{url} cannot be reached ({error or type(error).__name__}). Is `streamtask serve` running?"
+            f"{url} cannot be reached ({error or type(error).__name__}). Check that `streamtask serve` is running."
         ) from None
 
 
@@ -81,4 +81,6 @@ def _read(text: str | bytes, url: str) -> _Frame:
     try:
         return _Frame.model_validate_json(text)
     except ValidationError as error:
-        raise StreamtaskError(f"{url} is no streamtask query service: {error.error_count()} fields wrong.") from None
+        raise StreamtaskError(
+            f"{url} does not look like a streamtask query service ({error.error_count()} invalid fields)."
+        ) from None

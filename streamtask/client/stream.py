@@ -42,7 +42,7 @@ async def server_events(parts: AsyncIterator[bytes]) -> AsyncIterator[ServerEven
             yield _event(block)
         searched = max(0, len(held) - 1)
         if len(held) > BLOCK_BYTES_MAX:
-            raise StreamtaskError(f"The stream holds an event of more than {BLOCK_BYTES_MAX:,} bytes.")
+            raise StreamtaskError(f"The stream contains an event larger than {BLOCK_BYTES_MAX:,} bytes.")
 
 
 def _event(block: bytes) -> ServerEvent:

@@ -78,7 +78,7 @@ class Track:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 await future
         except TimeoutError:
-            raise WaitTimeout(f"Task {self.task_id} has not ended in the time given; it goes on.") from None
+            raise WaitTimeout(f"Task {self.task_id} did not end within the timeout; it continues.") from None
         finally:
             self._futures.discard(future)
 

@@ -61,17 +61,19 @@ class Retry:
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
-            raise ConfigError(f"Retry(attempts={self.attempts!r}): a whole number from 1 to {ATTEMPTS_MAX}.")
+            raise ConfigError(f"Retry(attempts={self.attempts!r}): must be an integer from 1 to {ATTEMPTS_MAX}.")
         for name in ("backoff", "backoff_max"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
-                raise ConfigError(f"Retry({name}={value!r}): seconds, 0 or more.")
+                raise ConfigError(f"Retry({name}={value!r}): must be seconds >= 0.")
         for name in ("retry_on", "give_up_on"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(
                 isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
             ):
-                raise ConfigError(f"Retry({name}={value!r}): a tuple of exception classes, e.g. (TimeoutError,).")
+                raise ConfigError(
+                    f"Retry({name}={value!r}): must be a tuple of exception classes, e.g. (TimeoutError,)."
+                )
 
     def policy(self) -> model.Retry:
         """The part that the engine needs."""
@@ -169,23 +171,27 @@ def make_handler(
     """A checked Handler. `names`: further names for its annotations. Raises ConfigError."""
     name = name if name is not None else getattr(function, "__name__", "")
     if not isinstance(name, str) or not 1 <= len(name) <= TASK_TYPE_MAX:
-        raise ConfigError(f"task type {name!r}: a name of 1..{TASK_TYPE_MAX} characters.")
+        raise ConfigError(f"task type {name!r}: must be a name of 1 to {TASK_TYPE_MAX} characters.")
     if retry is not None and not isinstance(retry, Retry):
-        raise ConfigError(f"handler {name!r}: retry={retry!r} is no Retry(...).")
+        raise ConfigError(f"handler {name!r}: retry={retry!r} must be a Retry(...).")
     for label, seconds in (("timeout", timeout), ("timeout_max", timeout_max)):
         if seconds is not None and (not _is_number(seconds) or seconds <= 0):
-            raise ConfigError(f"handler {name!r}: {label}={seconds!r}: seconds above 0, or None for no limit.")
+            raise ConfigError(f"handler {name!r}: {label}={seconds!r} must be seconds above 0, or None for no limit.")
     if timeout is not None and timeout_max is not None and timeout > timeout_max:
         raise ConfigError(f"handler {name!r}: timeout={timeout:g} is above timeout_max={timeout_max:g}.")
     if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r}: a whole number from 1, or None.")
+        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r} must be a positive integer or None.")
     for label, count in (("memory_mb", memory_mb), ("max_tasks", max_tasks)):
         if count is not None and executor != "process":
-            raise ConfigError(f"handler {name!r}: {label}={count!r} is a limit of child processes: executor='process'.")
+            raise ConfigError(
+                f"handler {name!r}: {label}={count!r} limits child processes. It needs executor='process'."
+            )
         if count is not None and (type(count) is not int or count < 1):
-            raise ConfigError(f"handler {name!r}: {label}={count!r}: a whole number from 1, or None.")
+            raise ConfigError(f"handler {name!r}: {label}={count!r} must be a positive integer or None.")
     if type(lost_max) is not int or lost_max < 0:
-        raise ConfigError(f"handler {name!r}: lost_max={lost_max!r}: a whole number; 0 = never quarantined.")
+        raise ConfigError(
+            f"handler {name!r}: lost_max={lost_max!r} must be an integer >= 0; 0 means never quarantined."
+        )
     kind, is_async = _kind(name, function, executor)
     return Handler(
         name=name,
@@ -215,7 +221,7 @@ class Registry(Mapping[str, Handler]):
         if there is not None:
             raise ConfigError(
                 f"task type {handler.name!r} is registered twice: {_place(there.function)} and "
-                f"{_place(handler.function)}. Give one another name: @app.task('...')."
+                f"{_place(handler.function)}. Rename one of them: @app.task('...')."
             )
         self._handlers[handler.name] = handler
 
@@ -364,7 +370,7 @@ class Context:
         Raises ValueError for what is no number.
         """
         if not _is_number(fraction):
-            raise ValueError(f"progress({fraction!r}): a finite number from 0.0 to 1.0")
+            raise ValueError(f"progress({fraction!r}): must be a finite number from 0.0 to 1.0")
         if not self._ended:
             self._reporter(self, min(1.0, max(0.0, float(fraction))), None if message is None else _clean(message))
 
@@ -422,9 +428,9 @@ class FakeContext(Context):
 def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tuple[HandlerKind, bool]:
     """(its kind, True for an `async def`)."""
     if executor is not None and executor not in _KINDS:
-        raise ConfigError(f"handler {name!r}: executor={executor!r}: one of 'async', 'thread', 'process', or left out.")
+        raise ConfigError(f"handler {name!r}: executor={executor!r} must be 'async', 'thread', 'process', or omitted.")
     if not callable(function):
-        raise ConfigError(f"handler {name!r}: {function!r} is no function.")
+        raise ConfigError(f"handler {name!r}: {function!r} is not a function.")
     target: Any = function
     while isinstance(target, functools.partial):
         target = target.func
@@ -432,16 +438,18 @@ def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tupl
         target = type(target).__call__
     innermost = inspect.unwrap(target)
     if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        raise ConfigError(f"handler {name!r}: a generator has no one result; return it, and report ctx.progress().")
+        raise ConfigError(f"handler {name!r}: a generator has no single result. Return it, and report ctx.progress().")
     is_async = inspect.iscoroutinefunction(target)
     if inspect.iscoroutinefunction(innermost) and not is_async:
-        raise ConfigError(f"handler {name!r}: a plain decorator wraps an async function; make its wrapper async def.")
+        raise ConfigError(
+            f"handler {name!r}: a non-async decorator wraps an async function. Make its wrapper async def."
+        )
     if executor == "process":
         return HandlerKind.PROCESS, is_async
     wanted = HandlerKind.ASYNC if is_async else HandlerKind.THREAD
     if executor is not None and executor != wanted.value:
         written = "async def" if is_async else "a plain def"
-        raise ConfigError(f"handler {name!r}: it is {written}, so executor={executor!r} cannot run it.")
+        raise ConfigError(f"handler {name!r}: it is {written}, which executor={executor!r} cannot run.")
     return wanted, is_async
 
 

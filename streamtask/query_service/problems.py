@@ -30,7 +30,7 @@ _MEANING = {
     403: "Pages of other sites may not send this request",
     404: "No such task",
     409: "The state of the task does not allow it",
-    410: "Too many events have passed since then to replay them",
+    410: "Too many events have passed to replay them",
     413: "The body is too large",
     421: "`Host` is not a name of this service (DNS rebinding); see --allowed-host",
     422: "A field or parameter is invalid; `errors` names it",

@@ -104,7 +104,7 @@ def running(
     Raises ConfigError, Unreachable, LifespanError; what ended the worker meanwhile, at the end.
     """
     if not isinstance(app, App):
-        raise ConfigError(f"{app!r} is no App: pass the App object, e.g. streamtask_app(app).")
+        raise ConfigError(f"{app!r} is not an App. Pass the App object, e.g. streamtask_app(app).")
     overrides: dict[str, Any] = {**DEFAULTS, "prefix": f"test.{secrets.token_hex(5)}", "url": "", **settings}
     overrides["bootstrap_servers"] = bootstrap
     if app.settings.metrics_port is not None:
@@ -165,7 +165,7 @@ def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool |
     if path is None:
         if wanted:
             raise ConfigError(
-                f"app {app.name!r} has process handlers: it must be a name in a module that can be imported."
+                f"app {app.name!r} has process handlers, so it must be a module-level name that can be imported."
             )
         return None
     return Pool(

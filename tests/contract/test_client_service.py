@@ -322,7 +322,7 @@ def test_the_topics_are_checked_and_created(place: Place, prefix: str) -> None:
         assert len(json.loads(out)["created"]) == 7
         code, out, _ = place.cli("topics", "create", "--prefix", prefix)
         assert code == 0
-        assert "there already" in out
+        assert "exist already" in out
         code, out, _ = place.cli("doctor", "--prefix", prefix, "--json")
         assert code == 0
         assert json.loads(out)["ok"] is True
