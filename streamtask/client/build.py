@@ -1,8 +1,7 @@
-"""From what a caller hands over to the record that is sent: checked, complete, encoded. Nothing is sent from here.
+"""Turns what a caller passes into the record to send: checked, complete, encoded. Nothing is sent from here.
 
-What stays true: every record that leaves carries its task_id (a UUID in its one spelling) and a priority that lies in
-the band of its topic; its key is the ordering key, else the task_id. Whatever cannot be sent is a RequestRefused that
-names each field.
+Always true: every record carries its task_id (a UUID in canonical form) and a priority within the band of its topic;
+its key is the ordering key, else the task_id. An invalid request raises RequestRefused, which names each field.
 """
 
 from __future__ import annotations
@@ -222,7 +221,7 @@ def traced(prepared: list[Prepared], topics: TopicNames, *, from_http: bool = Fa
 
 @contextmanager
 def told_of_failure(prepared: list[Prepared]) -> Iterator[None]:
-    """Their spans end with what this block raises; else whoever knows what became of each ends it."""
+    """Ends their spans with the error that this block raises; otherwise the caller ends each with its outcome."""
     try:
         yield
     except BaseException as error:

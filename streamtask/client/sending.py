@@ -1,7 +1,7 @@
-"""Records on their way to the broker: those that somebody awaits, and those that are only counted.
+"""Records on their way to the broker: those that a caller awaits, and those that are only counted.
 
-What the client sends and what the query service sends for others goes through here: requests, cancels, and what is said
-when the broker does not take one.
+All that the client sends, and the query service sends for others, goes through here: requests, cancel requests, and
+the errors when the broker does not accept one.
 
     event loop:   deliver → ClientProducer.send, one countdown per call
     poll thread:  delivery reports → one call_soon_threadsafe for all that have come

@@ -1,4 +1,4 @@
-"""The query service seen from a client: one method per route, problem+json turned into our errors.
+"""The query service as a client sees it: one method per route; problem+json becomes streamtask's errors.
 
 Holds one httpx client (one connection pool); no retries of its own except that a long poll is asked again until its
 deadline, and a stream is resumed. Streams come over SSE, or over the WebSocket when the url begins with ws; all else is
@@ -52,7 +52,7 @@ class Version:
 
 
 class ServiceLink:
-    """A query service at `settings.url`. Raises ConfigError at birth when what it needs is not installed.
+    """A query service at `settings.url`. Raises ConfigError at creation when a package that it needs is not installed.
 
     url  http://… or https://…; ws://… or wss://…: the same service, followed over its WebSocket
     """
@@ -140,7 +140,7 @@ class ServiceLink:
     async def next(self, task_id: str, seen: Version | None, deadline: float | None, *, token: str | None) -> Version:
         """The first version after `seen` (None: any). deadline: monotonic seconds. Raises WaitTimeout, UnknownTask.
 
-        A service that answered before and is away now (a restart, a view that catches up) is asked again for OUTAGE_S.
+        A service that answered before and is unavailable now (a restart, a view that catches up) is retried for OUTAGE_S.
         """
         away_since: float | None = None
         while True:
@@ -166,9 +166,9 @@ class ServiceLink:
                 return found
 
     async def events(self, task_id: str, *, token: str | None) -> AsyncGenerator[TaskResponse, None]:
-        """Where the task stands, then each event until the terminal one. Raises UnknownTask.
+        """The current status of the task, then each event until the terminal one. Raises UnknownTask.
 
-        A connection that breaks is opened again, at any replica, behind the last event; for OUTAGE_S.
+        A broken connection is reopened at any replica, after the last event, for up to OUTAGE_S.
         """
         stream = self._by_sse if self._socket_url is None else self._by_socket
         last_id: str | None = None
@@ -298,7 +298,7 @@ class ServiceLink:
 
 
 def error_of(code: int, problem: dict[str, Any], *, task_id: str, url: str) -> StreamtaskError:
-    """The error that a problem+json document means."""
+    """The error for a problem+json document."""
     text = str(problem.get("detail") or problem.get("title") or f"HTTP {code}")
     if code == 404 and task_id:
         return UnknownTask(f"No task {task_id} is known.")

@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from streamtask.domain.model import TaskResponse, TaskStatus
 
 Count = Annotated[int, Field(ge=0)]
-LastId = Annotated[str, Field(description="Resume behind here; of a filtered stream it names every partition.")]
-Name = Annotated[str, Field(description="The name that the subscriber gave to its subscription.")]
+LastId = Annotated[str, Field(description="Resume after this id; the id of a filtered stream names every partition.")]
+Name = Annotated[str, Field(description="The name that the client chose for the subscription.")]
 
 
 class TaskPage(BaseModel):
     """Tasks, newest first."""
 
     tasks: list[TaskResponse]
-    next_cursor: str | None = Field(description="The cursor of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="The cursor of the next page; null on the last page.")
 
 
 class CancelBody(BaseModel):
@@ -36,17 +36,19 @@ class CancelAsked(BaseModel):
 
     task_id: str
     action: Literal["cancel"]
-    status: TaskStatus | None = Field(description="As far as this replica knows; null: the task is not known yet.")
+    status: TaskStatus | None = Field(description="The status that this replica knows; null if the task is unknown.")
 
 
 class Health(BaseModel):
     """State of the view, and how far it has read."""
 
     state: Literal["restoring", "ready", "failed"]
-    lag_records: Count = Field(description="Records that could be read and were not, at the last look.")
-    read_committed_age_s: float = Field(ge=0, description="For how long an open transaction has held back the end.")
-    looked_s_ago: float | None = Field(ge=0, description="null: not looked yet.")
-    records_to_go: Count | None = Field(None, description="Until it is ready.")
+    lag_records: Count = Field(description="Records that were not read yet, at the last check.")
+    read_committed_age_s: float = Field(
+        ge=0, description="How long an open transaction has been delaying reads, in seconds."
+    )
+    looked_s_ago: float | None = Field(ge=0, description="Seconds since the last check; null before the first one.")
+    records_to_go: Count | None = Field(None, description="Records to read until it is ready.")
     failure: str | None = None
     notes: list[str] | None = None
 
@@ -65,7 +67,7 @@ class Stats(BaseModel):
 
     tasks: dict[TaskStatus, Count]
     read: ReadCounts
-    waiting: Count = Field(description="Long polls and reads that wait for news.")
+    waiting: Count = Field(description="Long polls and reads that are waiting.")
     streams: Count = Field(description="Open live streams.")
 
 

@@ -74,7 +74,7 @@ def _channels(names: TopicNames) -> Part:
             "address": f"{names.prefix}.requests.{{band}}",
             "parameters": {
                 "band": {
-                    "description": f"Of the priority, 10 is most urgent: {bands}.",
+                    "description": f"The band of the priority; 10 is most urgent: {bands}.",
                     "enum": [band.name for band in names.bands],
                     "default": names.bands[names.band_of(PRIORITY_DEFAULT)].name,
                 }
@@ -98,7 +98,7 @@ def _channels(names: TopicNames) -> Part:
         "live": {
             "address": "/ws",
             "title": "Live status events",
-            "description": "Subscriptions by task or by filter over one WebSocket; frames are texts.",
+            "description": "Subscriptions by task or by filter over one WebSocket, in text frames.",
             "servers": [{"$ref": "#/servers/service"}],
             "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in ("liveAsk", "liveFrame")},
             "bindings": {"ws": {"method": "GET", "bindingVersion": WS_BINDING}},
@@ -193,10 +193,10 @@ def _messages() -> Part:
         "deadLetter": {
             "name": "deadLetter",
             "title": "A dead letter",
-            "summary": "The original bytes, whatever they were; the reason and the place in headers.",
+            "summary": "The original bytes, even if invalid; headers have the reason and the position.",
             "contentType": "application/octet-stream",
             "headers": {"$ref": f"{SCHEMAS}DeadLetterHeaders"},
-            "payload": {"description": "The value of the request record; empty when the letter only refers to it."},
+            "payload": {"description": "The value of the request record; empty if the dead letter only refers to it."},
             "bindings": _binding({"type": "string", "description": "The task_id, else the record's own key."}),
             "examples": [
                 {"name": "failed", "headers": examples.DEAD_HEADERS, "payload": examples.LONG_INFERENCE},

@@ -1,10 +1,10 @@
-"""The task types of an app: which function runs, how it is retried and limited, and what it is told while it runs.
+"""The task types of an app: which function runs, how it is retried and limited, and the context that it runs with.
 
 Owns Handler, Registry, Retry (in seconds, as people write it) and Context (what a handler sees of its execution).
 
-Always true: a handler is checked completely when it is registered, so a wrong one stops the worker before it takes
-anything; `ctx.progress` never blocks and may be called from any thread; after an execution has ended its context says
-nothing more.
+Always true: a handler is checked completely when it is registered, so an invalid one stops the worker before it starts
+any task; `ctx.progress` never blocks and can be called from any thread; after an execution has ended its context
+reports nothing more.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and when a failed attempt is repeated. Seconds.
+    """How often, and after what delay in seconds, a failed attempt is repeated.
 
-    attempts     executions that may fail before the task is FAILED
-    backoff      the longest first wait; doubled for every failure up to backoff_max; the real wait is drawn evenly
-                 from 0..that
-    retry_on     only these are repeated. Exception means whatever the handler raises, SystemExit included
-    give_up_on   these never are; it wins over retry_on
+    attempts     executions that can fail before the task is FAILED
+    backoff      upper limit of the first delay; doubled with every failure, up to backoff_max. The actual delay is
+                 random between 0 and that limit
+    retry_on     only these exceptions are retried. Exception means everything the handler raises, even SystemExit
+    give_up_on   these are never retried; wins over retry_on
     """
 
     attempts: int = 3
@@ -239,18 +239,18 @@ class Registry(Mapping[str, Handler]):
         return len(self._handlers)
 
     def nearest(self, name: str) -> str | None:
-        """The registered task type most like `name`."""
+        """The registered task type closest to `name`."""
         near = difflib.get_close_matches(name, self._handlers, n=1, cutoff=0.5)
         return near[0] if near else None
 
 
 class Context:
-    """What a handler sees of its execution: the request, its attempt, its limits, and the way to report progress.
+    """A handler's view of its execution: the request, the attempt, the limits, and a way to report progress.
 
     task_id    canonical
-    attempt    from 1, different for every execution: a fencing token for the handler's own writes
+    attempt    counts from 1, different for every execution: a fencing token for the handler's own writes
     request    the request as it was sent
-    state      what the app's lifespan yielded
+    state      the value that the app's lifespan yielded
     """
 
     __slots__ = (
@@ -304,45 +304,45 @@ class Context:
 
     @property
     def priority(self) -> int:
-        """The request's own, else the middle of its band."""
+        """The priority of the request, else the middle of its band."""
         return self.record.priority
 
     @property
     def headers(self) -> dict[str, bytes]:
-        """The headers of the request record; of headers with one name the last."""
+        """The headers of the request record; the last one where a name occurs twice."""
         return dict(self.record.headers)
 
     @property
     def origin(self) -> str:
-        """The request record, e.g. `high-3@12345`."""
+        """The position of the request record, e.g. `high-3@12345`."""
         record = self.record
         return str(Origin(self._bands[record.band].name, record.partition, record.offset))
 
     @property
     def idempotency_key(self) -> str | None:
-        """The request's own; nothing is deduplicated by it yet, it is only handed over."""
+        """The idempotency key of the request; streamtask does not deduplicate by it yet."""
         return self.request.idempotency_key
 
     @property
     def deadline(self) -> float | None:
-        """When this attempt times out, on the clock of time.monotonic(); None: never."""
+        """The time.monotonic() at which this attempt times out; None: never."""
         return None if self._timeout_ms is None else self._started_s + self._timeout_ms / 1_000
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the deadline, 0 when it is over; None: no limit."""
+        """Seconds until the deadline, 0 after it; None: no limit."""
         deadline = self.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     @property
     def cancelled(self) -> bool:
-        """True once this execution has been told to stop (cancel, timeout, or its shard goes elsewhere)."""
+        """True once this execution must stop (cancel, timeout, or its shard moves to another worker)."""
         return self._stopped is not None
 
     def check_cancelled(self) -> None:
-        """Raises asyncio.CancelledError once this execution has been told to stop; for loops in plain functions.
+        """Raise asyncio.CancelledError once this execution must stop; call it in loops of synchronous functions.
 
-        It is no Exception, so `except Exception` around the loop does not swallow it.
+        CancelledError is not an Exception, so `except Exception` around the loop does not swallow it.
         """
         if self._stopped is not None:
             raise asyncio.CancelledError(f"told to stop: {self._stopped.value}")
@@ -362,12 +362,12 @@ class Context:
         return self._log
 
     def progress(self, fraction: float, message: str | None = None) -> None:
-        """Say how far the task is. A plain call from any thread; never blocks; the latest one wins.
+        """Report progress. Never blocks, and can be called from any thread; the latest report wins.
 
-        fraction  0.0..1.0; what lies outside is brought to the nearest end
+        fraction  0.0..1.0; values outside are clamped
         message   cut at 1,000 characters
 
-        Raises ValueError for what is no number.
+        Raises ValueError when it is not a finite number.
         """
         if not _is_number(fraction):
             raise ValueError(f"progress({fraction!r}): must be a finite number from 0.0 to 1.0")
@@ -406,7 +406,7 @@ class Context:
 
 
 class FakeContext(Context):
-    """Context.fake(): keeps what the handler reported. reports: [(fraction, message), ...], oldest first."""
+    """Context.fake(): records what the handler reports. reports: [(fraction, message), ...], oldest first."""
 
     __slots__ = ("reports",)
 
@@ -469,7 +469,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
 
 
 def _delay_ms(seconds: Any) -> int | None:
-    """RetryLater's wish; one that is no sensible number falls back to the backoff."""
+    """The delay of RetryLater; an invalid number falls back to the backoff."""
     return max(0, round(seconds * 1_000)) if _is_number(seconds) else None
 
 

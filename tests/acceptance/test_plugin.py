@@ -119,7 +119,7 @@ def test_what_makes_no_sense_is_said(streamtask_app: RunApp) -> None:
     with pytest.raises(ConfigError, match="did you mean 'concurrency'"):
         streamtask_app(app, concurency=3)
     streamtask_app(app)
-    with pytest.raises(ConfigError, match="runs already"):
+    with pytest.raises(ConfigError, match="is already running"):
         streamtask_app(app)
 
 

@@ -245,7 +245,7 @@ def test_a_look_tells_what_is_wrong_in_one_line_with_the_end_of_the_users_own_tr
     found = looked("wrong_exit", "raise SystemExit('no database')\n")
     assert "no database" in found["error"]
     found = looked("no_task", "from streamtask import App\napp = App('x')\n")
-    assert "has no task" in found["error"]
+    assert "has no tasks" in found["error"]
     assert found["trace"] == []
 
 
