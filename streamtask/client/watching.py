@@ -110,7 +110,7 @@ class StatusWatch:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, JOIN_S)
         for track in self._alive():
-            track.break_off(StreamtaskError("The client was closed while somebody waited."))
+            track.break_off(StreamtaskError("The client was closed while a call was waiting."))
 
     # --- The tail -----------------------------------------------------------------------------------------------------
 

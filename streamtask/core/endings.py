@@ -38,7 +38,7 @@ def judge(engine: Engine, claim: Claim, outcome: Outcome, now: Now) -> None:
     elif outcome.ending is Ending.RETURNED:
         engine.end(claim, Final(TaskStatus.COMPLETED, result=outcome.result))
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
-        _again(engine, claim, "no child got to it", now)
+        _again(engine, claim, "no child process started it", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
         # Revoked: given up here, to start again there. Not owed to anybody: the clean commit clears its mark.
         claim.phase = Phase.WAITING

@@ -124,7 +124,7 @@ def _admit_cell(engine: Engine, shard: Shard, band: int, now: Now) -> None:
     if ledger.vanished:
         fields = {"band": band, "shard": shard.number, "from": ledger.vanished[0], "to": ledger.vanished[-1] + 1}
         fields["open"] = len(ledger.vanished)
-        engine.effects.append(Note("records_lost", {**fields, "why": "open requests did not come back from the log"}))
+        engine.effects.append(Note("records_lost", {**fields, "why": "open requests are no longer in the log"}))
         ledger.vanished.clear()
 
 

@@ -26,13 +26,13 @@ class TaskPage(BaseModel):
 
 
 class CancelBody(BaseModel):
-    """Why; nothing of it is needed."""
+    """The optional reason."""
 
     reason: str | None = Field(None, max_length=1_000)
 
 
 class CancelAsked(BaseModel):
-    """The wish is acknowledged; the task may not have ended yet."""
+    """The cancel request is stored; the task may not have ended yet."""
 
     task_id: str
     action: Literal["cancel"]
@@ -63,7 +63,7 @@ class ReadCounts(BaseModel):
 
 
 class Stats(BaseModel):
-    """What this replica knows, and who waits."""
+    """What this replica knows, and the number of waiting clients."""
 
     tasks: dict[TaskStatus, Count]
     read: ReadCounts
@@ -72,14 +72,14 @@ class Stats(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """One wrong field: its path, and what is wrong with it."""
+    """An invalid field: its path, and what is wrong with it."""
 
     field: str
     message: str
 
 
 class Problem(BaseModel):
-    """RFC 9457: every answer of 400 and above. `type` may be compared; `detail` is for people."""
+    """RFC 9457: every response of 400 and above. Programs can compare `type`; `detail` is for people."""
 
     type: str = Field(examples=["urn:streamtask:problem:invalid-request"])
     title: str
@@ -91,7 +91,7 @@ class Problem(BaseModel):
 
 
 class Gap(BaseModel):
-    """Events that the topic no longer holds: of one partition, from `wanted` to below `found`."""
+    """Events that are no longer in the topic: of one partition, from `wanted` to below `found`."""
 
     partition: Count
     wanted: Count
@@ -99,7 +99,7 @@ class Gap(BaseModel):
 
 
 class LiveSubscribed(BaseModel):
-    """The subscription stands."""
+    """The subscription is active."""
 
     type: Literal["subscribed"]
     id: Name
@@ -107,7 +107,7 @@ class LiveSubscribed(BaseModel):
 
 
 class LiveEvent(BaseModel):
-    """A status event, or where a task stands when its stream begins."""
+    """A status event, or the current status of a task when its stream begins."""
 
     type: Literal["event"]
     id: Name
@@ -116,7 +116,7 @@ class LiveEvent(BaseModel):
 
 
 class LiveAlive(BaseModel):
-    """Nothing came for a while; all up to here was given."""
+    """No events for a while; all up to this id were sent."""
 
     type: Literal["alive"]
     id: Name
@@ -124,7 +124,7 @@ class LiveAlive(BaseModel):
 
 
 class LiveGap(BaseModel):
-    """A part of what was asked for is gone."""
+    """Some of the requested events no longer exist."""
 
     type: Literal["gap"]
     id: Name
@@ -133,7 +133,7 @@ class LiveGap(BaseModel):
 
 
 class LiveEnd(BaseModel):
-    """The subscription is over. ended: its task has; else subscribe again with the last id."""
+    """The subscription is over. ended: its task has ended; otherwise subscribe again with the last id."""
 
     type: Literal["end"]
     id: Name
@@ -141,7 +141,7 @@ class LiveEnd(BaseModel):
 
 
 class LiveError(BaseModel):
-    """A frame of the wrong shape, or a subscription that is refused."""
+    """An invalid frame, or a refused subscription."""
 
     type: Literal["error"]
     id: Name | None = None
@@ -155,11 +155,11 @@ class LivePong(BaseModel):
 
 
 class LiveFrame(RootModel[LiveSubscribed | LiveEvent | LiveAlive | LiveGap | LiveEnd | LiveError | LivePong]):
-    """What `/ws` says: one JSON object a text frame, told apart by `type`."""
+    """A frame from `/ws`: one JSON object per text frame; `type` says which kind."""
 
 
 class Asked(BaseModel):
-    """A frame from the other side."""
+    """A frame from the client."""
 
     model_config = ConfigDict(extra="forbid")
 

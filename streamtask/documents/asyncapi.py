@@ -1,8 +1,8 @@
 """AsyncAPI 3 of streamtask: the topics of a prefix and `/ws`, what goes over them, and who sends it.
 
 The application that is documented is streamtask itself, its workers and its query service: it receives requests and
-control messages, and sends status events and dead letters. Whoever uses it does the opposite. The schedule topic is
-nobody's but the workers' and is left out.
+control messages, and sends status events and dead letters. Its clients do the opposite. The schedule topic is internal
+to the workers and is left out.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _channels(names: TopicNames) -> Part:
     requests = _topic(
         names,
         names.requests[0],
-        "What producers ask for. The topic decides the band; partitioner murmur2_random, which is Java's.",
+        "Requests from producers. The topic decides the band; use the partitioner murmur2_random, Java's default.",
         ("taskRequest", "taskRequestAvro", "taskRequestConfluent"),
     )
     return {
@@ -83,13 +83,13 @@ def _channels(names: TopicNames) -> Part:
         "status": _topic(
             names,
             names.status,
-            "Every change of every task. Its partition is that of the request, not the hash of its key.",
+            "Every status change of every task. The partition is that of the request, not the hash of the key.",
             ("taskResponse", "taskResponseAvro", "taskResponseConfluent"),
         ),
         "control": _topic(
             names,
             names.control,
-            "Wishes about tasks; they count for requests that come later, too.",
+            "Cancel requests; they also apply to task requests that arrive later.",
             ("controlMessage", "controlMessageAvro", "controlMessageConfluent"),
         ),
         "dead": _topic(
@@ -132,9 +132,9 @@ def _operations(names: TopicNames) -> Part:
             **workers,
             "reply": answer,
         },
-        "sendStatus": _operation("send", "status", "Say what became of a task", "taskResponse"),
+        "sendStatus": _operation("send", "status", "Publish the status of a task", "taskResponse"),
         "receiveControl": _operation("receive", "control", "Cancel a task", "controlMessage"),
-        "sendDeadLetter": _operation("send", "dead", "Keep what failed", "deadLetter", ("",)),
+        "sendDeadLetter": _operation("send", "dead", "Keep failed requests", "deadLetter", ("",)),
         "receiveLiveAsk": _operation("receive", "live", "Subscribe, unsubscribe, ping", "liveAsk", ("",)),
         "sendLiveFrame": _operation("send", "live", "Status events of the subscriptions", "liveFrame", ("",)),
     }
@@ -186,7 +186,7 @@ def _messages() -> Part:
             "controlMessage",
             "ControlMessage",
             CONTROL,
-            {"title": "A wish about a task", **_correlated("task_id")},
+            {"title": "A control message", **_correlated("task_id")},
             key=key,
             cases=[{"name": "cancel", "payload": examples.CONTROL}],
         ),
@@ -202,7 +202,7 @@ def _messages() -> Part:
                 {"name": "failed", "headers": examples.DEAD_HEADERS, "payload": examples.LONG_INFERENCE},
             ],
         },
-        "liveAsk": _frame("liveAsk", "LiveAsk", "A frame from the subscriber", examples.LIVE_ASKS),
+        "liveAsk": _frame("liveAsk", "LiveAsk", "A frame from the client", examples.LIVE_ASKS),
         "liveFrame": _frame("liveFrame", "LiveFrame", "A frame from the service", examples.LIVE_FRAMES),
     }
 

@@ -38,7 +38,7 @@ class Fix(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as needed: what, where, what is now true, what is needed, the command that mends it."""
+    """A misconfiguration: what, where, the current value, the required value, the command that fixes it."""
 
     severity: Severity
     code: str
@@ -50,9 +50,9 @@ class Finding:
     fix: Fix | None = None
 
     def __str__(self) -> str:
-        seen = f" is {self.value}, needed {self.needed}" if self.needed else ""
-        mend = f"  Mend it: {self.command}" if self.command else ""
-        return f"{self.severity.value}: {self.where}: {self.code}{seen}. {self.what}{mend}"
+        seen = f" is {self.value}, must be {self.needed}" if self.needed else ""
+        fix = f"  Fix it: {self.command}" if self.command else ""
+        return f"{self.severity.value}: {self.where}: {self.code}{seen}. {self.what}{fix}"
 
 
 class PartitionFacts(NamedTuple):

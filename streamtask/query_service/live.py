@@ -246,7 +246,7 @@ class Live:
                 raise _bad_id(f"partition {partition} ends before offset {at - 1}; the id may be of another topic")
             if not await self.service.has_read(partition, at, BEHIND_S):
                 raise unavailable(
-                    "not-fresh", "The view is not that fresh yet", "Another replica issued this id. Try again."
+                    "not-fresh", "The view is not fresh enough yet", "Another replica issued this id. Try again."
                 )
 
 

@@ -115,7 +115,7 @@ class Conversation:
                     return
                 await self._answer(frame, text is not None, group)
         except TimeoutError:
-            log.info("A WebSocket has ended: nothing was subscribed and nothing said for %g s.", IDLE_S)
+            log.info("Closed a WebSocket: no subscriptions and no messages for %g s.", IDLE_S)
 
     def _mind(self) -> None:
         """Wait for the next frame without end while there are subscriptions."""
@@ -186,7 +186,7 @@ class Conversation:
             await self._say({"type": "end", "id": name, "reason": str(cut)})
         except ENDS_STREAM as error:
             if begun:
-                log.info("A subscription has ended: %s", error)
+                log.info("Ended a subscription: %s", error)
                 await self._say({"type": "end", "id": name, "reason": "unavailable"})
             else:
                 await self._say({"type": "error", "id": name, "problem": of_error(error).document})
@@ -205,7 +205,7 @@ class Conversation:
             async with asyncio.timeout(SEND_S), self._writing:
                 await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
         except TimeoutError:
-            log.info("A WebSocket has ended: its reader took nothing for %g s.", SEND_S)
+            log.info("Closed a WebSocket: its client read nothing for %g s.", SEND_S)
             self._code = TRY_LATER
             self._over.set()
         except (WebSocketDisconnect, RuntimeError):

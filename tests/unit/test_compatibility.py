@@ -66,7 +66,10 @@ def test_a_new_field_with_a_default_is_compatible() -> None:
     ("new", "word"),
     [
         (_changed(tenant=None), "tenant: a field must never be removed"),
-        (_changed(description={"type": "string", "default": "?"}), "description: a field must never change its default"),
+        (
+            _changed(description={"type": "string", "default": "?"}),
+            "description: a field must never change its default",
+        ),
         (
             _changed(created_at={"type": ["null", "long"], "default": None}),
             "created_at: a field must never change its type",

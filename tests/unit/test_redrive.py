@@ -183,7 +183,7 @@ def test_a_letter_of_another_prefix_or_of_a_partition_that_is_gone_is_refused() 
     assert "prefix other" in other.why
     fewer = Builder(NAMES, CLUSTER, 3).build(a_letter(A_TASK), NOW_MS)
     assert isinstance(fewer, Refusal)
-    assert "no partition 3" in fewer.why
+    assert "no longer has partition 3" in fewer.why
 
 
 def test_a_request_without_room_for_a_label_is_refused() -> None:
