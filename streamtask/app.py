@@ -1,4 +1,4 @@
-"""App and its tasks: joins handlers (what runs) and the client (how it is asked for), nothing else.
+"""App and its tasks: connects handlers (what runs) with the client (how it is submitted), nothing else.
 
     app = App("census")
 
@@ -10,7 +10,7 @@
 
 Always true: `submit` takes exactly the handler's own arguments, without the context (a type checker sees it);
 everything else goes through `options`; parameters that the handler would refuse are refused before anything is sent;
-importing this module brings no Kafka library in.
+importing this module does not import a Kafka library.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ Q = TypeVar("Q")
 
 
 class App:
-    """The task types of one service, and the settings they are asked for and run with.
+    """The task types of one service, and the settings to submit and run them with.
 
-    name      a label for client.id and logs; it decides nothing (the prefix does)
-    prefix    of the topics; who works another prefix does not see these tasks
+    name      a label for client.id and logs; it has no other effect (the prefix selects the topics)
+    prefix    prefix of the topics; workers of another prefix do not see these tasks
     lifespan  an async context manager function; entered once per worker before the first task, left after the last;
-              what it yields is ctx.state
-    settings  any field of config.Settings; arguments > STREAMTASK_* environment > streamtask.toml
+              the value that it yields is ctx.state
+    settings  any field of config.Settings; arguments win over STREAMTASK_* variables, and those over streamtask.toml
 
-    `async with app:` (or close()) closes the clients that its tasks opened for submitting.
+    Leaving `async with app:`, or close(), closes the clients that its tasks opened to submit.
     """
 
     def __init__(
         self, name: str, *, prefix: str | None = None, lifespan: Lifespan | None = None, **settings: Any
     ) -> None:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"App({name!r}): a name, e.g. App('census').")
+            raise ConfigError(f"App({name!r}): the name must be a non-empty string. Write it like App('census').")
         self.name = name
         self.registry = Registry()
         self._lifespan = lifespan
@@ -71,9 +71,9 @@ class App:
         return f"App({self.name!r}, prefix={self.settings.prefix!r}, tasks={sorted(self.registry)})"
 
     def configure(self, **settings: Any) -> Settings:
-        """Settings from outside (a command line) that win over those of the constructor; None counts as not given.
+        """Apply settings, such as those of a command line, that win over the constructor's. None counts as not given.
 
-        Raises ConfigError, also when a client is already open.
+        Raises ConfigError when a setting is invalid or a client is already open.
         """
         self._forget_ended_loops()
         if self._client is not None or self._async_clients:
@@ -84,17 +84,17 @@ class App:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings that the constructor and configure() were given; what is missing comes from elsewhere."""
+        """The settings passed to the constructor and configure(); all others come from the environment, file or defaults."""
         return {name: value for name, value in self._given.items() if value is not None}
 
     @contextmanager
     def configured(self, **settings: Any) -> Iterator[Settings]:
-        """`configure` while the block runs, for tests; the clients that its tasks opened meanwhile are closed at the end.
+        """Apply settings for the duration of the block, for tests. Closes the clients that its tasks opened meanwhile.
 
         Raises ConfigError.
         """
         if self._configured:
-            raise ConfigError(f"App {self.name!r} runs already, with settings of its own: end that first.")
+            raise ConfigError(f"App {self.name!r} is already running with its own settings. Stop it first.")
         before, self._given, self._configured = self._given, dict(self._given), True
         try:
             yield self.configure(**settings)
@@ -172,15 +172,15 @@ class App:
         memory_mb: int | None = None,
         max_tasks: int | None = None,
     ) -> Any:
-        """Register a handler; bare (`@app.task`: the function's name) or with arguments.
+        """Register a handler: `@app.task` names it after the function; `@app.task(...)` takes options.
 
-        timeout, timeout_max  seconds per attempt: when the request names none, and the most it may ask for
+        timeout, timeout_max  seconds per attempt: the default, and the longest that a request may set
         retry                 default: one attempt
-        concurrency           executions of this type at once on one worker
-        priority              of what is submitted through this task, 1..10; default 5
-        lost_max              deaths of its own after which the task is FAILED `worker_lost`; 0 = never
-        executor              "process": in a child process, which a timeout or a cancel really ends
-        memory_mb, max_tasks  of a child: what an execution may take; how many of this type before it is replaced
+        concurrency           concurrent executions of this type per worker process
+        priority              of requests submitted through this task, 1..10; default 5
+        lost_max              process deaths caused by a task after which it fails with `worker_lost`; 0 = never
+        executor              "process" runs it in a child process, which a timeout or cancel can kill
+        memory_mb, max_tasks  limits of a child: memory per execution; executions of this type before it is replaced
 
         Raises ConfigError.
         """
@@ -214,7 +214,7 @@ class App:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Any]:
-        """The app's lifespan, and the end of the client with which its handlers submitted (for the executor)."""
+        """The app's lifespan; on exit it also closes the client that its handlers submitted with (for the executor)."""
         try:
             if self._lifespan is None:
                 yield None
@@ -225,7 +225,7 @@ class App:
             await self.aclose()
 
     def client(self) -> Client:
-        """The client for plain code; opened at its first use, closed by close()."""
+        """The synchronous client; opened on first use, closed by close()."""
         from streamtask.client import Client
 
         with self._lock:
@@ -234,7 +234,7 @@ class App:
             return self._client
 
     def async_client(self) -> AsyncClient:
-        """The client of the running event loop; opened at its first use, closed by aclose()."""
+        """The client of the running event loop; opened on first use, closed by aclose()."""
         from streamtask.client import AsyncClient
 
         loop = asyncio.get_running_loop()
@@ -245,14 +245,14 @@ class App:
         return client
 
     def close(self) -> None:
-        """Close the client for plain code; what was submitted is sent first."""
+        """Close the synchronous client after sending what was submitted."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
     async def aclose(self) -> None:
-        """Close the client of the running event loop; what was submitted is sent first."""
+        """Close the client of the running event loop after sending what was submitted."""
         client = self._async_clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.close()
@@ -283,7 +283,7 @@ class App:
 
 
 class Task(Generic[P, R]):
-    """One task type as its callers see it. Called, it just runs here and now (a missing context is faked)."""
+    """A task type as its callers see it. Calling it runs the handler directly (with a fake context if none is passed)."""
 
     def __init__(self, app: App, handler: Handler, options: Mapping[str, Any]) -> None:
         self.app = app
@@ -313,9 +313,9 @@ class Task(Generic[P, R]):
         idempotency_key: str | None = None,
         description: str | None = None,
     ) -> Self:
-        """A copy of this task that submits with these; what is None stays as it was.
+        """A copy of this task that submits with these options. None keeps the current value.
 
-        idempotency_key is only handed to the handler: nothing is deduplicated by it yet.
+        idempotency_key is only passed to the handler: streamtask does not deduplicate by it yet.
         """
         given = {
             "priority": priority,
@@ -340,12 +340,12 @@ class Task(Generic[P, R]):
         return from_arguments(parameters, task_type=self.handler.name, **self._options)
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        """Ask for it; returns when the broker has the request. Raises RequestRefused, SubmitError."""
+        """Submit the task; returns when the broker has stored the request. Raises RequestRefused, SubmitError."""
         request = self.request(*args, **kwargs)
         return TaskHandle(await self.app.async_client().submit_request(request), self.handler)
 
     def submit_sync(self, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]:
-        """`submit` for plain code."""
+        """`submit` for synchronous code."""
         return SyncTaskHandle(self.app.client().submit_request(self.request(*args, **kwargs)), self.handler)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -356,7 +356,7 @@ class Task(Generic[P, R]):
 
 
 class PlainTask(Task[P, R]):
-    """The task of a plain function."""
+    """The task of a synchronous function."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -397,7 +397,7 @@ class TaskDecorator(Protocol):
 
 
 class TaskHandle(Generic[Q]):
-    """A submitted task. `receipt` says where its request lies."""
+    """A submitted task. `receipt` has the position of its request."""
 
     def __init__(self, receipt: Receipt, handler: Handler) -> None:
         self.receipt = receipt
@@ -427,12 +427,12 @@ class TaskHandle(Generic[Q]):
         return self.receipt.events()
 
     async def cancel(self, reason: str | None = None) -> None:
-        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        """Request its cancellation; returns when the broker has acknowledged the request."""
         await self.receipt.cancel(reason)
 
 
 class SyncTaskHandle(Generic[Q]):
-    """A submitted task, for plain code."""
+    """A submitted task, for synchronous code."""
 
     def __init__(self, receipt: SyncReceipt, handler: Handler) -> None:
         self.receipt = receipt
@@ -458,15 +458,15 @@ class SyncTaskHandle(Generic[Q]):
         return self.receipt.status()
 
     def cancel(self, reason: str | None = None) -> None:
-        """Ask for it to be cancelled; returns when the wish is acknowledged."""
+        """Request its cancellation; returns when the broker has acknowledged the request."""
         self.receipt.cancel(reason)
 
 
 def load_app(path: str) -> App:
-    """The App that `module:attribute` names, the working directory included. Raises ConfigError."""
+    """Import the App that `module:attribute` names; also searches the working directory. Raises ConfigError."""
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
-        raise ConfigError(f"{path!r} names no app: write module:attribute, e.g. {(module_name or 'app')}:app.")
+        raise ConfigError(f"{path!r} does not name an app. Write MODULE:NAME, such as {(module_name or 'app')}:app.")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script has its own directory there instead
     try:
@@ -475,7 +475,9 @@ def load_app(path: str) -> App:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ConfigError(f"{path}: there is no module {error.name!r} in {os.getcwd()} or installed.") from error
+            raise ConfigError(
+                f"{path}: no module {error.name!r} in {os.getcwd()} or among the installed packages."
+            ) from error
         raise ConfigError(f"{path}: {module_name} imports {error.name!r}, which is not installed.") from error
     except Exception as error:  # importing runs the user's code: whatever it raises, the app cannot be had
         raise ConfigError(f"{path}: importing {module_name} failed: {type(error).__name__}: {error}") from error

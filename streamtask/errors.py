@@ -2,25 +2,25 @@
 
     StreamtaskError
     ├── ConfigError             wrong settings or arguments: change them (CLI: exit code 2)
-    ├── ClusterError            the cluster is not as needed: the text names the command that mends it
-    │   ├── TopicsMissing       topics do not exist yet
-    │   ├── NotAllowed          its ACLs do not let this client do it
+    ├── ClusterError            the cluster is misconfigured: the text names the command that fixes it
+    │   ├── TopicsMissing       topics do not exist
+    │   ├── NotAllowed          the cluster's ACLs do not allow this client to do it
     │   └── Unreachable         no broker answered in time
-    │       └── RegistryUnreachable   nor did the schema registry
-    ├── DecodeError             bytes that are no valid document (the record goes to tasks.dead)
-    │   └── SchemaUnavailable   the schema registry did not say by which schema they were written
-    ├── SchemaPending           the schema registry is being asked: read the record again a little later
-    ├── RequestRefused          a request that cannot be sent as it is; nothing was sent
-    ├── SubmitError             the broker did not take the request in time, or refused it
-    ├── TaskError               how a task ended, seen by somebody who waits for it
+    │       └── RegistryUnreachable   the schema registry did not answer in time
+    ├── DecodeError             the bytes are not a valid document (the record goes to tasks.dead)
+    │   └── SchemaUnavailable   the schema registry did not provide the schema of the bytes
+    ├── SchemaPending           the schema is being fetched from the registry: read the record again a little later
+    ├── RequestRefused          the request is invalid; nothing was sent
+    ├── SubmitError             the broker did not acknowledge the request in time, or rejected it
+    ├── TaskError               the task did not complete; raised where its result is awaited
     │   ├── TaskFailed          FAILED; carries error_details
     │   └── TaskCancelled       CANCELLED
-    ├── WaitTimeout             the task has not ended in the time given; it goes on
-    ├── UnknownTask             nobody knows this task_id
-    ├── LifespanError           the app's lifespan did not open: its own cause is attached
-    └── DevBrokerUnavailable    the local Apache Kafka cannot be had; the text names the alternatives
+    ├── WaitTimeout             the task did not end within the timeout; it continues
+    ├── UnknownTask             no task with this task_id is known
+    ├── LifespanError           the app's lifespan did not open; the cause is attached
+    └── DevBrokerUnavailable    the local Apache Kafka cannot be started; the text names the alternatives
 
-A handler raises two more to steer its own retries: RetryLater and GiveUp.
+A handler can raise two more to control its own retries: RetryLater and GiveUp.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from typing import Any
 
 
 class StreamtaskError(Exception):
-    """Root of the tree."""
+    """Base class of all streamtask errors."""
 
 
 class ConfigError(StreamtaskError):
-    """Settings or arguments that cannot work; the text names the setting, its value and what to do."""
+    """A setting or argument is invalid. The message names it, its value and what to do."""
 
 
 class ClusterError(StreamtaskError):
-    """The cluster lacks something that is needed."""
+    """The Kafka cluster is misconfigured or cannot be used. The message says how to fix it."""
 
 
 class TopicsMissing(ClusterError):
-    """Topics do not exist; `streamtask topics create` makes them."""
+    """Topics do not exist. Create them with `streamtask topics create`."""
 
 
 class NotAllowed(ClusterError):
-    """The ACLs of the cluster do not let this client do it; `streamtask topics acls ROLE` names what a role needs."""
+    """The cluster's ACLs do not allow the operation. `streamtask topics acls ROLE` prints what a role needs."""
 
 
 class Unreachable(ClusterError):
-    """No broker answered within the time given."""
+    """No broker answered within the timeout."""
 
 
 class RegistryUnreachable(Unreachable):
-    """The schema registry did not answer within the time given, or not as one."""
+    """The schema registry did not answer within the timeout, or its answer was not valid."""
 
 
 class DecodeError(StreamtaskError):
-    """Bytes that are no valid document of their kind.
+    """The bytes are not a valid document of their kind.
 
     code    `invalid_request` (see model.ErrorCode)
-    fields  {path: what is wrong with it}, as far as it could be told
-    task_id set when it could be read although the rest could not
+    fields  {path: what is wrong with it}, as far as it is known
+    task_id set when it could be read even though the document is invalid
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class DecodeError(StreamtaskError):
 
 
 class SchemaUnavailable(DecodeError):
-    """The schema registry did not answer in time, so nobody knows what the bytes mean; they may well be valid."""
+    """The schema registry did not answer in time, so the bytes cannot be decoded. They may be valid."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="schema_unavailable")
 
 
 class SchemaPending(StreamtaskError):
-    """The schema of a record is being asked for. Nothing is known of the record yet; its reader goes on with others.
+    """The schema of a record is being fetched. The record cannot be decoded yet; its reader continues with others.
 
-    settled  tells whether it is worth reading the record again
+    settled  returns True when the record is worth reading again
     """
 
     def __init__(self, message: str, settled: Callable[[], bool]) -> None:
@@ -98,7 +98,7 @@ class SchemaPending(StreamtaskError):
 
 
 class RequestRefused(StreamtaskError):
-    """A request that cannot be sent as it is. Nothing was sent. `fields` as in DecodeError."""
+    """The request is invalid, and nothing was sent. `fields` has the same form as in DecodeError."""
 
     def __init__(self, message: str, *, fields: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -106,10 +106,10 @@ class RequestRefused(StreamtaskError):
 
 
 class SubmitError(StreamtaskError):
-    """The broker did not acknowledge the request: it may or may not be there.
+    """The broker did not acknowledge the request, so it may or may not be stored.
 
-    Submitting again with the same task_id does not run it twice while the first record is open. It does once that has
-    ended. Look first whether it arrived: `client.status(task_id)` (docs/wire.md, «Sending again»).
+    Submitting again with the same task_id does not run the task twice while the first request is open, but it does
+    once that has ended. Check first whether it arrived: `client.status(task_id)` (docs/wire.md, "Sending again").
 
     task_ids  the requests that were not acknowledged, as far as they are known
     """
@@ -120,11 +120,11 @@ class SubmitError(StreamtaskError):
 
 
 class TaskError(StreamtaskError):
-    """A task that ended otherwise than COMPLETED.
+    """The task ended, but did not complete.
 
     task_id  the task
     code     error_details.code, e.g. `handler_error`, `timeout`, `cancelled`
-    details  the whole error_details as a plain mapping, {} when there are none
+    details  error_details as a plain mapping; {} when there are none
     """
 
     def __init__(self, message: str, *, task_id: str, code: str, details: dict[str, Any] | None = None) -> None:
@@ -135,23 +135,23 @@ class TaskError(StreamtaskError):
 
 
 class TaskFailed(TaskError):
-    """The task is FAILED."""
+    """The task failed."""
 
 
 class TaskCancelled(TaskError):
-    """The task is CANCELLED."""
+    """The task was cancelled."""
 
 
 class WaitTimeout(StreamtaskError):
-    """The task has not ended within the time given. It goes on; wait again."""
+    """The task did not end within the timeout. It continues; you can wait again."""
 
 
 class UnknownTask(StreamtaskError):
-    """No request and no status event with this task_id is known."""
+    """No request or status event with this task_id is known."""
 
 
 class LifespanError(StreamtaskError):
-    """The app's lifespan could not be opened; no task was taken. The cause is attached (`__cause__`)."""
+    """The app's lifespan could not be opened, and no task was started. The cause is attached (`__cause__`)."""
 
 
 class DevBrokerUnavailable(StreamtaskError):
@@ -159,10 +159,10 @@ class DevBrokerUnavailable(StreamtaskError):
 
 
 class RetryLater(StreamtaskError):
-    """Raised by a handler: end this attempt as failed and run again after `after` seconds.
+    """Raise it in a handler to fail this attempt and run the task again after `after` seconds.
 
-    Counts as a failed attempt: `Retry.attempts` bounds it as any other failure, only the wait is the
-    handler's own.
+    It counts as a failed attempt, so `Retry.attempts` limits it like any other failure. Only the delay is the
+    handler's choice.
     """
 
     def __init__(self, reason: str = "", *, after: float) -> None:
@@ -171,7 +171,7 @@ class RetryLater(StreamtaskError):
 
 
 class GiveUp(StreamtaskError):
-    """Raised by a handler: FAILED now, whatever attempts are left."""
+    """Raise it in a handler to fail the task now, without using the attempts that are left."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

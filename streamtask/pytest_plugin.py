@@ -4,12 +4,12 @@
         streamtask_app(app)
         assert resize.submit_sync("a.png").result(timeout=30) == "a.png at 800"
 
-    streamtask_broker  one real local Kafka for the whole run, also under pytest-xdist; STREAMTASK_TEST_BOOTSTRAP_SERVERS
-                       names another one
+    streamtask_broker  one real local Kafka for the whole run, also under pytest-xdist; set
+                       STREAMTASK_TEST_BOOTSTRAP_SERVERS to use another one
     streamtask_app     streamtask_app(app, **settings) runs a worker of the App in this process until the test has ended,
-                       under topics of its own; returns a testing.Running
+                       with its own topics; returns a testing.Running
 
-Only pytest is imported here: who has streamtask installed and does not use it here pays nothing. Turn it off with
+This module imports only pytest, so it costs nothing in projects that do not use it. Turn it off with
 `-p no:streamtask`.
 """
 
@@ -75,8 +75,8 @@ def streamtask_app(request: pytest.FixtureRequest, streamtask_broker: Broker) ->
 
 @pytest.hookimpl
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """An `async def` test that uses these fixtures, and that no other plugin has taken (they come before, or have made
-    a plain function of it), runs in a loop of its own."""
+    """Run an `async def` test that uses these fixtures in its own event loop, unless another plugin runs it (those come
+    first, or have wrapped it in a synchronous function)."""
     if "streamtask_app" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames

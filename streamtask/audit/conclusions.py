@@ -86,7 +86,7 @@ class Conclusions:
 
     def _failed(self, cell: Cell) -> None:
         for offset, (task_id, at) in cell.failed.items():
-            text = f"{cell.origin(offset)} is FAILED and not in {self._names.dead}"
+            text = f"{cell.origin(offset)} is FAILED, but not in {self._names.dead}"
             self._tell("failed_not_dead", text, task_id, cell.origin(offset), at)
         cell.failed.clear()
 
@@ -117,7 +117,7 @@ class Conclusions:
         elif not state & STATUS:
             at = {"topic": self._names.dead}
         what = "events of" if state & STATUS else "a dead letter of"
-        text = f"{what} {cell.origin(offset)}, and no such record is there"
+        text = f"{what} {cell.origin(offset)}, which does not exist"
         self._tell("unknown_origin", text, text_of(block.id_of(slot)), cell.origin(offset), at)
         block.mark(slot, REQUEST | TOLD)
         return False
@@ -155,14 +155,16 @@ class Conclusions:
         }
         block.mark(slot, TOLD)
         if state & INVALID:
-            text = f"{origin} is no valid request, was passed, and is not in {self._names.dead}"
+            text = (
+                f"{origin} is not a valid request and is below the committed offset, but is not in {self._names.dead}"
+            )
             self._tell("invalid_not_dead", text, task_id, origin, at)
             return
         status, history = NAMES[state & STATUS], cell.open.get(offset)
         at |= {"status": status, "attempt": history.attempt if history is not None else None}
         if history is not None:
             at["before"] = history.evidence(self._names.status)
-        text = f"{origin} is {status or 'without any event'}, and {cell.committed} is committed: no worker will run it again"
+        text = f"{origin} is {status or 'without any event'}, but {cell.committed} is committed: no worker will run it again"
         self._tell("committed_past_unfinished", text, task_id or (history.task_id if history else ""), origin, at)
 
     # --- What is left -------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class Conclusions:
             state = block.states[slot]
             if not state & REQUEST or cell.passed(offset) or offset < cell.start:
                 continue
-            where = "nothing is committed there"
+            where = "nothing is committed"
             if cell.committed is not None:
                 where = "at the committed offset" if offset == cell.committed else "above the committed offset"
             history = cell.open.get(offset)
@@ -190,5 +192,5 @@ class Conclusions:
             self._report.gaps.append(Gap(topic, cell.partition, cell.committed, cell.start))
         if cell.committed > cell.end:
             at = {"topic": topic, "partition": cell.partition, "committed": cell.committed, "log_end": cell.end}
-            text = f"{topic} [{cell.partition}]: {cell.committed} is committed, and the log ends at {cell.end}"
+            text = f"{topic} [{cell.partition}]: {cell.committed} is committed, but the log ends at {cell.end}"
             self._tell("committed_beyond_end", text, "", None, at)

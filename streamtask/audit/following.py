@@ -1,4 +1,4 @@
-"""The audit beside a running system: round after round, each breach told the moment it is found, until it is stopped.
+"""The audit of a running system: round after round, reporting each violation when it is found, until it is stopped.
 
 What is open is no breach. A broker that does not answer is told and waited for. Nothing is kept between two runs.
 """
@@ -70,7 +70,7 @@ def follow_audit(
             if not last:
                 stop.wait(max(0.0, began + ROUND_S - time.monotonic()))
         if not rounds.whole:
-            judge.unread("The last round was broken off: what it has not read proves nothing. Run the audit again.")
+            judge.unread("The last round was interrupted, so the report is incomplete. Run the audit again.")
     report = judge.report()
     report.since = None if since_ms is None else time_text(since_ms)
     return report

@@ -152,7 +152,7 @@ class Judge:
         if before & STATUS and (known := block.id_of(slot)) and known != id16:
             task_id = text_of(known)
             at = self._at(cell.partition, cell.open[offset].first if offset in cell.open else None, before)
-            text = f"{cell.origin(offset)} has events of {task_id}, and is the request of {record.task_id!r}"
+            text = f"{cell.origin(offset)} is the request of {record.task_id!r}, but has events of {task_id}"
             cell.strangers[offset] = (task_id, text, at)
         block.name(slot, id16)
 
@@ -169,12 +169,12 @@ class Judge:
             return
         if key != event.task_id.encode():
             at = self._at(partition, offset, event=event)
-            text = f"{_spot(at)} has the key {key!r} and the task_id {event.task_id}"
+            text = f"{_spot(at)} has the key {key!r}, but the task_id {event.task_id}"
             self._violation("wrong_key", text, event.task_id, None, at)
         found = self._place(event.origin)
         if found is None:
             at = self._at(partition, offset, event=event)
-            text = f"{_spot(at)} names the origin {event.origin!r}, which is no request record"
+            text = f"{_spot(at)} names the origin {event.origin!r}, which is not a request record"
             self._violation("unknown_origin", text, event.task_id, None, at)
             return
         cell, number = found
@@ -205,7 +205,7 @@ class Judge:
         }
         found = self._place(letter.origin)
         if found is None:
-            text = f"{_spot(at)} names the origin {letter.origin!r}, which is no request record"
+            text = f"{_spot(at)} names the origin {letter.origin!r}, which is not a request record"
             self._violation("unknown_origin", text, letter.task_id, None, at)
             return
         cell, number = found
@@ -260,13 +260,13 @@ class Judge:
             known = block.id_of(slot)
             if known != id16 and block.ids is not None:
                 at = self._at(partition, offset, event=event)
-                text = f"{_spot(at)} has the task_id {event.task_id}, its request {event.origin} {text_of(known)!r}"
+                text = f"{_spot(at)} has the task_id {event.task_id}, but its request {event.origin} has {text_of(known)!r}"
                 cell.strangers[number] = (event.task_id, text, at)
         else:
             block.name(slot, id16)
             if cell.missing(number):
                 at = self._at(partition, offset, event=event)
-                text = f"{_spot(at)} belongs to {event.origin}, and no such record is there"
+                text = f"{_spot(at)} belongs to {event.origin}, which does not exist"
                 self._violation("unknown_origin", text, event.task_id, event.origin, at)
                 block.mark(slot, TOLD | REQUEST)
         if partition not in self._cleaned_max:
@@ -297,7 +297,7 @@ class Judge:
             self._report.truncated += 1
             return
         at = self._at(partition, offset, event=event)
-        text = f"{_spot(at)} is the first event of {event.origin}, and not CREATED"
+        text = f"{_spot(at)} is the first event of {event.origin}, but not CREATED"
         self._violation("created_missing", text, event.task_id, event.origin, at)
 
     def _step(
@@ -345,15 +345,15 @@ class Judge:
         """(kind, text) of what is wrong with the next event of an open history."""
         wrong: list[tuple[str, str]] = []
         if event.task_id != history.task_id:
-            wrong.append(("wrong_task_id", f" has the task_id {event.task_id}, its history {history.task_id}"))
+            wrong.append(("wrong_task_id", f" has the task_id {event.task_id}, but its history has {history.task_id}"))
         if event.attempt is not None:
             wrong += _wrong_attempt(history, event.attempt, status)
         updated, created = event.updated_at, event.created_at
         if updated is not None and history.updated_at is not None and updated < history.updated_at:
-            wrong.append(("time_back", f": updated_at fell by {to_ms(history.updated_at) - to_ms(updated)} ms"))
+            wrong.append(("time_back", f": updated_at decreased by {to_ms(history.updated_at) - to_ms(updated)} ms"))
         if created is not None and history.created_at is not None and created != history.created_at:
             wrong.append(
-                ("created_at_changed", f": created_at moved by {to_ms(created) - to_ms(history.created_at)} ms")
+                ("created_at_changed", f": created_at changed by {to_ms(created) - to_ms(history.created_at)} ms")
             )
         if status == "created":
             if history.status == "created" and timestamp_ms - history.timestamp_ms >= REFRESH_MS_MIN:
@@ -373,13 +373,13 @@ class Judge:
         self._violation(kind, f"{_spot(at)}: {status} after {before}", event.task_id, event.origin, at)
 
     def _refused(self, task_id: str, origin: str | None, at: dict[str, Any]) -> None:
-        text = f"{origin} was refused as a duplicate and has status events"
+        text = f"{origin} was refused as a duplicate, but has status events"
         self._violation("duplicate_with_history", text, task_id, origin, at)
 
     # --- The verdict --------------------------------------------------------------------------------------------------
 
     def conclude(self, *, last: bool = False) -> None:
-        """Judge what only the whole can show. To be called when everything up to one moment was fed: whatever the
+        """Judge what only the whole can show. Call it when everything up to one moment was fed: whatever the
         committed offsets pass, and the dead letters and requests of all events.
 
         Not when something is unread: what is missing proves nothing then. last: nothing more will be fed.
@@ -478,7 +478,7 @@ def _wrong_attempt(history: Open, attempt: int, status: str) -> list[tuple[str, 
         if before is not None and attempt > before + 1:
             return [("attempt_skipped", f": attempt {attempt} after {before}")]
     elif attempt > (before or 0):
-        return [("attempt_skipped", f": {status} of attempt {attempt}, which has no RUNNING")]
+        return [("attempt_skipped", f": {status} in attempt {attempt}, which has no RUNNING event")]
     return []
 
 

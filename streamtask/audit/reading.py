@@ -219,8 +219,10 @@ class Rounds:
             elif topic == self._names.dead:
                 self._judge.starts(status={}, dead={partition: found})
             return
-        what = "removed before it was read" if found > wanted else "made anew, or truncated"
-        self._judge.unread(f"{topic} [{partition}] from {min(wanted, found)} on was {what}. Run the audit again.")
+        what = "removed before it was read" if found > wanted else "recreated or truncated"
+        self._judge.unread(
+            f"{topic} [{partition}]: offsets from {min(wanted, found)} were {what}. Run the audit again."
+        )
 
     def _of(self, topic: str) -> dict[int, int]:
         return {partition: offset for (name, partition), offset in self._begin.items() if name == topic}
@@ -244,8 +246,8 @@ class Rounds:
             position = positions.get((topic, partition), 0)
             if position < end:
                 self._judge.unread(
-                    f"{topic} [{partition}] was read to {position} of {end}: too little time, or an open transaction "
-                    "holds the rest back. Run the audit again."
+                    f"{topic} [{partition}] was read up to {position} of {end}: the timeout was too short, or an open "
+                    "transaction hides the rest. Run the audit again."
                 )
 
     def _event(self, record: TailRecord) -> None:

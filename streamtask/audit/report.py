@@ -15,7 +15,7 @@ LISTED_MAX = 1_000  # violations and pending requests listed in full; all are co
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken promise.
+    """One broken guarantee.
 
     kind      one of audit.judge.KINDS
     text      one line for people
@@ -98,7 +98,7 @@ class Gap:
 
 @dataclass(slots=True)
 class Report:
-    """The audit's answer.
+    """The result of an audit.
 
     counts      histories by their last status
     requests    request records read; `invalid` of them no valid request, `duplicates` refused as duplicate
@@ -192,7 +192,7 @@ class Report:
         ]
         if self.repeats_total:
             lines.append(
-                f"  {self.repeats_total} records that are no task were refused again: the group's offsets were lost"
+                f"  {self.repeats_total} invalid requests were refused again, because the group's offsets were lost"
             )
         lines += [f"  not read: {text}" for text in self.unread]
         lines += _listed(
@@ -209,7 +209,7 @@ class Report:
         )
         lines += _listed(
             [
-                f"  gap: {item.topic} [{item.partition}] {item.start}..{item.end - 1} is no longer held"
+                f"  gap: {item.topic} [{item.partition}] {item.start}..{item.end - 1} is no longer in the log"
                 for item in self.gaps
             ],
             len(self.gaps),

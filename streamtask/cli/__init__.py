@@ -1,8 +1,8 @@
 """The command line: `streamtask …` and `python -m streamtask …`.
 
-cli.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
-cluster.py those that look after a cluster, schemas.py those about schemas, workers.py those about worker processes,
-dev.py those of the developer's day, config.py and complete.py what settings there are and what the shell completes.
+command.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
+cluster.py those that maintain a cluster, schemas.py those about schemas, workers.py those about worker processes,
+dev.py those for developers, config.py the one that shows settings; complete.py completes words in the shell.
 Imports are inside the commands, so that help and usage errors are quick.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="streamtask",
     cls=OneLineGroup,
-    help="A task system on Kafka: status exactly-once, handlers at least once.",
+    help="A task system on Kafka: exactly-once status, at-least-once handlers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

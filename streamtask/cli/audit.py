@@ -1,4 +1,4 @@
-"""`streamtask audit`: read everything back and judge it, once or beside a running system."""
+"""`streamtask audit`: read all topics back and judge them, once or continuously beside a running system."""
 
 from __future__ import annotations
 
@@ -26,26 +26,40 @@ def audit(
     cli: CommandContext,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="TIME", help="Only what came from then on: RFC 3339, or 90s, 5m, 2h, 7d ago."),
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Only records since TIME: RFC 3339, or an age like 90s, 5m, 2h, 7d.",
+        ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on beside a running system until Ctrl-C or SIGTERM.")
+        bool, typer.Option("--follow", "-f", help="Keep auditing a running system until Ctrl-C or SIGTERM.")
     ] = False,
     every: Annotated[
         float,
-        typer.Option("--every", min=0.1, metavar="S", help="With --follow: seconds between two lines of figures."),
+        typer.Option("--every", min=0.1, metavar="S", help="Print the counts every S seconds (with --follow)."),
     ] = 10.0,
     evidence: Annotated[
         str | None,
-        typer.Option("--evidence", metavar="FILE", help="Each breach as a line of JSON; - is stdout."),
+        typer.Option(
+            "--evidence",
+            metavar="FILE",
+            help="Write each violation to FILE as a line of JSON (- for stdout).",
+        ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="S", help="Give up when nothing came for so long.")
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            metavar="S",
+            help="Give up after S seconds without a record (not with --follow).",
+        ),
     ] = 120.0,
 ) -> int | None:
-    """Read everything back and judge every history; exit code 0 only when nothing is wrong."""
+    """Check every task's history on the topics; exit code 0 only without violations."""
     if evidence == STDOUT and cli.json:
-        raise ConfigError("--evidence - and --json both write to stdout: name a file for the evidence.")
+        raise ConfigError("--evidence - and --json would both write to stdout. Give --evidence a file name.")
     begin = _moment("--since", since, past=True)
     settings = cli.settings()
     kafka = kafka_of(settings)
@@ -83,7 +97,7 @@ def audit(
 
 
 class Told:
-    """Where breaches, figures and the report go. evidence: JSON lines of the breaches."""
+    """Prints violations, counts and the report. evidence: receives the violations as JSON lines."""
 
     def __init__(self, cli: CommandContext, evidence: TextIO | None, *, follow: bool) -> None:
         self._cli = cli
@@ -101,7 +115,7 @@ class Told:
         if self._cli.json:
             self._cli.answer({"violation": line})
         else:
-            self._say(f"{_now()}  BREACH {violation.kind}: {violation.text} ({violation.task_id})")
+            self._say(f"{_now()}  VIOLATION {violation.kind}: {violation.text} ({violation.task_id})")
 
     def figures(self, figures: dict[str, Any]) -> None:
         if self._cli.json:
@@ -130,7 +144,7 @@ class Told:
 
 
 class _Stopped:
-    """The first Ctrl-C or SIGTERM sets `event`; the second one does what it does elsewhere."""
+    """The first Ctrl-C or SIGTERM sets `event`; the second one has its usual effect."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -162,7 +176,7 @@ def _lines(name: str) -> Any:
     try:
         return open(name, "w", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--evidence: {name} cannot be written ({error.strerror}).") from None
+        raise ConfigError(f"--evidence: cannot write {name} ({error.strerror}). Choose another file.") from None
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Commands that look after a cluster: topics, doctor, audit, dead letters."""
+"""Commands that maintain a cluster: topics, doctor, audit, dead."""
 
 from __future__ import annotations
 
@@ -41,14 +41,16 @@ MARKS = {"error": "[red]✗[/]", "warning": "[yellow]![/]", "info": "[blue]i[/]"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    topics = typer.Typer(no_args_is_help=True, help="Create and check the topics of a prefix.")
+    topics = typer.Typer(no_args_is_help=True, help="Create, check and secure the topics of a prefix.")
     command(topics, "create")(topics_create)
     command(topics, "check")(topics_check)
     command(topics, "acls")(topics_acls)
     app.add_typer(topics, name="topics", rich_help_panel="Cluster")
     command(app, "doctor", rich_help_panel="Cluster")(doctor)
     command(app, "audit", rich_help_panel="Cluster")(audit)
-    dead = typer.Typer(no_args_is_help=True, help="Dead letters: what failed or could not be read.")
+    dead = typer.Typer(
+        no_args_is_help=True, help="List, show and redrive dead letters (failed or unreadable requests)."
+    )
     command(dead, "list")(dead_list)
     command(dead, "show")(dead_show)
     command(dead, "redrive")(dead_redrive)
@@ -59,18 +61,23 @@ def topics_create(
     cli: CommandContext,
     partitions: Annotated[
         int | None,
-        typer.Option("--partitions", min=1, metavar="N", help="Shards: at most so many busy processes; else 12."),
+        typer.Option(
+            "--partitions",
+            min=1,
+            metavar="N",
+            help="Partitions per topic; limits how many processes can work. (default: 12)",
+        ),
     ] = None,
     grow: Annotated[
-        bool, typer.Option("--grow", help="Add partitions to topics that exist; keys then move to others.")
+        bool, typer.Option("--grow", help="Add partitions to existing topics; ordering keys then move.")
     ] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Also set topic settings that are not as needed.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Also correct the settings of existing topics.")] = False,
 ) -> int | None:
-    """Create the topics that are missing."""
+    """Create missing topics; add partitions or correct settings on request."""
     settings = cli.settings(partitions=partitions)
     kafka = kafka_of(settings)
     if grow and partitions is None:
-        raise ConfigError("--grow: to how many? Add --partitions N.")
+        raise ConfigError("--grow needs the new number of partitions. Add --partitions N.")
     from streamtask.kafka.admin import ensure_topics
 
     done = ensure_topics(kafka, settings.topics, partitions=settings.partitions, grow=grow, fix=fix)
@@ -85,19 +92,19 @@ def topics_create(
         )
         return None
     console = cli.console()
-    for verb, names in (("created", done.created), ("more partitions for", done.grown)):
+    for verb, names in (("created", done.created), ("added partitions to", done.grown)):
         for name in names:
             console.print(f"[green]✓[/] {verb} {name}", soft_wrap=True)
     for fixed in done.fixed:
-        console.print(f"[green]✓[/] set {fixed.name}={fixed.value} of {fixed.topic}", soft_wrap=True)
+        console.print(f"[green]✓[/] set {fixed.name}={fixed.value} on {fixed.topic}", soft_wrap=True)
     if not (done.created or done.grown or done.fixed):
-        console.print(f"Every topic of prefix {settings.prefix} is there already.")
+        console.print(f"All topics of prefix {settings.prefix} exist already.")
     _print_findings(console, done.findings)
     return None
 
 
 def topics_check(cli: CommandContext) -> int | None:
-    """Compare the topics with what is needed; exit code 1 when an error is found."""
+    """Check that the topics exist with the required settings; exit code 1 on errors."""
     return _check(cli, topics_only=True)
 
 
@@ -105,10 +112,16 @@ def topics_acls(
     cli: CommandContext,
     role: Annotated[RoleName, typer.Argument(metavar="ROLE", help=ROLES, show_default=False)],
     principal: Annotated[
-        str, typer.Option("--principal", metavar="User:NAME", help="Who is to be allowed it.", show_default=False)
+        str,
+        typer.Option(
+            "--principal",
+            metavar="User:NAME",
+            help="Principal to grant the ACLs to.",
+            show_default=False,
+        ),
     ],
 ) -> int | None:
-    """Print the commands that allow a principal what a role needs, and no more. Nothing is changed."""
+    """Print the kafka-acls commands that grant a principal the ACLs of a role. Changes nothing."""
     settings = cli.settings()
     from streamtask.kafka.acls import Role, acls_of, commands
 
@@ -136,10 +149,10 @@ def doctor(
     cli: CommandContext,
     role: Annotated[
         RoleName | None,
-        typer.Option("--role", metavar="ROLE", help=f"Also: may this client do what it must? {ROLES}"),
+        typer.Option("--role", metavar="ROLE", help=f"Also check that this client has the ACLs of ROLE: {ROLES}."),
     ] = None,
 ) -> int | None:
-    """Say what is not as needed in brokers, topics, groups, and how to mend it; exit code 1 on errors."""
+    """Find misconfigured brokers, topics and groups, and print the fixes; exit code 1 on errors."""
     return _check(cli, topics_only=False, role=role)
 
 
@@ -186,7 +199,7 @@ def _check(cli: CommandContext, *, topics_only: bool, role: RoleName | None = No
     )
     _print_findings(console, findings)
     if errors:
-        console.print(f"[red]{errors} error(s)[/]: streamtask will not work as promised until they are mended.")
+        console.print(f"[red]{errors} error(s)[/]: streamtask's guarantees do not hold until they are fixed.")
     else:
         console.print("[green]No errors.[/]")
     return code
@@ -201,25 +214,25 @@ def _lacking(kafka: KafkaSettings, names: TopicNames, role: RoleName) -> list[Fi
 
 
 def _print_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """Each finding: what is how, why it matters, and the command (last, on a line of its own to be copied)."""
+    """Each finding: what is wrong, why it matters, and the command (last, on its own line, easy to copy)."""
     from rich.padding import Padding
     from rich.text import Text
 
     same: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
-        # One trouble of seven topics is said once.
+        # A problem that seven topics share is printed once.
         alike = (finding.severity.value, finding.code, finding.what, finding.command or "")
         same.setdefault(alike, []).append(finding)
-    for (severity, code, what, mend), group in same.items():
+    for (severity, code, what, fix), group in same.items():
         where = ", ".join(dict.fromkeys(finding.where for finding in group))
         first = group[0]
         values = ", ".join(dict.fromkeys(finding.value for finding in group if finding.value))
-        seen = f" is {values}, needed {first.needed}" if first.needed else ""
+        seen = f" is {values}, must be {first.needed}" if first.needed else ""
         head = f" missing: {where}" if code == "topics_missing" else f" {where}: {code}{seen}"
         console.print(Text.from_markup(MARKS[severity]) + Text(head))
         console.print(Padding(Text(what), (0, 0, 0, 2), expand=False))
-        if mend:
-            console.print(Text(f"  → {mend}", style="bold"), soft_wrap=True)
+        if fix:
+            console.print(Text(f"  → {fix}", style="bold"), soft_wrap=True)
 
 
 def _document(finding: Finding) -> dict[str, Any]:
@@ -237,11 +250,16 @@ def _document(finding: Finding) -> dict[str, Any]:
 def dead_list(
     cli: CommandContext,
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="CODE", help="Only these: timeout, invalid_request, …")
+        str | None,
+        typer.Option(
+            "--reason",
+            metavar="CODE",
+            help="Only dead letters with this error code, like timeout or invalid_request.",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, metavar="N", help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, metavar="N", help="Show at most N.")] = 20,
 ) -> int | None:
-    """List dead letters, the newest first."""
+    """List dead letters, newest first."""
     letters = _letters(cli)
     if reason is not None:
         letters = [letter for letter in letters if letter.reason == reason]
@@ -250,7 +268,7 @@ def dead_list(
         cli.answer({"dead": [_letter(letter) for letter in shown], "total": len(letters)})
         return None
     if not shown:
-        cli.note("No dead letter" + (f" with reason {reason}." if reason else "."))
+        cli.note("No dead letters" + (f" with reason {reason}." if reason else "."))
         return None
     from rich.table import Table
     from rich.text import Text
@@ -265,20 +283,25 @@ def dead_list(
         table.add_row(letter.origin, letter.reason, when, Text(" ".join(letter.text.split())))
     cli.console().print(table)
     if len(letters) > len(shown):
-        cli.note(f"{len(letters) - len(shown)} more; see them with --limit.")
+        cli.note(f"{len(letters) - len(shown)} more. Raise --limit to see them.")
     return None
 
 
 def dead_show(
     cli: CommandContext,
     which: Annotated[
-        str, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`: high-3@12345.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="ORIGIN|TASK_ID",
+            help="Origin (like high-3@12345) or task id, as `dead list` shows.",
+            show_default=False,
+        ),
     ],
 ) -> int | None:
-    """Show a dead letter with the bytes of its request."""
+    """Show a dead letter and its original request."""
     found = [letter for letter in _letters(cli) if which in (letter.origin, letter.task_id)]
     if not found:
-        raise ConfigError(f"No dead letter of {which!r}. See them: streamtask dead list")
+        raise ConfigError(f"No dead letter matches {which!r}. List them: streamtask dead list")
     letter = found[0]
     if cli.json:
         cli.answer(_letter(letter))

@@ -47,12 +47,12 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as every shell expects
 # (kind, a word of the hint that its text may already hold, hint): the same advice is not given twice.
 HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
     (TopicsMissing, "topics create", "Create them: streamtask topics create"),
-    (RegistryUnreachable, "registry_url", "Is it running, and is registry_url right?"),
-    (Unreachable, "--bootstrap", "Is it running, and are --bootstrap and the security settings right?"),
-    (SubmitError, "task_id", "It may be there all the same: submit it again with the same --task-id."),
-    (WaitTimeout, "streamtask watch", "Go on waiting: streamtask watch TASK_ID"),
-    (UnknownTask, "--prefix", "Check the id and --prefix; a task is forgotten after the retention of its topics."),
-    (DevBrokerUnavailable, "--bootstrap", "Or name a broker: --bootstrap HOST:PORT"),
+    (RegistryUnreachable, "registry_url", "Check that it is running and that registry_url is right."),
+    (Unreachable, "--bootstrap", "Check that it is running and that --bootstrap and the security settings are right."),
+    (SubmitError, "task_id", "The broker may have stored it: submit it again with the same --task-id."),
+    (WaitTimeout, "streamtask watch", "Keep waiting: streamtask watch TASK_ID"),
+    (UnknownTask, "--prefix", "Check the id and --prefix. Tasks older than the retention of their topics are gone."),
+    (DevBrokerUnavailable, "--bootstrap", "Or use a running broker: --bootstrap HOST:PORT"),
 )
 
 
@@ -112,18 +112,18 @@ GLOBAL_OPTIONS: Mapping[str, Any] = {
         typer.Option(
             "--bootstrap",
             metavar="HOST:PORT",
-            help="Kafka, comma separated. Else STREAMTASK_BOOTSTRAP_SERVERS.",
+            help="Kafka brokers, comma separated. (env: STREAMTASK_BOOTSTRAP_SERVERS)",
             rich_help_panel=_PANEL,
         ),
     ],
     "prefix": Annotated[
         str | None,
-        typer.Option("--prefix", metavar="NAME", help="Prefix of the topics; else tasks.", rich_help_panel=_PANEL),
+        typer.Option("--prefix", metavar="NAME", help="Topic name prefix. (default: tasks)", rich_help_panel=_PANEL),
     ],
     "url": Annotated[
         str | None,
         typer.Option(
-            "--url", metavar="URL", help="Ask this query service. Else STREAMTASK_URL.", rich_help_panel=_PANEL
+            "--url", metavar="URL", help="Query service to use. (env: STREAMTASK_URL)", rich_help_panel=_PANEL
         ),
     ],
     "api_key": Annotated[
@@ -131,12 +131,26 @@ GLOBAL_OPTIONS: Mapping[str, Any] = {
         typer.Option(
             "--api-key",
             metavar="KEY",
-            help="Key of the query service. Else STREAMTASK_API_KEY.",
+            help="API key of the query service. (env: STREAMTASK_API_KEY)",
             rich_help_panel=_PANEL,
         ),
     ],
-    "json": Annotated[bool, typer.Option("--json", help="Answer in JSON, one line.", rich_help_panel=_PANEL)],
-    "debug": Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.", rich_help_panel=_PANEL)],
+    "json": Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the answer as one line of JSON.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
+    "debug": Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Print the stack trace of an error.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
 }
 
 
@@ -205,7 +219,7 @@ def one_line(error: BaseException) -> str:
     """What happened and what to do, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, StreamtaskError):
-        return f"{type(error).__name__}: {text} (--debug shows where)"
+        return f"{type(error).__name__}: {text} (add --debug for the stack trace)"
     for kind, word, hint in HINTS:
         if isinstance(error, kind) and word not in text:
             return f"{text.rstrip('.')}. {hint}"
@@ -271,7 +285,7 @@ def parse_json_object(text: str, *, what: str) -> dict[str, Any] | None:
             with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{what}: {text[1:]} cannot be read ({error}).") from None
+            raise ConfigError(f"{what}: cannot read {text[1:]} ({error}). Check the path.") from None
     if not text.strip():
         return None
     try:

@@ -1,7 +1,7 @@
-"""What the shell is told after Tab beyond commands and options: apps, task types, template names.
+"""Shell completion beyond commands and options: apps, task types, template names.
 
 Read from the Python files near the working directory without importing them: completion must be quick, and pressing Tab
-must run nobody's code. Whatever goes wrong, there is no completion, and nothing else.
+must not run user code. When anything goes wrong, there is simply no completion.
 """
 
 from __future__ import annotations

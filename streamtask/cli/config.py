@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamtask.config.sources import SettingsFile
 
 OPTIONS = {"bootstrap_servers": "--bootstrap", "prefix": "--prefix", "url": "--url", "api_key": "--api-key"}
-# Variables that are no settings and have a meaning all the same.
+# Variables that have a meaning without being settings.
 OTHERS = frozenset(f"STREAMTASK_{name}" for name in ("CACHE", "TEST_BOOTSTRAP_SERVERS", "KILLS_SEED"))
 
 
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    config = typer.Typer(no_args_is_help=True, help="Settings: their values, and where each comes from.")
+    config = typer.Typer(no_args_is_help=True, help="Show the effective settings and where each comes from.")
     command(config, "show")(config_show)
     app.add_typer(config, name="config", rich_help_panel="Development")
 
@@ -43,14 +43,14 @@ def config_show(
     app: Annotated[
         str,
         typer.Argument(
-            metavar="[APP]",
-            help="As its worker would see them: what the App itself says counts, too.",
+            metavar="APP",
+            help="Show the settings that a worker of APP would use, such as app:app.",
             show_default=False,
             autocompletion=app_names,
         ),
     ] = "",
 ) -> int | None:
-    """Show every setting, its value, and where it comes from; secrets are hidden."""
+    """Show every setting, its value and its source; secrets are hidden."""
     from streamtask.config import settings_file
 
     arguments = {name: value for name, value in _arguments(cli).items() if value is not None}
@@ -148,7 +148,7 @@ def _in_json(text: str, name: str) -> bool:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """`STREAMTASK_PREFX is no setting; the nearest is 'STREAMTASK_PREFIX'`: one that is misspelled is not heard."""
+    """`STREAMTASK_PREFX is not a setting; the nearest is 'STREAMTASK_PREFIX'`: a misspelled one has no effect."""
     from streamtask.config import Settings, raw_tables
     from streamtask.config.sources import ENVIRONMENT_PREFIX, NESTED, nearest
 
@@ -157,7 +157,7 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(environment):
         upper = name.upper()
         if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known | OTHERS and not upper.startswith(tables):
-            yield f"{name} is no setting{nearest(name, known)}"
+            yield f"{name} is not a setting{nearest(name, known)}"
 
 
 def _print(console: Console, rows: list[Row], file: str | None, strays: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands of the developer's day: dev, new."""
+"""Commands for developers: dev, new."""
 
 from __future__ import annotations
 
@@ -24,34 +24,61 @@ def dev(
     app: Annotated[
         str,
         typer.Argument(
-            metavar="APP", help="Where your App is, like app:app.", show_default=False, autocompletion=app_names
+            metavar="APP",
+            help="Your App as MODULE:NAME, such as app:app.",
+            show_default=False,
+            autocompletion=app_names,
         ),
     ],
     processes: Annotated[
         int, typer.Option("--processes", "-P", min=1, max=64, metavar="N", help="Worker processes.")
     ] = 1,
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65_535, metavar="PORT", help="Of the service; else 8080 if free.")
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Port of the query service. (default: 8080 if free)",
+        ),
     ] = None,
     kafka_port: Annotated[
         int | None,
-        typer.Option("--kafka-port", min=0, max=65_535, metavar="PORT", help="Of the local Kafka; else 9092 if free."),
+        typer.Option(
+            "--kafka-port",
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Port of the local Kafka. (default: 9092 if free)",
+        ),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep Kafka's data in .streamtask/dev for the next session.")
     ] = False,
     grace: Annotated[
         float,
-        typer.Option("--grace", min=0, max=600, metavar="SECONDS", help="What runs gets at a reload and at the end."),
+        typer.Option(
+            "--grace",
+            min=0,
+            max=600,
+            metavar="SECONDS",
+            help="Grace period for running tasks on reload or exit.",
+        ),
     ] = 2.0,
     watch: Annotated[
-        list[Path] | None, typer.Option("--watch", metavar="DIR", help="Reload for this folder; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--watch",
+            metavar="DIR",
+            help="Reload when files in DIR change; repeatable. (default: the working directory)",
+        ),
     ] = None,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Reload when files change.")] = True,
 ) -> int | None:
-    """Develop: Kafka, worker with reload and query service in one terminal.
+    """Run Kafka, an auto-reloading worker and the query service in one terminal.
 
-    Kafka is a local one of this session, unless --bootstrap names another one. Its data is temporary without --keep.
+    Starts a local Kafka for this session unless you pass --bootstrap. Its data is deleted on exit unless you pass --keep.
     """
     from streamtask.dev.session import Options, run_dev
 
@@ -72,9 +99,16 @@ def dev(
 
 def new(
     cli: CommandContext,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the project and its folder.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of the project and its folder.",
+            show_default=False,
+        ),
+    ],
 ) -> int | None:
-    """Make a project in a new folder: handlers, a test of them, settings, a README."""
+    """Create a project in a new folder: handlers, a test, settings and a README."""
     from streamtask.dev.new import create_project
 
     made = create_project(name, Path())

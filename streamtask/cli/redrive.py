@@ -1,4 +1,4 @@
-"""`streamtask dead redrive`: shows what it would do; with --yes it does it."""
+"""`streamtask dead redrive`: print the plan; with --yes, carry it out."""
 
 from __future__ import annotations
 
@@ -24,25 +24,58 @@ DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts are of a
 def dead_redrive(
     cli: CommandContext,
     which: Annotated[
-        list[str] | None, typer.Argument(metavar="ORIGIN|TASK_ID", help="As in `dead list`.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="ORIGIN|TASK_ID",
+            help="Origins or task ids, as `dead list` shows.",
+            show_default=False,
+        ),
     ] = None,
-    task_type: Annotated[str | None, typer.Option("--type", "-t", metavar="TYPE", help="Only this type.")] = None,
+    task_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="Only tasks of this type.",
+        ),
+    ] = None,
     code: Annotated[
-        str | None, typer.Option("--code", metavar="CODE", help="Only these: timeout, handler_error, …")
+        str | None,
+        typer.Option(
+            "--code",
+            metavar="CODE",
+            help="Only dead letters with this error code, like timeout or handler_error.",
+        ),
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Failed since: RFC 3339, or 90s, 5m, 1h, 7d ago.")
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Failed at or after TIME: RFC 3339, or an age like 90s, 5m, 1h, 7d.",
+        ),
     ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Failed before: the same.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="TIME",
+            help="Failed before TIME (same formats as --since).",
+        ),
+    ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", metavar="TEXT", help="Only with this in what was wrong.")
+        str | None, typer.Option("--text", metavar="TEXT", help="Only dead letters whose error message contains TEXT.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, metavar="N", help="At most so many a second.")
+        float | None, typer.Option("--rate", min=0.001, metavar="N", help="Send at most N requests per second.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send the requests; without --yes, only print the plan.")] = False,
 ) -> int | None:
-    """Run dead letters again, each as a new task; shows which, does it with --yes. Can be repeated: none runs twice."""
+    """Run dead letters again, each as a new task. Prints the plan; add --yes to carry it out.
+
+    It is safe to repeat: a dead letter is redriven only once.
+    """
     choice = _choice(which or [], task_type, code, since, until, text)
     settings = cli.settings()
     settings.bootstrap()
@@ -51,7 +84,7 @@ def dead_redrive(
 
     plan = read_plan(settings, choice, now_ms())
     if plan.missing:
-        raise ConfigError(f"No dead letter of {', '.join(plan.missing[:5])}. See them: streamtask dead list")
+        raise ConfigError(f"No dead letter matches {', '.join(plan.missing[:5])}. List them: streamtask dead list")
     sent: list[tuple[Redrive, str]] = []
     failed: list[tuple[Redrive, str]] = []
     if not cli.json:
@@ -63,7 +96,7 @@ def dead_redrive(
         cli.answer(_document(plan, sent, failed, yes=yes))
     elif not yes:
         if plan.ready:
-            cli.note("Nothing was sent. To do it, add --yes.")
+            cli.note("Nothing was sent. Add --yes to send.")
     else:
         _print_done(cli, sent, failed, left)
     wrong = (yes and len(sent) < len(plan.ready)) or (choice.ids and plan.refused)
@@ -79,7 +112,7 @@ def _choice(
 
     codes = [known.value for known in ErrorCode]
     if code is not None and code not in codes:
-        raise ConfigError(f"--code {code!r} is none. One of: {', '.join(codes)}.")
+        raise ConfigError(f"Unknown --code {code!r}. Use one of: {', '.join(codes)}.")
     start, end = _moment("--since", since, past=True), _moment("--until", until, past=True)
     choice = Choice(
         ids=frozenset(canonical(one) or one for one in which),
@@ -91,7 +124,7 @@ def _choice(
     )
     if choice.everything:
         raise ConfigError(
-            "Which dead letters? Name ids, or --type, --code, --since, --until, --text (--since 365d: all)."
+            "Choose the dead letters by id, --type, --code, --since, --until or --text (for all of them: --since 365d)."
         )
     return choice
 
@@ -118,7 +151,9 @@ def _send(
                 else:
                     failed.append((item, delivery.error))
     except KeyboardInterrupt:
-        cli.note(f"Stopped: {len(sent)} of {len(items)} were sent. Repeat the command: what is there is skipped.")
+        cli.note(
+            f"Stopped: sent {len(sent)} of {len(items)}. Repeat the command to send the rest; it skips those already sent."
+        )
         raise
 
 
@@ -134,7 +169,7 @@ def _print_plan(cli: CommandContext, plan: Plan) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("origin", "type", "code", "new task_id"):
             table.add_column(name, no_wrap=True)
-        table.add_column("what was wrong", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
         for item in plan.ready[:SAMPLE]:
             letter = item.letter
             wrong = Text(" ".join(letter.text.split()))
@@ -146,17 +181,17 @@ def _print_plan(cli: CommandContext, plan: Plan) -> None:
         for item, note in noted[:SAMPLE]:
             console.print("[blue]i[/]", Text(f"{item.letter.origin}: {note}"), soft_wrap=True)
         if len(noted) > SAMPLE:
-            console.print(f"[blue]i[/] … and {len(noted) - SAMPLE} more of the kind")
+            console.print(f"[blue]i[/] … and {len(noted) - SAMPLE} more notes")
     else:
         console.print("Nothing to redrive.")
     if plan.known:
-        console.print(f"{len(plan.known)} skipped: redriven before.")
+        console.print(f"{len(plan.known)} skipped: already redriven.")
     if plan.refused:
         console.print(f"[yellow]{len(plan.refused)} cannot be redriven:[/]")
         for refusal in plan.refused[:SAMPLE]:
             console.print("[yellow]![/]", Text(_why(refusal)), soft_wrap=True)
         if len(plan.refused) > SAMPLE:
-            console.print(f"… and {len(plan.refused) - SAMPLE} more; all of them: --json")
+            console.print(f"… and {len(plan.refused) - SAMPLE} more; --json lists all of them")
 
 
 def _print_done(
@@ -171,7 +206,9 @@ def _print_done(
     if len(failed) > SAMPLE:
         console.print(f"[red]✗[/] … and {len(failed) - SAMPLE} more")
     if left:
-        console.print(f"{left} were not tried: Kafka does not take them. Repeat the command: what is there is skipped.")
+        console.print(
+            f"{left} not sent: Kafka does not accept them. Repeat the command later; it skips those already sent."
+        )
 
 
 def _why(refusal: Refusal) -> str:

@@ -27,7 +27,7 @@ def worker(
         str,
         typer.Argument(
             metavar="APP",
-            help="Where your App is, like app:app or package.module:app.",
+            help="Your App as MODULE:NAME, such as app:app or package.module:app.",
             show_default=False,
             autocompletion=app_names,
         ),
@@ -37,29 +37,33 @@ def worker(
     ] = 1,
     concurrency: Annotated[
         int | None,
-        typer.Option("--concurrency", "-c", metavar="N", help="Async handlers at once, a process; else 100."),
+        typer.Option("--concurrency", "-c", metavar="N", help="Concurrent async handlers per process. (default: 100)"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", help="Thread handlers at once, a process; else 16.")
+        int | None, typer.Option("--threads", metavar="N", help="Concurrent thread handlers per process. (default: 16)")
     ] = None,
     children: Annotated[
         int | None,
-        typer.Option("--children", metavar="N", help="Process handlers at once, a process; else one a CPU."),
+        typer.Option("--children", metavar="N", help="Concurrent process handlers per process. (default: one per CPU)"),
     ] = None,
     memory_mb: Annotated[
         int | None,
         typer.Option(
             "--memory-mb",
             metavar="MB",
-            help="Memory for requests and results, a process; else 256, or by its container.",
+            help="Memory for requests and results per process. (default: by the container's limit, else 256)",
         ),
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", metavar="PORT", help="/metrics, /health, /ready; each process one port more."),
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            help="Serve /metrics, /health and /ready from PORT up, one port per process.",
+        ),
     ] = None,
 ) -> int | None:
-    """Run the handlers of APP until SIGTERM or Ctrl-C: drain; a second one: leave at once."""
+    """Run the handlers of APP. SIGTERM or Ctrl-C drains; a second one exits at once."""
     from streamtask.worker.process import supervise
 
     overrides: dict[str, object] = {"bootstrap_servers": cli.bootstrap, "prefix": cli.prefix}
@@ -71,33 +75,39 @@ def worker(
 def serve(
     cli: CommandContext,
     host: Annotated[
-        str | None, typer.Option("--host", metavar="ADDRESS", help="Where to listen; else 127.0.0.1.")
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on. (default: 127.0.0.1)")
     ] = None,
-    port: Annotated[int | None, typer.Option("--port", metavar="PORT", help="Where to listen; else 8080.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="PORT",
+            help="Port to listen on. (default: 8080)",
+        ),
+    ] = None,
     store: Annotated[
-        Path | None, typer.Option("--store", metavar="FILE", help="SQLite file; none: a temporary one.")
+        Path | None, typer.Option("--store", metavar="FILE", help="SQLite file. (default: a temporary file)")
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
             "--allowed-host",
             metavar="NAME",
-            help="A name that it is called by, beside localhost and addresses; may be repeated; *.example.com, *.",
+            help="Host name that clients may use besides localhost and IP addresses; repeatable; *.example.com or *.",
         ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without an API key.")
+        bool, typer.Option("--insecure", help="Allow listening on other addresses than localhost without an API key.")
     ] = False,
 ) -> int | None:
-    """Serve the query service over HTTP: look-ups, submits, cancels, /docs."""
+    """Serve the query service over HTTP: look up, submit and cancel tasks; /docs."""
     names = ",".join(allowed_host) if allowed_host else None
     settings = cli.settings(host=host, port=port, store=store, allowed_hosts=names)
     from streamtask.query_service import server
 
     settings.bootstrap()
-    server.refuse_bind(
-        settings, insecure=insecure
-    )  # before Kafka is asked: a broker that is away takes ten seconds to be missed
+    # Before Kafka is contacted: an absent broker is noticed only after ten seconds.
+    server.refuse_bind(settings, insecure=insecure)
     refuse_without_topics(settings)
 
     server.run(settings, insecure=insecure)
@@ -108,13 +118,13 @@ def demo(
     cli: CommandContext,
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="The folder to count; none: Python's own library.", show_default=False),
+        typer.Argument(metavar="DIR", help="Folder to count. (default: Python's standard library)", show_default=False),
     ] = None,
-    leave: Annotated[bool, typer.Option("--exit", help="End when the work is done; last line is JSON.")] = False,
+    leave: Annotated[bool, typer.Option("--exit", help="Exit when the census is done; the last line is JSON.")] = False,
 ) -> int | None:
-    """Take a census of a folder on a real local Kafka: broker, two workers, query service.
+    """Count the files of a folder on a local Kafka with two workers and a query service.
 
-    With --url it starts nothing: the census runs on that system, whose workers have streamtask.demo.census:app.
+    With --url it starts nothing and uses that system, whose workers must run streamtask.demo.census:app.
     """
     from streamtask.demo.run import census_there, run_demo
 

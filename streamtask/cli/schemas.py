@@ -1,7 +1,7 @@
-"""`streamtask schemas …`: the schemas of the documents, whether they may follow their forerunners, and a registry's copy.
+"""`streamtask schemas …`: show, check, register and export the schemas of the documents.
 
-check needs no cluster and no registry; with registry_url it also asks what the registry says. register is the only one
-that changes anything there; export writes the documents for machines into a directory.
+check needs neither a cluster nor a registry; with registry_url it also checks against the registry. Only register
+changes the registry; export writes machine-readable documents into a directory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 RegistryOption = Annotated[
     str | None,
-    typer.Option("--registry", metavar="URL", help="Schema registry. Else STREAMTASK_REGISTRY_URL."),
+    typer.Option("--registry", metavar="URL", help="Schema registry. (env: STREAMTASK_REGISTRY_URL)"),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    schemas = typer.Typer(no_args_is_help=True, help="The schemas of requests, status events, control messages.")
+    schemas = typer.Typer(no_args_is_help=True, help="Show, check, register and export the schemas of the messages.")
     command(schemas, "show")(schemas_show)
     command(schemas, "check")(schemas_check)
     command(schemas, "register")(schemas_register)
@@ -39,24 +39,24 @@ def schemas_show(
     cli: CommandContext,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="task_request, task_response or task_control.", show_default=False),
+        typer.Argument(metavar="NAME", help="task_request, task_response or task_control.", show_default=False),
     ] = None,
     version: Annotated[
-        str | None, typer.Option("--version", metavar="v1", help="A released version, not the current schema.")
+        str | None, typer.Option("--version", metavar="v1", help="A released version instead of the current schema.")
     ] = None,
     registry: RegistryOption = None,
 ) -> int | None:
-    """List the schemas, or print one of them.
+    """List the schemas, or print one.
 
     Example: streamtask schemas show task_request > task_request.avsc
     """
     from streamtask.codec import schema
 
     if version is not None and version not in schema.versions():
-        raise ConfigError(f"--version {version}: released are {', '.join(schema.versions())}.")
+        raise ConfigError(f"Unknown --version {version}. Released versions: {', '.join(schema.versions())}.")
     if name is not None:
         if name not in schema.names(version):
-            raise ConfigError(f"There is no schema {name!r}; there are {', '.join(schema.names(version))}.")
+            raise ConfigError(f"Unknown schema {name!r}. Use one of: {', '.join(schema.names(version))}.")
         cli.answer(schema.text(name, version).rstrip("\n"))
         return None
     settings = cli.settings(registry_url=registry)
@@ -71,7 +71,7 @@ def schemas_show(
 
 
 def schemas_check(cli: CommandContext, registry: RegistryOption = None) -> int | None:
-    """Compare the schemas with every version before them; exit code 1 when they may not follow."""
+    """Check that the schemas are compatible with every released version; exit code 1 if not."""
     from streamtask.codec import compatibility, schema
 
     settings = cli.settings(registry_url=registry)
@@ -80,7 +80,7 @@ def schemas_check(cli: CommandContext, registry: RegistryOption = None) -> int |
         for name in schema.names(version):
             old = schema.read(name, version)
             new = schema.read(name) if name in schema.names() else None
-            texts = ["the document is gone"] if new is None else []
+            texts = ["the schema was removed"] if new is None else []
             if new is not None:
                 texts = [*compatibility.full(new, old), *compatibility.house(new, old)]
             found += [{"schema": name, "against": version, "what": text} for text in texts]
@@ -104,9 +104,15 @@ def schemas_check(cli: CommandContext, registry: RegistryOption = None) -> int |
 def schemas_register(
     cli: CommandContext,
     registry: RegistryOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be registered.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be registered, and change nothing.",
+        ),
+    ] = False,
 ) -> int | None:
-    """Register the schemas of a prefix, one subject a topic, with FULL_TRANSITIVE compatibility."""
+    """Register the schemas, one subject per topic, with FULL_TRANSITIVE compatibility."""
     from streamtask.schema_registry import subjects
 
     settings = cli.settings(registry_url=registry)
@@ -125,7 +131,7 @@ def schemas_register(
         return None
     console = cli.console()
     for row in rows:
-        verb = "would register" if dry_run and row["new"] else "registered" if row["new"] else "is there"
+        verb = "would register" if dry_run and row["new"] else "registered" if row["new"] else "exists already"
         number = "" if row["id"] is None else f", id {row['id']}"
         console.print(f"[green]✓[/] {verb}: {row['subject']} ({row['schema']}{number})", soft_wrap=True)
     return None
@@ -134,10 +140,10 @@ def schemas_register(
 def schemas_export(
     cli: CommandContext,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to write; made when it is not there.", show_default=False)
+        Path, typer.Argument(metavar="DIR", help="Output directory; created if missing.", show_default=False)
     ],
 ) -> int | None:
-    """Write the documents for machines: JSON Schemas, AsyncAPI of the topics, OpenAPI of the query service.
+    """Write machine-readable documents: JSON Schemas, AsyncAPI (topics), OpenAPI (query service).
 
     Example: streamtask schemas export contract
     """
@@ -146,7 +152,7 @@ def schemas_export(
         from streamtask.cli.export import SERVICE, documents
     except ImportError as error:
         raise ConfigError(
-            f"Describing the query service needs {error.name}: pip install 'streamtask[server]'."
+            f"Exporting OpenAPI needs {error.name}. Install it: pip install 'streamtask[server]'."
         ) from None
     broker = (settings.bootstrap_servers or "127.0.0.1:9092").split(",")[0].strip()
     service = (settings.url or f"http://{SERVICE}").partition("://")[2].partition("/")[0]
@@ -156,7 +162,9 @@ def schemas_export(
         for name, text in made.items():
             (directory / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{directory}: cannot be written ({error.strerror or error}).") from None
+        raise ConfigError(
+            f"Cannot write to {directory} ({error.strerror or error}). Choose another directory."
+        ) from None
     if cli.json:
         cli.answer({"directory": str(directory), "files": sorted(made)})
         return None
@@ -170,7 +178,7 @@ def _registry(settings: Settings) -> Registry:
     from streamtask.schema_registry import open_registry
 
     if not settings.registry_url:
-        raise ConfigError("No schema registry named. Set STREAMTASK_REGISTRY_URL or pass --registry URL.")
+        raise ConfigError("No schema registry is configured. Set STREAMTASK_REGISTRY_URL or pass --registry URL.")
     return open_registry(settings.registry_url, settings.registry)
 
 
@@ -200,7 +208,9 @@ def _rows_of(settings: Settings) -> list[dict[str, Any]]:
                 mark = "current" if version.schema_id == current else "other"
                 rows.append({"subject": subject, "version": version.number, "id": version.schema_id, "what": mark})
             if current is None:
-                rows.append({"subject": subject, "version": None, "id": None, "what": "ours is not registered"})
+                rows.append(
+                    {"subject": subject, "version": None, "id": None, "what": "current schema is not registered"}
+                )
     return rows
 
 
@@ -220,7 +230,7 @@ def _registry_findings(registry: Registry, settings: Settings) -> list[dict[str,
             try:
                 lines = compatibility.full(json.loads(text), json.loads(version.text))
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                lines = [f"what is registered there is no Avro schema ({error})"]
+                lines = [f"the registered schema is not a valid Avro schema ({error})"]
             where = f"{subject} version {version.number}"
             found += [{"schema": document, "against": where, "what": line} for line in lines]
         if versions and len(found) == before and registry.id_of(subject, text) is None:

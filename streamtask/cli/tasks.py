@@ -39,7 +39,7 @@ class StatusName(StrEnum):
     CANCELLED = "cancelled"
 
 
-TaskIdArgument = Annotated[str, typer.Argument(metavar="TASK_ID", help="The task's UUID.", show_default=False)]
+TaskIdArgument = Annotated[str, typer.Argument(metavar="TASK_ID", help="Id of the task (a UUID).", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,42 +54,104 @@ def register(app: typer.Typer) -> None:
 def submit(
     cli: CommandContext,
     task_type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="The task type.", show_default=False, autocompletion=task_types)
+        str,
+        typer.Argument(
+            metavar="TYPE",
+            help="Task type, as the handler is registered.",
+            show_default=False,
+            autocompletion=task_types,
+        ),
     ],
     parameters: Annotated[
         str,
-        typer.Argument(metavar="[PARAMS]", help="JSON object; - reads stdin, @FILE a file.", show_default=False),
+        typer.Argument(
+            metavar="PARAMS",
+            help="JSON object; - reads it from stdin, @FILE from a file.",
+            show_default=False,
+        ),
     ] = "",
-    priority: Annotated[int, typer.Option("--priority", "-p", metavar="1..10", help="10 is most urgent.")] = 5,
+    priority: Annotated[
+        int,
+        typer.Option(
+            "--priority",
+            "-p",
+            metavar="1..10",
+            help="Priority; 10 is most urgent.",
+        ),
+    ] = 5,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", help="Per attempt, from the handler's start.")
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            help="Time limit of each attempt, from the handler's start.",
+        ),
     ] = None,
-    description: Annotated[str, typer.Option("--description", metavar="TEXT", help="For people.")] = "",
+    description: Annotated[str, typer.Option("--description", metavar="TEXT", help="Free text that people read.")] = "",
     ordering_key: Annotated[
-        str | None, typer.Option("--ordering-key", metavar="KEY", help="Tasks with one key start in order.")
+        str | None, typer.Option("--ordering-key", metavar="KEY", help="Tasks with the same key start in order.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="May be repeated.")
+        list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="Label of the task; repeatable.")
     ] = None,
     task_id: Annotated[
-        str | None, typer.Option("--task-id", metavar="UUID", help="Its id; by it you can look whether it arrived.")
+        str | None,
+        typer.Option(
+            "--task-id",
+            metavar="UUID",
+            help="Id of the new task, so that you can look it up or submit it again safely. (default: a new UUID)",
+        ),
     ] = None,
     not_before: Annotated[
-        str | None, typer.Option("--not-before", metavar="TIME", help="RFC 3339, or +90s, +5m, +1h from now.")
+        str | None,
+        typer.Option(
+            "--not-before",
+            metavar="TIME",
+            help="Start no earlier: RFC 3339, or +90s, +5m, +1h from now.",
+        ),
     ] = None,
     expires_at: Annotated[
-        str | None, typer.Option("--expires-at", metavar="TIME", help="Not started by then: never started.")
+        str | None,
+        typer.Option(
+            "--expires-at",
+            metavar="TIME",
+            help="Do not start after TIME (same formats as --not-before).",
+        ),
     ] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Whose task it is.")] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            "--tenant",
+            metavar="NAME",
+            help="Tenant that the task belongs to.",
+        ),
+    ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option("--idempotency-key", metavar="KEY", help="Only handed to the handler for now.")
+        str | None,
+        typer.Option(
+            "--idempotency-key",
+            metavar="KEY",
+            help="Key passed to the handler; streamtask does not deduplicate by it.",
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end; exit code 1 unless completed.")] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            "-w",
+            help="Wait until the task ends; exit code 1 unless it completed.",
+        ),
+    ] = False,
     wait_timeout: Annotated[
-        float | None, typer.Option("--wait-timeout", metavar="SECONDS", help="Give up waiting, not the task.")
+        float | None,
+        typer.Option(
+            "--wait-timeout",
+            metavar="SECONDS",
+            help="Stop waiting after SECONDS; the task goes on.",
+        ),
     ] = None,
 ) -> int | None:
-    """Submit a request; done when the broker has it.
+    """Submit a task; returns when the broker has stored the request.
 
     Example: streamtask submit file_census '{"path": "a.py"}' --priority 8 --wait
     """
@@ -133,7 +195,7 @@ async def _submit(
                 )
             return None
         if not cli.json:
-            cli.note(f"submitted {receipt.task_id}, waiting for its end")
+            cli.note(f"submitted {receipt.task_id}, waiting for it to end")
         return _show(cli, await receipt.wait(wait_timeout))
 
 
@@ -198,17 +260,29 @@ async def _watch_live(cli: CommandContext, task_id: str, events: AsyncIterator[T
 
 def list_tasks(
     cli: CommandContext,
-    status: Annotated[StatusName | None, typer.Option("--status", "-s", help="Only these.")] = None,
+    status: Annotated[StatusName | None, typer.Option("--status", "-s", help="Only tasks with this status.")] = None,
     task_type: Annotated[
-        str | None, typer.Option("--type", "-t", metavar="TYPE", help="Only this type.", autocompletion=task_types)
+        str | None,
+        typer.Option(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="Only tasks of this type.",
+            autocompletion=task_types,
+        ),
     ] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only tasks of this tenant.")] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Created since: RFC 3339, or 90s, 5m, 1h, 7d ago.")
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Created at or after TIME: RFC 3339, or an age like 90s, 5m, 1h, 7d.",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, metavar="N", help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, metavar="N", help="Show at most N.")] = 20,
 ) -> int | None:
-    """List tasks, the newest first."""
+    """List tasks, newest first."""
     settings = cli.settings()
     _say_slow(cli, settings)
     wanted = {
@@ -223,12 +297,12 @@ def list_tasks(
         cli.answer({"tasks": [task.model_dump(mode="json", exclude_none=True) for task in tasks], "more": more})
         return None
     if not tasks:
-        cli.note("No task matches.")
+        cli.note("No tasks match.")
         return None
     console = cli.console()
     console.print(_table(tasks, console.width))
     if more:
-        cli.note(f"There are more; see them with --limit {min(1_000, limit * 5)}.")
+        cli.note(f"There are more. To see them, add --limit {min(1_000, limit * 5)}.")
     return None
 
 
@@ -266,9 +340,16 @@ async def _list(settings: Settings, wanted: dict[str, Any]) -> tuple[list[TaskRe
 def cancel(
     cli: CommandContext,
     task_id: TaskIdArgument,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Written beside the wish.")] = None,
+    reason: Annotated[
+        str | None,
+        typer.Option(
+            "--reason",
+            metavar="TEXT",
+            help="Reason recorded with the cancel request.",
+        ),
+    ] = None,
 ) -> int | None:
-    """Ask for a task to be cancelled; done when the broker has the wish."""
+    """Request that a task is cancelled; returns when the broker has stored the request."""
 
     async def ask() -> None:
         async with _client(cli.settings()) as client:
@@ -279,7 +360,7 @@ def cancel(
         cli.answer({"task_id": task_id, "cancel": "requested"})
     else:
         cli.console().print(
-            f"Cancel requested. It loses against an end that was committed first: streamtask status {task_id}",
+            f"Cancel requested. It has no effect if the task has already ended. Check: streamtask status {task_id}",
             soft_wrap=True,
         )
     return None
@@ -296,8 +377,8 @@ def _client(settings: Settings) -> AsyncClient:
 
 def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
-        _ = (settings.topics, kafka_of(settings))  # what is wrong with them is said first
-        cli.note("No --url and no STREAMTASK_URL: reading the topics, which takes longer.")
+        _ = (settings.topics, kafka_of(settings))  # raises first when they are invalid
+        cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 
 def _show(cli: CommandContext, task: TaskResponse) -> int:
@@ -378,7 +459,7 @@ def _labels(pairs: list[str] | None) -> dict[str, str] | None:
     for pair in pairs:
         name, found, text = pair.partition("=")
         if not found or not name:
-            raise ConfigError(f"--label {pair!r}: write NAME=TEXT.")
+            raise ConfigError(f"--label {pair!r} is invalid. Write NAME=TEXT.")
         labels[name] = text
     return labels
 
@@ -398,5 +479,5 @@ def _moment(option: str, text: str | None, *, past: bool = False) -> datetime | 
         when = None
     if when is None or when.tzinfo is None:
         example = "2026-11-24T07:26:00Z" if not past else "2026-11-24T07:26:00Z or 1h"
-        raise ConfigError(f"{option} {text!r} is no time with its offset from UTC: write {example}.")
+        raise ConfigError(f"{option} {text!r} is not a time with a UTC offset. Write it like {example}.")
     return when

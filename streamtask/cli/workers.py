@@ -1,4 +1,4 @@
-"""Commands about the worker processes of a prefix: who is in the group, and out with one that is dead."""
+"""Commands about the worker processes of a prefix: list the group's members, evict a dead one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    workers = typer.Typer(no_args_is_help=True, help="See the worker processes; take a dead one out of the group.")
+    workers = typer.Typer(no_args_is_help=True, help="List worker processes, and evict dead ones from the group.")
     command(workers, "list")(workers_list)
     command(workers, "evict")(workers_evict)
     app.add_typer(workers, name="workers", rich_help_panel="Cluster")
 
 
 def workers_list(cli: CommandContext) -> int | None:
-    """List the members of the workers' group: client id, host, shards, member id."""
+    """List the worker processes in the consumer group, with their hosts and shards."""
     settings = cli.settings()
     kafka = kafka_of(settings)
     from streamtask.kafka.admin import group_members
@@ -36,7 +36,7 @@ def workers_list(cli: CommandContext) -> int | None:
         return None
     console = cli.console()
     if not members:
-        console.print(f"No worker in group {settings.topics.group}.")
+        console.print(f"No workers in group {settings.topics.group}.")
         return None
     from rich.table import Table
 
@@ -53,12 +53,12 @@ def workers_evict(
     cli: CommandContext,
     member: Annotated[
         str,
-        typer.Argument(metavar="MEMBER", help="A member or client id, or how a member id starts.", show_default=False),
+        typer.Argument(metavar="MEMBER", help="Member id, client id, or the start of a member id.", show_default=False),
     ],
 ) -> int | None:
-    """Remove a member from the group, so that its shards move now; exit code 1 when it had gone meanwhile.
+    """Remove a worker from the group so that its shards move now; exit code 1 if it had already left.
 
-    For a process that is dead or cut off. One that lives joins again at once, and what it was running may run twice.
+    Use it for a process that is dead or cut off. A live process rejoins at once, and the tasks it was running may run twice.
     """
     settings = cli.settings()
     kafka = kafka_of(settings)
@@ -75,19 +75,19 @@ def workers_evict(
         shards = f"its shards {_ranges(chosen.shards)} move now" if chosen.shards else "it had no shards"
         cli.console().print(f"[green]✓[/] removed {chosen.member_id}: {shards}", soft_wrap=True)
     else:
-        cli.console().print(f"{chosen.member_id} had left already.", soft_wrap=True)
+        cli.console().print(f"{chosen.member_id} had already left.", soft_wrap=True)
     return None if removed else EXIT_BAD_ANSWER
 
 
 def _choose(text: str, members: Sequence[GroupMember], group: str) -> GroupMember:
-    """The one that is meant. Raises ConfigError when there is none, or more than one."""
+    """The member that `text` names. Raises ConfigError when no member matches, or several do."""
     found = [member for member in members if text in (member.member_id, member.client_id)]
     found = found or [member for member in members if text and member.member_id.startswith(text)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"{text!r} fits {len(found)} members of group {group}: give a whole member id.")
-    raise ConfigError(f"No member {text!r} in group {group}. See: streamtask workers list")
+        raise ConfigError(f"{text!r} matches {len(found)} members of group {group}. Give a full member id.")
+    raise ConfigError(f"No member {text!r} in group {group}. List them: streamtask workers list")
 
 
 def _ranges(shards: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
-"""Clients: AsyncClient, and Client for plain code.
+"""Clients: AsyncClient, and Client for synchronous code.
 
-asynchronous.py is the client; build.py makes records of what callers hand over, sending.py sends them, watching.py
-and tracking.py wait for status events, service.py asks a query service, receipt.py is what a submit returns,
-blocking.py the thin shell for plain code.
+asynchronous.py is the client; build.py turns arguments into records, sending.py sends them, watching.py and
+tracking.py wait for status events, service.py calls a query service, receipt.py is what a submit returns, and
+blocking.py is the thin synchronous shell.
 """
 
 from streamtask.client.asynchronous import AsyncClient

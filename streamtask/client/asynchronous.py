@@ -1,10 +1,10 @@
-"""The client: submit requests, wait for their ends, ask for statuses, cancel.
+"""The client: submit requests, wait for results, read statuses, cancel.
 
-Works with Kafka alone, or for everything but the submit through a query service (`url`); with a url and no broker the
-submit goes there too. It never writes the status topic.
+It works with Kafka alone. With `url`, everything except submitting goes through that query service; with a url and no
+broker, submitting does too. It never writes to the status topic.
 
-What stays true: a submit returns when all in-sync replicas have the record, or raises; a request that is refused was
-not sent. Belongs to the event loop that used it first.
+Always true: a submit returns when all in-sync replicas have the record, or raises; a refused request was not sent. A
+client belongs to the event loop that used it first.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
 
 
 class AsyncClient:
-    """Everything that a service does with tasks, but for running them.
+    """Submits tasks, waits for results, reads statuses and cancels: all that a service does except running tasks.
 
         async with AsyncClient("127.0.0.1:9092") as client:
             receipt = await client.submit("file_census", {"path": "a.py"}, priority=8)
             census = await receipt.result(timeout=60)
 
-    bootstrap, prefix, url  win over `settings`; None of them: STREAMTASK_* environment, then streamtask.toml
+    bootstrap, prefix, url  win over `settings`; what is not given comes from STREAMTASK_* variables, then streamtask.toml
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Send what is still queued, then close. May be called twice. Failures of the bulk path are not raised here."""
+        """Send what is still queued, then close. Can be called twice. Does not raise failures of submit_bulk; call flush."""
         if self._closed:
             return
         self._closed = True
@@ -119,16 +119,16 @@ class AsyncClient:
         idempotency_key: str | None = None,
         headers: Headers | None = None,
     ) -> Receipt:
-        """Send one request; returns when the broker has it on all in-sync replicas.
+        """Send one request; returns when all in-sync replicas have stored it.
 
         parameters       a mapping, or a pydantic model
         priority         1..10, 10 = most urgent; it chooses the band, and so the topic
         timeout          seconds per attempt, from the handler's start; wins over the task type's own
-        ordering_key     tasks with one key and band start in order, one at a time
-        task_id          a UUID; give it to be able to look, after a SubmitError, whether the request arrived
-        idempotency_key  only handed to the handler for now: nothing is deduplicated by it
+        ordering_key     tasks with the same key and band start in order, one at a time
+        task_id          a UUID; pass one so that you can check after a SubmitError whether the request arrived
+        idempotency_key  only passed to the handler: streamtask does not deduplicate by it yet
 
-        Raises RequestRefused (nothing was sent), SubmitError (it may or may not be there), Unreachable, TopicsMissing.
+        Raises RequestRefused (nothing was sent), SubmitError (it may or may not be stored), Unreachable, TopicsMissing.
         """
         prepared = prepare_arguments(
             parameters,
@@ -151,15 +151,15 @@ class AsyncClient:
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
-        """`submit` of a request that is a TaskRequest already, or a mapping of its fields (`timeout_seconds`)."""
+        """`submit` a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`)."""
         return await self._submit(prepare(request, self.topics, headers, await self._encoder()))
 
     async def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[Receipt]:
-        """Send many requests at once; returns when the broker has all of them, receipts in the order of the requests.
+        """Send many requests at once; returns their receipts in order when the broker has stored all of them.
 
         Each is a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`). All are checked before the
         first one is sent. Raises RequestRefused, or SubmitError whose `task_ids` are the requests that were not
-        acknowledged; the others are there.
+        acknowledged; the others are stored.
         """
         encoder = await self._encoder()
         prepared = [prepare(request, self.topics, None, encoder) for request in requests]
@@ -171,13 +171,15 @@ class AsyncClient:
         return receipts
 
     async def submit_bulk(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> int:
-        """Hand many requests to the sender and do not wait for the broker; returns their number.
+        """Queue many requests without waiting for the broker; returns their number.
 
-        Call `flush` to learn whether all arrived. Raises RequestRefused at the first request that cannot be sent; those
-        before it are on their way.
+        Call `flush` to learn whether all arrived. Raises RequestRefused at the first invalid request; those before it
+        are sent.
         """
         if not self.settings.bootstrap_servers:
-            raise ConfigError("The bulk path needs Kafka itself: set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap.")
+            raise ConfigError(
+                "Bulk submission needs a direct connection to Kafka. Set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap."
+            )
         sender, encoder = await self._request_sender(), await self._encoder()
         topics, load = self.topics.requests, sender.load
         count = 0
@@ -192,9 +194,9 @@ class AsyncClient:
         return count
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything of submit_bulk is acknowledged. timeout: seconds.
+        """Wait until all requests of submit_bulk are acknowledged. timeout: seconds.
 
-        Raises SubmitError when requests failed since the last flush, or are still under way after `timeout`.
+        Raises SubmitError when requests failed since the last flush, or are not acknowledged after `timeout`.
         """
         if self._sender is None:
             return
@@ -203,7 +205,7 @@ class AsyncClient:
         if failed:
             raise SubmitError(f"{failed} request(s) were not acknowledged ({why}).")
         if not complete:
-            raise SubmitError("Requests are still under way; flush again to wait for them.")
+            raise SubmitError("Some requests are not acknowledged yet. Call flush again to wait for them.")
 
     async def _submit(self, one: Prepared) -> Receipt:
         if not self.settings.bootstrap_servers:
@@ -255,13 +257,13 @@ class AsyncClient:
             one.span.end()
         origin = Origin.parse(token) or Origin.parse(task.origin or "")
         if origin is None:
-            raise StreamtaskError(f"The query service took task {task.task_id} but did not say where it lies.")
+            raise StreamtaskError(f"The query service accepted task {task.task_id} but did not report its position.")
         return Receipt(self, task.task_id, *origin)
 
     # --- Ask ----------------------------------------------------------------------------------------------------------
 
     async def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
-        """The terminal event of a task, whatever it says. timeout: seconds. Raises WaitTimeout, UnknownTask."""
+        """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask."""
         return await self._end_of(_checked(task_id), timeout)
 
     async def status(self, task_id: str) -> TaskResponse:
@@ -269,16 +271,17 @@ class AsyncClient:
         return await self._latest(_checked(task_id))
 
     def events(self, task_id: str) -> AsyncIterator[TaskResponse]:
-        """What is known of a task, then each event until the terminal one. Raises UnknownTask.
+        """The known status of a task, then each event until the terminal one. Raises UnknownTask.
 
-        With a url it follows the live stream of the query service (http://… by SSE, ws://… by its WebSocket), and goes
-        on at any replica when that breaks."""
+        With a url it follows the live stream of the query service (http://… by SSE, ws://… by WebSocket), and resumes
+        at any replica when the connection breaks."""
         return self._events(_checked(task_id))
 
     async def cancel(self, task_id: str, reason: str | None = None) -> None:
-        """Ask for a task to be cancelled; returns when the wish is acknowledged. It loses against an end (or, for a
-        task that has not started, a start) that was committed first. Any id may be cancelled, also before its request
-        is seen. With a url, raises RequestRefused when the task has ended."""
+        """Request the cancellation of a task; returns when the broker has acknowledged the request.
+
+        It has no effect if the task's end was committed first. You can cancel any id, even before its request arrives.
+        With a url, raises RequestRefused when the task has already ended."""
         known = _checked(task_id)
         if self.settings.url:
             await self._query_service().cancel(known, reason)
@@ -308,7 +311,7 @@ class AsyncClient:
             async with asyncio.timeout(timeout):
                 track = await self._track(task_id, receipt)
         except TimeoutError:
-            raise WaitTimeout(f"Task {task_id} has not ended in the time given; it goes on.") from None
+            raise WaitTimeout(f"Task {task_id} did not end within the timeout; it continues.") from None
         return await track.end(deadline)
 
     async def _latest(self, task_id: str, receipt: Receipt | None = None) -> TaskResponse:
@@ -352,7 +355,7 @@ class AsyncClient:
 
         found = await asyncio.to_thread(find_request, self.settings, task_id)
         if found is None:
-            raise UnknownTask(f"Nobody knows task {task_id} under prefix {self.topics.prefix}.")
+            raise UnknownTask(f"No task {task_id} is known under prefix {self.topics.prefix}.")
         return found
 
     # --- Made when first needed ---------------------------------------------------------------------------------------
@@ -428,7 +431,9 @@ def _checked(task_id: str) -> str:
     """The id in its one spelling. Raises ConfigError: such an id can be nobody's."""
     known = canonical(task_id)
     if known is None:
-        raise ConfigError(f"task_id={task_id[:80]!r} is no UUID, like 0193a5b0-0000-7000-8000-000000000001.")
+        raise ConfigError(
+            f"task_id={task_id[:80]!r} is not a UUID. Write it like 0193a5b0-0000-7000-8000-000000000001."
+        )
     return known
 
 

@@ -1,6 +1,6 @@
-"""The client for plain code: AsyncClient on an event loop of its own thread, and nothing else.
+"""The synchronous client: AsyncClient on an event loop in its own thread, and nothing else.
 
-Every method hands a coroutine to that loop and waits; what it means is said once, in client/asynchronous.py.
+Every method runs a coroutine on that loop and waits for it; client/asynchronous.py documents what it does.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """The result of `work`. Interrupted (Ctrl-C), the work is cancelled."""
+        """The result of `work`. An interrupt (Ctrl-C) cancels the work."""
         if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError("A sync Client cannot be used on its own event loop thread; use AsyncClient there.")
+            raise RuntimeError("A sync Client cannot be used on its own event loop thread. Use AsyncClient there.")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout)
@@ -54,7 +54,7 @@ class _LoopThread:
 
 
 class SyncReceipt:
-    """A request that the broker has; the same as Receipt for plain code."""
+    """A request that the broker has stored; Receipt for synchronous code."""
 
     __slots__ = ("_receipt", "_thread")
 
@@ -83,11 +83,11 @@ class SyncReceipt:
 
     @property
     def origin(self) -> str:
-        """`high-3@12345`: the request record, as it is written in its status events."""
+        """`high-3@12345`: the position of the request record, as in its status events."""
         return self._receipt.origin
 
     def wait(self, timeout: float | None = None) -> TaskResponse:
-        """The terminal event, whatever it says. timeout: seconds. Raises WaitTimeout."""
+        """Wait for the terminal event, whatever its status. timeout: seconds. Raises WaitTimeout."""
         return self._thread.run(self._receipt.wait(timeout))
 
     def result(self, timeout: float | None = None) -> Any:
@@ -103,7 +103,7 @@ class SyncReceipt:
         return _iterate(self._thread, self._receipt.events())
 
     def cancel(self, reason: str | None = None) -> None:
-        """Ask for the task to be cancelled. Returns when the wish is acknowledged."""
+        """Request its cancellation; returns when the broker has acknowledged the request."""
         self._thread.run(self._receipt.cancel(reason))
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _blocking(
 
 
 class Client:
-    """AsyncClient for plain code: the same arguments, the same methods. Safe to be shared by threads.
+    """AsyncClient for synchronous code, with the same arguments and methods. Threads can share it.
 
     with Client("127.0.0.1:9092") as client:
         census = client.submit("file_census", {"path": "a.py"}, priority=8).result(timeout=60)
@@ -160,7 +160,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Send what is still queued, then close. May be called twice."""
+        """Send what is still queued, then close. Can be called twice."""
         if self._thread.closed:
             return
         try:
@@ -172,29 +172,29 @@ class Client:
     submit_request = _blocking(AsyncClient.submit_request)
 
     def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[SyncReceipt]:
-        """As AsyncClient.submit_many."""
+        """See AsyncClient.submit_many."""
         return [SyncReceipt(receipt, self._thread) for receipt in self._thread.run(self._client.submit_many(requests))]
 
     def submit_bulk(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> int:
-        """As AsyncClient.submit_bulk."""
+        """See AsyncClient.submit_bulk."""
         return self._thread.run(self._client.submit_bulk(requests))
 
     def flush(self, timeout: float | None = None) -> None:
-        """As AsyncClient.flush."""
+        """See AsyncClient.flush."""
         self._thread.run(self._client.flush(timeout))
 
     def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
-        """As AsyncClient.wait."""
+        """See AsyncClient.wait."""
         return self._thread.run(self._client.wait(task_id, timeout))
 
     def status(self, task_id: str) -> TaskResponse:
-        """As AsyncClient.status."""
+        """See AsyncClient.status."""
         return self._thread.run(self._client.status(task_id))
 
     def events(self, task_id: str) -> Iterator[TaskResponse]:
-        """As AsyncClient.events."""
+        """See AsyncClient.events."""
         return _iterate(self._thread, self._client.events(task_id))
 
     def cancel(self, task_id: str, reason: str | None = None) -> None:
-        """As AsyncClient.cancel."""
+        """See AsyncClient.cancel."""
         self._thread.run(self._client.cancel(task_id, reason))

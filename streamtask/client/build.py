@@ -1,8 +1,7 @@
-"""From what a caller hands over to the record that is sent: checked, complete, encoded. Nothing is sent from here.
+"""Turns what a caller passes into the record to send: checked, complete, encoded. Nothing is sent from here.
 
-What stays true: every record that leaves carries its task_id (a UUID in its one spelling) and a priority that lies in
-the band of its topic; its key is the ordering key, else the task_id. Whatever cannot be sent is a RequestRefused that
-names each field.
+Always true: every record carries its task_id (a UUID in canonical form) and a priority within the band of its topic;
+its key is the ordering key, else the task_id. An invalid request raises RequestRefused, which names each field.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def request_of(given: TaskRequest | Mapping[str, Any]) -> TaskRequest:
     if isinstance(given, TaskRequest):
         return given
     if not isinstance(given, Mapping):
-        raise RequestRefused(f"A request is a TaskRequest or a mapping of its fields, not {type(given).__name__}.")
+        raise RequestRefused(f"A request must be a TaskRequest or a mapping of its fields, not {type(given).__name__}.")
     if given.keys() <= _FIELDS:
         try:
             return TaskRequest(**given)  # 2 us; the strict reader below: 6
@@ -184,10 +183,12 @@ def _complete(request: TaskRequest) -> TaskRequest:
     task_id = request.task_id
     if task_id is not None and (task_id := canonical(task_id)) != request.task_id:
         if task_id is None:
-            raise _refused("task_id", f"{str(request.task_id)[:80]!r} is no UUID")
+            raise _refused("task_id", f"{str(request.task_id)[:80]!r} is not a UUID")
         request = request.model_copy(update={"task_id": task_id})
     if request.ordering_key is not None and request.not_before is not None:
-        raise _refused("not_before", "cannot be combined with ordering_key: the key would be held until then")
+        raise _refused(
+            "not_before", "cannot be combined with ordering_key: later tasks with that key would have to wait"
+        )
     return request
 
 
@@ -220,7 +221,7 @@ def traced(prepared: list[Prepared], topics: TopicNames, *, from_http: bool = Fa
 
 @contextmanager
 def told_of_failure(prepared: list[Prepared]) -> Iterator[None]:
-    """Their spans end with what this block raises; else whoever knows what became of each ends it."""
+    """Ends their spans with the error that this block raises; otherwise the caller ends each with its outcome."""
     try:
         yield
     except BaseException as error:

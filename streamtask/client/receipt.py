@@ -1,6 +1,6 @@
-"""A request that the broker has: where it lies, and what can be done with it from here.
+"""The receipt of a request that the broker has stored: its position, and what you can do with the task.
 
-Receipt is asynchronous, SyncReceipt (client/blocking.py) the same for plain code.
+Receipt is asynchronous; SyncReceipt (client/blocking.py) is the same for synchronous code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamtask.errors import TaskCancelled, TaskFailed
 
 
 class ReceiptClient(Protocol):
-    """What a receipt asks its client for."""
+    """The methods of its client that a receipt uses."""
 
     async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse: ...
 
@@ -31,7 +31,7 @@ class Receipt:
 
     task_id    canonical UUID text
     band       name of the band: high, normal, low
-    partition  of the request topic; the status events of the task lie in the same partition number of the status topic
+    partition  of the request topic; the task's status events have the same partition number in the status topic
     offset     of the request record
     """
 
@@ -61,11 +61,11 @@ class Receipt:
 
     @property
     def origin(self) -> str:
-        """`high-3@12345`: the request record, as it is written in its status events."""
+        """`high-3@12345`: the position of the request record, as in its status events."""
         return str(Origin(self.band, self.partition, self.offset))
 
     async def wait(self, timeout: float | None = None) -> TaskResponse:
-        """The terminal event, whatever it says. timeout: seconds. Raises WaitTimeout."""
+        """Wait for the terminal event, whatever its status. timeout: seconds. Raises WaitTimeout."""
         return await self._client._wait_for(self, timeout)
 
     async def result(self, timeout: float | None = None) -> Any:
@@ -81,7 +81,7 @@ class Receipt:
         return self._client._events_of(self)
 
     async def cancel(self, reason: str | None = None) -> None:
-        """Ask for the task to be cancelled. Returns when the request is acknowledged, not when the task has ended."""
+        """Request its cancellation; returns when the broker has acknowledged the request, not when the task has ended."""
         await self._client.cancel(self.task_id, reason)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Records on their way to the broker: those that somebody awaits, and those that are only counted.
+"""Records on their way to the broker: those that a caller awaits, and those that are only counted.
 
-What the client sends and what the query service sends for others goes through here: requests, cancels, and what is said
-when the broker does not take one.
+All that the client sends, and the query service sends for others, goes through here: requests, cancel requests, and
+the errors when the broker does not accept one.
 
     event loop:   deliver → ClientProducer.send, one countdown per call
     poll thread:  delivery reports → one call_soon_threadsafe for all that have come
@@ -38,7 +38,7 @@ LOOK_FIRST = (
     "Before you submit it again, look whether it arrived (client.status, GET /tasks/{task_id}): a second request with that "
     "task_id does not run while the first is open, but it does once the first has ended."
 )
-_LOOK = "What a role lacks: streamtask doctor --role producer"
+_LOOK = "List the missing ACLs: streamtask doctor --role producer"
 ROOM_S = 0.005  # between two looks whether a full queue has room: it holds two seconds of the fastest sending
 BULK_LOAD_MAX = 20_000  # records of the bulk path that wait for their turn: then the caller waits
 BULK_BYTES_MAX = 16_000_000  # and their bytes; as many again are being handed over, and librdkafka holds 128 MB
@@ -121,14 +121,16 @@ class Sender:
         return places
 
     async def cancel(self, task_id: str, reason: str | None, topics: TopicNames, encoder: Encoder) -> None:
-        """A wish in the control topic; returns when it is acknowledged. Raises SubmitError, NotAllowed."""
+        """Write a cancel request to the control topic; returns when it is acknowledged. Raises SubmitError, NotAllowed."""
         wish = ControlMessage(task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason)
         topic = topics.control
         (place,) = await self.deliver([(topic, task_id.encode(), encoder.control(topic, wish), None)])
         if place.denied:
-            raise NotAllowed(f"The cancel of task {task_id} was refused: this client may not write {topic}. {_LOOK}")
+            raise NotAllowed(
+                f"The cancel request for task {task_id} was refused: this client may not write to {topic}. {_LOOK}"
+            )
         if place.error is not None:
-            raise SubmitError(f"The cancel of task {task_id} was not acknowledged: {place.error}. Ask again.")
+            raise SubmitError(f"The cancel request for task {task_id} was not acknowledged: {place.error}. Try again.")
 
     async def deliver(self, records: Sequence[Outgoing]) -> list[Delivered]:
         """Send them in order; returns when each is acknowledged or has failed."""
@@ -256,16 +258,16 @@ def failure_of(failed: list[tuple[str, Delivered]], total: int) -> SubmitError |
     first = failed[0][1]
     if all(place.denied for _, place in failed):
         how_many = "The request was" if total == 1 else f"{len(failed)} of {total} requests were"
-        return NotAllowed(f"{how_many} refused: this client may not write the topic. {_LOOK}")
+        return NotAllowed(f"{how_many} refused: this client may not write to the topic. {_LOOK}")
     if all(place.too_large for _, place in failed):
-        text = f"Request refused: larger than the broker takes ({first.error})."
+        text = f"Request refused: larger than the broker accepts ({first.error})."
         if total > 1:
-            text = f"{len(failed)} of {total} requests refused: larger than the broker takes ({first.error})."
+            text = f"{len(failed)} of {total} requests refused: larger than the broker accepts ({first.error})."
         return RequestRefused(text, fields={"parameters": "too large"})
     if total == 1:
         text = f"The request of task {task_ids[0]} was not acknowledged: {first.error}."
     else:
-        text = f"{len(failed)} of {total} requests were not acknowledged, the first one because: {first.error}."
+        text = f"{len(failed)} of {total} requests were not acknowledged. First error: {first.error}."
     return SubmitError(f"{text} {LOOK_FIRST}", task_ids=task_ids)
 
 

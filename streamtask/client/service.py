@@ -1,4 +1,4 @@
-"""The query service seen from a client: one method per route, problem+json turned into our errors.
+"""The query service as a client sees it: one method per route; problem+json becomes streamtask's errors.
 
 Holds one httpx client (one connection pool); no retries of its own except that a long poll is asked again until its
 deadline, and a stream is resumed. Streams come over SSE, or over the WebSocket when the url begins with ws; all else is
@@ -52,7 +52,7 @@ class Version:
 
 
 class ServiceLink:
-    """A query service at `settings.url`. Raises ConfigError at birth when what it needs is not installed.
+    """A query service at `settings.url`. Raises ConfigError at creation when a package that it needs is not installed.
 
     url  http://… or https://…; ws://… or wss://…: the same service, followed over its WebSocket
     """
@@ -68,7 +68,9 @@ class ServiceLink:
             if self._socket_url is not None:
                 import websockets.asyncio.client  # noqa: F401 rather now than when somebody follows a task
         except ImportError as error:
-            raise ConfigError(f"url={settings.url!r} needs {error.name}: pip install 'streamtask[server]'.") from None
+            raise ConfigError(
+                f"url={settings.url!r} needs {error.name}. Install it: pip install 'streamtask[server]'."
+            ) from None
         self._answered = False
         self._body_bytes_max = settings.body_bytes_max
         headers = {"Accept": "application/json"}
@@ -100,7 +102,7 @@ class ServiceLink:
             # Refused here: a service that refuses a body while it is being sent may cut the connection, which would
             # look like a request whose fate is unknown.
             raise RequestRefused(
-                f"Request refused: {len(document):,} bytes. At most {self._body_bytes_max:,} are taken (body_bytes_max).",
+                f"Request refused: {len(document):,} bytes. The limit is {self._body_bytes_max:,} (body_bytes_max).",
                 fields={"parameters": "too large"},
             )
         try:
@@ -138,14 +140,14 @@ class ServiceLink:
     async def next(self, task_id: str, seen: Version | None, deadline: float | None, *, token: str | None) -> Version:
         """The first version after `seen` (None: any). deadline: monotonic seconds. Raises WaitTimeout, UnknownTask.
 
-        A service that answered before and is away now (a restart, a view that catches up) is asked again for OUTAGE_S.
+        A service that answered before and is unavailable now (a restart, a view that catches up) is retried for OUTAGE_S.
         """
         away_since: float | None = None
         while True:
             now = time.monotonic()
             left = LONG_POLL_S if deadline is None else deadline - now
             if left <= 0:
-                raise WaitTimeout(f"Task {task_id} has not ended in the time given; it goes on.")
+                raise WaitTimeout(f"Task {task_id} did not end within the timeout; it continues.")
             try:
                 found = await self.get(
                     task_id,
@@ -164,9 +166,9 @@ class ServiceLink:
                 return found
 
     async def events(self, task_id: str, *, token: str | None) -> AsyncGenerator[TaskResponse, None]:
-        """Where the task stands, then each event until the terminal one. Raises UnknownTask.
+        """The current status of the task, then each event until the terminal one. Raises UnknownTask.
 
-        A connection that breaks is opened again, at any replica, behind the last event; for OUTAGE_S.
+        A broken connection is reopened at any replica, after the last event, for up to OUTAGE_S.
         """
         stream = self._by_sse if self._socket_url is None else self._by_socket
         last_id: str | None = None
@@ -231,18 +233,22 @@ class ServiceLink:
         except DoorClosed as door:
             if door.status in (401, 403):  # a handshake is refused without a word why: HTTP tells
                 await self.get(task_id, token=token)
-                raise Unreachable(f"The query service at {self.url} opens no further stream now.") from None
+                raise Unreachable(
+                    f"The query service at {self.url} accepts no more streams now. Try again later."
+                ) from None
             if door.status in (502, 503, 504):
-                raise Unreachable(f"The query service at {self.url} cannot answer now (HTTP {door.status}).") from None
+                raise Unreachable(
+                    f"The query service at {self.url} is unavailable now (HTTP {door.status}). Try again later."
+                ) from None
             raise StreamtaskError(
-                f"{self._socket_url} opens no WebSocket (HTTP {door.status}). Is there a proxy that does not know them? "
-                f"Follow by {self.url} then."
+                f"{self._socket_url} does not accept WebSockets (HTTP {door.status}). If a proxy in between does not "
+                f"support them, use {self.url} instead."
             ) from None
 
     def _away(self, error: Exception) -> Unreachable:
         return Unreachable(
             f"The query service at {self.url} cannot be reached ({error or type(error).__name__}). "
-            "Is `streamtask serve` running?"
+            "Check that `streamtask serve` is running."
         )
 
     async def cancel(self, task_id: str, reason: str | None) -> None:
@@ -292,18 +298,18 @@ class ServiceLink:
 
 
 def error_of(code: int, problem: dict[str, Any], *, task_id: str, url: str) -> StreamtaskError:
-    """The error that a problem+json document means."""
+    """The error for a problem+json document."""
     text = str(problem.get("detail") or problem.get("title") or f"HTTP {code}")
     if code == 404 and task_id:
-        return UnknownTask(f"Nobody knows task {task_id}.")
+        return UnknownTask(f"No task {task_id} is known.")
     if code in (401, 403):
         return ConfigError(f"The query service at {url} refused the API key: {text}. Set STREAMTASK_API_KEY.")
     if code == 421:
-        return ConfigError(f"The query service at {url} does not go by that name. {text}")
+        return ConfigError(f"The query service at {url} does not accept that host name. {text}")
     if code in (400, 409, 413, 415, 422):
         return RequestRefused(text, fields=_fields(problem))
     if code in (502, 503, 504):
-        return Unreachable(f"The query service at {url} cannot answer now: {text}")
+        return Unreachable(f"The query service at {url} is unavailable now: {text}")
     return StreamtaskError(f"The query service at {url} answered {code}: {text}")
 
 
@@ -331,7 +337,9 @@ def _read(content: bytes, url: object) -> TaskResponse:
     try:
         return TaskResponse.model_validate_json(content)
     except ValidationError as error:
-        raise StreamtaskError(f"{url} is no streamtask query service: {error.error_count()} fields wrong.") from None
+        raise StreamtaskError(
+            f"{url} does not look like a streamtask query service ({error.error_count()} invalid fields)."
+        ) from None
 
 
 def _task(answer: httpx.Response) -> Version:

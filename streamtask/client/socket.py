@@ -1,5 +1,5 @@
-"""The stream of one task over the query service's WebSocket: for who cannot have a response that stays open (a proxy that
-holds back what is not complete, or ends it). Said there and here alike: docs/live.md.
+"""The stream of one task over the query service's WebSocket: for clients that cannot keep a response open (a proxy buffers
+incomplete responses, or ends them). The protocol is in docs/live.md.
 
 One socket for one stream; it ends as a stream over SSE does, and is resumed in the same way.
 """
@@ -23,7 +23,7 @@ NAME = "task"  # of the one subscription
 
 
 class DoorClosed(Exception):
-    """No WebSocket was opened: what HTTP said instead of it."""
+    """No WebSocket was opened; `status` is the HTTP status of the answer."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -31,7 +31,7 @@ class DoorClosed(Exception):
 
 
 class SaidNo(Exception):
-    """There is a WebSocket, and the subscription was refused with this problem document."""
+    """The WebSocket is open, but the subscription was refused with this problem document."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
         super().__init__(str(problem))
@@ -39,7 +39,7 @@ class SaidNo(Exception):
 
 
 class _Frame(BaseModel):
-    """What the service says; a type that is not known here only is a sign of life."""
+    """A frame of the service; one of unknown type is only a sign of life."""
 
     type: str
     last_event_id: str | None = None
@@ -50,11 +50,11 @@ class _Frame(BaseModel):
 async def socket_events(
     url: str, headers: Mapping[str, str], asked: Mapping[str, str], *, open_s: float, silence_s: float
 ) -> AsyncGenerator[Told, None]:
-    """What the service says about one task, until it ends the stream or leaves.
+    """The frames about one task, until the service ends the stream or closes the connection.
 
     url    of the WebSocket itself; asked: fields of the subscription
 
-    Raises DoorClosed, SaidNo; Unreachable when the connection cannot be had, is cut, or says nothing for silence_s.
+    Raises DoorClosed, SaidNo; Unreachable when it cannot connect, the connection breaks, or is silent for silence_s.
     """
     try:
         async with connect(url, additional_headers=headers, open_timeout=open_s, max_size=BLOCK_BYTES_MAX) as socket:
@@ -73,7 +73,7 @@ async def socket_events(
         raise DoorClosed(error.response.status_code) from None
     except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
         raise Unreachable(
-            f"{url} cannot be reached ({error or type(error).__name__}). Is `streamtask serve` running?"
+            f"{url} cannot be reached ({error or type(error).__name__}). Check that `streamtask serve` is running."
         ) from None
 
 
@@ -81,4 +81,6 @@ def _read(text: str | bytes, url: str) -> _Frame:
     try:
         return _Frame.model_validate_json(text)
     except ValidationError as error:
-        raise StreamtaskError(f"{url} is no streamtask query service: {error.error_count()} fields wrong.") from None
+        raise StreamtaskError(
+            f"{url} does not look like a streamtask query service ({error.error_count()} invalid fields)."
+        ) from None

@@ -15,7 +15,7 @@ BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, un
 
 
 class Told(NamedTuple):
-    """What a stream says of a task, however it came. id: resume behind it; task None: it only is alive, or moved on."""
+    """An update of a task from a stream. id: resume after it; task None: only a sign of life, or a new position."""
 
     id: str | None
     task: TaskResponse | None
@@ -42,7 +42,7 @@ async def server_events(parts: AsyncIterator[bytes]) -> AsyncIterator[ServerEven
             yield _event(block)
         searched = max(0, len(held) - 1)
         if len(held) > BLOCK_BYTES_MAX:
-            raise StreamtaskError(f"The stream holds an event of more than {BLOCK_BYTES_MAX:,} bytes.")
+            raise StreamtaskError(f"The stream contains an event larger than {BLOCK_BYTES_MAX:,} bytes.")
 
 
 def _event(block: bytes) -> ServerEvent:

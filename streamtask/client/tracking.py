@@ -1,6 +1,6 @@
-"""What a client knows about the tasks that somebody here cares for: their latest status, and who waits for more.
+"""What a client knows about the tasks that it tracks: their latest status, and the callers that wait for more.
 
-A Track lives as long as somebody holds it (a receipt, a waiter, an iterator); the client only keeps weak references, so
+A Track lives as long as it is referenced (a receipt, a waiter, an iterator); the client only keeps weak references, so
 submitting millions and never waiting costs nothing. A Track is touched by the client's event loop alone.
 
 What stays true: an event is seen once and in the order of the topic (offsets of one task are in one partition, so they
@@ -53,7 +53,7 @@ class Track:
         self._wake(None)
 
     def break_off(self, error: Exception) -> None:
-        """Nothing more will come: whoever waits gets `error`."""
+        """No more events will come: raise `error` in all waiters."""
         self._wake(error)
 
     @property
@@ -78,7 +78,7 @@ class Track:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 await future
         except TimeoutError:
-            raise WaitTimeout(f"Task {self.task_id} has not ended in the time given; it goes on.") from None
+            raise WaitTimeout(f"Task {self.task_id} did not end within the timeout; it continues.") from None
         finally:
             self._futures.discard(future)
 

@@ -1,11 +1,11 @@
-"""One tail of the status topic per client, and the tasks that it looks out for.
+"""One tail of the status topic per client, and the tasks that it watches.
 
     tail thread:  Tail.poll → records of tracked tasks only → decoded → one call_soon_threadsafe per batch
-    event loop:   Track.offer → whoever waits
+    event loop:   Track.offer → the waiters
 
-What stays true: between the moment a request is sent and the moment somebody waits for it nothing is missed. While
-nobody waits, nothing is read: instead, before a request is sent, the ends of the status topic are noted (`mark`, at
-most MARK_AGE_S old), and whoever waits first starts the tail there. A task that is older than the tail is looked for
+Always true: no event is missed between sending a request and waiting for it. While no caller waits, nothing is read:
+instead, before a request is sent, the ends of the status topic are noted (`mark`, at most MARK_AGE_S old), and the
+first waiter starts the tail there. A task that is older than the tail is looked for
 behind it by a scan; scans of several tasks that are asked for at once are one scan.
 """
 
@@ -110,7 +110,7 @@ class StatusWatch:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, JOIN_S)
         for track in self._alive():
-            track.break_off(StreamtaskError("The client was closed while somebody waited."))
+            track.break_off(StreamtaskError("The client was closed while a call was waiting."))
 
     # --- The tail -----------------------------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class StatusWatch:
                 track.break_off(error)
 
     def _alive(self) -> list[Track]:
-        """The tracks that somebody holds. By their references, which are copied in one step: iterating over the values breaks
+        """The tracks that are referenced. By their references, which are copied in one step: iterating over the values breaks
         off when another thread drops a track meanwhile, which takes it out."""
         return [track for reference in self._tracks.valuerefs() if (track := reference()) is not None]
 
@@ -202,7 +202,7 @@ class StatusWatch:
             scan.exception()  # whoever still awaits it has it too; nobody may be left
 
     async def _scan_once(self) -> None:
-        """One scan for everybody who asked before it begins."""
+        """One scan for all callers that asked before it begins."""
         async with self._scanning:
             wanted, self._wanted = self._wanted, {}
             self._next_scan = None

@@ -120,7 +120,7 @@ def read_body(parsed: Any, value: bytes, start: int) -> dict[str, Any]:
     if body.tell() != len(value):
         raise DecodeError(f"garbled Avro: {len(value) - body.tell()} bytes follow the document")
     if type(held) is not dict:
-        raise DecodeError("Avro that is no record")
+        raise DecodeError("the Avro value is not a record")
     return held
 
 
@@ -167,7 +167,7 @@ def _json_text(value: Any) -> Any:
 def _time(value: Any) -> str:
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise ValueError("must be a time with its offset")
+            raise ValueError("must be a time with a UTC offset")
         value = to_ms(value)
     if type(value) is not int:
         return str(_plain(value))  # a text: the reader of JSON says what it thinks of it
@@ -194,7 +194,7 @@ def _plain(value: Any) -> Any:
         return value.astimezone(UTC).isoformat() if value.tzinfo is not None else value.isoformat()
     if isinstance(value, UUID | Decimal | date | time):
         return str(value)
-    raise ValueError(f"a value of type {type(value).__name__} has no place in JSON")
+    raise ValueError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

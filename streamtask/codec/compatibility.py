@@ -66,11 +66,13 @@ def _differ(reader: Typed, writer: Typed, path: str, within: tuple[tuple[str, st
     if isinstance(mine, list):
         fits = (_differ(Typed(part, reader.names), writer, path, within) for part in mine)
         return (
-            [] if any(not found for found in fits) else [f"{path or 'it'}: no type of the union reads {_kind(theirs)}"]
+            []
+            if any(not found for found in fits)
+            else [f"{path or 'it'}: no type of the union can read {_kind(theirs)}"]
         )
     kind, other = _kind(mine), _kind(theirs)
     if kind != other:
-        return [] if kind in _WIDER.get(other, ()) else [f"{path or 'it'}: {other} is not read as {kind}"]
+        return [] if kind in _WIDER.get(other, ()) else [f"{path or 'it'}: {other} cannot be read as {kind}"]
     if kind in ("array", "map"):
         part = "items" if kind == "array" else "values"
         return _differ(Typed(mine[part], reader.names), Typed(theirs[part], writer.names), f"{path}[]", within)
@@ -98,7 +100,7 @@ def _named(reader: Typed, writer: Typed, path: str, within: tuple[tuple[str, str
     kind = _kind(mine)
     if kind == "fixed":
         same = mine["size"] == theirs["size"]
-        return [] if same else [f"{path or 'it'}: fixed of {theirs['size']} bytes is not read as {mine['size']}"]
+        return [] if same else [f"{path or 'it'}: fixed of {theirs['size']} bytes cannot be read as {mine['size']}"]
     if kind == "enum":
         strange = [symbol for symbol in theirs["symbols"] if symbol not in mine["symbols"]]
         return [] if not strange or "default" in mine else [f"{path or 'it'}: unknown symbols {', '.join(strange)}"]
@@ -114,7 +116,7 @@ def _named(reader: Typed, writer: Typed, path: str, within: tuple[tuple[str, str
             held = Typed(written[name]["type"], writer.names)
             found += _differ(Typed(field["type"], reader.names), held, where, (*within, pair))
         elif "default" not in field:
-            found.append(f"{where}: is not written, and has no default")
+            found.append(f"{where}: is missing from the writer's schema and has no default")
     return found
 
 
@@ -122,8 +124,8 @@ def full(new: Any, old: Any) -> list[str]:
     """What breaks full compatibility between two schemas, each in words that say who cannot read whom."""
     newer, older = typed(new), typed(old)
     return [
-        *(f"the new one does not read the old one: {text}" for text in unreadable(newer, older)),
-        *(f"the old one does not read the new one: {text}" for text in unreadable(older, newer)),
+        *(f"the new schema cannot read the old one: {text}" for text in unreadable(newer, older)),
+        *(f"the old schema cannot read the new one: {text}" for text in unreadable(older, newer)),
     ]
 
 
@@ -135,15 +137,15 @@ def house(new: Any, old: Any, path: str = "") -> list[str]:
         where = f"{path}{field['name']}"
         mine = there.get(field["name"])
         if mine is None:
-            found.append(f"{where}: a field never goes")
+            found.append(f"{where}: a field must never be removed")
             continue
         was, now = _record_in(field["type"]), _record_in(mine["type"])
         if was is not None and now is not None:
             found += house(now, was, f"{where}.")
         elif _without_doc(mine["type"]) != _without_doc(field["type"]):
-            found.append(f"{where}: a field never changes its type")
+            found.append(f"{where}: a field must never change its type")
         if ("default" in mine, mine.get("default")) != ("default" in field, field.get("default")):
-            found.append(f"{where}: a field never changes its default")
+            found.append(f"{where}: a field must never change its default")
     known = {field["name"] for field in old["fields"]}
     found += [
         f"{path}{name}: a new field needs a default"

@@ -49,7 +49,7 @@ def read_confluent(document: str, value: bytes, source: SchemaSource) -> bytes:
         return json_of(document, read_body(found.parsed, value, HEADER_BYTES))
     body = value[HEADER_BYTES:]
     if format_of(body) is not Format.JSON:
-        raise DecodeError(f"schema {found.schema_id} is a JSON Schema; the body is no JSON")
+        raise DecodeError(f"schema {found.schema_id} is a JSON Schema, but the body is not JSON")
     return body
 
 
@@ -61,11 +61,11 @@ def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> 
     if kind == "JSON":
         return WriterSchema(schema_id, None)
     if kind not in ("", "AVRO"):
-        raise DecodeError(f"schema {schema_id} is {kind[:20]}; Avro and JSON Schema are read")
+        raise DecodeError(f"schema {schema_id} is {kind[:20]}; only Avro and JSON Schema are supported")
     if references:
-        raise DecodeError(f"schema {schema_id} refers to other subjects; only schemas that stand alone are read")
+        raise DecodeError(f"schema {schema_id} refers to other subjects; only self-contained schemas are supported")
     if len(text) > SCHEMA_BYTES_MAX:
-        raise DecodeError(f"schema {schema_id} has {len(text):,} characters; at most {SCHEMA_BYTES_MAX:,} are read")
+        raise DecodeError(f"schema {schema_id} has {len(text):,} characters; the limit is {SCHEMA_BYTES_MAX:,}")
     try:
         held = json.loads(text)
         look_over(held)
@@ -81,7 +81,7 @@ def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> 
 def look_over(held: Any) -> None:
     """Raises DecodeError unless it is a record whose size in memory is bounded by its size in bytes."""
     if not isinstance(held, dict) or held.get("type") not in ("record", "error"):
-        raise DecodeError("it is no record")
+        raise DecodeError("it is not a record")
     _Look().width(held, "", ())
 
 

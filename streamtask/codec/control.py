@@ -45,7 +45,7 @@ def _read(key: bytes | None, value: bytes | None, reader: Reader) -> ControlMess
     if document.get("task_id") is None and held is not None:
         document["task_id"] = held
     if not time_spelled(document.get("created_at")):
-        raise wrong_fields({"created_at": "must be a time as in RFC 3339"})
+        raise wrong_fields({"created_at": "must be an RFC 3339 time"})
     try:
         message = ControlMessage.model_validate_json(orjson.dumps(document))
     except TypeError:  # orjson reads 1,024 levels and writes 254: one such record ended every worker of the prefix

@@ -31,7 +31,7 @@ class Reader:
         if found is Format.JSON:
             return value  # C3 and something else: no format begins so, and no JSON does
         if self._source is None:
-            raise DecodeError("the first bytes announce the Confluent wire format; no registry_url is set to read it")
+            raise DecodeError("the value is in the Confluent wire format, which needs registry_url to be set")
         return read_confluent(document, value, self._source)
 
 

@@ -46,7 +46,7 @@ def _read(partition: int, key: bytes | None, value: bytes, reader: Reader, now_m
     named = event.get("origin")
     origin = Origin.parse(named) if isinstance(named, str) else None
     if origin is None:
-        raise DecodeError("the origin is no request record")
+        raise DecodeError("the origin is not a request record")
     if origin.partition != partition:
         raise DecodeError(f"the origin lies in partition {origin.partition}")
     attempt = event.get("attempt")
@@ -73,5 +73,5 @@ def _time(held: object) -> int:
     except ValueError:
         when = None
     if when is None or when.tzinfo is None:
-        raise DecodeError("updated_at must be a time with its offset")
+        raise DecodeError("updated_at must be a time with a UTC offset")
     return max(0, to_ms(when))

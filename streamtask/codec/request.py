@@ -239,12 +239,12 @@ def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
         raise invalid(error) from None
     if request.created_at is not None or request.expires_at is not None or request.not_before is not None:
         wrong = {
-            name: "must be a time as in RFC 3339, e.g. 2026-11-24T07:26:00.123Z"
+            name: "must be an RFC 3339 time, e.g. 2026-11-24T07:26:00.123Z"
             for name in _TIMES
             if not time_spelled(document.get(name))
         }
         if request.not_before is not None and request.ordering_key is not None:
-            wrong["not_before"] = "cannot be combined with ordering_key: it would hold up everything behind it"
+            wrong["not_before"] = "cannot be combined with ordering_key: later tasks with that key would have to wait"
         if wrong:
             raise wrong_fields(wrong)
     return request

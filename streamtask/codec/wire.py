@@ -59,7 +59,7 @@ def read_object(value: bytes | None) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise DecodeError(f"not JSON: {error}") from None
     except RecursionError:
-        raise DecodeError("not JSON that can be read: nested too deeply") from None
+        raise DecodeError("the JSON is nested too deeply") from None
     if type(document) is not dict:
         raise DecodeError(f"the value is a JSON {_kind(document)}; an object is needed")
     return document

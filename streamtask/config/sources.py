@@ -57,9 +57,9 @@ def read_file(path: Path, known: Collection[str], tables: Collection[str]) -> Se
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}.") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     file = SettingsFile(path, values, key_lines(text))
     problems = [*_unknown(file, known), *_nested(file, tables)]
     if problems:
@@ -69,7 +69,7 @@ def read_file(path: Path, known: Collection[str], tables: Collection[str]) -> Se
 
 def _unknown(file: SettingsFile, known: Collection[str]) -> list[str]:
     return [
-        f"{file.where(name)}: {name!r} is no setting{nearest(name, known)}."
+        f"{file.where(name)}: {name!r} is not a setting{nearest(name, known)}."
         for name in file.values
         if name not in known
     ]

@@ -81,13 +81,13 @@ def verdict(
     due = record.not_before_ms
     if due is not None and due > now.wall_ms:
         if due - now.wall_ms > config.not_before_max_ms:
-            text = f"not_before is more than {config.not_before_max_ms // 1000} s ahead: that needs scheduling"
+            text = f"not_before is more than {config.not_before_max_ms // 1000} s ahead, which is not supported"
             return End(failed(ErrorCode.INVALID_PARAMETERS, text))
         if waiting >= waiting_max:
-            text = f"not_before: {waiting} tasks of this partition wait already, no more can"
+            text = f"not_before: {waiting} tasks of this partition are already waiting, which is the limit"
             return End(failed(ErrorCode.INVALID_PARAMETERS, text))
         if crowded:
-            text = "not_before: the tasks that wait already take all the memory that they may; no more can"
+            text = "not_before: waiting tasks already use all the memory that is reserved for them"
             return End(failed(ErrorCode.INVALID_PARAMETERS, text))
         return WaitFor(Wait.NOT_BEFORE, due_ms=due)
     return _RUN

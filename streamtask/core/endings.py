@@ -34,7 +34,7 @@ def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     elif outcome.ending is Ending.RETURNED:
         transitions.end(state, claim, LastEvent(TaskStatus.COMPLETED, result=outcome.result))
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
-        _again(state, claim, "no child got to it", now)
+        _again(state, claim, "no child process started it", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
         # Revoked: given up here, to start again there. Not owed to anybody: the clean commit clears its mark.
         claim.phase = Phase.WAITING

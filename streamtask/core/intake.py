@@ -119,7 +119,7 @@ def _admit_cell(state: State, shard: Shard, band: int, now: Now) -> None:
     if ledger.vanished:
         fields = {"band": band, "shard": shard.number, "from": ledger.vanished[0], "to": ledger.vanished[-1] + 1}
         fields["open"] = len(ledger.vanished)
-        state.effects.append(Note("records_lost", {**fields, "why": "open requests did not come back from the log"}))
+        state.effects.append(Note("records_lost", {**fields, "why": "open requests are no longer in the log"}))
         ledger.vanished.clear()
 
 

@@ -42,14 +42,14 @@ def make_plan(directory: Path | None) -> Plan:
     """The tasks for this folder (None: the standard library of the running Python). Raises ConfigError."""
     root = (directory or Path(sysconfig.get_paths()["stdlib"])).resolve()
     if not root.is_dir():
-        raise ConfigError(f"DIR={root} is no folder.")
+        raise ConfigError(f"DIR={root} is not a folder.")
     files = []
     for path in _files(root):
         files.append(path)
         if len(files) == FILES_MAX:
             break
     if not files:
-        raise ConfigError(f"DIR={root} has no files that can be read.")
+        raise ConfigError(f"DIR={root} contains no readable files.")
     plan = Plan(root)
     for number, path in enumerate(files):
         if number % FOREIGN_EVERY == FOREIGN_EVERY - 1:

@@ -92,7 +92,7 @@ class Demo:
         while self._get("/ready") is None:
             for name, running in processes:
                 if running.poll() is not None:
-                    raise ClusterError(f"The {name} ended with {running.returncode}:\n{self.log_of(name)}")
+                    raise ClusterError(f"The {name} exited with code {running.returncode}:\n{self.log_of(name)}")
             if time.monotonic() > deadline:
                 raise ClusterError(f"The query service was not ready after {READY_S:g} s:\n{self.log_of('service')}")
             time.sleep(0.05)
@@ -119,7 +119,7 @@ class Demo:
         stats = self._get("/stats") if self._get("/ready") else None
         if stats is None:
             raise ClusterError(
-                f"The query service at {self.url} is not ready, or refuses the key: see {self.url}/health"
+                f"The query service at {self.url} is not ready, or rejects the API key. Check {self.url}/health"
             )
         self._before = dict(stats["tasks"])
 
@@ -152,7 +152,7 @@ class Demo:
                     waiting.pop(0).cancel("the demo has seen enough")
                 ended = sum(counts.get(status, 0) for status in ENDED)
                 if not ended and time.monotonic() - began > FIRST_S:
-                    raise ClusterError(f"No task ended within {FIRST_S:g} s. Is there a worker of {APP}?")
+                    raise ClusterError(f"No task ended within {FIRST_S:g} s. Check that a worker of {APP} is running.")
                 if ended >= plan.total:
                     return time.monotonic() - began
                 if time.monotonic() - began > WORK_S:
@@ -171,7 +171,7 @@ def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: boo
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="streamtask-demo-")))
         prefix = f"demo-{secrets.token_hex(3)}".replace("-", ".") if bootstrap else "tasks"
         if bootstrap is None:
-            console.print("Starting a local Apache Kafka (the first time it is downloaded: about 10 s) …")
+            console.print("Starting a local Apache Kafka (the first start downloads it, about 10 s) …")
             bootstrap = held.enter_context(DevBroker()).bootstrap
         one = Demo(bootstrap, prefix, folder)
         ensure_topics(one.kafka, one.names, partitions=PARTITIONS)
@@ -186,7 +186,7 @@ def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: boo
             for what, try_this in next_steps(one.url, bootstrap, prefix, plan):
                 console.print(f"[dim]{what:<18}[/] {try_this}", soft_wrap=True)
         if not leave and sys.stdin.isatty():
-            console.print("Everything keeps running. Ctrl-C ends it.")
+            console.print("Everything keeps running. Press Ctrl-C to stop it.")
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
         held.close()

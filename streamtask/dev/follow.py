@@ -52,7 +52,7 @@ class Follower:
                             self._look(lines, record.value)
                     lines.settle()
         except StreamtaskError as error:
-            self._say("warning", f"tasks are not shown any more: {error}")
+            self._say("warning", f"can no longer show tasks: {error}")
 
     @staticmethod
     def _look(lines: Lines, value: bytes) -> None:

@@ -16,7 +16,7 @@ from streamtask.errors import ConfigError
 NAME_MAX = 60
 # What a folder, a Python distribution and a Kafka client id may all be called.
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]*[A-Za-z0-9])?\Z")
-_TAKEN = {"streamtask": "it would ask for itself", "app": "its module is called so"}
+_TAKEN = {"streamtask": "it would depend on itself", "app": "its module has that name"}
 _RENAMED = {"gitignore": ".gitignore"}  # as such it would hide files of the template itself
 
 
@@ -24,14 +24,14 @@ def create_project(name: str, parent: Path) -> list[Path]:
     """Make `parent/name`; returns its files. Raises ConfigError."""
     if not _NAME.match(name) or len(name) > NAME_MAX:
         raise ConfigError(
-            f"{name!r} is no project name: use 1..{NAME_MAX} of letters, digits, '-' and '_', a letter first."
+            f"{name!r} is not a project name. Use up to {NAME_MAX} letters, digits, '-' and '_', beginning with a letter."
         )
     if name.lower() in _TAKEN:
-        raise ConfigError(f"A project cannot be called {name!r} ({_TAKEN[name.lower()]}): choose another name.")
+        raise ConfigError(f"A project cannot be called {name!r} ({_TAKEN[name.lower()]}). Choose another name.")
     place = parent / name
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        what = "is there already and not empty" if place.is_dir() else "is a file"
-        raise ConfigError(f"{place} {what}: nothing was written. Choose another name, or move it away.")
+        what = "already exists and is not empty" if place.is_dir() else "is a file"
+        raise ConfigError(f"{place} {what}, so nothing was written. Choose another name, or move it away.")
     template = files("streamtask.dev") / "template"
     texts = {relative: _filled(text, name) for relative, text in _walk(template, Path())}
     try:
@@ -39,7 +39,7 @@ def create_project(name: str, parent: Path) -> list[Path]:
             (place / relative).parent.mkdir(parents=True, exist_ok=True)
             (place / relative).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{place} cannot be written: {error}.") from None
+        raise ConfigError(f"Cannot write {place}: {error}.") from None
     return [place / relative for relative in texts]
 
 

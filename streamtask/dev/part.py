@@ -38,7 +38,7 @@ def look(told: dict[str, Any]) -> dict[str, Any]:
         app = load_app(told["app"])
         settings = app.configure(**told["overrides"])
         if not app.registry:
-            raise ConfigError(f"app {app.name!r} has no task: decorate a function with @app.task.")
+            raise ConfigError(f"app {app.name!r} has no tasks. Decorate a function with @app.task.")
     except ConfigError as error:
         return {"error": " ".join(str(error).split()), "trace": last_lines(error.__cause__)}
     except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is told like any other failure

@@ -38,14 +38,14 @@ class Place:
             self._lock = (self._folder / "lock").open("a")
         except OSError as error:
             raise ConfigError(
-                f"{self._folder} cannot be used ({error.strerror}): run it in a folder of yours."
+                f"{self._folder} cannot be used ({error.strerror}). Run it in a folder that you can write to."
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise ConfigError(
-                f"Another `streamtask dev` runs in {self._folder.parent.parent}: end it, or start this one elsewhere."
+                f"Another `streamtask dev` runs in {self._folder.parent.parent}: stop it, or start this one in another folder."
             ) from None
         for left in self._folder.glob(f"{RUN}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -77,7 +77,7 @@ def choose_port(wanted: int | None, usual: int, option: str) -> int:
     """`wanted`, which must be free; else the usual one, or any that is free. Raises ConfigError."""
     if wanted is not None:
         if wanted and not is_free(wanted):
-            raise ConfigError(f"{option} {wanted}: something listens there already. Choose another one.")
+            raise ConfigError(f"{option} {wanted} is in use. Choose another port.")
         return wanted or any_port()
     return usual if is_free(usual) else any_port()
 

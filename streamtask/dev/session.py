@@ -134,7 +134,7 @@ class Session:
             return KafkaSettings(self._bootstrap, client_id="streamtask-dev", extra=settings.kafka)
         port = choose_port(self._options.kafka_port, KAFKA_PORT, "--kafka-port")
         controller = choose_port(0, 0, "")
-        self._screen.say("dev", "starting a local Apache Kafka (downloaded the first time: about 10 s)")
+        self._screen.say("dev", "starting a local Apache Kafka (the first start downloads it, about 10 s)")
         self._kafka = DevBroker(directory=self._data / "kafka", ports=[port, controller])
         held.enter_context(self._kafka)
         self._bootstrap = self._kafka.bootstrap
@@ -208,12 +208,12 @@ class Session:
         """Start and end what is due."""
         now = time.monotonic()
         if self._look is not None and now > self._look_until_s:
-            self._screen.say("app", f"importing it takes longer than {LOOK_S:g} s: it was given up", level="error")
+            self._screen.say("app", f"importing it took longer than {LOOK_S:g} s; gave up", level="error")
             self._look.kill()
         if self._service is None and self._service_at_s is not None and now >= self._service_at_s:
             self._start_service()
         if self._worker_until_s is not None and now > self._worker_until_s and self._worker is not None:
-            self._screen.say("worker", "did not drain in time: killed", level="warning")
+            self._screen.say("worker", "did not drain in time; killed", level="warning")
             self._worker_until_s = None
             self._worker.kill()
         if self._look is not None or not self._good or self._worker_generation == self._generation:
@@ -245,22 +245,18 @@ class Session:
             asked = self._worker_until_s is not None or self._worker_generation != self._generation
             self._worker = self._worker_until_s = None
             if not asked:
-                self._screen.say(
-                    "worker", f"ended with {child.code}; it starts again at the next change", level="error"
-                )
+                self._screen.say("worker", f"exited with code {child.code}; restarts at the next change", level="error")
         elif child is self._service:
             self._service = None
             self._service_deaths += 1
             wait_s = min(AGAIN_MAX_S, AGAIN_S * 2 ** (self._service_deaths - 1))
             self._service_at_s = time.monotonic() + wait_s
-            self._screen.say("service", f"ended with {child.code}; it starts again in {wait_s:g} s", level="error")
+            self._screen.say("service", f"exited with code {child.code}; restarts in {wait_s:g} s", level="error")
 
     def _looked(self, child: Child) -> None:
         facts = _answer(child)
         if "error" not in facts and facts["prefix"] != self._facts["prefix"]:
-            why = (
-                f"the prefix is {facts['prefix']!r} now, not {self._facts['prefix']!r}: end the session, start it again"
-            )
+            why = f"the prefix is {facts['prefix']!r} now, not {self._facts['prefix']!r}: restart the session"
             facts = {"error": why, "trace": []}
         self._good = "error" not in facts
         if self._good:
@@ -268,8 +264,8 @@ class Session:
             self._generation += 1
             return
         self._say_wrong(facts)
-        goes_on = "the old code goes on" if self._worker is not None else "no worker runs"
-        self._screen.say("dev", f"{goes_on} until it is mended", level="warning")
+        goes_on = "the old code keeps running" if self._worker is not None else "no worker runs"
+        self._screen.say("dev", f"{goes_on} until it is fixed", level="warning")
 
     def _told(self, happened: Happened) -> None:
         if happened.child is self._worker:
@@ -361,13 +357,13 @@ class Session:
                     return facts
                 self._say_wrong({**facts, "error": ""})
                 raise ConfigError(facts["error"])
-        raise ConfigError(f"{self._options.app}: importing it takes longer than {LOOK_S:g} s.")
+        raise ConfigError(f"{self._options.app}: importing it took longer than {LOOK_S:g} s.")
 
     def _end(self) -> None:
         """Worker and service at the same time; the broker, which both need, after them."""
         self._running = False
-        grace = f"what runs gets {self._options.grace_s:g} s" if self._worker is not None else "no worker runs"
-        self._screen.say("dev", f"ending: {grace}; Ctrl-C again: at once")
+        grace = f"running tasks get {self._options.grace_s:g} s" if self._worker is not None else "no worker runs"
+        self._screen.say("dev", f"stopping: {grace}; press Ctrl-C again to stop at once")
         bounds = {self._worker: self._options.grace_s + SPARE_S, self._service: STOP_S, self._look: 0.0}
         now = time.monotonic()
         until = {child: now + bound for child, bound in bounds.items() if child is not None}
@@ -394,13 +390,13 @@ class Session:
             self._screen.say("app", f"  {line}", level="warning")
 
     def _tell_header(self) -> None:
-        kept = f"data in {short(self._data)}" if self._options.keep else "its data goes at the end; --keep keeps it"
+        kept = f"data in {short(self._data)}" if self._options.keep else "its data is deleted on exit; --keep keeps it"
         kafka = f"{self._bootstrap}  ({kept if self._kafka is not None else 'not ours'})"
         tasks = [f"{task['name']}({task['parameters']})" for task in self._facts["tasks"]]
         watched = ", ".join(map(str, self._options.folders)) or "this folder"
         rows = {
             "Kafka": kafka,
-            "Service": f"{self._url}  (look-ups, submits, events; {self._url}/docs)",
+            "Service": f"{self._url}  (look up and submit tasks, follow events; {self._url}/docs)",
             "Tasks": ", ".join(tasks),
             "Reload": f"when Python files or streamtask.toml in {watched} change" if self._options.reload else "off",
         }

@@ -37,11 +37,11 @@ class Watch:
             import watchfiles
         except ImportError:
             raise ConfigError(
-                "Reloading needs watchfiles: pip install 'streamtask[dev-tools]', or go without: --no-reload."
+                "Reloading needs watchfiles. Install it: pip install 'streamtask[dev-tools]', or pass --no-reload."
             ) from None
         for folder in folders:
             if not folder.is_dir():
-                raise ConfigError(f"--watch {folder}: there is no such folder.")
+                raise ConfigError(f"--watch {folder}: no such folder.")
         self._watchfiles = watchfiles
         self._folders = folders
         self._on_change = on_change

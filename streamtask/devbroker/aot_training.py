@@ -39,6 +39,6 @@ def train_aot() -> Path:
                 # Written while it exits: 5 s, more than STOP_TIMEOUT_S allows a loaded machine.
                 process.wait(START_TIMEOUT_S)
             if process.returncode is None or not made.exists():
-                raise DevBrokerUnavailable(f"Java has written no ahead-of-time cache:\n{kafka.log_tail(1)}")
+                raise DevBrokerUnavailable(f"Java did not write its ahead-of-time cache:\n{kafka.log_tail(1)}")
         made.replace(aot_cache())
     return aot_cache()

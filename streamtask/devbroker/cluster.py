@@ -319,7 +319,7 @@ class DevBroker:
                     start_new_session=True,  # Ctrl-C is for us; we then stop the brokers in order
                 )
             except OSError as error:
-                raise DevBrokerUnavailable(f"Java does not run here: {error}. {ALTERNATIVES}") from None
+                raise DevBrokerUnavailable(f"Java cannot be started: {error}. {ALTERNATIVES}") from None
         self._processes[node] = process
         self._guard.tell("+", process.pid)
 

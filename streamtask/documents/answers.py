@@ -14,39 +14,41 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from streamtask.domain.model import TaskResponse, TaskStatus
 
 Count = Annotated[int, Field(ge=0)]
-LastId = Annotated[str, Field(description="Resume behind here; of a filtered stream it names every partition.")]
-Name = Annotated[str, Field(description="The name that the subscriber gave to its subscription.")]
+LastId = Annotated[str, Field(description="Resume after this id; the id of a filtered stream names every partition.")]
+Name = Annotated[str, Field(description="The name that the client chose for the subscription.")]
 
 
 class TaskPage(BaseModel):
     """Tasks, newest first."""
 
     tasks: list[TaskResponse]
-    next_cursor: str | None = Field(description="The cursor of the next page; null: this is the last one.")
+    next_cursor: str | None = Field(description="The cursor of the next page; null on the last page.")
 
 
 class CancelBody(BaseModel):
-    """Why; nothing of it is needed."""
+    """The optional reason."""
 
     reason: str | None = Field(None, max_length=1_000)
 
 
 class CancelAsked(BaseModel):
-    """The wish is acknowledged; the task may not have ended yet."""
+    """The cancel request is stored; the task may not have ended yet."""
 
     task_id: str
     action: Literal["cancel"]
-    status: TaskStatus | None = Field(description="As far as this replica knows; null: the task is not known yet.")
+    status: TaskStatus | None = Field(description="The status that this replica knows; null if the task is unknown.")
 
 
 class Health(BaseModel):
     """State of the view, and how far it has read."""
 
     state: Literal["restoring", "ready", "failed"]
-    lag_records: Count = Field(description="Records that could be read and were not, at the last look.")
-    read_committed_age_s: float = Field(ge=0, description="For how long an open transaction has held back the end.")
-    looked_s_ago: float | None = Field(ge=0, description="null: not looked yet.")
-    records_to_go: Count | None = Field(None, description="Until it is ready.")
+    lag_records: Count = Field(description="Records that were not read yet, at the last check.")
+    read_committed_age_s: float = Field(
+        ge=0, description="How long an open transaction has been delaying reads, in seconds."
+    )
+    looked_s_ago: float | None = Field(ge=0, description="Seconds since the last check; null before the first one.")
+    records_to_go: Count | None = Field(None, description="Records to read until it is ready.")
     failure: str | None = None
     notes: list[str] | None = None
 
@@ -61,23 +63,23 @@ class ReadCounts(BaseModel):
 
 
 class Stats(BaseModel):
-    """What this replica knows, and who waits."""
+    """What this replica knows, and the number of waiting clients."""
 
     tasks: dict[TaskStatus, Count]
     read: ReadCounts
-    waiting: Count = Field(description="Long polls and reads that wait for news.")
+    waiting: Count = Field(description="Long polls and reads that are waiting.")
     streams: Count = Field(description="Open live streams.")
 
 
 class FieldProblem(BaseModel):
-    """One wrong field: its path, and what is wrong with it."""
+    """An invalid field: its path, and what is wrong with it."""
 
     field: str
     message: str
 
 
 class Problem(BaseModel):
-    """RFC 9457: every answer of 400 and above. `type` may be compared; `detail` is for people."""
+    """RFC 9457: every response of 400 and above. Programs can compare `type`; `detail` is for people."""
 
     type: str = Field(examples=["urn:streamtask:problem:invalid-request"])
     title: str
@@ -89,7 +91,7 @@ class Problem(BaseModel):
 
 
 class Gap(BaseModel):
-    """Events that the topic no longer holds: of one partition, from `wanted` to below `found`."""
+    """Events that are no longer in the topic: of one partition, from `wanted` to below `found`."""
 
     partition: Count
     wanted: Count
@@ -97,7 +99,7 @@ class Gap(BaseModel):
 
 
 class LiveSubscribed(BaseModel):
-    """The subscription stands."""
+    """The subscription is active."""
 
     type: Literal["subscribed"]
     id: Name
@@ -105,7 +107,7 @@ class LiveSubscribed(BaseModel):
 
 
 class LiveEvent(BaseModel):
-    """A status event, or where a task stands when its stream begins."""
+    """A status event, or the current status of a task when its stream begins."""
 
     type: Literal["event"]
     id: Name
@@ -114,7 +116,7 @@ class LiveEvent(BaseModel):
 
 
 class LiveAlive(BaseModel):
-    """Nothing came for a while; all up to here was given."""
+    """No events for a while; all up to this id were sent."""
 
     type: Literal["alive"]
     id: Name
@@ -122,7 +124,7 @@ class LiveAlive(BaseModel):
 
 
 class LiveGap(BaseModel):
-    """A part of what was asked for is gone."""
+    """Some of the requested events no longer exist."""
 
     type: Literal["gap"]
     id: Name
@@ -131,7 +133,7 @@ class LiveGap(BaseModel):
 
 
 class LiveEnd(BaseModel):
-    """The subscription is over. ended: its task has; else subscribe again with the last id."""
+    """The subscription is over. ended: its task has ended; otherwise subscribe again with the last id."""
 
     type: Literal["end"]
     id: Name
@@ -139,7 +141,7 @@ class LiveEnd(BaseModel):
 
 
 class LiveError(BaseModel):
-    """A frame of the wrong shape, or a subscription that is refused."""
+    """An invalid frame, or a refused subscription."""
 
     type: Literal["error"]
     id: Name | None = None
@@ -153,11 +155,11 @@ class LivePong(BaseModel):
 
 
 class LiveFrame(RootModel[LiveSubscribed | LiveEvent | LiveAlive | LiveGap | LiveEnd | LiveError | LivePong]):
-    """What `/ws` says: one JSON object a text frame, told apart by `type`."""
+    """A frame from `/ws`: one JSON object per text frame; `type` says which kind."""
 
 
 class Asked(BaseModel):
-    """A frame from the other side."""
+    """A frame from the client."""
 
     model_config = ConfigDict(extra="forbid")
 

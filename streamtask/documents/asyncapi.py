@@ -1,8 +1,8 @@
 """AsyncAPI 3 of streamtask: the topics of a prefix and `/ws`, what goes over them, and who sends it.
 
 The application that is documented is streamtask itself, its workers and its query service: it receives requests and
-control messages, and sends status events and dead letters. Whoever uses it does the opposite. The schedule topic is
-nobody's but the workers' and is left out.
+control messages, and sends status events and dead letters. Its clients do the opposite. The schedule topic is internal
+to the workers and is left out.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _channels(names: TopicNames) -> Part:
     requests = _topic(
         names,
         names.requests[0],
-        "What producers ask for. The topic decides the band; partitioner murmur2_random, which is Java's.",
+        "Requests from producers. The topic decides the band; use the partitioner murmur2_random, Java's default.",
         ("taskRequest", "taskRequestAvro", "taskRequestConfluent"),
     )
     return {
@@ -74,7 +74,7 @@ def _channels(names: TopicNames) -> Part:
             "address": f"{names.prefix}.requests.{{band}}",
             "parameters": {
                 "band": {
-                    "description": f"Of the priority, 10 is most urgent: {bands}.",
+                    "description": f"The band of the priority; 10 is most urgent: {bands}.",
                     "enum": [band.name for band in names.bands],
                     "default": names.bands[names.band_of(PRIORITY_DEFAULT)].name,
                 }
@@ -83,13 +83,13 @@ def _channels(names: TopicNames) -> Part:
         "status": _topic(
             names,
             names.status,
-            "Every change of every task. Its partition is that of the request, not the hash of its key.",
+            "Every status change of every task. The partition is that of the request, not the hash of the key.",
             ("taskResponse", "taskResponseAvro", "taskResponseConfluent"),
         ),
         "control": _topic(
             names,
             names.control,
-            "Wishes about tasks; they count for requests that come later, too.",
+            "Cancel requests; they also apply to task requests that arrive later.",
             ("controlMessage", "controlMessageAvro", "controlMessageConfluent"),
         ),
         "dead": _topic(
@@ -98,7 +98,7 @@ def _channels(names: TopicNames) -> Part:
         "live": {
             "address": "/ws",
             "title": "Live status events",
-            "description": "Subscriptions by task or by filter over one WebSocket; frames are texts.",
+            "description": "Subscriptions by task or by filter over one WebSocket, in text frames.",
             "servers": [{"$ref": "#/servers/service"}],
             "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in ("liveAsk", "liveFrame")},
             "bindings": {"ws": {"method": "GET", "bindingVersion": WS_BINDING}},
@@ -132,9 +132,9 @@ def _operations(names: TopicNames) -> Part:
             **workers,
             "reply": answer,
         },
-        "sendStatus": _operation("send", "status", "Say what became of a task", "taskResponse"),
+        "sendStatus": _operation("send", "status", "Publish the status of a task", "taskResponse"),
         "receiveControl": _operation("receive", "control", "Cancel a task", "controlMessage"),
-        "sendDeadLetter": _operation("send", "dead", "Keep what failed", "deadLetter", ("",)),
+        "sendDeadLetter": _operation("send", "dead", "Keep failed requests", "deadLetter", ("",)),
         "receiveLiveAsk": _operation("receive", "live", "Subscribe, unsubscribe, ping", "liveAsk", ("",)),
         "sendLiveFrame": _operation("send", "live", "Status events of the subscriptions", "liveFrame", ("",)),
     }
@@ -186,23 +186,23 @@ def _messages() -> Part:
             "controlMessage",
             "ControlMessage",
             CONTROL,
-            {"title": "A wish about a task", **_correlated("task_id")},
+            {"title": "A control message", **_correlated("task_id")},
             key=key,
             cases=[{"name": "cancel", "payload": examples.CONTROL}],
         ),
         "deadLetter": {
             "name": "deadLetter",
             "title": "A dead letter",
-            "summary": "The original bytes, whatever they were; the reason and the place in headers.",
+            "summary": "The original bytes, even if invalid; headers have the reason and the position.",
             "contentType": "application/octet-stream",
             "headers": {"$ref": f"{SCHEMAS}DeadLetterHeaders"},
-            "payload": {"description": "The value of the request record; empty when the letter only refers to it."},
+            "payload": {"description": "The value of the request record; empty if the dead letter only refers to it."},
             "bindings": _binding({"type": "string", "description": "The task_id, else the record's own key."}),
             "examples": [
                 {"name": "failed", "headers": examples.DEAD_HEADERS, "payload": examples.LONG_INFERENCE},
             ],
         },
-        "liveAsk": _frame("liveAsk", "LiveAsk", "A frame from the subscriber", examples.LIVE_ASKS),
+        "liveAsk": _frame("liveAsk", "LiveAsk", "A frame from the client", examples.LIVE_ASKS),
         "liveFrame": _frame("liveFrame", "LiveFrame", "A frame from the service", examples.LIVE_FRAMES),
     }
 

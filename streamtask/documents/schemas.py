@@ -69,9 +69,9 @@ _FACETS: dict[tuple[str, str], Schema] = {
 
 # Where Avro differs from JSON, or a list stands beside.
 _WORDS: dict[tuple[str, str], str] = {
-    ("TaskRequest", "parameters"): "What the handler gets.",
+    ("TaskRequest", "parameters"): "The parameters of the handler.",
     ("TaskResponse", "result"): "What the handler returned.",
-    ("TaskResponse", "status"): "A later release may add one.",
+    ("TaskResponse", "status"): "Later releases may add values.",
 }
 _TEXT: Schema = {"type": "string"}
 _NOT_TOGETHER: Schema = {  # both given, and neither null
@@ -82,26 +82,26 @@ _NOT_TOGETHER: Schema = {  # both given, and neither null
 # name → (what it says, always there, further keywords); texts in UTF-8, as every header. codec/dead.py writes them.
 _NUMBER = {"pattern": "^-?[0-9]+$"}
 DEAD_HEADERS: dict[str, tuple[str, bool, Schema]] = {
-    "reason": ("Why: an error code, or `duplicate`.", True, {"examples": _CODES}),
-    "text": (f"What was wrong, in at most {TEXT_BYTES_MAX:,} bytes.", True, {}),
-    "origin": ("The request record.", True, _FACETS["TaskResponse", "origin"]),
-    "topic": ("Where the request record lies.", True, {}),
-    "partition": ("Where the request record lies.", True, _NUMBER),
-    "offset": ("Where the request record lies.", True, _NUMBER),
-    "timestamp": ("Of the request record, in milliseconds.", True, _NUMBER),
-    "worker": ("Who wrote the letter.", True, {}),
-    "failed-at": ("When.", True, _TIME),
+    "reason": ("The reason: an error code, or `duplicate`.", True, {"examples": _CODES}),
+    "text": (f"The error message, at most {TEXT_BYTES_MAX:,} bytes.", True, {}),
+    "origin": ("The position of the request record.", True, _FACETS["TaskResponse", "origin"]),
+    "topic": ("Topic of the request record.", True, {}),
+    "partition": ("Partition of the request record.", True, _NUMBER),
+    "offset": ("Offset of the request record.", True, _NUMBER),
+    "timestamp": ("Timestamp of the request record, in milliseconds.", True, _NUMBER),
+    "worker": ("The worker that wrote the dead letter.", True, {}),
+    "failed-at": ("Time of the failure.", True, _TIME),
     "value-bytes": ("Length of the original bytes.", True, _NUMBER),
     "value": (
-        "reference: the bytes did not fit; they lie at topic, partition, offset.",
+        "reference: the bytes did not fit; read them at topic, partition, offset.",
         True,
         {"enum": ["original", "reference"]},
     ),
-    "task-id": ("Of the request, if it has one.", False, _UUID),
-    "attempt": ("The last one, if there was one.", False, _NUMBER),
-    "key": ("The record's own key, when it is another than the letter's.", False, {}),
-    "traceback": ("Of the failure, when the worker keeps it here and not in the event.", False, {}),
-    "headers-dropped": ("How many of the record's own headers did not fit.", False, _NUMBER),
+    "task-id": ("The task_id of the request, if it has one.", False, _UUID),
+    "attempt": ("The last attempt, if there was one.", False, _NUMBER),
+    "key": ("The key of the request record, if it differs from the key of the dead letter.", False, {}),
+    "traceback": ("Traceback of the failure, if the worker keeps it here instead of in the event.", False, {}),
+    "headers-dropped": ("Number of headers of the request record that did not fit.", False, _NUMBER),
 }
 
 

@@ -1,4 +1,4 @@
-"""The words of the contract: what is asked for, what is said about it, and the values that travel between the rooms.
+"""The models of the contract: requests, status events, control messages, and the values that modules exchange.
 
 Wire models (pydantic): TaskRequest, TaskResponse, ErrorDetails, ControlMessage. A field that is null is left out when
 written; absent and null are the same when read; unknown fields are ignored here and refused at the doors
@@ -46,7 +46,7 @@ class TaskStatus(StrEnum):
     RUNNING = "running"  #: an attempt was started (or waits for its next one)
     COMPLETED = "completed"  #: the handler returned
     FAILED = "failed"  #: no attempt is left, or the request could not run
-    CANCELLED = "cancelled"  #: by somebody's wish, or expired before its start
+    CANCELLED = "cancelled"  #: by a cancel request, or expired before its start
 
 
 class ErrorCode(StrEnum):
@@ -62,7 +62,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     RESULT_TOO_LARGE = "result_too_large"
     NOT_SERIALIZABLE = "not_serializable"
-    SCHEMA_UNAVAILABLE = "schema_unavailable"  #: the registry did not say what the bytes mean; they may be valid
+    SCHEMA_UNAVAILABLE = "schema_unavailable"  #: the registry did not provide the schema; the bytes may be valid
     DUPLICATE = "duplicate"  #: dead letters only: the task_id was still open in its shard
 
 
@@ -70,7 +70,7 @@ class HandlerKind(StrEnum):
     """How a handler runs; each kind has slots of its own."""
 
     ASYNC = "async"  #: a coroutine on the event loop
-    THREAD = "thread"  #: a plain function in a thread of the pool
+    THREAD = "thread"  #: a synchronous function in a thread of the pool
     PROCESS = "process"  #: a function in a killable child process
 
 
@@ -138,7 +138,7 @@ class _Document(BaseModel):
 
 
 class TaskRequest(_Document):
-    """What a producer asks for (topics `<prefix>.requests.<band>`)."""
+    """A request to run a task (topics `<prefix>.requests.<band>`)."""
 
     task_type: TaskType
     description: Text = ""
@@ -147,7 +147,7 @@ class TaskRequest(_Document):
     timeout_seconds: Seconds | None = None  #: per attempt, from the handler's start
     task_id: Text | None = None  #: UUID; any other string sends the record to tasks.dead
     created_at: Timestamp | None = None
-    expires_at: Timestamp | None = None  #: not started by then: never started (CANCELLED, `expired`)
+    expires_at: Timestamp | None = None  #: do not start after this time (CANCELLED, `expired`)
     not_before: Timestamp | None = None
     ordering_key: Annotated[str, Strict(), StringConstraints(min_length=1, max_length=1_024)] | None = None
     tenant: Annotated[str, Strict(), StringConstraints(max_length=255)] | None = None
@@ -165,7 +165,7 @@ class ErrorDetails(_Document):
 
 
 class TaskResponse(_Document):
-    """A status event: what is said about a task (topic `<prefix>.status`), and the answer of the query service."""
+    """A status event of a task (topic `<prefix>.status`), and the answer of the query service."""
 
     task_id: Text
     status: TaskStatus
@@ -196,7 +196,7 @@ class ControlAction(StrEnum):
 
 
 class ControlMessage(_Document):
-    """A wish about a task (topic `<prefix>.control`, key = task_id)."""
+    """A control message for a task, such as a cancel request (topic `<prefix>.control`, key = task_id)."""
 
     task_id: Text
     action: ControlAction
@@ -313,7 +313,7 @@ class DeadLetter:
     origin: str
     task_id: str = ""
     attempt: int | None = None
-    reference: bool = False  #: the bytes are left out: the broker refused them
+    reference: bool = False  #: the bytes are left out because the broker rejected them
     traceback: str | None = None  #: of the failure, where it is kept here and not in the event
 
 
@@ -324,17 +324,17 @@ class Ending(Enum):
     RAISED = "raised"
     STOPPED = "stopped"  #: it was told to stop (Stop effect) and did
     INVALID = "invalid"  #: its parameters do not fit; the handler was not called
-    LOST = "lost"  #: the child process that ran it died, and nobody had told it to stop
+    LOST = "lost"  #: its child process died without having been told to stop
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What the executor says about one execution.
+    """The outcome of one execution, as the executor reports it.
 
     result     JSON text of the returned value (RETURNED only)
     code       error code of a failure (model.ErrorCode)
     retryable  False: retry_on / give_up_on / GiveUp forbid another attempt
-    after_ms   the handler's own wish (RetryLater), else None
+    after_ms   the delay that the handler asked for (RetryLater), else None
     ran_ms     how long it occupied its thread or child; None: it shares neither with others
     begun      False: it was told to stop while it waited behind others, and was never called
     beside     others that ran in the process that died (LOST only); 0: its death is its own
@@ -373,7 +373,7 @@ BANDS = (Band("high", 8, 10, 16), Band("normal", 4, 7, 4), Band("low", 1, 3, 1))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often and when a failed attempt is repeated.
+    """How often, and after what delay, a failed attempt is repeated.
 
     attempts       executions that may fail before the task is FAILED (1 = no retry)
     backoff_ms     the first wait; doubled for every failure, up to backoff_max_ms; the real wait is drawn

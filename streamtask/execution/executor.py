@@ -118,9 +118,9 @@ class Executor:
         failure = self.failure
         self.close(0.0)
         if failure is None:
-            raise LifespanError(f"The app's lifespan did not open within {timeout_s:g} s. No task was taken.")
+            raise LifespanError(f"The app's lifespan did not open within {timeout_s:g} s. No task was started.")
         name = type(failure).__name__
-        raise LifespanError(f"The app's lifespan failed to open: {name}: {failure}. No task was taken.") from failure
+        raise LifespanError(f"The app's lifespan failed to open: {name}: {failure}. No task was started.") from failure
 
     def submit(self, starts: Sequence[Start]) -> None:
         """Start these executions: one wake of the loop for all."""

@@ -62,7 +62,7 @@ class Binding:
         self.takes_context = bool(arguments) and _is_context(arguments[0], hints, context)
         if self.takes_context:
             if arguments[0].kind is inspect.Parameter.KEYWORD_ONLY:
-                raise ConfigError(f"handler {name!r}: the context is passed by position; put it before the '*'.")
+                raise ConfigError(f"handler {name!r}: the context is passed by position. Put it before the '*'.")
             arguments.pop(0)
         for argument in arguments:
             _check_argument(name, argument, hints, context)
@@ -199,13 +199,15 @@ def _is_context(argument: inspect.Parameter, hints: Mapping[str, Any], context: 
 def _check_argument(name: str, argument: inspect.Parameter, hints: Mapping[str, Any], context: type) -> None:
     if argument.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         raise ConfigError(
-            f"handler {name!r}: '*{argument.name}' names no parameters. Name them; if a decorator hides them, "
-            "it lacks functools.wraps."
+            f"handler {name!r}: '*{argument.name}' does not name its parameters. Name them; if a decorator "
+            "hides them, it needs functools.wraps."
         )
     if argument.kind is inspect.Parameter.POSITIONAL_ONLY:
-        raise ConfigError(f"handler {name!r}: argument {argument.name!r} is positional-only; parameters have names.")
+        raise ConfigError(
+            f"handler {name!r}: argument {argument.name!r} is positional-only. Remove the '/': parameters have names."
+        )
     if _is_context(argument, hints, context):
-        raise ConfigError(f"handler {name!r}: {argument.name!r} is a Context; it has to be the first argument.")
+        raise ConfigError(f"handler {name!r}: {argument.name!r} is a Context. It must be the first argument.")
     if isinstance(argument.default, FieldInfo):
         raise ConfigError(f"handler {name!r}: write {argument.name!r} as Annotated[type, Field(...)] = default.")
 

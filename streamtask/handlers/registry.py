@@ -1,10 +1,10 @@
-"""The task types of an app: which function runs, how it is retried and limited, and what it is told while it runs.
+"""The task types of an app: which function runs, how it is retried and limited, and the context that it runs with.
 
 Owns Handler, Registry, Retry (in seconds, as people write it) and Context (what a handler sees of its execution).
 
-Always true: a handler is checked completely when it is registered, so a wrong one stops the worker before it takes
-anything; `ctx.progress` never blocks and may be called from any thread; after an execution has ended its context says
-nothing more.
+Always true: a handler is checked completely when it is registered, so an invalid one stops the worker before it starts
+any task; `ctx.progress` never blocks and can be called from any thread; after an execution has ended its context
+reports nothing more.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and when a failed attempt is repeated. Seconds.
+    """How often, and after what delay in seconds, a failed attempt is repeated.
 
-    attempts     executions that may fail before the task is FAILED
-    backoff      the longest first wait; doubled for every failure up to backoff_max; the real wait is drawn evenly
-                 from 0..that
-    retry_on     only these are repeated. Exception means whatever the handler raises, SystemExit included
-    give_up_on   these never are; it wins over retry_on
+    attempts     executions that can fail before the task is FAILED
+    backoff      upper limit of the first delay; doubled with every failure, up to backoff_max. The actual delay is
+                 random between 0 and that limit
+    retry_on     only these exceptions are retried. Exception means everything the handler raises, even SystemExit
+    give_up_on   these are never retried; wins over retry_on
     """
 
     attempts: int = 3
@@ -61,17 +61,19 @@ class Retry:
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
-            raise ConfigError(f"Retry(attempts={self.attempts!r}): a whole number from 1 to {ATTEMPTS_MAX}.")
+            raise ConfigError(f"Retry(attempts={self.attempts!r}): must be an integer from 1 to {ATTEMPTS_MAX}.")
         for name in ("backoff", "backoff_max"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
-                raise ConfigError(f"Retry({name}={value!r}): seconds, 0 or more.")
+                raise ConfigError(f"Retry({name}={value!r}): must be seconds >= 0.")
         for name in ("retry_on", "give_up_on"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(
                 isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
             ):
-                raise ConfigError(f"Retry({name}={value!r}): a tuple of exception classes, e.g. (TimeoutError,).")
+                raise ConfigError(
+                    f"Retry({name}={value!r}): must be a tuple of exception classes, e.g. (TimeoutError,)."
+                )
 
     def policy(self) -> model.Retry:
         """The part that the engine needs."""
@@ -169,23 +171,27 @@ def make_handler(
     """A checked Handler. `names`: further names for its annotations. Raises ConfigError."""
     name = name if name is not None else getattr(function, "__name__", "")
     if not isinstance(name, str) or not 1 <= len(name) <= TASK_TYPE_MAX:
-        raise ConfigError(f"task type {name!r}: a name of 1..{TASK_TYPE_MAX} characters.")
+        raise ConfigError(f"task type {name!r}: must be a name of 1 to {TASK_TYPE_MAX} characters.")
     if retry is not None and not isinstance(retry, Retry):
-        raise ConfigError(f"handler {name!r}: retry={retry!r} is no Retry(...).")
+        raise ConfigError(f"handler {name!r}: retry={retry!r} must be a Retry(...).")
     for label, seconds in (("timeout", timeout), ("timeout_max", timeout_max)):
         if seconds is not None and (not _is_number(seconds) or seconds <= 0):
-            raise ConfigError(f"handler {name!r}: {label}={seconds!r}: seconds above 0, or None for no limit.")
+            raise ConfigError(f"handler {name!r}: {label}={seconds!r} must be seconds above 0, or None for no limit.")
     if timeout is not None and timeout_max is not None and timeout > timeout_max:
         raise ConfigError(f"handler {name!r}: timeout={timeout:g} is above timeout_max={timeout_max:g}.")
     if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r}: a whole number from 1, or None.")
+        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r} must be a positive integer or None.")
     for label, count in (("memory_mb", memory_mb), ("max_tasks", max_tasks)):
         if count is not None and executor != "process":
-            raise ConfigError(f"handler {name!r}: {label}={count!r} is a limit of child processes: executor='process'.")
+            raise ConfigError(
+                f"handler {name!r}: {label}={count!r} limits child processes. It needs executor='process'."
+            )
         if count is not None and (type(count) is not int or count < 1):
-            raise ConfigError(f"handler {name!r}: {label}={count!r}: a whole number from 1, or None.")
+            raise ConfigError(f"handler {name!r}: {label}={count!r} must be a positive integer or None.")
     if type(lost_max) is not int or lost_max < 0:
-        raise ConfigError(f"handler {name!r}: lost_max={lost_max!r}: a whole number; 0 = never quarantined.")
+        raise ConfigError(
+            f"handler {name!r}: lost_max={lost_max!r} must be an integer >= 0; 0 means never quarantined."
+        )
     kind, is_async = _kind(name, function, executor)
     return Handler(
         name=name,
@@ -215,7 +221,7 @@ class Registry(Mapping[str, Handler]):
         if there is not None:
             raise ConfigError(
                 f"task type {handler.name!r} is registered twice: {_place(there.function)} and "
-                f"{_place(handler.function)}. Give one another name: @app.task('...')."
+                f"{_place(handler.function)}. Rename one of them: @app.task('...')."
             )
         self._handlers[handler.name] = handler
 
@@ -233,18 +239,18 @@ class Registry(Mapping[str, Handler]):
         return len(self._handlers)
 
     def nearest(self, name: str) -> str | None:
-        """The registered task type most like `name`."""
+        """The registered task type closest to `name`."""
         near = difflib.get_close_matches(name, self._handlers, n=1, cutoff=0.5)
         return near[0] if near else None
 
 
 class Context:
-    """What a handler sees of its execution: the request, its attempt, its limits, and the way to report progress.
+    """A handler's view of its execution: the request, the attempt, the limits, and a way to report progress.
 
     task_id    canonical
-    attempt    from 1, different for every execution: a fencing token for the handler's own writes
+    attempt    counts from 1, different for every execution: a fencing token for the handler's own writes
     request    the request as it was sent
-    state      what the app's lifespan yielded
+    state      the value that the app's lifespan yielded
     """
 
     __slots__ = (
@@ -298,45 +304,45 @@ class Context:
 
     @property
     def priority(self) -> int:
-        """The request's own, else the middle of its band."""
+        """The priority of the request, else the middle of its band."""
         return self.record.priority
 
     @property
     def headers(self) -> dict[str, bytes]:
-        """The headers of the request record; of headers with one name the last."""
+        """The headers of the request record; the last one where a name occurs twice."""
         return dict(self.record.headers)
 
     @property
     def origin(self) -> str:
-        """The request record, e.g. `high-3@12345`."""
+        """The position of the request record, e.g. `high-3@12345`."""
         record = self.record
         return str(Origin(self._bands[record.band].name, record.partition, record.offset))
 
     @property
     def idempotency_key(self) -> str | None:
-        """The request's own; nothing is deduplicated by it yet, it is only handed over."""
+        """The idempotency key of the request; streamtask does not deduplicate by it yet."""
         return self.request.idempotency_key
 
     @property
     def deadline(self) -> float | None:
-        """When this attempt times out, on the clock of time.monotonic(); None: never."""
+        """The time.monotonic() at which this attempt times out; None: never."""
         return None if self._timeout_ms is None else self._started_s + self._timeout_ms / 1_000
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the deadline, 0 when it is over; None: no limit."""
+        """Seconds until the deadline, 0 after it; None: no limit."""
         deadline = self.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     @property
     def cancelled(self) -> bool:
-        """True once this execution has been told to stop (cancel, timeout, or its shard goes elsewhere)."""
+        """True once this execution must stop (cancel, timeout, or its shard moves to another worker)."""
         return self._stopped is not None
 
     def check_cancelled(self) -> None:
-        """Raises asyncio.CancelledError once this execution has been told to stop; for loops in plain functions.
+        """Raise asyncio.CancelledError once this execution must stop; call it in loops of synchronous functions.
 
-        It is no Exception, so `except Exception` around the loop does not swallow it.
+        CancelledError is not an Exception, so `except Exception` around the loop does not swallow it.
         """
         if self._stopped is not None:
             raise asyncio.CancelledError(f"told to stop: {self._stopped.value}")
@@ -356,15 +362,15 @@ class Context:
         return self._log
 
     def progress(self, fraction: float, message: str | None = None) -> None:
-        """Say how far the task is. A plain call from any thread; never blocks; the latest one wins.
+        """Report progress. Never blocks, and can be called from any thread; the latest report wins.
 
-        fraction  0.0..1.0; what lies outside is brought to the nearest end
+        fraction  0.0..1.0; values outside are clamped
         message   cut at 1,000 characters
 
-        Raises ValueError for what is no number.
+        Raises ValueError when it is not a finite number.
         """
         if not _is_number(fraction):
-            raise ValueError(f"progress({fraction!r}): a finite number from 0.0 to 1.0")
+            raise ValueError(f"progress({fraction!r}): must be a finite number from 0.0 to 1.0")
         if not self._ended:
             self._reporter(self, min(1.0, max(0.0, float(fraction))), None if message is None else _clean(message))
 
@@ -400,7 +406,7 @@ class Context:
 
 
 class FakeContext(Context):
-    """Context.fake(): keeps what the handler reported. reports: [(fraction, message), ...], oldest first."""
+    """Context.fake(): records what the handler reports. reports: [(fraction, message), ...], oldest first."""
 
     __slots__ = ("reports",)
 
@@ -422,9 +428,9 @@ class FakeContext(Context):
 def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tuple[HandlerKind, bool]:
     """(its kind, True for an `async def`)."""
     if executor is not None and executor not in _KINDS:
-        raise ConfigError(f"handler {name!r}: executor={executor!r}: one of 'async', 'thread', 'process', or left out.")
+        raise ConfigError(f"handler {name!r}: executor={executor!r} must be 'async', 'thread', 'process', or omitted.")
     if not callable(function):
-        raise ConfigError(f"handler {name!r}: {function!r} is no function.")
+        raise ConfigError(f"handler {name!r}: {function!r} is not a function.")
     target: Any = function
     while isinstance(target, functools.partial):
         target = target.func
@@ -432,16 +438,18 @@ def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tupl
         target = type(target).__call__
     innermost = inspect.unwrap(target)
     if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-        raise ConfigError(f"handler {name!r}: a generator has no one result; return it, and report ctx.progress().")
+        raise ConfigError(f"handler {name!r}: a generator has no single result. Return it, and report ctx.progress().")
     is_async = inspect.iscoroutinefunction(target)
     if inspect.iscoroutinefunction(innermost) and not is_async:
-        raise ConfigError(f"handler {name!r}: a plain decorator wraps an async function; make its wrapper async def.")
+        raise ConfigError(
+            f"handler {name!r}: a non-async decorator wraps an async function. Make its wrapper async def."
+        )
     if executor == "process":
         return HandlerKind.PROCESS, is_async
     wanted = HandlerKind.ASYNC if is_async else HandlerKind.THREAD
     if executor is not None and executor != wanted.value:
         written = "async def" if is_async else "a plain def"
-        raise ConfigError(f"handler {name!r}: it is {written}, so executor={executor!r} cannot run it.")
+        raise ConfigError(f"handler {name!r}: it is {written}, which executor={executor!r} cannot run.")
     return wanted, is_async
 
 
@@ -461,7 +469,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
 
 
 def _delay_ms(seconds: Any) -> int | None:
-    """RetryLater's wish; one that is no sensible number falls back to the backoff."""
+    """The delay of RetryLater; an invalid number falls back to the backoff."""
     return max(0, round(seconds * 1_000)) if _is_number(seconds) else None
 
 

@@ -16,7 +16,7 @@ from streamtask.config import TopicNames
 
 
 class Role(Enum):
-    """Who talks with Kafka. The value is its name on the command line."""
+    """A kind of Kafka client. The value is its name on the command line."""
 
     PRODUCER = "producer"  #: submits, waits for ends, cancels: a service, the client library
     WORKER = "worker"  #: runs handlers
@@ -98,30 +98,30 @@ def _group(names: TopicNames, operation: Operation, without: str, *, must: bool 
 
 
 def _producer(names: TopicNames) -> Iterator[Acl]:
-    yield from _topics(names.requests, _W, "Its requests of that priority are refused.")
+    yield from _topics(names.requests, _W, "Its requests of that priority are rejected.")
     yield from _topics([names.control], _W, "It cannot cancel.", must=False)
-    yield from _topics([names.status], _R, "It cannot wait for an end.", must=False)
+    yield from _topics([names.status], _R, "It cannot wait for tasks to end.", must=False)
 
 
 def _worker(names: TopicNames) -> Iterator[Acl]:
     yield from _topics(names.requests, _R, "It does not start.")
     yield from _topics([names.status], _R, "It does not start: it could not recover a lost position.")
     yield from _topics([names.status], _W, "It does not start.")
-    yield from _topics([names.control], _R, "It does not start: cancels could be missed.")
-    yield from _topics([names.schedule], _D, "It does not start: it cannot tell which shards are whole.")
-    yield from _topics([names.dead], _W, "It does not start: no task could fail.")
+    yield from _topics([names.control], _R, "It does not start: it could miss cancel requests.")
+    yield from _topics([names.schedule], _D, "It does not start: it cannot tell which shards are complete.")
+    yield from _topics([names.dead], _W, "It does not start: it could not write dead letters.")
     yield from _topics(
         [names.status, names.dead],
         Operation.DESCRIBE_CONFIGS,
-        "It takes max.message.bytes for Kafka's default; where it is lower, each larger event costs aborted batches.",
+        "It assumes Kafka's default max.message.bytes; if the real one is lower, each larger event aborts batches.",
         must=False,
     )
-    yield _group(names, _R, "It does not start: it cannot join.")
+    yield _group(names, _R, "It does not start: it cannot join the group.")
     yield Acl(
         Resource.TRANSACTIONAL_ID,
         transactional_ids(names),
         _W,
-        "It does not start. With a narrower prefix it may not fence all others: see below.",
+        "It does not start. With a narrower prefix it may be unable to fence others: see below.",
         prefixed=True,
     )
 
@@ -135,30 +135,32 @@ def _view(names: TopicNames) -> Iterator[Acl]:
     yield from _topics(names.requests, _R, "It does not start.")
     yield from _topics([names.status, names.control], _R, "It does not start.")
     yield from _topics([names.schedule, names.dead], _D, "It does not start.")
-    yield _group(names, _D, "An empty store cannot be filled: it does not become ready.")
+    yield _group(names, _D, "It cannot fill an empty store, so it does not become ready.")
     yield from _topics(
         [*names.requests, names.status],
         Operation.DESCRIBE_CONFIGS,
-        "It does not know the retention, and forgets nothing.",
+        "It does not know the retention, so it never forgets tasks.",
         must=False,
     )
 
 
 def _operator(names: TopicNames) -> Iterator[Acl]:
-    yield from _topics(names.requests, _R, "No audit, no `list`; no redrive: it could repeat a task.")
+    yield from _topics(names.requests, _R, "No audit and no `list`; no redrive, which could repeat a task.")
     yield from _topics(names.requests, _W, "No redrive.")
-    yield from _topics([names.status], _R, "No audit, no `status`, `watch`, `list`.")
-    yield from _topics([names.dead], _R, "No dead letters, no redrive, no audit.")
-    yield from _topics([names.control, names.schedule], _D, "No redrive: the topics cannot be looked at.")
-    yield _group(names, _D, "No audit, no redrive: positions cannot be read.")
+    yield from _topics([names.status], _R, "No audit, `status`, `watch` or `list`.")
+    yield from _topics([names.dead], _R, "No dead letters, redrive or audit.")
+    yield from _topics([names.control, names.schedule], _D, "No redrive: it cannot describe the topics.")
+    yield _group(names, _D, "No audit and no redrive: it cannot read positions.")
 
 
 def _admin(names: TopicNames) -> Iterator[Acl]:
-    yield from _topics(names.all, Operation.CREATE, "`topics create` cannot make it.")
+    yield from _topics(names.all, Operation.CREATE, "`topics create` cannot create it.")
     yield from _topics(names.all, Operation.ALTER, "`--grow` cannot add partitions.")
-    yield from _topics(names.all, Operation.ALTER_CONFIGS, "`--fix` cannot set it; its settings are not checked.")
+    yield from _topics(
+        names.all, Operation.ALTER_CONFIGS, "`--fix` cannot change its settings, and they are not checked."
+    )
     yield _group(names, _D, "`doctor` does not see the members of the group.", must=False)
-    unseen = "`doctor` does not see other groups that work the same topics."
+    unseen = "`doctor` does not see other groups that read the same topics."
     yield Acl(Resource.CLUSTER, CLUSTER_NAME, _D, unseen, must=False)
     unchecked = "`doctor` does not check the brokers' settings."
     yield Acl(Resource.CLUSTER, CLUSTER_NAME, Operation.DESCRIBE_CONFIGS, unchecked, must=False)

@@ -448,14 +448,14 @@ class Session:
                 return
             if not self.in_time:
                 waiting = ", ".join(name for name in names.all if name not in ready)
-                raise ClusterError(f"{waiting}: not every partition had a leader within {self._timeout_s:g} s.")
+                raise ClusterError(f"{waiting}: some partitions had no leader after {self._timeout_s:g} s.")
             time.sleep(AGAIN_S)
 
     def await_gone(self, topics: tuple[str, ...]) -> None:
         """A deleted topic is gone at the controller first: wait until the broker that answers no longer shows it."""
         while left := self.topics(topics):
             if not self.in_time:
-                raise ClusterError(f"{', '.join(left)}: deleted, but a broker shows it {self._timeout_s:g} s later.")
+                raise ClusterError(f"{', '.join(left)}: deleted, but still listed {self._timeout_s:g} s later.")
             time.sleep(AGAIN_S)
 
     def set(self, fixes: tuple[Fix, ...]) -> None:
@@ -478,7 +478,7 @@ class Session:
             if not unseen:
                 return
             if not self.in_time:
-                raise ClusterError(f"{unseen[0].topic}: {unseen[0].name} was set, but no broker shows it in time.")
+                raise ClusterError(f"{unseen[0].topic}: {unseen[0].name} was set, but is not visible yet. Repeat it.")
             time.sleep(AGAIN_S)
 
 

@@ -148,7 +148,7 @@ class BrokerAdapter:
             if "TRANSACTIONAL_ID_AUTHORIZATION_FAILED" in answer.text:
                 raise NotAllowed(
                     f"Kafka does not let this client use a transactional id: a worker needs WRITE on all that begin with "
-                    f"{transactional_ids(names)}. The commands that allow it: {acls_command(Role.WORKER, names)}"
+                    f"{transactional_ids(names)}. Print the commands that allow it: {acls_command(Role.WORKER, names)}"
                 )
             raise Unreachable(f"No transactional producer on {settings.bootstrap}: {answer.text}")
 

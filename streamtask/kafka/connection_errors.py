@@ -24,27 +24,27 @@ TOLD_EVERY_S = 60.0  # librdkafka reports each of its attempts, several a second
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
         "certificate required",
-        "The broker asks for a client certificate of an authority that it knows: set ssl.certificate.location and "
+        "The broker requires a client certificate from an authority that it trusts: set ssl.certificate.location and "
         "ssl.key.location.",
     ),
     (
         "certificate verify failed",
-        "The broker's certificate is not signed by whom ssl.ca.location names, or was made for another host.",
+        "The broker's certificate is not signed by the authority in ssl.ca.location, or was issued for another host.",
     ),
-    ("alert", "The broker refused the client certificate: see ssl.certificate.location and ssl.key.location."),
-    ("OAUTHBEARER token", "No token: see sasl.oauthbearer.* or the function that oauth_cb names."),
+    ("alert", "The broker rejected the client certificate: check ssl.certificate.location and ssl.key.location."),
+    ("OAUTHBEARER token", "No token: check sasl.oauthbearer.* or the function in oauth_cb."),
     (
         "SASL authentication error",
-        "The broker does not take these credentials: see sasl.mechanism and its name and key.",
+        "The broker rejected the credentials: check sasl.mechanism and its name and key.",
     ),
-    ("SASL", "See sasl.mechanism and security.protocol: the broker may offer others at this port."),
-    ("SSL", "TLS failed: see security.protocol and ssl.*, and whether this port speaks TLS."),
+    ("SASL", "Check sasl.mechanism and security.protocol: the broker may offer others at this port."),
+    ("SSL", "TLS failed: check security.protocol and ssl.*, and that this port uses TLS."),
     (
         "brokers are down",
-        "See the address, and security.protocol: a port that wants TLS hangs up on who does not speak it.",
+        "Check the address and security.protocol: a TLS port closes connections that do not use TLS.",
     ),
 )
-_LOOK = "What a role lacks: streamtask doctor --role producer (or another one)"
+_LOOK = "List the missing ACLs: streamtask doctor --role producer (or another role)"
 # By an ACL that is missing.
 DENIED = frozenset(
     {
@@ -123,7 +123,7 @@ def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], adm
     if hidden:
         raise hidden_topics(hidden)
     if missing:
-        raise TopicsMissing(f"There is no topic {', '.join(missing)}. Run: streamtask topics create")
+        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: streamtask topics create")
 
 
 def _denied(future: Future[TopicDescription]) -> bool:
@@ -148,12 +148,12 @@ def hopeless(text: str, group: str, session_timeout_ms: int, *, joined: bool) ->
     if text.startswith("INVALID_SESSION_TIMEOUT"):
         bounds = "group.min.session.timeout.ms and group.max.session.timeout.ms"
         return ConfigError(
-            f"session_timeout_ms={session_timeout_ms} is outside the broker's {bounds}: it refuses every join."
+            f"session_timeout_ms={session_timeout_ms} is outside the broker's {bounds}: every join is refused. Change it."
         )
     if text.startswith("GROUP_AUTHORIZATION_FAILED") and not joined:
         return NotAllowed(
             f"Kafka does not let this client join group {group}: a worker needs READ on it. "
-            "What else it may lack: streamtask doctor --role worker"
+            "List the missing ACLs: streamtask doctor --role worker"
         )
     return None
 

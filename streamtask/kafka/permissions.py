@@ -1,7 +1,7 @@
-"""What a client is really allowed, as the brokers tell it, held against the table of its role (acls.py).
+"""What a client is really allowed, as the brokers report it, compared with the table of its role (acls.py).
 
-A broker tells a client its own permissions on a topic, the group and the cluster. Of transactional ids none does: there one
-of the role's own, random, is initialised once. Nothing else is written or changed.
+A broker reports a client's permissions on topics, groups and the cluster, but not on transactional ids: to check those,
+a random one of the role is initialised once. Nothing else is written or changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_F
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """lacking: what the role needs and this client may not; unknown: what could not be found out."""
+    """lacking: what the role needs and this client may not do; unknown: what could not be checked."""
 
     lacking: tuple[Acl, ...]
     unknown: tuple[Acl, ...]
@@ -76,16 +76,16 @@ def partition_count(settings: KafkaSettings, names: TopicNames, role: Role, *, t
 
 
 def not_allowed(role: Role, names: TopicNames, lacking: Iterable[Acl]) -> NotAllowed:
-    """The error that says what is lacking, and how to give it."""
+    """The error that names the missing ACLs and the command that prints them."""
     what = ", ".join(map(str, lacking))
     return NotAllowed(
         f"Kafka does not allow this client what a {role.value} needs: {what}. "
-        f"The commands that allow it: {acls_command(role, names)}"
+        f"Print the commands that allow it: {acls_command(role, names)}"
     )
 
 
 def findings(found: Granted, role: Role, names: TopicNames, principal: str = "User:NAME") -> list[Finding]:
-    """For people: what is lacking, and what could not be found out."""
+    """Findings about what is missing, and about what could not be checked."""
     command = acls_command(role, names, principal)
     out = [
         Finding(
@@ -94,12 +94,12 @@ def findings(found: Granted, role: Role, names: TopicNames, principal: str = "Us
             what=acl.without,
             where=str(acl),
             value="not allowed",
-            needed=f"allowed to a {role.value}",
+            needed=f"allowed for a {role.value}",
             command=command,
         )
         for acl in found.lacking
     ]
-    unknown = "Not checked: it does not exist yet, or the broker does not say."
+    unknown = "Not checked: it does not exist yet, or the broker does not report its ACLs."
     return out + [Finding(severity=Severity.INFO, code="acl", what=unknown, where=str(acl)) for acl in found.unknown]
 
 

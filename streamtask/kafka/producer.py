@@ -151,7 +151,9 @@ class ClientProducer:
                 return
             except BufferError:
                 if time.monotonic() >= deadline:
-                    raise QueueFull("The producer's queue is full: the broker takes less than is sent.") from None
+                    raise QueueFull(
+                        "The producer's queue is full: requests are sent faster than the broker accepts them."
+                    ) from None
                 # Lingering batches leave and reports are served: both make room.
                 producer.flush(0.05)
             except KafkaException as error:

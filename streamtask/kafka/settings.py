@@ -69,7 +69,7 @@ class KafkaSettings:
 
     def __post_init__(self) -> None:
         if not self.bootstrap:
-            raise ConfigError("bootstrap is empty: name the brokers as HOST:PORT[,HOST:PORT].")
+            raise ConfigError("bootstrap is empty. Name the brokers as HOST:PORT[,HOST:PORT].")
         if self.session_timeout_ms < SESSION_TIMEOUT_MIN_MS:
             raise ConfigError(
                 f"session_timeout_ms={self.session_timeout_ms} is too short: use {SESSION_TIMEOUT_MIN_MS} or more; a host "
@@ -239,5 +239,5 @@ def named_function(setting: str, path: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{setting}={path!r} cannot be loaded: {error}.") from None
     if not callable(found):
-        raise ConfigError(f"{setting}={path!r}: use module:function.")
+        raise ConfigError(f"{setting}={path!r}: write it as module:function.")
     return found  # type: ignore[no-any-return]

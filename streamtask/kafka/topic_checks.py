@@ -38,7 +38,7 @@ class Fix(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as needed: what, where, what is now true, what is needed, the command that mends it."""
+    """A misconfiguration: what, where, the current value, the required value, the command that fixes it."""
 
     severity: Severity
     code: str
@@ -50,9 +50,9 @@ class Finding:
     fix: Fix | None = None
 
     def __str__(self) -> str:
-        seen = f" is {self.value}, needed {self.needed}" if self.needed else ""
-        mend = f"  Mend it: {self.command}" if self.command else ""
-        return f"{self.severity.value}: {self.where}: {self.code}{seen}. {self.what}{mend}"
+        seen = f" is {self.value}, must be {self.needed}" if self.needed else ""
+        fix = f"  Fix it: {self.command}" if self.command else ""
+        return f"{self.severity.value}: {self.where}: {self.code}{seen}. {self.what}{fix}"
 
 
 class PartitionFacts(NamedTuple):
@@ -65,7 +65,7 @@ class PartitionFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """A topic that exists. config: effective values; {} when they may not be read."""
+    """A topic that exists. config: effective values; {} when this client may not read them."""
 
     name: str
     topic_id: str
@@ -86,7 +86,7 @@ class ClusterFacts:
     """What a cluster is and has, as far as it concerns one prefix.
 
     broker_config  effective values by broker id; {} when they may not be read
-    unreadable     what could not be asked for, with the broker's words
+    unreadable     what could not be read, with the broker's message
     """
 
     bootstrap: str
@@ -108,7 +108,7 @@ def app_of(client_id: str) -> str | None:
 
 
 def judge(facts: ClusterFacts, names: TopicNames) -> list[Finding]:
-    """Everything about the cluster that is not as the topics of this prefix need it; errors first."""
+    """Every misconfiguration of the cluster that concerns this prefix; errors first."""
     found = [
         *_missing(facts, names),
         *_partition_counts(facts, names),
@@ -149,10 +149,10 @@ def _missing(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
         yield Finding(
             severity=_ERROR,
             code="topics_missing",
-            what="Workers, service and clients need every topic.",
+            what="Workers, the query service and clients need every topic.",
             where=", ".join(missing),
             value="missing",
-            needed="there",
+            needed="present",
             command=topics_create_command(names),
         )
 
@@ -165,7 +165,7 @@ def _partition_counts(facts: ClusterFacts, names: TopicNames) -> Iterator[Findin
             yield Finding(
                 severity=_ERROR,
                 code="partition_counts",
-                what=f"Shards {count}..{most - 1} rest: shard N is partition N of every band, status, schedule.",
+                what=f"Shards {count}..{most - 1} are idle: a shard needs a partition in every band, status and schedule.",
                 where=name,
                 value=str(count),
                 needed=str(most),
@@ -203,7 +203,7 @@ def _copies(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
         yield Finding(
             severity=Severity.WARNING,
             code="brokers",
-            what="With fewer than three brokers a request is on one disk: it is lost with it.",
+            what="With fewer than three brokers each request is stored on one disk only, and lost with that disk.",
             where="cluster",
             value=str(len(facts.brokers)),
             needed=str(REPLICAS),
@@ -217,7 +217,7 @@ def _copies(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.WARNING,
                 code="replication",
-                what="A partition with fewer copies is gone with their disks.",
+                what="A partition with fewer replicas is lost when their disks are.",
                 where=name,
                 value=str(replicas),
                 needed=str(replicas_needed),
@@ -234,13 +234,13 @@ def _in_sync(
     minimum = int(topic.config["min.insync.replicas"])
     if minimum > replicas:
         severity, wanted = _ERROR, min(needed, replicas)
-        what = "More copies must be in sync than there are: nothing can be written."
+        what = "More replicas must be in sync than exist: nothing can be written."
     elif minimum == replicas > 1:
         severity, wanted = Severity.WARNING, replicas - 1
-        what = "With one broker down nothing can be written."
+        what = "Nothing can be written while one broker is down."
     elif minimum < needed < replicas:
         severity, wanted = Severity.WARNING, needed
-        what = "An acknowledged request may be on one disk only."
+        what = "An acknowledged request may be stored on one disk only."
     else:
         return
     yield Finding(
@@ -264,8 +264,13 @@ def _availability(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
         minimum = int(topic.config.get("min.insync.replicas", "1"))
         thin = [number for number, partition in enumerate(topic.partitions) if len(partition.in_sync) < minimum]
         for code, what, numbers, needed in (
-            ("no_leader", "Nothing can be read or written there now.", headless, "a leader"),
-            ("under_min_isr", "Nothing can be written there now.", sorted({*thin} - {*headless}), f"{minimum} in sync"),
+            ("no_leader", "These partitions can be neither read nor written now.", headless, "a leader"),
+            (
+                "under_min_isr",
+                "These partitions cannot be written now.",
+                sorted({*thin} - {*headless}),
+                f"{minimum} in sync",
+            ),
         ):
             if numbers:
                 yield Finding(
@@ -291,8 +296,12 @@ def _sizes(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
     if largest is None:
         return
     for name, needed, what in (
-        (names.dead, largest + DEAD_ROOM_BYTES, "A dead letter that does not fit is replaced by a reference."),
-        (names.status, largest, "A result that its request's topic would take is FAILED `result_too_large`."),
+        (
+            names.dead,
+            largest + DEAD_ROOM_BYTES,
+            "A dead letter that does not fit is replaced by a reference to its request.",
+        ),
+        (names.status, largest, "A task whose result is larger than this fails with `result_too_large`."),
     ):
         limit = max_message_bytes(facts, (name,))
         if limit is not None and limit < needed:
@@ -315,7 +324,7 @@ def _brokers(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
             yield Finding(
                 severity=_ERROR,
                 code="unclean.leader.election.enable",
-                what="A broker that missed acknowledged records may become leader: they are lost, offsets go back.",
+                what="A broker that missed acknowledged records may become leader: they are lost and offsets go back.",
                 where=name,
                 value="true",
                 needed="false",
@@ -331,8 +340,8 @@ def _brokers(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
             yield Finding(
                 severity=Severity.WARNING,
                 code="offsets.retention.minutes",
-                what="When every worker is away for longer, their positions are gone while the requests are not "
-                "(KIP-211): they are then recovered from the status topic, which takes its time.",
+                what="If all workers are down for longer than this, Kafka deletes their positions before the requests "
+                "(KIP-211). Workers then recover from the status topic, which takes time.",
                 where=where,
                 value=minutes,
                 needed=str(-(-longest // 60_000)),
@@ -343,7 +352,7 @@ def _brokers(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
             yield Finding(
                 severity=_ERROR,
                 code="offset.metadata.max.bytes",
-                what=f"A ledger has up to {METADATA_CHARACTERS} characters: a transaction with a longer one aborts.",
+                what=f"A ledger has up to {METADATA_CHARACTERS} characters; a transaction with one above this limit aborts.",
                 where=where,
                 value=metadata,
                 needed=str(METADATA_BYTES_MIN),
@@ -364,18 +373,18 @@ def _members(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
         yield Finding(
             severity=Severity.WARNING if works else Severity.INFO,
             code="second_group",
-            what="Any group may read the requests. If this one works them, it fails this group's tasks and writes the "
-            "same histories: give it a prefix of its own.",
+            what="Another group reads the requests. If its members are workers, they fail this group's tasks "
+            "and write to the same histories: give it its own prefix.",
             where=f"group {group}",
             value=", ".join(sorted(clients)),
-            needed=f"only {names.group} works them",
+            needed=f"workers only in {names.group}",
         )
     if len(apps) > 1:
         yield Finding(
             severity=Severity.WARNING,
             code="second_app",
-            what="Each worker of a prefix must know every task type, or tasks fail as unknown_task_type: give each app "
-            "a prefix of its own.",
+            what="All workers of a prefix must know every task type, or tasks fail with unknown_task_type. Give each app "
+            "its own prefix.",
             where=f"group {names.group}",
             value=", ".join(sorted(apps.values())),
             needed="one app",

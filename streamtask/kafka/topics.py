@@ -25,8 +25,8 @@ REPLICAS, IN_SYNC = 3, 2
 
 
 class Severity(Enum):
-    ERROR = "error"  #: it will not work, or a promise is broken
-    WARNING = "warning"  #: it works; a promise is weaker than it could be
+    ERROR = "error"  #: it does not work, or a guarantee does not hold
+    WARNING = "warning"  #: it works; a guarantee is weaker than it could be
     INFO = "info"  #: worth knowing; nothing to do
 
 
@@ -59,19 +59,25 @@ def _retention(ms: int, why: str, *, severity: Severity = Severity.WARNING) -> R
 
 
 _ERROR = Severity.ERROR
-_KEEP_SHORT = "Keeps what is read at a restart short: the active segment is never compacted."
+_KEEP_SHORT = "The active segment is never compacted; a small one keeps restarts fast."
 # Applied to every compacted topic: Kafka's defaults (7 d, 0.5, no bound) let a restart read days of old states.
 _COMPACTION = (
     Rule("segment.ms", str(HOUR_MS), _at_most(DAY_MS), Severity.WARNING, _KEEP_SHORT),
     Rule("segment.bytes", str(128 << 20), _at_most(1 << 30), Severity.WARNING, _KEEP_SHORT),
-    Rule("min.cleanable.dirty.ratio", "0.2", _at_most(0.5), Severity.WARNING, "Bounds the share of old states."),
-    Rule("max.compaction.lag.ms", str(6 * HOUR_MS), _at_most(7 * DAY_MS), Severity.WARNING, "Bounds their age."),
+    Rule("min.cleanable.dirty.ratio", "0.2", _at_most(0.5), Severity.WARNING, "Limits the share of outdated records."),
+    Rule(
+        "max.compaction.lag.ms",
+        str(6 * HOUR_MS),
+        _at_most(7 * DAY_MS),
+        Severity.WARNING,
+        "Limits the age of outdated records.",
+    ),
     Rule(
         "delete.retention.ms",
         str(DAY_MS),
         _at_least(HOUR_MS),
         Severity.WARNING,
-        "A reader that was down for longer than this misses that a key was removed.",
+        "A reader that was down for longer than this misses the removal of a key.",
     ),
 )
 _REQUESTS = (
@@ -82,13 +88,13 @@ _REQUESTS = (
         _ERROR,
         "Compaction would remove requests that share a key before they run.",
     ),
-    _retention(REQUESTS_RETENTION_MS, "A request that waits or runs for longer than this is lost, and reported."),
+    _retention(REQUESTS_RETENTION_MS, "A request that waits or runs for longer than this is lost (and reported)."),
     Rule(
         "message.timestamp.after.max.ms",
         str(DAY_MS),
         _at_least(2 * HOUR_MS),
         Severity.WARNING,
-        "Kafka's default refuses every request of a producer whose clock is an hour ahead.",
+        "Kafka's default rejects every request of a producer whose clock is an hour ahead.",
     ),
 )
 _STATUS = (
@@ -97,13 +103,19 @@ _STATUS = (
         "compact,delete",
         _policy("compact,delete"),
         _ERROR,
-        "Without compact the latest status of a task is forgotten early; without delete the topic grows for ever.",
+        "Without compact the latest status of a task is forgotten early; without delete the topic grows forever.",
     ),
     _retention(STATUS_RETENTION_MS, "The latest status of a task is forgotten earlier than promised."),
     *_COMPACTION,
 )
 _CONTROL = (
-    Rule("cleanup.policy", "compact,delete", _policy("compact,delete"), _ERROR, "It grows for ever, or wishes vanish."),
+    Rule(
+        "cleanup.policy",
+        "compact,delete",
+        _policy("compact,delete"),
+        _ERROR,
+        "The topic grows forever, or cancel requests vanish.",
+    ),
     _retention(CONTROL_RETENTION_MS, "A cancel must be kept for as long as its request."),
     *_COMPACTION,
 )
@@ -118,8 +130,14 @@ _SCHEDULE = (
     *_COMPACTION,
 )
 _DEAD = (
-    Rule("cleanup.policy", "delete", _policy("delete"), _ERROR, "Compaction refuses dead letters that have no key."),
-    _retention(DEAD_RETENTION_MS, "Dead letters are gone before somebody looked."),
+    Rule(
+        "cleanup.policy",
+        "delete",
+        _policy("delete"),
+        _ERROR,
+        "With compaction Kafka rejects dead letters without a key.",
+    ),
+    _retention(DEAD_RETENTION_MS, "Dead letters are deleted before anyone has looked at them."),
 )
 
 

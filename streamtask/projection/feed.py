@@ -286,4 +286,4 @@ class Feed:
 
     def _check_room(self) -> None:
         if self.count >= LISTENERS_MAX:
-            raise TooManyWaiters(f"{self.count} streams are open already.")
+            raise TooManyWaiters(f"{self.count} streams are already open. Try again later.")

@@ -77,7 +77,7 @@ class KafkaSource:
         known = store.identity()
         if known != self._facts.identity:
             if known is not None:
-                note("The store was filled from other topics (another cluster, or made anew): it is rebuilt.")
+                note("The store belongs to other topics (another cluster, or recreated ones): rebuilding it.")
             store.reset(self._facts.identity)
         bands = [(topic, shard) for topic in names.requests for shard in range(self._facts.partitions[topic])]
         begin = starts(self._facts.partitions, names, store.offsets(), lambda: group_offsets(kafka, names.group, bands))

@@ -98,7 +98,7 @@ class SQLiteStore:
             self._looker = self._getter.cursor()  # kept: a new one costs half a microsecond
         except sqlite3.DatabaseError as error:
             os.close(self._hold)
-            raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Name another file.") from None
+            raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Choose another file.") from None
         except BaseException:
             os.close(self._hold)
             raise
@@ -233,13 +233,13 @@ def _hold(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"store={str(path)!r} cannot be opened: {error.strerror}.") from None
+        raise ConfigError(f"store={str(path)!r} cannot be opened: {error.strerror}. Choose another file.") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise ConfigError(
-            f"store={str(path)!r} is in use by another query service. Give each one a file of its own."
+            f"store={str(path)!r} is in use by another query service. Give each one its own file."
         ) from None
     return descriptor
 
@@ -258,7 +258,7 @@ def _check_ours(path: Path) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables and application != APPLICATION_ID:
-        raise ConfigError(f"store={str(path)!r} is a database of something else. Name another file.")
+        raise ConfigError(f"store={str(path)!r} is not a database of the query service. Choose another file.")
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -36,7 +36,7 @@ class Watchers:
     def waiting(self, key: Hashable) -> Iterator[asyncio.Event]:
         """An event that is set by the next `wake` of this key. Raises TooManyWaiters."""
         if self._count >= self._waiters_max:
-            raise TooManyWaiters(f"{self._count} requests are waiting already.")
+            raise TooManyWaiters(f"{self._count} requests are already waiting. Try again later.")
         event = asyncio.Event()
         self._waiters.setdefault(key, set()).add(event)
         self._count += 1

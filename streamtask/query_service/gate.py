@@ -125,7 +125,7 @@ def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
         raise ConfigError("api_key is empty: set STREAMTASK_API_KEY to a secret, or leave it out.")
     if not (_is_loopback(host) or api_key is not None or insecure):
         raise ConfigError(
-            f"host={host!r} is reachable from other machines and nobody would be asked who they are. "
+            f"host={host!r} is reachable from other machines, but no API key is set. "
             "Set STREAMTASK_API_KEY, or pass --insecure."
         )
 
@@ -173,16 +173,16 @@ def _refusal_of_origin(headers: list[tuple[bytes, bytes]]) -> Problem | None:
         if not is_foreign(headers):
             return None
     except ValueError as error:
-        return Problem(400, "malformed-origin", "The Origin cannot be read", f"Origin: {error}.")
-    return Problem(403, "cross-origin", "Pages of other sites may not write here")
+        return Problem(400, "malformed-origin", "The Origin header is invalid", f"Origin: {error}.")
+    return Problem(403, "cross-origin", "Pages of other sites may not send this request")
 
 
 def _misdirected(host: bytes) -> Problem:
     return Problem(
         421,
         "unknown-host",
-        "This service does not go by that name",
-        f"Host: {host.decode('latin-1')[:255]!r}. If that is one of its names, start it with --allowed-host NAME "
+        "Unknown host name",
+        f"Host: {host.decode('latin-1')[:255]!r}. If this service has that name, start it with --allowed-host NAME "
         "(STREAMTASK_ALLOWED_HOSTS).",
     )
 
@@ -191,7 +191,7 @@ def _unauthorized() -> Problem:
     return Problem(
         401,
         "unauthorized",
-        "An API key is needed",
+        "An API key is required",
         "Send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
         headers={"WWW-Authenticate": "Bearer"},
     )

@@ -85,7 +85,7 @@ def create_app(
     app = FastAPI(
         title="streamtask query service",
         version="1",
-        description="Submit tasks, look their status up, wait for it, follow it live, cancel them.",
+        description="Submit tasks, look up their status, wait for it, follow it live, and cancel tasks.",
         docs_url=None,  # FastAPI's page loads its scripts from a CDN; ours is one self-contained file
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
@@ -116,7 +116,7 @@ def _add_submit(app: FastAPI, service: ViewService, submitter: Submitter, body_b
         tags=["tasks"],
         summary="Submit a task",
         responses={
-            202: answer("TaskResponse", "Kafka has it", headers=PLACED, example=examples.CREATED),
+            202: answer("TaskResponse", "The request is stored in Kafka", headers=PLACED, example=examples.CREATED),
             **responses(400, 413, 422, 503),
         },
         openapi_extra=examples.body("TaskRequest", required=True, cases=examples.requests()),
@@ -145,14 +145,19 @@ def _add_lookup(app: FastAPI, service: ViewService) -> None:
         summary="The latest status of a task",
         responses={
             200: answer("TaskResponse", "As it stands", headers=("ETag",), cases=examples.responses()),
-            304: {"description": "Nothing newer than If-None-Match", "headers": {"ETag": {"$ref": HEADERS + "ETag"}}},
+            304: {
+                "description": "Nothing is newer than If-None-Match",
+                "headers": {"ETag": {"$ref": HEADERS + "ETag"}},
+            },
             **responses(404, 422, 503),
         },
     )
     async def look_up(
         request: Request,
         task_id: Annotated[str, task_id_in_path()],
-        wait: Annotated[float, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for news (long poll)")] = 0.0,
+        wait: Annotated[
+            float, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for a newer version (long poll)")
+        ] = 0.0,
         after_version: Annotated[
             int | None, Query(ge=0, description="With wait: answer once the version (ETag) is above this one")
         ] = None,
@@ -188,11 +193,11 @@ def _add_list(app: FastAPI, service: ViewService) -> None:
         status: Annotated[TaskStatus | None, Query()] = None,
         task_type: Annotated[str | None, Query(max_length=255)] = None,
         tenant: Annotated[
-            str | None, Query(max_length=255, description="Known of tasks whose request this view has read")
+            str | None, Query(max_length=255, description="Known for tasks whose request this view has read")
         ] = None,
         since: Annotated[AwareDatetime | None, Query(description="Created at or after, RFC 3339")] = None,
-        cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
-        limit: Annotated[int, Query(ge=1, description=f"At most {LIST_MAX} come at once")] = LIMIT_DEFAULT,
+        cursor: Annotated[str | None, Query(description="next_cursor of the previous page")] = None,
+        limit: Annotated[int, Query(ge=1, description=f"At most {LIST_MAX} per page")] = LIMIT_DEFAULT,
     ) -> Response:
         """Pages neither repeat nor skip a task, whatever is submitted meanwhile. `next_cursor` null: the last page."""
         wrong = unknown_names(request.query_params, _LIST_NAMES)
@@ -214,9 +219,14 @@ def _add_cancel(app: FastAPI, service: ViewService, submitter: Submitter) -> Non
         "/tasks/{task_id}/cancel",
         status_code=202,
         tags=["tasks"],
-        summary="Ask for a task to be cancelled",
+        summary="Request the cancellation of a task",
         responses={
-            202: answer("CancelAsked", "Kafka has the wish", headers=("Location",), example=examples.CANCEL_ASKED),
+            202: answer(
+                "CancelAsked",
+                "The cancel request is stored in Kafka",
+                headers=("Location",),
+                example=examples.CANCEL_ASKED,
+            ),
             **responses(400, 409, 413, 422, 503),
         },
         openapi_extra=examples.body("CancelBody", required=False, cases=examples.cancels()),
@@ -243,7 +253,7 @@ def _add_operations(app: FastAPI, service: ViewService) -> None:
     health_of = {200: answer("Health", "As it stands"), **responses(503)}
 
     @app.get(
-        "/health", tags=["operations"], summary="State, lag, and age of the read-committed end", responses=health_of
+        "/health", tags=["operations"], summary="State, lag, and age of the newest event read", responses=health_of
     )
     async def health() -> Response:
         """503 only when the view has failed. `read_committed_age_s`: for how long an open transaction has been holding
@@ -264,7 +274,7 @@ def _add_operations(app: FastAPI, service: ViewService) -> None:
         "/stats",
         tags=["operations"],
         summary="Tasks by status, and what was read",
-        responses={200: answer("Stats", "As it stands; counts are at most a second old")},
+        responses={200: answer("Stats", "Current values; counts are at most a second old")},
     )
     async def stats() -> Response:
         return Response(orjson.dumps(await service.stats()), 200, None, JSON)
@@ -279,7 +289,7 @@ def _add_operations(app: FastAPI, service: ViewService) -> None:
 
 async def _body(request: Request, bytes_max: int) -> bytes:
     """The whole body. Raises Problem 413 before more than bytes_max are held."""
-    too_large = Problem(413, "body-too-large", "The body is too large", f"At most {bytes_max:,} bytes are taken.")
+    too_large = Problem(413, "body-too-large", "The body is too large", f"The limit is {bytes_max:,} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > bytes_max:
         raise too_large
@@ -309,7 +319,7 @@ def _reason(body: bytes) -> str | None:
     except orjson.JSONDecodeError as error:
         raise Problem(400, "not-json", "The body is not JSON", str(error)) from None
     if type(document) is not dict:
-        raise DecodeError("an object is needed", fields={"": "must be an object"})
+        raise DecodeError("an object is required", fields={"": "must be an object"})
     wrong = {name: "unknown field; did you mean 'reason'?" for name in document if name != "reason"}
     reason = document.get("reason")
     if reason is not None and (type(reason) is not str or len(reason) > 1_000):
@@ -325,9 +335,7 @@ def _cursor(text: str | None) -> Cursor | None:
     try:
         return Cursor.parse(text)
     except ValueError:
-        raise invalid(
-            "cursor: not one that this service gave", {"cursor": "take next_cursor as it was given"}
-        ) from None
+        raise invalid("cursor: not issued by this service", {"cursor": "pass next_cursor unchanged"}) from None
 
 
 def _etags(text: str | None) -> set[int]:

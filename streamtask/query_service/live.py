@@ -100,7 +100,7 @@ class Live:
         """The first offset behind `last_id`, once the view has read up to there. Raises Problem."""
         found = _ID.fullmatch(last_id.strip())
         if found is None:
-            raise _bad_id("it is none: <partition>:<offset> is needed, e.g. 3:1042")
+            raise _bad_id("it must be <partition>:<offset>, e.g. 3:1042")
         partition, begin = int(found[1]), int(found[2]) + 1
         if partition != row.partition:
             raise _bad_id(f"it is of partition {partition}; this task's events are in partition {row.partition}")
@@ -161,22 +161,22 @@ class Live:
         for part in last_id.strip().split(","):
             found = _ID.fullmatch(part)
             if found is None or int(found[1]) in begin:
-                raise _bad_id("it is none: <partition>:<offset> of every partition is needed, e.g. 0:17,1:-1,2:1042")
+                raise _bad_id("it must list <partition>:<offset> of every partition, e.g. 0:17,1:-1,2:1042")
             if int(found[1]) not in there:
                 raise _bad_id(f"the topic has no partition {found[1]}")
             begin[int(found[1])] = int(found[2]) + 1
         for partition in sorted(there):
             if partition not in begin:
                 if partition < max(begin):
-                    raise _bad_id(f"it does not name partition {partition}: is it of one task's stream?")
+                    raise _bad_id(f"it does not name partition {partition}: it may be of a single task's stream")
                 begin[partition] = 0  # added since
         await self._reach(begin)
         if self._behind(begin) > PAST_OFFSETS_MAX:
             raise Problem(
                 410,
                 "resume-too-far",
-                "What came since is too much to be read again",
-                f"The id is more than {PAST_OFFSETS_MAX:,} offsets behind. List the tasks, then open it without an id.",
+                "Too many events have passed to replay them",
+                f"The id is more than {PAST_OFFSETS_MAX:,} offsets behind. List the tasks, then open a stream without id.",
             )
         return begin
 
@@ -243,9 +243,11 @@ class Live:
         ends = await self._pasts.ends({partition: positions.get(partition, 0) for partition in ahead})
         for partition, at in ahead.items():
             if at > ends[partition]:
-                raise _bad_id(f"partition {partition} ends before offset {at - 1}: is it of another topic?")
+                raise _bad_id(f"partition {partition} ends before offset {at - 1}; the id may be of another topic")
             if not await self.service.has_read(partition, at, BEHIND_S):
-                raise unavailable("not-fresh", "The view is not that fresh yet", "Another replica gave this id.")
+                raise unavailable(
+                    "not-fresh", "The view is not fresh enough yet", "Another replica issued this id. Try again."
+                )
 
 
 class _Given:
@@ -289,4 +291,4 @@ def _advance(seen: Positions, positions: Mapping[int, int]) -> None:
 
 
 def _bad_id(why: str) -> Problem:
-    return Problem(400, "last-event-id", "Nothing can be resumed from this Last-Event-ID", f"Last-Event-ID: {why}.")
+    return Problem(400, "last-event-id", "This Last-Event-ID cannot be resumed", f"Last-Event-ID: {why}.")

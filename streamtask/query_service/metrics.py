@@ -31,7 +31,7 @@ METRICS: Table = {
     "streamtask_http_requests_total": (
         COUNTER,
         ("method", "route", "status"),
-        "Answers begun, by the pattern of their route.",
+        "Responses, by route pattern.",
     ),
     "streamtask_view_tasks": (GAUGE, ("status",), "Rows of the store by status; created: not started yet."),
     "streamtask_view_records_read_total": (
@@ -39,18 +39,22 @@ METRICS: Table = {
         ("kind",),
         "Records folded since the start: requests, status_events, cancels, unreadable.",
     ),
-    "streamtask_view_position": (GAUGE, ("topic", "partition"), "Next offset to read; all below is in the store."),
-    "streamtask_view_lag_records": (GAUGE, (), "Records that could be read and were not, at the last look."),
-    "streamtask_view_looked_age_seconds": (GAUGE, (), "How long ago that was; grows while no broker answers."),
+    "streamtask_view_position": (
+        GAUGE,
+        ("topic", "partition"),
+        "Next offset to read; all records below are in the store.",
+    ),
+    "streamtask_view_lag_records": (GAUGE, (), "Records that were not read yet, at the last check."),
+    "streamtask_view_looked_age_seconds": (GAUGE, (), "Time since the last check; grows while no broker answers."),
     "streamtask_view_read_committed_age_seconds": (
         GAUGE,
         (),
-        "For how long an open transaction has held back what may be read.",
+        "How long an open transaction has been delaying reads.",
     ),
-    "streamtask_view_waiting": (GAUGE, (), "Long polls and reads that wait for news."),
+    "streamtask_view_waiting": (GAUGE, (), "Long polls and reads that are waiting."),
     "streamtask_view_streams": (GAUGE, (), "Open live streams."),
-    "streamtask_view_ready": (GAUGE, (), "1 when /ready answers 200."),
-    "streamtask_view_healthy": (GAUGE, (), "1 when /health answers 200."),
+    "streamtask_view_ready": (GAUGE, (), "1 when /ready returns 200."),
+    "streamtask_view_healthy": (GAUGE, (), "1 when /health returns 200."),
 }
 
 
@@ -94,9 +98,9 @@ def observed(app: FastAPI, service: ViewService) -> ASGIApp:
     @app.get(
         "/metrics",
         tags=["operations"],
-        summary="Numbers for Prometheus",
+        summary="Metrics for Prometheus",
         response_class=Response,
-        responses={200: answer(None, "docs/metrics.md has every one", media_type="text/plain")},
+        responses={200: answer(None, "docs/metrics.md lists all metrics", media_type="text/plain")},
     )
     async def metrics(request: Request) -> Response:
         families = _families(counts, service, await service.stats())

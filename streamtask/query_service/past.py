@@ -71,7 +71,7 @@ class Past:
             if picked:
                 for partition, after in {record.partition: record.offset + 1 for record in picked}.items():
                     if not await self._service.has_read(partition, after, self._deadline - time.monotonic()):
-                        raise Unreachable("The view does not get on.")
+                        raise Unreachable("The view makes no progress.")
                 out += await _in_a_thread(partial(self._standing, picked))
             self._done |= positions
             if out:
@@ -121,9 +121,11 @@ class Pasts:
     async def _source(self, begin: Mapping[int, int], gaps: list[Gap]) -> AsyncIterator[Reading]:
         opener = self._service.open_past
         if opener is None:
-            raise unavailable("past-unreadable", "This service cannot read the past", "Open it without Last-Event-ID.")
+            raise unavailable(
+                "past-unreadable", "This service cannot read the past", "Open the stream without Last-Event-ID."
+            )
         if self._waiting >= WAITING_MAX:
-            raise TooManyWaiters(f"{self._waiting} streams are waiting to resume already.")
+            raise TooManyWaiters(f"{self._waiting} streams are already waiting to resume. Try again later.")
         opened: list[Reading] = []  # the one, also when this was cancelled while it was being opened
         places = {(self._service.names.status, partition): at for partition, at in begin.items()}
 

@@ -1,7 +1,7 @@
-"""Errors as RFC 9457 documents: every answer of 400 and above is application/problem+json, whoever made it.
+"""Errors as RFC 9457 documents: every response with status 400 or above is application/problem+json.
 
-`type` is a stable name (urn:streamtask:problem:…) that a program may compare; `detail` is for people; `errors` names
-each wrong field of a refused document.
+`type` is a stable name (urn:streamtask:problem:…) that programs can compare; `detail` is for people; `errors` names
+each invalid field of a refused document.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 _PREFIX = "urn:streamtask:problem:"
 _MEANING = {
-    400: "It cannot be read",
-    401: "An API key is needed",
-    403: "A page of another site may not write here",
-    404: "Nobody knows this task",
+    400: "The request cannot be parsed",
+    401: "An API key is required",
+    403: "Pages of other sites may not send this request",
+    404: "No such task",
     409: "The state of the task does not allow it",
-    410: "What came since is too much to be read again",
+    410: "Too many events have passed to replay them",
     413: "The body is too large",
-    421: "`Host` is no name of this service (DNS rebinding); see --allowed-host",
-    422: "A field or a parameter is wrong; `errors` names it",
-    500: "Something is wrong in the service; its log says what",
-    503: "Not now; `Retry-After` says when to try again",
+    421: "`Host` is not a name of this service (DNS rebinding); see --allowed-host",
+    422: "A field or parameter is invalid; `errors` names it",
+    500: "Internal error; the log of the service has the details",
+    503: "Temporarily unavailable; `Retry-After` says when to try again",
 }
 _HEADERS = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
 _OF_STATUS = {404: "no-such-route", 405: "method-not-allowed"}
@@ -44,14 +44,14 @@ log = logging.getLogger("streamtask.query_service")
 
 
 def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI: these codes are answered with a problem document."""
+    """OpenAPI responses: a problem document for each of these codes."""
     return {
         code: answer("Problem", _MEANING[code], media_type=MEDIA_TYPE, headers=_HEADERS.get(code, ())) for code in codes
     }
 
 
 class Problem(Exception):
-    """An answer of 400 and above. `name` becomes its type; `more` are further members of the document."""
+    """A response with status 400 or above. `name` becomes its type; `more` are further members of the document."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class Problem(Exception):
 
 def invalid(detail: str, fields: Mapping[str, str]) -> Problem:
     """422: the document or the query is wrong, field by field."""
-    return Problem(422, "invalid-request", "The request is not valid", detail, fields=fields)
+    return Problem(422, "invalid-request", "The request is invalid", detail, fields=fields)
 
 
 def unavailable(name: str, title: str, detail: str, **more: Any) -> Problem:
-    """503, with the time after which to try again."""
+    """503, with the delay after which to try again."""
     return Problem(503, name, title, detail, headers={"Retry-After": str(RETRY_AFTER_S)}, **more)
 
 
@@ -100,13 +100,13 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def of_error(error: Exception) -> Problem:
-    """The problem that an error of ours means to somebody who asked by HTTP."""
+    """The problem document for an error of streamtask."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, DecodeError | RequestRefused):
         return invalid(str(error), error.fields or {"": str(error)})
     if isinstance(error, SubmitError | ClusterError):
-        return unavailable("kafka-unavailable", "Kafka did not take it", str(error))
+        return unavailable("kafka-unavailable", "Kafka is unavailable", str(error))
     if isinstance(error, TooManyWaiters):
         return unavailable("too-many-waiters", "Too many requests are waiting", str(error))
     if isinstance(error, RequestValidationError):
@@ -115,7 +115,7 @@ def of_error(error: Exception) -> Problem:
     if isinstance(error, HTTPException):
         name = _OF_STATUS.get(error.status_code, "http")
         return Problem(error.status_code, name, error.detail, headers=error.headers)
-    return Problem(500, "internal", "Something is wrong in the query service", "Its log says what.")
+    return Problem(500, "internal", "Internal error of the query service", "Its log has the details.")
 
 
 def install(app: FastAPI) -> None:

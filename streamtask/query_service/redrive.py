@@ -45,7 +45,7 @@ def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -
         "/tasks/{task_id}/redrive",
         status_code=202,
         tags=["tasks"],
-        summary="Run a task that has failed again, as a new task",
+        summary="Run a failed task again, as a new task",
         responses={
             202: answer("TaskResponse", "The new task", headers=("Location",), example=examples.CREATED),
             **responses(404, 409, 422, 503),
@@ -64,7 +64,7 @@ def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -
             raise unknown(known_id, service) if row is None else _cannot("This service has no access to dead letters.")
         if row.status != TaskStatus.FAILED.value:
             text = f"Task {known_id} is {row.status}."
-            raise Problem(409, "not-failed", "Only a task that has failed is redriven", text, task_id=known_id)
+            raise Problem(409, "not-failed", "Only failed tasks can be redriven", text, task_id=known_id)
         if not service.ready:  # it might not know yet what was redriven before
             raise unavailable("not-ready", "The view is not ready", "It has not read everything yet.")
         async with one_at_a_time:
@@ -77,7 +77,9 @@ async def _redriven(service: ViewService, redriver: Redriver, row: Row) -> Row:
     """The row of the new task; sends it when it is not known. Raises Problem."""
     found = await redriver.find(row.task_id, row.origin)
     if found is None:
-        raise _cannot("Its dead letter is not there: it was kept for its time, or written under another prefix.")
+        raise _cannot(
+            "Its dead letter does not exist: its retention has ended, or it was written under another prefix."
+        )
     if isinstance(found, Refusal):
         raise _cannot(found.why)
     known = service.get(found.task_id)
@@ -96,4 +98,4 @@ def _cannot(why: str) -> Problem:
 async def _no_body(request: Request) -> None:
     async for part in request.stream():
         if part:
-            raise invalid("no body is taken: a redrive is the request as it was", {"": "must be empty"})
+            raise invalid("the body must be empty: a redrive sends the original request", {"": "must be empty"})

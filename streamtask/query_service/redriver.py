@@ -38,8 +38,10 @@ class KafkaRedriver:
         if delivery.error is None:
             return self._builder().record(item, delivery.offset, now_ms())
         if too_large(delivery):
-            raise RequestRefused(f"The request is larger than the broker takes: {delivery.error}.")
-        raise SubmitError(f"Kafka did not take task {item.task_id}: {delivery.error}. Ask again: it is not run twice.")
+            raise RequestRefused(f"The request is larger than the broker accepts: {delivery.error}.")
+        raise SubmitError(
+            f"Kafka did not accept task {item.task_id}: {delivery.error}. Try again: it will not run twice."
+        )
 
     def _builder(self) -> Builder:
         return Builder(self._names, self._cluster, partition_count(self._kafka, self._names), self._reader)

@@ -35,17 +35,19 @@ async def be_fresh(headers: Mapping[str, str], service: ViewService, wait_s: flo
 
 
 async def be_as_fresh(text: str, service: ViewService, wait_s: float) -> None:
-    """Wait for what this Consistency-Token names. Raises Problem."""
+    """Wait until the view has read up to this Consistency-Token. Raises Problem."""
     try:
         token = Token.parse(text, service.names)
     except ValueError as error:
         raise invalid(f"Consistency-Token: {error}", {"Consistency-Token": str(error)}) from None
     if not await service.fresh(token, max(FRESH_S, wait_s)):
-        raise unavailable("not-fresh", "The view is not that fresh yet", f"It has not read up to {text} yet.")
+        raise unavailable("not-fresh", "The view is not fresh enough yet", f"It has not read up to {text} yet.")
 
 
 def unknown(task_id: str, service: ViewService) -> Problem:
     """404; 503 while the view has not read everything."""
     if not service.ready:
-        return unavailable("not-ready", "The view is not ready", f"Task {task_id} is not in what was read so far.")
-    return Problem(404, "unknown-task", "Nobody knows this task", f"Task {task_id} is not known.", task_id=task_id)
+        return unavailable(
+            "not-ready", "The view is not ready", f"Task {task_id} was not found in the records read so far."
+        )
+    return Problem(404, "unknown-task", "No such task", f"No task {task_id} is known.", task_id=task_id)

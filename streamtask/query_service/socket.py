@@ -115,7 +115,7 @@ class Conversation:
                     return
                 await self._answer(frame, text is not None, group)
         except TimeoutError:
-            log.info("A WebSocket has ended: nothing was subscribed and nothing said for %g s.", IDLE_S)
+            log.info("Closed a WebSocket: no subscriptions and no messages for %g s.", IDLE_S)
 
     def _mind(self) -> None:
         """Wait for the next frame without end while there are subscriptions."""
@@ -133,7 +133,7 @@ class Conversation:
             if asked.action == "ping":
                 await self._say({"type": "pong"})
             elif asked.id is None:
-                raise invalid("id: a name for this subscription is needed", {"id": "needed: any name of yours"})
+                raise invalid("id: a name for this subscription is required", {"id": "required: any name you choose"})
             elif asked.action == "unsubscribe":
                 await self._unsubscribe(asked.id)
             else:
@@ -143,7 +143,7 @@ class Conversation:
 
     def _subscribe(self, name: str, asked: Asked, group: asyncio.TaskGroup) -> None:
         if name in self._streams:
-            raise invalid(f"id: there is a subscription {name!r} already", {"id": "in use"})
+            raise invalid(f"id: a subscription {name!r} already exists", {"id": "in use"})
         if len(self._streams) >= SUBSCRIPTIONS_MAX:
             raise invalid(f"At most {SUBSCRIPTIONS_MAX} subscriptions at once", {"id": "too many subscriptions"})
         if asked.task_id is None:
@@ -153,7 +153,9 @@ class Conversation:
         else:
             other = [one for one in ("status", "task_type", "tenant") if getattr(asked, one) is not None]
             if other:
-                raise invalid("by task_id or by filter, not both", dict.fromkeys(other, "not beside task_id"))
+                raise invalid(
+                    "subscribe by task_id or by filter, not both", dict.fromkeys(other, "not allowed with task_id")
+                )
             pushes = self._live.of_task(canonical_id(asked.task_id), asked.last_event_id)
         stream = self._stream(name, pushes, asked.consistency_token)
         self._streams[name] = group.create_task(stream, name=f"ws-{name}")
@@ -161,7 +163,7 @@ class Conversation:
     async def _unsubscribe(self, name: str) -> None:
         stream = self._streams.pop(name, None)
         if stream is None:
-            raise invalid(f"id: there is no subscription {name!r}", {"id": "not known"})
+            raise invalid(f"id: no subscription {name!r} exists", {"id": "unknown"})
         stream.cancel()
         await asyncio.wait({stream})
         await self._say({"type": "end", "id": name, "reason": "unsubscribed"})
@@ -184,7 +186,7 @@ class Conversation:
             await self._say({"type": "end", "id": name, "reason": str(cut)})
         except ENDS_STREAM as error:
             if begun:
-                log.info("A subscription has ended: %s", error)
+                log.info("Ended a subscription: %s", error)
                 await self._say({"type": "end", "id": name, "reason": "unavailable"})
             else:
                 await self._say({"type": "error", "id": name, "problem": of_error(error).document})
@@ -203,7 +205,7 @@ class Conversation:
             async with asyncio.timeout(SEND_S), self._writing:
                 await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
         except TimeoutError:
-            log.info("A WebSocket has ended: its reader took nothing for %g s.", SEND_S)
+            log.info("Closed a WebSocket: its client read nothing for %g s.", SEND_S)
             self._code = TRY_LATER
             self._over.set()
         except (WebSocketDisconnect, RuntimeError):
@@ -212,13 +214,13 @@ class Conversation:
 
 def _object(frame: bytes, is_text: bool) -> dict[str, Any]:
     if not is_text:
-        raise Problem(400, "not-text", "A text frame is needed", "Frames are JSON objects as text.")
+        raise Problem(400, "not-text", "A text frame is required", "Send each frame as a JSON object in text form.")
     try:
         document = orjson.loads(frame)
     except orjson.JSONDecodeError as error:
         raise Problem(400, "not-json", "The frame is not JSON", str(error)) from None
     if type(document) is not dict:
-        raise invalid("an object is needed", {"": "must be an object"})
+        raise invalid("an object is required", {"": "must be an object"})
     return document
 
 

@@ -48,13 +48,13 @@ _HEADERS = {
 log = logging.getLogger("streamtask.query_service")
 
 LastId = Annotated[
-    str | None, Header(alias="Last-Event-ID", description="The id of the last event that you have: go on behind it")
+    str | None, Header(alias="Last-Event-ID", description="The id of the last event that you received: resume after it")
 ]
 LastIdQuery = Annotated[
     str | None,
     Query(
         alias="last_event_id",
-        description="The same for who cannot send a header; the header wins",
+        description="The same for clients that cannot send headers; the header wins",
         max_length=200_000,
     ),
 ]
@@ -152,7 +152,7 @@ class EventStream(Response):
                     for task in tasks:
                         task.cancel()
         if stuck.done():
-            log.info("A stream has ended: its reader took nothing for %g s.", SEND_S)
+            log.info("Closed a stream: its client read nothing for %g s.", SEND_S)
 
     @contextmanager
     def _watched(self, stuck: asyncio.Future[None]) -> Iterator[None]:
@@ -185,7 +185,7 @@ class EventStream(Response):
                 async for push in self._pushes:
                     await self._send(send, block(push))
             except ENDS_STREAM as error:
-                log.info("A stream has ended: %s", error)
+                log.info("Closed a stream: %s", error)
             await self._send(send, b"", more=False)
         finally:
             await self._pushes.aclose()

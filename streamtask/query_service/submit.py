@@ -64,7 +64,7 @@ class KafkaSubmitter:
 
     async def cancel(self, task_id: str, reason: str | None) -> None:
         """Raises SubmitError."""
-        async with self._in_time(f"The cancel of task {task_id}", "Ask again.") as sender:
+        async with self._in_time(f"The cancel request for task {task_id}", "Ask again.") as sender:
             await sender.cancel(task_id, reason, self._names, self._encoder)
 
     @asynccontextmanager

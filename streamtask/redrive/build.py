@@ -22,9 +22,7 @@ from streamtask.domain.model import LABELS_MAX, ErrorCode, RequestRecord, rfc333
 from streamtask.domain.partitioner import partition_of
 
 REDRIVE_OF = "redrive_of"
-_DUPLICATE = (
-    "a second request of a task that was still open; to run it all the same, name its origin or the code duplicate"
-)
+_DUPLICATE = "a second request for a task that was still open; to run it anyway, name its origin or the code duplicate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +124,13 @@ class Builder:
         band = self._bands.get(letter.source_topic)
         partition, offset, timestamp_ms = letter.source_partition, letter.source_offset, letter.source_timestamp_ms
         if band is None or partition is None or offset is None or timestamp_ms is None:
-            return Refusal(letter, f"its headers name no request record of prefix {self._names.prefix}")
+            return Refusal(letter, f"its headers do not name a request record of prefix {self._names.prefix}")
         if not 0 <= partition < self._partitions:
-            return Refusal(letter, f"{letter.source_topic} has no partition {partition} any more")
+            return Refusal(letter, f"{letter.source_topic} no longer has partition {partition}")
         if letter.value is None:
             place = f"{letter.source_topic}-{partition}@{offset}"
             return Refusal(
-                letter, f"only a reference: its {letter.value_bytes:,} bytes did not fit, they lay at {place}"
+                letter, f"only a reference: its {letter.value_bytes:,} bytes did not fit; they were at {place}"
             )
         record = self._decoder.decode(band, partition, offset, timestamp_ms, letter.key, letter.value, letter.headers)
         if record.request is None:
@@ -146,17 +144,19 @@ class Builder:
         old = letter.task_id or record.task_id
         labels = {**(request.labels or {}), REDRIVE_OF: old}
         if len(labels) > LABELS_MAX:
-            return Refusal(letter, f"has {LABELS_MAX} labels: none can be added for {REDRIVE_OF}")
+            return Refusal(letter, f"has {LABELS_MAX} labels already, so {REDRIVE_OF} cannot be added")
         notes = []
         document: dict[str, Any] = from_json(self._reader.json(REQUEST, record.value))
         task_id = redriven(self._names.dead, letter.partition, letter.offset, letter.timestamp_ms)
         document.pop("created_at", None)
         if record.expires_ms is not None and record.expires_ms <= now_ms:
             assert request.expires_at is not None
-            notes.append(f"expires_at {rfc3339(request.expires_at)} has passed: left out")
+            notes.append(f"expires_at {rfc3339(request.expires_at)} has passed; omitted")
             del document["expires_at"]
         if letter.headers_dropped:
-            notes.append(f"{letter.headers_dropped} headers of the request were too large for the letter: lost")
+            notes.append(
+                f"{letter.headers_dropped} headers of the request were too large for the dead letter and are lost"
+            )
         document |= {"task_id": task_id, "labels": labels}
         # A key that belongs elsewhere would make workers warn of a producer that places keys wrongly.
         key = letter.key if letter.key and partition_of(letter.key, self._partitions) == record.partition else None

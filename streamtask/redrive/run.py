@@ -149,9 +149,7 @@ def _deliver(producer: ClientProducer, part: Sequence[Redrive]) -> list[Delivery
         except SubmitError as error:
             hear(index)(Delivery(item.topic, item.partition, -1, str(error)))
     if not all_told.wait(ACKNOWLEDGED_S):
-        raise SubmitError(
-            "Kafka did not say what became of what was sent. Repeat the command: what is there is skipped."
-        )
+        raise SubmitError("Kafka did not acknowledge what was sent. Repeat the command; it skips those already sent.")
     return [told[index] for index in range(len(part))]
 
 

@@ -104,13 +104,13 @@ class SchemaCache:
             if since == now:
                 self._begin()
             if since == now or now - since < self._wait_s:
-                raise SchemaPending(f"schema {schema_id} is being asked for", lambda: self._left_s(schema_id) <= 0)
+                raise SchemaPending(f"schema {schema_id} is being fetched", lambda: self._left_s(schema_id) <= 0)
         self._give_up(schema_id)
         if now - self._asked_at >= PROBE_S:
             self._probe = schema_id
             self._begin()
         why = self._why or f"The schema registry {self.registry.url} has not answered"
-        raise SchemaUnavailable(f"schema {schema_id}, by which these bytes were written, is not known: {why}")
+        raise SchemaUnavailable(f"schema {schema_id} of these bytes is unknown: {why}")
 
     def _away(self, now: float) -> bool:
         return self._away_since is not None and now - self._away_since >= self._wait_s

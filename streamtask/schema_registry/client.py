@@ -43,7 +43,7 @@ def open_registry(url: str, settings: Mapping[str, Any]) -> Registry:
     nothing is sent yet."""
     wrong = [name for name in settings if name not in SETTINGS]
     if wrong:
-        raise ConfigError(f"registry: unknown setting {', '.join(wrong)}; known are {', '.join(SETTINGS)}.")
+        raise ConfigError(f"registry: unknown setting {', '.join(wrong)}; use {', '.join(SETTINGS)}.")
     if url.startswith("mock://"):
         return mock_registry(url)
     return HttpRegistry(url, settings)
@@ -56,7 +56,9 @@ class HttpRegistry:
         try:
             import httpx
         except ImportError:
-            raise ConfigError("A schema registry needs httpx: pip install 'streamtask[registry]'.") from None
+            raise ConfigError(
+                "A schema registry needs httpx. Install it: pip install 'streamtask[registry]'."
+            ) from None
         self._httpx = httpx
         self._urls = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]
         for part in self._urls:
@@ -141,7 +143,7 @@ class HttpRegistry:
                 for part in answer.iter_bytes():
                     held += part
                     if len(held) > ANSWER_BYTES_MAX:
-                        raise RegistryUnreachable(f"{where} answers without end.")
+                        raise RegistryUnreachable(f"{where} sends an endless answer.")
                     if time.monotonic() > deadline:
                         raise RegistryUnreachable(f"{where} has not answered within {self._timeout_s:g} s.")
         except self._httpx.TimeoutException:
@@ -158,7 +160,7 @@ class HttpRegistry:
         try:
             return json.loads(held)
         except ValueError:
-            raise RegistryUnreachable(f"{where} answers what is no JSON: is it a schema registry?") from None
+            raise RegistryUnreachable(f"{where} does not answer in JSON. Check that it is a schema registry.") from None
 
 
 def _tls(settings: Mapping[str, Any]) -> ssl.SSLContext | bool:
@@ -178,9 +180,9 @@ def _tls(settings: Mapping[str, Any]) -> ssl.SSLContext | bool:
 def _advice(error: str) -> str:
     """What to do about a failed handshake, where OpenSSL's words leave no doubt."""
     if "issuer certificate" in error or "self-signed certificate" in error:
-        return " Name the authority that signed its certificate: ssl.ca.location in `registry`."
+        return " Set the authority that signed its certificate: ssl.ca.location in `registry`."
     if "CERTIFICATE_REQUIRED" in error:
-        return " It wants a certificate of ours: ssl.certificate.location in `registry`."
+        return " It requires a client certificate: set ssl.certificate.location in `registry`."
     return ""
 
 

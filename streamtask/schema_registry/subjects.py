@@ -68,7 +68,7 @@ def schema_ids(registry: Registry, names: TopicNames, *, register: bool) -> dict
         if found is None:
             if not register:
                 raise ClusterError(
-                    f"{registry.url} does not know our schema of {subject}, and auto.register.schemas is false. "
+                    f"{registry.url} does not have streamtask's schema of {subject}, and auto.register.schemas is false. "
                     "Register it: streamtask schemas register"
                 )
             found = registry.register(subject, text)

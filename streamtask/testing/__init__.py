@@ -1,9 +1,9 @@
-"""For the tests of those who use streamtask: an App's worker on a real Kafka, in the process of the test.
+"""For your own tests: run an App's worker on a real Kafka, in the process of the test.
 
-    with running(app, bootstrap) as shop:               # topics of its own, gone at the end
+    with running(app, bootstrap) as shop:               # its own topics, deleted at the end
         assert resize.submit_sync("a.png").result(timeout=30) == "a.png at 800"
 
-The pytest plugin (streamtask/pytest_plugin.py) makes fixtures of it: `streamtask_broker`, `streamtask_app`.
+The pytest plugin (streamtask/pytest_plugin.py) provides it as fixtures: `streamtask_broker`, `streamtask_app`.
 """
 
 from __future__ import annotations

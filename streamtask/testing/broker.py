@@ -1,6 +1,6 @@
 """The real Kafka of a test run: one local broker, or one that STREAMTASK_TEST_BOOTSTRAP_SERVERS names.
 
-Always true: the processes of one run (pytest-xdist) share one broker, and the last to need it sees it end; it dies with
+Always true: the processes of one run (pytest-xdist) share one broker, which stops after the last of them; it dies with
 the process that started it.
 """
 
@@ -20,20 +20,20 @@ GIVEN = "STREAMTASK_TEST_BOOTSTRAP_SERVERS"
 
 @dataclass(frozen=True)
 class Broker:
-    """A running Kafka: `bootstrap` is its address. local: it was started for the tests and speaks plain text."""
+    """A running Kafka: `bootstrap` is its address. local: it was started for the tests and uses no TLS or SASL."""
 
     bootstrap: str
     local: bool = True
 
 
 class SharedBroker:
-    """One broker for all processes that name the same directory: whoever comes first owns it, and ends it when nobody
-    uses it any more.
+    """One broker for all processes that name the same directory: the first process owns it, and stops it when no
+    process uses it any more.
 
-    `users` is locked shared by everyone that uses the broker (alone by an owner that ends it), `door` by the one that
-    starts it. An owner takes `users` without `door`, so nobody waits in a circle.
+    `users` is locked shared by every process that uses the broker (exclusively by an owner that stops it), `door` by the
+    one that starts it. An owner locks `users` without `door`, so there is no deadlock.
 
-    warm_up  told the address of a broker that was started, before anybody else is
+    warm_up  called with the address of a new broker before any other process gets it
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SharedBroker:
             fcntl.flock(self._door, fcntl.LOCK_UN)
 
     def leave(self) -> None:
-        """Not used here any more. The owner waits for the others, and ends it."""
+        """This process no longer uses it. The owner waits for the others, and stops it."""
         fcntl.flock(self._users, fcntl.LOCK_UN)
         if self._owned is not None:
             fcntl.flock(self._users, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""An App with a worker in this process, under a prefix of its own: what is patched, measured or debugged here is what runs.
+"""An App with a worker in this process, under its own prefix, so that you can patch, measure and debug what runs.
 
-Always true: the App's settings are what they were when the block has ended, its clients are closed, its topics gone; a
-worker that failed fails the block.
+Always true: after the block the App's settings are restored, its clients closed and its topics deleted; if the worker
+failed, the block fails.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {"unknown_type_grace_s": 2.0, "drain_grace_s": 2.0}
 
 
 class Running:
-    """An App whose worker runs here. Its tasks' own submit() and submit_sync() work, too.
+    """An App whose worker runs in this process. The submit() and submit_sync() of its tasks work, too.
 
     app, settings    the App, and the settings that hold while it runs
     bootstrap        of the broker
@@ -59,7 +59,7 @@ class Running:
 
     @property
     def client(self) -> Client:
-        """The app's client for plain code; in `async def` use `app.async_client()`."""
+        """The app's synchronous client; in `async def` use `app.async_client()`."""
         return self.app.client()
 
     def history(self, task_id: str) -> list[TaskResponse]:
@@ -77,14 +77,14 @@ class Running:
         return found
 
     def audit(self) -> Report:
-        """Read everything back and judge it: `assert running.audit().clean`."""
+        """Audit all tasks of the prefix: `assert running.audit().clean`."""
         from streamtask.audit import run_audit
 
         return run_audit(self._kafka, self.settings.topics)
 
 
 class RunApp(Protocol):
-    """What the fixture `streamtask_app` is."""
+    """The type of the fixture `streamtask_app`."""
 
     def __call__(self, app: App, **settings: Any) -> Running:
         """Run a worker of `app` until the test has ended. settings: any field of config.Settings."""
@@ -98,13 +98,13 @@ def running(
 
     bootstrap   of a real Kafka, which gets topics under a random prefix
     partitions  of them; as many shards
-    local       the broker speaks plain text, whatever security the app's settings name for another one
+    local       the broker uses no TLS or SASL, whatever the app's settings say
     settings    any field of config.Settings
 
-    Raises ConfigError, Unreachable, LifespanError; what ended the worker meanwhile, at the end.
+    Raises ConfigError, Unreachable, LifespanError, and at the end the error that stopped the worker, if any.
     """
     if not isinstance(app, App):
-        raise ConfigError(f"{app!r} is no App: pass the App object, e.g. streamtask_app(app).")
+        raise ConfigError(f"{app!r} is not an App. Pass the App object, e.g. streamtask_app(app).")
     overrides: dict[str, Any] = {**DEFAULTS, "prefix": f"test.{secrets.token_hex(5)}", "url": "", **settings}
     overrides["bootstrap_servers"] = bootstrap
     if app.settings.metrics_port is not None:
@@ -165,7 +165,7 @@ def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool |
     if path is None:
         if wanted:
             raise ConfigError(
-                f"app {app.name!r} has process handlers: it must be a name in a module that can be imported."
+                f"app {app.name!r} has process handlers, so it must be a module-level name that can be imported."
             )
         return None
     return Pool(
@@ -180,7 +180,7 @@ def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool |
 
 
 def path_of(app: App) -> str | None:
-    """`module:name` of an App that some handler's module holds under a name of its own."""
+    """`module:name` of an App that a handler's module contains."""
     modules = dict.fromkeys(handler.function.__module__ for handler in app.registry.values())
     for module in modules:
         for name, value in vars(sys.modules.get(module, object)).items():

@@ -51,51 +51,51 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_attempts_total": (COUNTER, ("task_type",), "Executions started."),
     "streamtask_retries_total": (COUNTER, ("task_type",), "Executions started after the first one of their task."),
     "streamtask_dead_letters_total": (COUNTER, ("reason",), "Records written to the dead letter topic."),
-    "streamtask_deaths_total": (COUNTER, (), "Deaths charged to tasks: of workers before this one, of children."),
-    "streamtask_late_results_total": (COUNTER, (), "Results dropped because their shard had gone elsewhere."),
+    "streamtask_deaths_total": (COUNTER, (), "Process deaths charged to tasks: of earlier workers and of child processes."),
+    "streamtask_late_results_total": (COUNTER, (), "Results dropped because their shard had moved to another worker."),
     # what waits
-    "streamtask_backlog_tasks": (GAUGE, ("band",), "Requests read by this worker and not started."),
-    "streamtask_backlog_oldest_seconds": (GAUGE, ("band",), "Age of the one of them that has waited longest."),
-    "streamtask_log_backlog_tasks": (GAUGE, ("band",), "Requests of the owned shards that have not ended: log end less "
-                                     "position less what is done above it. Scale by the sum of this one."),
-    "streamtask_log_ends_age_seconds": (GAUGE, (), "How long ago the log ends were learned that this rests on."),
+    "streamtask_backlog_tasks": (GAUGE, ("band",), "Requests that this worker has read but not started."),
+    "streamtask_backlog_oldest_seconds": (GAUGE, ("band",), "Age of the oldest of these requests."),
+    "streamtask_log_backlog_tasks": (GAUGE, ("band",), "Requests of the owned shards that have not ended: log end minus "
+                                     "position minus those done above it. Scale by the sum of this metric."),
+    "streamtask_log_ends_age_seconds": (GAUGE, (), "Age of the log ends behind streamtask_log_backlog_tasks."),
     # what runs
-    "streamtask_in_flight_tasks": (GAUGE, (), "Handlers at work."),
-    "streamtask_overdue_tasks": (GAUGE, (), "Handlers that go on 5 s after they were told to stop; each holds its slot."),
-    "streamtask_abandoned_tasks": (GAUGE, (), "Coroutines that swallowed their cancel, were given up, and still run."),
-    "streamtask_abandoned_total": (COUNTER, (), "Coroutines that were given up."),
-    "streamtask_loop_blocked_seconds": (GAUGE, (), "For how long the handlers' event loop has not answered; 0 below 5."),
-    "streamtask_slots": (GAUGE, ("kind",), "Executions that may run at once, by kind of handler."),
-    "streamtask_slots_used": (GAUGE, ("kind",), "Slots that are held."),
+    "streamtask_in_flight_tasks": (GAUGE, (), "Handlers that are running."),
+    "streamtask_overdue_tasks": (GAUGE, (), "Handlers still running 5 s after they were stopped; each keeps its slot."),
+    "streamtask_abandoned_tasks": (GAUGE, (), "Coroutines that ignored cancellation, were abandoned, and still run."),
+    "streamtask_abandoned_total": (COUNTER, (), "Coroutines that were abandoned."),
+    "streamtask_loop_blocked_seconds": (GAUGE, (), "How long the handlers' event loop has been blocked; 0 below 5."),
+    "streamtask_slots": (GAUGE, ("kind",), "Concurrent executions allowed, by kind of handler."),
+    "streamtask_slots_used": (GAUGE, ("kind",), "Slots in use."),
     # memory
     "streamtask_memory_bytes": (GAUGE, ("share",), "Bytes held: waiting (requests until their end is committed), active "
                                 "(parameters and results of what runs)."),
-    "streamtask_memory_budget_bytes": (GAUGE, (), "Bytes that both may be; beyond it cells are paused and fewer "
+    "streamtask_memory_budget_bytes": (GAUGE, (), "Limit of both shares; above it partitions are paused and fewer "
                                        "tasks are started."),
-    "streamtask_cells_paused_for_memory": (GAUGE, (), "Request partitions of which nothing is read for now, because "
-                                          "what was read fills the memory."),
-    "streamtask_memory_pauses_total": (COUNTER, (), "Times that one was paused for it."),
+    "streamtask_cells_paused_for_memory": (GAUGE, (), "Request partitions that are paused because the requests read "
+                                          "so far fill the memory."),
+    "streamtask_memory_pauses_total": (COUNTER, (), "Times that a partition was paused for memory."),
     # transactions and shards
-    "streamtask_commits_total": (COUNTER, (), "Transactions that committed."),
-    "streamtask_commit_events_total": (COUNTER, (), "Status events in them."),
-    "streamtask_commit_seconds": (HISTOGRAM, (), "From a transaction's first record to the answer to its end."),
+    "streamtask_commits_total": (COUNTER, (), "Committed transactions."),
+    "streamtask_commit_events_total": (COUNTER, (), "Status events in committed transactions."),
+    "streamtask_commit_seconds": (HISTOGRAM, (), "From a transaction's first record to the answer to its commit."),
     "streamtask_shards": (GAUGE, ("state",), "Shards assigned to this worker: unclaimed, claimed, open, closing, "
                           "refused."),
-    "streamtask_partition_set_aside_seconds": (GAUGE, ("topic", "partition", "reason"), "For how long a partition has taken "
+    "streamtask_partition_set_aside_seconds": (GAUGE, ("topic", "partition", "reason"), "How long a partition has accepted "
                                                "no records; topic: status or dead, partition -1: all of it."),
-    "streamtask_batch_bytes": (GAUGE, (), "What the next transaction may carry: falls when the broker does not take it in "
+    "streamtask_batch_bytes": (GAUGE, (), "Size limit of the next transaction; falls when the broker does not accept it in "
                                "time."),
-    "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),
-    "streamtask_cells_reseated_total": (COUNTER, (), "Partitions assigned anew because they delivered nothing though their "
-                                        "logs went on."),
+    "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group changed this worker's shards: assigned, revoked, lost."),
+    "streamtask_cells_reseated_total": (COUNTER, (), "Partitions reassigned because they delivered nothing "
+                                        "although their logs grew."),
     # the worker
-    "streamtask_notes_total": (COUNTER, ("event", "level"), "Events told to the operator, by name (the log has them)."),
-    "streamtask_owner_beat_age_seconds": (GAUGE, (), "Since the last sign of life of the owner thread."),
-    "streamtask_snapshot_age_seconds": (GAUGE, (), "How old what is shown here is; normally below 1.1."),
-    "streamtask_stalled_seconds": (GAUGE, (), "For how long work has waited and nothing started, ended or reported."),
-    "streamtask_kafka_silent_seconds": (GAUGE, (), "For how long no broker has answered; 0 while one does."),
-    "streamtask_healthy": (GAUGE, (), "1 when /health answers 200."),
-    "streamtask_ready": (GAUGE, (), "1 when /ready answers 200."),
+    "streamtask_notes_total": (COUNTER, ("event", "level"), "Logged events, by name (the log has their fields)."),
+    "streamtask_owner_beat_age_seconds": (GAUGE, (), "Time since the last sign of life of the owner thread."),
+    "streamtask_snapshot_age_seconds": (GAUGE, (), "Age of these metrics; normally below 1.1."),
+    "streamtask_stalled_seconds": (GAUGE, (), "How long work has waited while nothing started, ended or reported."),
+    "streamtask_kafka_silent_seconds": (GAUGE, (), "How long no broker has answered; 0 while one does."),
+    "streamtask_healthy": (GAUGE, (), "1 when /health returns 200."),
+    "streamtask_ready": (GAUGE, (), "1 when /ready returns 200."),
 }  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def configuration(settings: KafkaSettings) -> dict[str, Any]:
     _client_class()
     config, unmapped = mapped(settings.admin())
     if unmapped:
-        raise ConfigError(f"kafka-python has nothing for {', '.join(unmapped)}")
+        raise ConfigError(f"kafka-python does not support {', '.join(unmapped)}")
     return config
 
 

@@ -209,11 +209,11 @@ class Worker:
     def _look(self) -> None:
         """Refuse to start on a cluster that lacks what is needed."""
         if not __debug__:
-            raise ConfigError("python -O takes the invariants out: run the worker without it.")
+            raise ConfigError("python -O removes the worker's invariant checks. Run the worker without -O.")
         if not self.handlers:
-            raise ConfigError(f"app {self.name!r} has no task: decorate a function with @app.task.")
+            raise ConfigError(f"app {self.name!r} has no tasks. Decorate a function with @app.task.")
         if self._children is None and any(one.kind is HandlerKind.PROCESS for one in self.handlers.values()):
-            raise ConfigError(f"app {self.name!r} has process handlers: run it with `streamtask worker MODULE:app`.")
+            raise ConfigError(f"app {self.name!r} has process handlers. Run it with `streamtask worker MODULE:app`.")
         self._partitions = permissions.partition_count(self.kafka, self.names, Role.WORKER)
         self._size.look(admin.TIMEOUT_S)
 

@@ -56,7 +56,7 @@ def test_a_census_on_a_running_system_counts_only_its_own_and_survives_a_killed_
     with census(bench, folder, url, key="wrong") as refused:
         said, complaint = refused.communicate(timeout=30)
     assert (refused.returncode, said) == (2, "")
-    assert "is not ready, or refuses the key" in complaint
+    assert "is not ready, or rejects the API key" in complaint
     assert len(complaint.strip().splitlines()) == 1, complaint
 
     with census(bench, folder, url) as running:

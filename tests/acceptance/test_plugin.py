@@ -114,12 +114,12 @@ def test_an_app_that_cannot_start_fails_the_test(streamtask_app: RunApp) -> None
 
 
 def test_what_makes_no_sense_is_said(streamtask_app: RunApp) -> None:
-    with pytest.raises(ConfigError, match="is no App"):
+    with pytest.raises(ConfigError, match="is not an App"):
         streamtask_app("shop:app")
     with pytest.raises(ConfigError, match="did you mean 'concurrency'"):
         streamtask_app(app, concurency=3)
     streamtask_app(app)
-    with pytest.raises(ConfigError, match="runs already"):
+    with pytest.raises(ConfigError, match="is already running"):
         streamtask_app(app)
 
 

@@ -89,7 +89,7 @@ def test_a_redrive_that_was_killed_is_repeated_and_each_task_completes_once(benc
     assert len(redriven(bench)) < COUNT
     again = redrive(bench, "--code", "handler_error", "--yes")
     assert again.wait() == 0, again.text()
-    assert "skipped: redriven before" in again.text()
+    assert "skipped: already redriven" in again.text()
 
     until(lambda: len(redriven(bench)) == COUNT, again.text)
     new = redriven(bench)

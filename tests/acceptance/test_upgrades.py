@@ -215,10 +215,10 @@ def test_partitions_are_added_by_the_command_under_load_and_worked_after_one_res
     tasks = ids(bench.client.submit_many(naps(300)))
     bench.until_more(20)
     said = told_by(bench, "topics", "create", "--grow", "--partitions", "6")
-    grown = [line.rsplit(" ", 1)[1] for line in said.splitlines() if "more partitions for" in line]
+    grown = [line.rsplit(" ", 1)[1] for line in said.splitlines() if "added partitions to" in line]
     assert grown == [names.status, names.schedule, *reversed(names.requests)] or grown[-1] == names.requests[0], said
     assert set(grown) == {names.status, names.schedule, *names.requests}
-    assert "is there already" in told_by(bench, "topics", "create", "--grow", "--partitions", "6")
+    assert "exist already" in told_by(bench, "topics", "create", "--grow", "--partitions", "6")
     bench.find_partitions()
     with Client(settings=bench.settings) as client:  # it learns of them at its start
         late = client.submit_many(naps(300))

@@ -31,7 +31,7 @@ def test_the_image_is_small_not_root_and_checks_its_health(host: Host) -> None:
         assert host.run("run", "--rm", "--network", "none", tag, *command).stdout, "the wheel is whole"
     done = host.run("run", "--rm", "--network", "none", tag, "worker", "streamtask.demo.census:app", check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("Error: No Kafka named."), done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: No Kafka broker is configured."), done.stderr
 
 
 def test_an_app_of_ones_own_is_an_image_as_the_page_says(host: Host, tmp_path: Path) -> None:
@@ -45,6 +45,6 @@ def test_an_app_of_ones_own_is_an_image_as_the_page_says(host: Host, tmp_path: P
         done = host.run("run", "--rm", "--network", "none", image, check=False)
         # It looks for Kafka only once the app was loaded.
         assert done.returncode == 2
-        assert done.stderr.strip().splitlines()[-1].startswith("Error: No Kafka named."), done.stderr
+        assert done.stderr.strip().splitlines()[-1].startswith("Error: No Kafka broker is configured."), done.stderr
     finally:
         host.run("image", "rm", "--force", image)

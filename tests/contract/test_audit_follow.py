@@ -251,9 +251,9 @@ def test_a_followed_audit_ends_by_sigterm_with_its_report_and_exit_code_1_when_t
             seen: list[str] = []
             for line in process.stdout:
                 seen.append(line)
-                if "BREACH" in line:
+                if "VIOLATION" in line:
                     break
-            assert f"BREACH event_after_end: {breach['text']} ({IDS[0]})" in seen[-1]
+            assert f"VIOLATION event_after_end: {breach['text']} ({IDS[0]})" in seen[-1]
             process.send_signal(signal.SIGTERM)
             rest = process.stdout.read()
             assert process.wait(WAIT_S) == 1

@@ -179,7 +179,7 @@ def test_an_unknown_field_is_refused_naming_the_nearest_one(client: Client) -> N
 
 
 def test_a_request_larger_than_the_broker_takes_is_refused(client: Client, broker: Broker, topics: TopicNames) -> None:
-    with pytest.raises(RequestRefused, match="larger than the broker takes"):
+    with pytest.raises(RequestRefused, match="larger than the broker accepts"):
         client.submit("census", {"text": incompressible(2_000_000)})
     assert client.submit("census").offset == 0  # nothing was sent before
 

@@ -138,23 +138,23 @@ def _other(way: Way, **more: str) -> Way:
 
 # way in → (settings that are wrong, what is said of it)
 WRONG: dict[str, tuple[Callable[[SecureBroker], Way], str]] = {
-    "password": (lambda kafka: kafka.scram(USER, GUESS), "does not take these credentials: see sasl.mechanism"),
-    "PLAIN password": (lambda kafka: kafka.plain(GUESS), "does not take these credentials: see sasl.mechanism"),
-    "user": (lambda kafka: kafka.scram("nobody", GUESS), "does not take these credentials: see sasl.mechanism"),
+    "password": (lambda kafka: kafka.scram(USER, GUESS), "rejected the credentials: check sasl.mechanism"),
+    "PLAIN password": (lambda kafka: kafka.plain(GUESS), "rejected the credentials: check sasl.mechanism"),
+    "user": (lambda kafka: kafka.scram("nobody", GUESS), "rejected the credentials: check sasl.mechanism"),
     "mechanism": (lambda kafka: _other(kafka.scram(USER, GUESS), sasl_mechanism="SCRAM-SHA-256"), "sasl.mechanism"),
-    "client secret": (lambda kafka: kafka.oidc(USER, GUESS), "No token: see sasl.oauthbearer"),
+    "client secret": (lambda kafka: kafka.oidc(USER, GUESS), "No token: check sasl.oauthbearer"),
     "token": (lambda kafka: kafka.oauth_callback("tests.contract.test_security:old_token"), "credentials"),
     "authority": (
         lambda kafka: _other(kafka.tls(), ssl_ca_location=kafka.other_ca),
-        "not signed by whom ssl.ca.location names",
+        "not signed by the authority in ssl.ca.location",
     ),
-    "no certificate": (lambda kafka: kafka.without_certificate(), "asks for a client certificate of an authority"),
+    "no certificate": (lambda kafka: kafka.without_certificate(), "requires a client certificate from an authority"),
     "certificate of another authority": (
         lambda kafka: kafka.foreign_certificate(USER),
         "client certificate",
     ),
-    "no TLS": (lambda kafka: (kafka.tls()[0], {}), "a port that wants TLS"),
-    "TLS where there is none": (lambda kafka: (kafka.bootstrap, kafka.tls()[1]), "whether this port speaks TLS"),
+    "no TLS": (lambda kafka: (kafka.tls()[0], {}), "a TLS port closes"),
+    "TLS where there is none": (lambda kafka: (kafka.bootstrap, kafka.tls()[1]), "that this port uses TLS"),
 }
 
 

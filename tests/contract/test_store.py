@@ -302,7 +302,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, make
     path = tmp_path / "other.db"
     make(path)
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="Name another file"):
+    with pytest.raises(ConfigError, match="Choose another file"):
         SQLiteStore(path)
     assert path.read_bytes() == before
 

@@ -233,7 +233,7 @@ def test_a_child_that_does_not_begin_within_a_minute_is_given_up_and_its_task_ru
     d.later(0)
     d.settle()
     assert d.history(record) == ["created", "running 1", "running 1", "running 2"]
-    assert "no child got to it" in (d.events[-2].message or "")
+    assert "no child process started it" in (d.events[-2].message or "")
 
 
 def test_a_beginning_told_for_what_has_ended_is_nothing() -> None:

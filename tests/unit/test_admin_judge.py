@@ -384,8 +384,8 @@ def test_errors_come_first_and_commands_name_the_prefix() -> None:
 def test_a_finding_reads_as_one_line() -> None:
     finding = judge(config("tasks.status", "cleanup.policy", "delete")(sound()), NAMES)[0]
     assert isinstance(finding, Finding)
-    assert str(finding).startswith("error: tasks.status: cleanup.policy is delete, needed compact,delete. ")
-    assert str(finding).endswith(f"Mend it: {FIX}")
+    assert str(finding).startswith("error: tasks.status: cleanup.policy is delete, must be compact,delete. ")
+    assert str(finding).endswith(f"Fix it: {FIX}")
     assert "\n" not in str(finding)
 
 

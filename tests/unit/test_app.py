@@ -236,9 +236,9 @@ def test_an_app_is_found_in_the_working_directory() -> None:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("good", r"'good' names no app: write module:attribute, e\.g\. good:app"),
-        (":app", "names no app"),
-        ("", "names no app"),
+        ("good", r"'good' does not name an app\. Write MODULE:NAME, such as good:app"),
+        (":app", "does not name an app"),
+        ("", "does not name an app"),
         ("nowhere_at_all:app", "no module 'nowhere_at_all'"),
         ("apps_of_this_test.nowhere:app", r"no module 'apps_of_this_test\.nowhere'"),
         ("apps_of_this_test.needs:app", "imports 'not_installed_anywhere', which is not installed"),
@@ -250,7 +250,7 @@ def test_an_app_is_found_in_the_working_directory() -> None:
         ),
         ("apps_of_this_test.good:number", r"is a int, not an App\. It has: "),
         ("apps_of_this_test.bare:app", r"has no 'app'\. It has no App"),
-        ("..:app", "names no app|failed"),
+        ("..:app", "does not name an app|failed"),
     ],
 )
 def test_an_app_that_cannot_be_had_is_a_config_error_that_says_why(path: str, text: str) -> None:

@@ -219,7 +219,7 @@ def test_requests_that_no_worker_ever_claimed_are_pending(cluster: Cluster) -> N
     cluster.request()
     report = cluster.report(claimed=False)
     assert report.clean
-    assert report.pending[0].where == "nothing is committed there"
+    assert report.pending[0].where == "nothing is committed"
 
 
 @pytest.mark.parametrize("statuses", [(), (CREATED,), (CREATED, RUNNING)])

@@ -138,7 +138,7 @@ def test_parameters_that_are_no_json_object_are_refused(parameters: str, word: s
         (["--priority", "x"], ["--priority"]),
         (["--label", "x"], ["NAME=TEXT"]),
         (["--not-before", "tomorrow"], ["--not-before", "tomorrow"]),
-        (["--expires-at", "2026-11-24T07:26:00"], ["--expires-at", "offset from UTC"]),
+        (["--expires-at", "2026-11-24T07:26:00"], ["--expires-at", "UTC offset"]),
     ],
     ids=lambda value: " ".join(value),
 )

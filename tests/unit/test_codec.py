@@ -148,7 +148,7 @@ def _problem(value: bytes | None, **more: Any) -> str:
         (_text(ordering_key=""), "ordering_key"),
         (_text(not_before="2026-11-24T08:00:00Z", ordering_key="k"), "ordering_key"),
         (b"\xc3\x01" + b"\x00" * 20, "unknown schema: its fingerprint 0000000000000000"),
-        (b"\x00\x00\x00\x00\x07abc", "no registry_url is set"),
+        (b"\x00\x00\x00\x00\x07abc", "needs registry_url"),
     ],
 )
 def test_what_is_no_valid_request_has_a_problem_that_names_it(value: bytes | None, word: str) -> None:

@@ -106,7 +106,7 @@ def test_a_misspelled_variable_is_named_with_the_nearest_one(monkeypatch: pytest
     monkeypatch.setenv("STREAMTASK_BOOTSTRAP_SERVER", "x:1")
     monkeypatch.setenv("STREAMTASK_CACHE", "known, and no setting")
     text, _, document = show()
-    said = "STREAMTASK_BOOTSTRAP_SERVER is no setting; the nearest is 'STREAMTASK_BOOTSTRAP_SERVERS'"
+    said = "STREAMTASK_BOOTSTRAP_SERVER is not a setting; the nearest is 'STREAMTASK_BOOTSTRAP_SERVERS'"
     assert document["unknown_variables"] == [said]
     assert said in text
 
@@ -115,7 +115,7 @@ def test_settings_that_cannot_be_loaded_are_one_line() -> None:
     Path("streamtask.toml").write_text("partition = 3\n")
     done = CliRunner().invoke(app, ["config", "show"])
     assert done.exit_code == 2
-    assert done.stderr == "Error: streamtask.toml:1: 'partition' is no setting; the nearest is 'partitions'.\n"
+    assert done.stderr == "Error: streamtask.toml:1: 'partition' is not a setting; the nearest is 'partitions'.\n"
 
 
 # --- Completion -------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_usual_port_that_is_taken_is_no_error_and_one_that_was_asked_for_is() 
         port = taken.getsockname()[1]
         assert choose_port(None, port, "--port") not in (0, port)
         assert choose_port(0, 8_080, "--port") not in (0, 8_080)
-        with pytest.raises(ConfigError, match=f"--port {port}: something listens there"):
+        with pytest.raises(ConfigError, match=f"--port {port} is in use"):
             choose_port(port, 8_080, "--port")
     assert choose_port(None, port, "--port") == port
 
@@ -200,7 +200,7 @@ def test_modules_and_settings_are_watched_and_tests_are_not(path: str, watched: 
 
 
 def test_a_folder_to_watch_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match="no such folder"):
         Watch([tmp_path / "nowhere"], lambda _files: None)
 
 
@@ -245,7 +245,7 @@ def test_a_look_tells_what_is_wrong_in_one_line_with_the_end_of_the_users_own_tr
     found = looked("wrong_exit", "raise SystemExit('no database')\n")
     assert "no database" in found["error"]
     found = looked("no_task", "from streamtask import App\napp = App('x')\n")
-    assert "has no task" in found["error"]
+    assert "has no tasks" in found["error"]
     assert found["trace"] == []
 
 
@@ -277,7 +277,7 @@ def test_a_bad_name_is_refused_and_nothing_is_written(name: str, tmp_path: Path)
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "app.py").write_text("mine")
-    with pytest.raises(ConfigError, match="not empty: nothing was written"):
+    with pytest.raises(ConfigError, match="not empty, so nothing was written"):
         create_project("full", tmp_path)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["app.py"]
     (tmp_path / "file").write_text("mine")

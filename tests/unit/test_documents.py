@@ -470,7 +470,8 @@ def test_a_directory_that_is_none_is_one_line() -> None:
     Path("file").write_text("")
     code, out, error = run("file")
     assert (code, out, error.count("\n")) == (2, "", 1)
-    assert "file: cannot be written" in error
+    assert "Cannot write to " in error
+    assert "file (" in error
 
 
 def test_the_page_about_the_documents_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,16 +241,16 @@ def test_shapes_that_cannot_work_are_refused_at_registration() -> None:
         return coroutine()
 
     for function, text in [
-        (late, "has to be the first"),
-        (lambda path, ctx: None, "has to be the first"),
+        (late, "must be the first"),
+        (lambda path, ctx: None, "must be the first"),
         (named, "before the '\\*'"),
         (positional, "positional-only"),
         (field, "Annotated"),
         (unknowable, "'unknowable': its arguments cannot be read from JSON"),
         (generator, "generator"),
         (async_generator, "generator"),
-        (wrapped, "make its wrapper async"),
-        ("no function", "no function"),
+        (wrapped, "Make its wrapper async"),
+        ("no function", "not a function"),
     ]:
         with pytest.raises(ConfigError, match=text):
             make_handler(function, name=getattr(function, "__name__", "x"))  # type: ignore[arg-type]

@@ -145,17 +145,17 @@ async def test_the_first_record_of_an_empty_topic_can_be_resumed_from_before_it(
 @pytest.mark.parametrize(
     ("last_id", "why"),
     [
-        ("x", "it is none"),
-        ("0", "it is none"),
-        ("0:1:2", "it is none"),
-        ("0:-2", "it is none"),
-        ("0:١", "it is none"),
-        ("0:0,1:0", "it is none"),
-        ("0:99999999999999999999", "it is none"),
+        ("x", "it must be <partition>"),
+        ("0", "it must be <partition>"),
+        ("0:1:2", "it must be <partition>"),
+        ("0:-2", "it must be <partition>"),
+        ("0:١", "it must be <partition>"),
+        ("0:0,1:0", "it must be <partition>"),
+        ("0:99999999999999999999", "it must be <partition>"),
         ("1:0", "it is of partition 1; this task's events are in partition 0"),
         ("7:0", "it is of partition 7"),
         ("0:2", "task .* has no event at or behind it: its latest is 0:1"),
-        ("0:3", "partition 0 ends before offset 3: is it of another topic?"),
+        ("0:3", "partition 0 ends before offset 3; the id may be of another topic"),
         ("0:999999999999999999", "partition 0 ends before offset 999999999999999999"),
     ],
 )
@@ -323,12 +323,12 @@ async def test_a_filtered_stream_goes_on_behind_any_event_without_gap_or_repeat(
 @pytest.mark.parametrize(
     ("last_id", "why"),
     [
-        ("x", "it is none"),
-        ("0:1,0:1,1:1", "it is none"),
-        ("0:1;1:1", "it is none"),
-        ("1:0", "it does not name partition 0: is it of one task's stream?"),
+        ("x", "it must list <partition>"),
+        ("0:1,0:1,1:1", "it must list <partition>"),
+        ("0:1;1:1", "it must list <partition>"),
+        ("1:0", "it does not name partition 0: it may be of a single task's stream"),
         ("0:0,1:0,2:0", "the topic has no partition 2"),
-        ("0:0,1:5", "partition 1 ends before offset 5: is it of another topic?"),
+        ("0:0,1:5", "partition 1 ends before offset 5; the id may be of another topic"),
     ],
 )
 async def test_an_id_of_all_from_nowhere_is_refused_with_the_reason(last_id: str, why: str) -> None:

@@ -224,7 +224,7 @@ async def test_only_the_scheme_tells_and_all_else_goes_over_http() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind", "said"),
-    [(404, StreamtaskError, "Follow by http://127.0.0.1"), (502, Unreachable, "HTTP 502")],
+    [(404, StreamtaskError, "use http://127.0.0.1"), (502, Unreachable, "HTTP 502")],
 )
 async def test_a_place_that_opens_no_websocket_is_named(status: int, kind: type[StreamtaskError], said: str) -> None:
     def refuse(socket: ServerConnection, request: Any) -> Any:
@@ -240,7 +240,7 @@ async def test_a_place_that_opens_no_websocket_is_named(status: int, kind: type[
 
 async def test_frames_that_are_none_are_no_service_of_ours() -> None:
     async with serve(babble, "127.0.0.1", 0) as server, AsyncClient(url=f"ws://127.0.0.1:{port_of(server)}") as client:
-        assert "is no streamtask query service" in str(await refusal_of(client.events(new_task_id())))
+        assert "does not look like a streamtask query service" in str(await refusal_of(client.events(new_task_id())))
 
 
 async def babble(socket: ServerConnection) -> None:
@@ -286,5 +286,5 @@ def test_a_stream_is_read_the_same_however_it_is_cut(cuts: list[int]) -> None:
 
 async def test_a_stream_without_an_end_of_line_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamtask.client.stream.BLOCK_BYTES_MAX", 10)
-    with pytest.raises(StreamtaskError, match="more than 10 bytes"):
+    with pytest.raises(StreamtaskError, match="larger than 10 bytes"):
         [event async for event in server_events(parts_of(b"data: 0123456789", [5, 6, 11]))]

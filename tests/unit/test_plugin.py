@@ -57,7 +57,7 @@ def test_an_app_has_its_own_settings_again(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_app_cannot_be_run_twice_at_once_and_a_wrong_setting_leaves_it_alone() -> None:
     app = App("shop")
     with app.configured(prefix="one"):
-        with pytest.raises(ConfigError, match="'shop' runs already"), app.configured(prefix="two"):
+        with pytest.raises(ConfigError, match="'shop' is already running"), app.configured(prefix="two"):
             pass
         assert app.settings.prefix == "one"
     with pytest.raises(ConfigError, match="prefix='a b'"), app.configured(prefix="a b"):

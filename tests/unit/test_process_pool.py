@@ -526,8 +526,8 @@ def test_the_mark_of_another_pool_is_left_alone() -> None:
     [
         ({"memory_mb": 5}, "executor='process'"),
         ({"max_tasks": 5, "executor": "thread"}, "executor='process'"),
-        ({"memory_mb": 0, "executor": "process"}, "whole number"),
-        ({"max_tasks": True, "executor": "process"}, "whole number"),
+        ({"memory_mb": 0, "executor": "process"}, "positive integer"),
+        ({"max_tasks": True, "executor": "process"}, "positive integer"),
         ({"executor": "fork"}, "'process'"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_request_that_named_no_id_is_known_by_its_derived_one() -> None:
 def test_an_expiry_that_has_passed_is_left_out_and_said() -> None:
     item = made(a_letter({**A_TASK, "expires_at": "2026-01-02T03:04:05.678Z"}))
     assert "expires_at" not in request_of(item)
-    assert item.notes == ("expires_at 2026-01-02T03:04:05.678Z has passed: left out",)
+    assert item.notes == ("expires_at 2026-01-02T03:04:05.678Z has passed; omitted",)
 
 
 def test_a_redrive_of_a_redrive_names_the_task_before_it() -> None:
@@ -183,7 +183,7 @@ def test_a_letter_of_another_prefix_or_of_a_partition_that_is_gone_is_refused() 
     assert "prefix other" in other.why
     fewer = Builder(NAMES, CLUSTER, 3).build(a_letter(A_TASK), NOW_MS)
     assert isinstance(fewer, Refusal)
-    assert "no partition 3" in fewer.why
+    assert "no longer has partition 3" in fewer.why
 
 
 def test_a_request_without_room_for_a_label_is_refused() -> None:

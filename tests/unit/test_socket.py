@@ -84,7 +84,7 @@ async def test_what_is_unsubscribed_says_nothing_more_and_its_name_is_free_again
         said(live.log, task_id, origin, "created")
         await live.view.until_read()
         assert (await talk.ask(action="subscribe", id="a"))["last_event_id"] == "0:0,1:-1"
-        assert "not known" in refused(await talk.ask(action="unsubscribe", id="b"), "invalid-request", 422, "b")["id"]
+        assert "unknown" in refused(await talk.ask(action="unsubscribe", id="b"), "invalid-request", 422, "b")["id"]
 
 
 async def test_a_task_that_has_ended_and_was_seen_to_end_only_ends() -> None:

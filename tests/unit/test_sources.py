@@ -52,7 +52,7 @@ def test_an_unknown_key_of_the_file_is_named_with_its_line_and_the_nearest_known
 
 
 def test_an_unknown_key_that_is_like_nothing_is_only_named() -> None:
-    assert refusal("zzzzzz = 1") == "streamtask.toml:1: 'zzzzzz' is no setting."
+    assert refusal("zzzzzz = 1") == "streamtask.toml:1: 'zzzzzz' is not a setting."
 
 
 def test_every_unknown_key_is_named_at_once() -> None:
@@ -62,13 +62,13 @@ def test_every_unknown_key_is_named_at_once() -> None:
 
 
 def test_a_file_that_is_no_toml_is_one_line_with_the_place() -> None:
-    assert refusal("a = [1\nb = 2").startswith("streamtask.toml is no TOML: ")
+    assert refusal("a = [1\nb = 2").startswith("streamtask.toml is not valid TOML: ")
     assert "line 2" in refusal("prefix = 'a'\nb ==\n")
 
 
 def test_a_file_that_is_no_text_is_one_line() -> None:
     Path(SETTINGS_FILE).write_bytes(b"prefix = '\xff'")
-    with pytest.raises(ConfigError, match=r"streamtask\.toml cannot be read"):
+    with pytest.raises(ConfigError, match=r"Cannot read streamtask\.toml"):
         load_settings()
 
 

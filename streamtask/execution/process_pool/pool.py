@@ -493,7 +493,7 @@ class Pool:
         if self._failed_starts < START_TRIES or self._closing:
             self._start_at_s = time.monotonic() + wait_s
         elif self.failure is None:
-            text = f"{START_TRIES} children in a row died before they were ready ({how}): see what they wrote on stderr"
+            text = f"{START_TRIES} children in a row died before they were ready ({how}). Check their output on stderr"
             self.failure = RuntimeError(text)
             for token in (*self._pending, *self._lonely):
                 self._stop(token, StopReason.REVOKE)
