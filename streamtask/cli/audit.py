@@ -22,40 +22,47 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Only records since TIME: RFC 3339, or an age like 90s, 5m, 2h, 7d.",
+    ),
+]
+FollowOption = Annotated[
+    bool, typer.Option("--follow", "-f", help="Keep auditing a running system until Ctrl-C or SIGTERM.")
+]
+EveryOption = Annotated[
+    float,
+    typer.Option("--every", min=0.1, metavar="S", help="Print the counts every S seconds (with --follow)."),
+]
+EvidenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--evidence",
+        metavar="FILE",
+        help="Write each violation to FILE as a line of JSON (- for stdout).",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.1,
+        metavar="S",
+        help="Give up after S seconds without a record (not with --follow).",
+    ),
+]
+
+
 def audit(
     cli: CommandContext,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            metavar="TIME",
-            help="Only records since TIME: RFC 3339, or an age like 90s, 5m, 2h, 7d.",
-        ),
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Keep auditing a running system until Ctrl-C or SIGTERM.")
-    ] = False,
-    every: Annotated[
-        float,
-        typer.Option("--every", min=0.1, metavar="S", help="Print the counts every S seconds (with --follow)."),
-    ] = 10.0,
-    evidence: Annotated[
-        str | None,
-        typer.Option(
-            "--evidence",
-            metavar="FILE",
-            help="Write each violation to FILE as a line of JSON (- for stdout).",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout",
-            min=0.1,
-            metavar="S",
-            help="Give up after S seconds without a record (not with --follow).",
-        ),
-    ] = 120.0,
+    since: SinceOption = None,
+    follow: FollowOption = False,
+    every: EveryOption = 10.0,
+    evidence: EvidenceOption = None,
+    timeout: TimeoutOption = 120.0,
 ) -> int | None:
     """Check every task's history on the topics; exit code 0 only without violations."""
     if evidence == STDOUT and cli.json:

@@ -19,61 +19,68 @@ def register(app: typer.Typer) -> None:
     command(app, "new", rich_help_panel=PANEL)(new)
 
 
+AppArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="APP",
+        help="Your App as MODULE:NAME, such as app:app.",
+        show_default=False,
+        autocompletion=app_names,
+    ),
+]
+ProcessesOption = Annotated[
+    int, typer.Option("--processes", "-P", min=1, max=64, metavar="N", help="Worker processes.")
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        min=0,
+        max=65_535,
+        metavar="PORT",
+        help="Port of the query service. (default: 8080 if free)",
+    ),
+]
+KafkaPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--kafka-port",
+        min=0,
+        max=65_535,
+        metavar="PORT",
+        help="Port of the local Kafka. (default: 9092 if free)",
+    ),
+]
+KeepOption = Annotated[bool, typer.Option("--keep", help="Keep Kafka's data in .streamtask/dev for the next session.")]
+GraceOption = Annotated[
+    float,
+    typer.Option(
+        "--grace",
+        min=0,
+        max=600,
+        metavar="SECONDS",
+        help="Grace period for running tasks on reload or exit.",
+    ),
+]
+WatchOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--watch",
+        metavar="DIR",
+        help="Reload when files in DIR change; repeatable. (default: the working directory)",
+    ),
+]
+
+
 def dev(
     cli: CommandContext,
-    app: Annotated[
-        str,
-        typer.Argument(
-            metavar="APP",
-            help="Your App as MODULE:NAME, such as app:app.",
-            show_default=False,
-            autocompletion=app_names,
-        ),
-    ],
-    processes: Annotated[
-        int, typer.Option("--processes", "-P", min=1, max=64, metavar="N", help="Worker processes.")
-    ] = 1,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            min=0,
-            max=65_535,
-            metavar="PORT",
-            help="Port of the query service. (default: 8080 if free)",
-        ),
-    ] = None,
-    kafka_port: Annotated[
-        int | None,
-        typer.Option(
-            "--kafka-port",
-            min=0,
-            max=65_535,
-            metavar="PORT",
-            help="Port of the local Kafka. (default: 9092 if free)",
-        ),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep Kafka's data in .streamtask/dev for the next session.")
-    ] = False,
-    grace: Annotated[
-        float,
-        typer.Option(
-            "--grace",
-            min=0,
-            max=600,
-            metavar="SECONDS",
-            help="Grace period for running tasks on reload or exit.",
-        ),
-    ] = 2.0,
-    watch: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--watch",
-            metavar="DIR",
-            help="Reload when files in DIR change; repeatable. (default: the working directory)",
-        ),
-    ] = None,
+    app: AppArgument,
+    processes: ProcessesOption = 1,
+    port: PortOption = None,
+    kafka_port: KafkaPortOption = None,
+    keep: KeepOption = False,
+    grace: GraceOption = 2.0,
+    watch: WatchOption = None,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Reload when files change.")] = True,
 ) -> int | None:
     """Run Kafka, an auto-reloading worker and the query service in one terminal.

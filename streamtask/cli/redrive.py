@@ -21,55 +21,64 @@ SAMPLE = 10  # rows that people see
 DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts are of all
 
 
+WhichArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ORIGIN|TASK_ID",
+        help="Origins or task ids, as `dead list` shows.",
+        show_default=False,
+    ),
+]
+TaskTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        "-t",
+        metavar="TYPE",
+        help="Only tasks of this type.",
+    ),
+]
+CodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--code",
+        metavar="CODE",
+        help="Only dead letters with this error code, like timeout or handler_error.",
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Failed at or after TIME: RFC 3339, or an age like 90s, 5m, 1h, 7d.",
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        metavar="TIME",
+        help="Failed before TIME (same formats as --since).",
+    ),
+]
+TextOption = Annotated[
+    str | None, typer.Option("--text", metavar="TEXT", help="Only dead letters whose error message contains TEXT.")
+]
+RateOption = Annotated[
+    float | None, typer.Option("--rate", min=0.001, metavar="N", help="Send at most N requests per second.")
+]
+
+
 def dead_redrive(
     cli: CommandContext,
-    which: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ORIGIN|TASK_ID",
-            help="Origins or task ids, as `dead list` shows.",
-            show_default=False,
-        ),
-    ] = None,
-    task_type: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            help="Only tasks of this type.",
-        ),
-    ] = None,
-    code: Annotated[
-        str | None,
-        typer.Option(
-            "--code",
-            metavar="CODE",
-            help="Only dead letters with this error code, like timeout or handler_error.",
-        ),
-    ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            metavar="TIME",
-            help="Failed at or after TIME: RFC 3339, or an age like 90s, 5m, 1h, 7d.",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--until",
-            metavar="TIME",
-            help="Failed before TIME (same formats as --since).",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", metavar="TEXT", help="Only dead letters whose error message contains TEXT.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, metavar="N", help="Send at most N requests per second.")
-    ] = None,
+    which: WhichArgument = None,
+    task_type: TaskTypeOption = None,
+    code: CodeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    text: TextOption = None,
+    rate: RateOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Send the requests; without --yes, only print the plan.")] = False,
 ) -> int | None:
     """Run dead letters again, each as a new task. Prints the plan; add --yes to carry it out.

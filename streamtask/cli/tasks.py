@@ -51,105 +51,120 @@ def register(app: typer.Typer) -> None:
     command(app, "cancel", rich_help_panel="Tasks")(cancel)
 
 
+TaskTypeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TYPE",
+        help="Task type, as the handler is registered.",
+        show_default=False,
+        autocompletion=task_types,
+    ),
+]
+ParametersArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PARAMS",
+        help="JSON object; - reads it from stdin, @FILE from a file.",
+        show_default=False,
+    ),
+]
+PriorityOption = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        "-p",
+        metavar="1..10",
+        help="Priority; 10 is most urgent.",
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="Time limit of each attempt, from the handler's start.",
+    ),
+]
+OrderingKeyOption = Annotated[
+    str | None, typer.Option("--ordering-key", metavar="KEY", help="Tasks with the same key start in order.")
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="Label of the task; repeatable.")
+]
+TaskIdOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task-id",
+        metavar="UUID",
+        help="Id of the new task, so that you can look it up or submit it again safely. (default: a new UUID)",
+    ),
+]
+NotBeforeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--not-before",
+        metavar="TIME",
+        help="Start no earlier: RFC 3339, or +90s, +5m, +1h from now.",
+    ),
+]
+ExpiresAtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expires-at",
+        metavar="TIME",
+        help="Do not start after TIME (same formats as --not-before).",
+    ),
+]
+TenantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant",
+        metavar="NAME",
+        help="Tenant that the task belongs to.",
+    ),
+]
+IdempotencyKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Key passed to the handler; streamtask does not deduplicate by it.",
+    ),
+]
+WaitOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait",
+        "-w",
+        help="Wait until the task ends; exit code 1 unless it completed.",
+    ),
+]
+WaitTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-timeout",
+        metavar="SECONDS",
+        help="Stop waiting after SECONDS; the task goes on.",
+    ),
+]
+
+
 def submit(
     cli: CommandContext,
-    task_type: Annotated[
-        str,
-        typer.Argument(
-            metavar="TYPE",
-            help="Task type, as the handler is registered.",
-            show_default=False,
-            autocompletion=task_types,
-        ),
-    ],
-    parameters: Annotated[
-        str,
-        typer.Argument(
-            metavar="PARAMS",
-            help="JSON object; - reads it from stdin, @FILE from a file.",
-            show_default=False,
-        ),
-    ] = "",
-    priority: Annotated[
-        int,
-        typer.Option(
-            "--priority",
-            "-p",
-            metavar="1..10",
-            help="Priority; 10 is most urgent.",
-        ),
-    ] = 5,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            help="Time limit of each attempt, from the handler's start.",
-        ),
-    ] = None,
+    task_type: TaskTypeArgument,
+    parameters: ParametersArgument = "",
+    priority: PriorityOption = 5,
+    timeout: TimeoutOption = None,
     description: Annotated[str, typer.Option("--description", metavar="TEXT", help="Free text that people read.")] = "",
-    ordering_key: Annotated[
-        str | None, typer.Option("--ordering-key", metavar="KEY", help="Tasks with the same key start in order.")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="NAME=TEXT", help="Label of the task; repeatable.")
-    ] = None,
-    task_id: Annotated[
-        str | None,
-        typer.Option(
-            "--task-id",
-            metavar="UUID",
-            help="Id of the new task, so that you can look it up or submit it again safely. (default: a new UUID)",
-        ),
-    ] = None,
-    not_before: Annotated[
-        str | None,
-        typer.Option(
-            "--not-before",
-            metavar="TIME",
-            help="Start no earlier: RFC 3339, or +90s, +5m, +1h from now.",
-        ),
-    ] = None,
-    expires_at: Annotated[
-        str | None,
-        typer.Option(
-            "--expires-at",
-            metavar="TIME",
-            help="Do not start after TIME (same formats as --not-before).",
-        ),
-    ] = None,
-    tenant: Annotated[
-        str | None,
-        typer.Option(
-            "--tenant",
-            metavar="NAME",
-            help="Tenant that the task belongs to.",
-        ),
-    ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(
-            "--idempotency-key",
-            metavar="KEY",
-            help="Key passed to the handler; streamtask does not deduplicate by it.",
-        ),
-    ] = None,
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait",
-            "-w",
-            help="Wait until the task ends; exit code 1 unless it completed.",
-        ),
-    ] = False,
-    wait_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--wait-timeout",
-            metavar="SECONDS",
-            help="Stop waiting after SECONDS; the task goes on.",
-        ),
-    ] = None,
+    ordering_key: OrderingKeyOption = None,
+    label: LabelOption = None,
+    task_id: TaskIdOption = None,
+    not_before: NotBeforeOption = None,
+    expires_at: ExpiresAtOption = None,
+    tenant: TenantOption = None,
+    idempotency_key: IdempotencyKeyOption = None,
+    wait: WaitOption = False,
+    wait_timeout: WaitTimeoutOption = None,
 ) -> int | None:
     """Submit a task; returns when the broker has stored the request.
 

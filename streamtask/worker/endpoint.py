@@ -85,7 +85,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
                                                "no records; topic: status or dead, partition -1: all of it."),
     "streamtask_batch_bytes": (GAUGE, (), "Size limit of the next transaction; falls when the broker does not accept it in "
                                "time."),
-    "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group changed this worker's shards: assigned, revoked, lost."),
+    "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),
     "streamtask_cells_reseated_total": (COUNTER, (), "Partitions reassigned because they delivered nothing "
                                         "although their logs grew."),
     # the worker

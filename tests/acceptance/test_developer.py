@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_does_not_wait(bench: Bench, tmp_path: Path) -> None:
         bench.until_status(blocks.task_id, "running", count=2)
         tree = session.tree()
         session.process.send_signal(signal.SIGINT)
-        until(lambda: "ending:" in session.text(), "it ends in order")
+        until(lambda: "stopping:" in session.text(), "it ends in order")
         assert session.process.poll() is None
         began = time.monotonic()
         session.process.send_signal(signal.SIGINT)

@@ -170,7 +170,7 @@ def test_a_project_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["app", "app:", ":app", ""])
 def test_an_app_is_named_as_module_and_name(path: str) -> None:
-    assert_one_line_error(run("worker", path, "--bootstrap", "127.0.0.1:1"), "module:attribute")
+    assert_one_line_error(run("worker", path, "--bootstrap", "127.0.0.1:1"), "MODULE:NAME")
 
 
 def test_an_app_that_is_not_there_is_named(tmp_path: Path) -> None:
