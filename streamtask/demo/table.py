@@ -44,9 +44,9 @@ def summary(report: Report, counts: dict[str, int], plan: Plan, wall_s: float) -
     table.add_column("tasks", justify="right")
     table.add_column("on purpose", style="dim")
     notes = {
-        "failed": "files that are not there, tasks that take longer than they may",
-        "cancelled": "tasks that would count for ever",
-        "completed": "a few of them at the second attempt",
+        "failed": "missing files, and tasks that exceed their time limit",
+        "cancelled": "tasks that would count forever",
+        "completed": "a few of them on the second attempt",
     }
     for status in ("completed", "failed", "cancelled"):
         table.add_row(Text(status, STYLES[status]), str(counts.get(status, 0)), notes[status])

@@ -73,7 +73,7 @@ class KafkaSettings:
         if self.session_timeout_ms < SESSION_TIMEOUT_MIN_MS:
             raise ConfigError(
                 f"session_timeout_ms={self.session_timeout_ms} is too short: use {SESSION_TIMEOUT_MIN_MS} or more; a host "
-                "that stands still for so long would lose its shards."
+                "that pauses for that long would lose its shards."
             )
         if self.max_poll_interval_ms < self.session_timeout_ms:
             raise ConfigError(

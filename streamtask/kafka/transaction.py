@@ -166,7 +166,7 @@ class StatusTransaction:
                 producer.begin_transaction()
                 self._state = _State.OPEN  # an abort follows
                 return Fault(
-                    FaultKind.ABORT, f"produce: no partition of {self._names.dead} takes records", frozenset({DEAD})
+                    FaultKind.ABORT, f"produce: no partition of {self._names.dead} accepts records", frozenset({DEAD})
                 )
             producer.begin_transaction()
             self._state = _State.OPEN

@@ -93,7 +93,7 @@ def test_however_a_handler_misbehaves_its_task_alone_ends_so(bench: Bench, tmp_p
     lost = {
         "segfaults": "SIGSEGV",
         "closes its pipe": "closed its pipe",
-        "writes into its pipe": "wrote no frame",
+        "writes into its pipe": "wrote an invalid frame",
         "exits": "exit code 0",
     }
     harmless = ("prints 10 MB", "forks")

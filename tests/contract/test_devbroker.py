@@ -275,7 +275,7 @@ def test_without_the_extra_the_text_names_every_alternative(cache: Path, monkeyp
 
 def test_a_jar_that_cannot_be_fetched_is_one_clear_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jgo.constants, "MAVEN_CENTRAL_URL", f"http://127.0.0.1:{cluster.free_ports(1)[0]}")
-    with pytest.raises(DevBrokerUnavailable, match=f"{COORDINATE} cannot be fetched"):
+    with pytest.raises(DevBrokerUnavailable, match=f"Cannot download {COORDINATE}"):
         jars.jars()
 
 

@@ -171,7 +171,7 @@ def test_killed_for_its_stop_it_takes_none_of_the_others_along(own: Callable[...
 def test_a_child_that_gives_back_what_it_does_not_have_is_killed(own: Callable[..., Hand], notes: Notes) -> None:
     hand = own()
     liar, other = hand.begin_many(("gives_back_what_it_has_not", {}), notes.job(1))
-    assert "gave back" in hand.end(liar).error
+    assert "does not have" in hand.end(liar).error
     results([hand.end(other)])
 
 

@@ -83,7 +83,7 @@ class Frames:
             while end - at >= HEADER.size:
                 length, kind, token = HEADER.unpack_from(buffer, at)
                 if kind not in FROM_CHILD or length > PAYLOAD_MAX:
-                    raise Garbage(f"it wrote no frame into its pipe: {bytes(buffer[at : at + 32])!r}")
+                    raise Garbage(f"it wrote an invalid frame into its pipe: {bytes(buffer[at : at + 32])!r}")
                 stop = at + HEADER.size + length
                 if stop > end:
                     break
@@ -180,7 +180,7 @@ def heard(kind: int, payload: bytes) -> Outcome:
         if outcome.ran_ms is not None and not 0 <= outcome.ran_ms < math.inf:
             raise ValueError(f"it took {outcome.ran_ms} ms")
     except (TypeError, ValueError, KeyError, struct.error) as error:
-        raise Garbage(f"it told no outcome: {error}") from None
+        raise Garbage(f"it sent an invalid outcome: {error}") from None
     return outcome
 
 
@@ -193,7 +193,7 @@ def read_progress(payload: bytes) -> tuple[float, str | None]:
     fields = _json(payload, list)
     if len(fields) == 2 and isinstance(fields[0], float) and isinstance(fields[1], str | None):
         return fields[0], fields[1]
-    raise Garbage(f"it told no progress: {fields!r:.100}")
+    raise Garbage(f"it sent invalid progress: {fields!r:.100}")
 
 
 def log(level: str, event: str, fields: dict[str, Any]) -> bytes:
@@ -212,14 +212,14 @@ def read_log(payload: bytes) -> tuple[str, str, dict[str, Any]]:
     fields = _json(payload, list)
     if len(fields) == 3 and isinstance(fields[0], str) and isinstance(fields[1], str) and isinstance(fields[2], dict):
         return fields[0], fields[1], fields[2]
-    raise Garbage(f"it told no log line: {fields!r:.100}")
+    raise Garbage(f"it sent an invalid log line: {fields!r:.100}")
 
 
 def _json(payload: bytes, kind: type) -> Any:
     try:
         found = orjson.loads(payload)
     except ValueError as error:
-        raise Garbage(f"it told no JSON: {error}") from None
+        raise Garbage(f"it sent invalid JSON: {error}") from None
     if not isinstance(found, kind):
-        raise Garbage(f"it told {type(found).__name__}, not {kind.__name__}")
+        raise Garbage(f"it sent {type(found).__name__} instead of {kind.__name__}")
     return found

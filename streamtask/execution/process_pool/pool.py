@@ -309,7 +309,7 @@ class Pool:
     def _heard(self, child: Place, kind: int, token: int, payload: bytes) -> None:
         if kind == pipe.HELLO:
             if child.ready:
-                raise pipe.Garbage("it said hello twice")
+                raise pipe.Garbage("it sent hello twice")
             child.ready, self._failed_starts = True, 0
             if child.job is None:
                 self._free(child)
@@ -326,7 +326,7 @@ class Pool:
         elif kind == pipe.LOG:
             log_line(payload)
         elif child.job is None or child.job.token != token:
-            raise pipe.Garbage("it told the beginning or the outcome of what it does not run")
+            raise pipe.Garbage("it reported an execution that it does not run")
         elif kind == pipe.BEGUN:
             child.begun = True
             self._on_begun(token)
@@ -340,7 +340,7 @@ class Pool:
             self._forget_pipe(child)
             return
         if outcome.ending is Ending.STOPPED:
-            self._break(child, "it was stopped by somebody else")
+            self._break(child, "it was stopped from outside")
             return
         child.jobs.popleft()
         del self._by_token[job.token]
@@ -356,7 +356,7 @@ class Pool:
         """It has not begun this one, and will not."""
         job = next((job for job in child.jobs if job.token == token), None)
         if job is None:
-            raise pipe.Garbage("it gave back what it does not have")
+            raise pipe.Garbage("it returned an execution that it does not have")
         first = child.jobs[0] is job
         reason = child.reason if first else child.stops.pop(token, None)
         child.jobs.remove(job)

@@ -143,7 +143,7 @@ class Quarantine(Pool):
         assert isinstance(child, Ward), f"{child.number} is no quarantine child"
         if kind == pipe.HELLO:
             if child.ready:
-                raise pipe.Garbage("it said hello twice")
+                raise pipe.Garbage("it sent hello twice")
             child.ready = True
         elif kind == pipe.LEAVING:
             child.leaving = True
@@ -154,7 +154,7 @@ class Quarantine(Pool):
             if token in child.open:  # else from a thread that a handler left behind
                 self._on_progress(token, fraction, message)
         elif token not in child.open:
-            raise pipe.Garbage("it told the beginning or the outcome of what it does not run")
+            raise pipe.Garbage("it reported an execution that it does not run")
         elif kind == pipe.BEGUN:
             self._failed_starts = 0
             child.began.add(token)
@@ -165,9 +165,9 @@ class Quarantine(Pool):
     def _answered(self, ward: Ward, token: int, outcome: Outcome) -> None:
         told = ward.stopping.get(token)
         if outcome.ending is Ending.STOPPED and told is None:
-            raise pipe.Garbage("it was stopped by somebody else")
+            raise pipe.Garbage("it was stopped from outside")
         if outcome.ending is Ending.LOST:
-            raise pipe.Garbage("it told its own death")
+            raise pipe.Garbage("it reported its own death")
         outcome.ran_ms = None  # it shares no slot
         self._gone(ward, token, outcome)
         if not ward.open and not ward.leaving:
