@@ -430,4 +430,4 @@ def too_long(found: Iterable[Overlap]) -> Iterator[str]:
     for one in found:
         bound_ms = OVERLAP_MS[one.kind] if one.why else DEATH_MS
         if not one.deaf and one.beyond_ms > bound_ms:
-            yield f"overlap: {one.origin} for {one.beyond_ms} ms after «{one.why}», more than {bound_ms} ms: {one}"
+            yield f"overlap: {one.origin} for {one.beyond_ms} ms after {one.why!r}, more than {bound_ms} ms: {one}"

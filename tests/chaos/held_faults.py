@@ -126,7 +126,7 @@ def _faults() -> tuple[Fault, ...]:
     held = [
         Fault(
             f"hold_{point}",
-            f"a worker stops itself at «{point}» and sleeps beyond its session",
+            f"a worker stops itself at `{point}` and sleeps beyond its session",
             "SIGCONT",
             hold(point),
             draw,
