@@ -113,7 +113,7 @@ PARTS = (
     Part("the demo", 1, "", command=("make", "demo", "DEMO=--exit"), bare=True, judge=violations),
     Part("on a bare machine", 8, BARE, command=("make", "test", f"PYTEST=-m {shlex.quote(BARE)}"), bare=True),
     *OF_FILES,
-    Part("everything else", 10, without=tuple(path for part in OF_FILES for path in part.paths)),
+    Part("everything else", 13, without=tuple(path for part in OF_FILES for path in part.paths)),
 )
 
 
