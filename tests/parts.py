@@ -103,9 +103,9 @@ OF_FILES = (
     Part("five minutes of chaos", 8, paths=("tests/chaos",), without=("tests/chaos/test_short.py",)),
     Part("recovery and failover", 4, paths=(f"{ACCEPTANCE}/test_recovery.py", f"{ACCEPTANCE}/test_failover.py")),
     Part("groups of suspects", 7, paths=(f"{ACCEPTANCE}/test_quarantine.py",)),
-    Part("disasters and upgrades", 6, paths=(f"{ACCEPTANCE}/test_disasters.py", f"{ACCEPTANCE}/test_upgrades.py")),
+    Part("disasters and upgrades", 5, paths=(f"{ACCEPTANCE}/test_disasters.py", f"{ACCEPTANCE}/test_upgrades.py")),
     Part("the soak", 3, paths=(f"{ACCEPTANCE}/test_soak.py",)),
-    Part("benchmarks, and the model", 6, paths=("tests/unit",)),
+    Part("benchmarks, and the model", 4, paths=("tests/unit",)),
     Part("containers", 5, paths=("tests/containers",)),
 )
 PARTS = (
