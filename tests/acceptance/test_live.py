@@ -252,8 +252,8 @@ def test_readers_that_misbehave_are_answered_or_given_up_and_the_others_have_eve
         f"{place.partition}:999999": "ends before",
         f"{others[0]}:0": f"it is of partition {others[0]}",
         "17:0": "it is of partition 17",
-        "yesterday": "it must list",
-        "0:0,1:0,2:0,3:0": "it must list",
+        "yesterday": "it must be",
+        "0:0,1:0,2:0,3:0": "it must be",
     }
     for last_id, why in no_ids.items():
         answer = httpx.get(f"{url}/tasks/{first.task_id}/events", headers={"Last-Event-ID": last_id}, timeout=WAIT_S)

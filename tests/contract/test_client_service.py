@@ -177,7 +177,7 @@ def test_problems_become_our_errors(client: Client, remote: Client, place: Place
     receipt.wait(WAIT_S)
     with pytest.raises(RequestRefused, match="cancelled"):
         client.cancel(receipt.task_id)
-    with pytest.raises(RequestRefused, match="At most"):
+    with pytest.raises(RequestRefused, match="The limit is"):
         remote.submit("census", {"text": "x" * 1_100_000})
 
 

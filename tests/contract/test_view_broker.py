@@ -268,7 +268,7 @@ async def test_topics_made_anew_empty_the_store_and_ids_of_the_old_ones_resume_n
     await until(made_again)
     async with a_view(hand, store) as service:
         assert service.get(old) is None
-        assert any("rebuilt" in note for note in service.notes)
+        assert any("rebuilding" in note for note in service.notes)
         new = new_task_id()
         hand.committed(new, hand.request(0, 0, {"task_type": "x", "task_id": new}), "created")
         await seen(service, new, "created")
@@ -322,8 +322,8 @@ async def test_a_broker_that_does_not_answer_is_a_submit_error_in_time(monkeypat
 _SERVE = """
 import sys
 from streamtask.config import load_settings
-from streamtask.query_service.http import serve
-serve(load_settings(bootstrap_servers=sys.argv[1], prefix=sys.argv[2], port=0))
+from streamtask.query_service.server import run
+run(load_settings(bootstrap_servers=sys.argv[1], prefix=sys.argv[2], port=0))
 """
 
 
