@@ -206,6 +206,12 @@ def error_of(error: KafkaError | BaseException) -> KafkaError | None:
     return None
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether the binding had an error to raise and lost it: "returned NULL without setting an exception" (confluent-kafka
+    2.16; seen once in some thousand flushes, of a producer that had been fenced). What it was is not known any more."""
+    return isinstance(error, SystemError) and error_of(error) is None and "without setting an exception" in str(error)
+
+
 def classify(error: KafkaError | BaseException, call: Call) -> FaultKind:
     """What may be done next, one of ALLOWED[call]."""
     held = error_of(error)

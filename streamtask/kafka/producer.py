@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streamtask.errors import SubmitError
 from streamtask.kafka.connection_errors import DENIED, Heard, failed, refuse_absent
-from streamtask.kafka.faults import error_of
+from streamtask.kafka.faults import error_of, is_lost
 from streamtask.kafka.settings import KafkaSettings
 
 HeaderList = list[tuple[str, bytes]]
@@ -94,6 +94,8 @@ class ClientProducer:
             producer.poll(timeout_s)  # callbacks run inside
         except (KafkaException, SystemError) as error:
             # A fatal error is raised once, here; the reports of its records follow, and every later send refuses.
+            if is_lost(error):
+                return
             held = error_of(error)
             if held is None:
                 raise

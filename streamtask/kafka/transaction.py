@@ -24,7 +24,7 @@ from streamtask.codec import status_headers, status_key
 from streamtask.config import TopicNames
 from streamtask.domain.model import DeadLetter, StatusEvent
 from streamtask.domain.ports import DEAD, LETTERS, STATUS, CommitPlan, Fault, FaultKind, Place, Waiting
-from streamtask.kafka.faults import NO_ANSWER_CODES, Call, classify, error_of, fault
+from streamtask.kafka.faults import NO_ANSWER_CODES, Call, classify, error_of, fault, is_lost
 from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 
 # Where a coordinator has died, librdkafka stays inside the call whatever timeout was asked for: for the socket timeout
@@ -214,6 +214,8 @@ class StatusTransaction:
         return frozenset(self._silent)
 
     def _unproduced(self, producer: Producer, error: Exception) -> Fault:
+        if is_lost(error):  # a fatal one: others do not come out of a flush
+            return self._over(Fault(FaultKind.FENCED, f"produce: {error}"))
         found = error_of(error)
         if found is None:
             raise error  # a SystemError that is not Kafka's

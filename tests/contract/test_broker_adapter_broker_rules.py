@@ -395,3 +395,29 @@ def test_ending_without_a_producer_is_fenced_not_raised(member: Member) -> None:
         assert kind(member.adapter.perform(ask)) is FaultKind.FENCED
     assert isinstance(member.adapter.perform(RenewProducer()), str)
     assert member.commit(plan(0, 1)) is None
+
+
+def test_an_error_that_the_client_has_lost_ends_the_producer_and_not_the_worker(member: Member) -> None:
+    """Bug: `flush` of a producer that had been fenced raised a SystemError without a cause, which ended the owner."""
+
+    class Losing:
+        """The producer, whose next flush has lost its error."""
+
+        def __init__(self, real: Producer) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def flush(self, *_: Any) -> int:
+            raise SystemError("<method 'flush' of 'cimpl.Producer' objects> returned NULL without setting an exception")
+
+    transaction = member.adapter._transaction
+    assert transaction is not None
+    transaction._producer = Losing(transaction._producer)  # type: ignore[assignment,arg-type]
+    assert member.adapter.perform(Produce(plan(0, 1))) is None
+    assert kind(member.adapter.perform(Flush(plan(0, 1)))) is FaultKind.FENCED
+    before = member.adapter.transactional_id
+    assert isinstance(member.adapter.perform(RenewProducer()), str)
+    assert member.adapter.perform(FenceIds((before,))) is None
+    assert member.commit(plan(0, 1)) is None
