@@ -1,7 +1,7 @@
 """The flows between a worker and the broker, as generators: they yield an ask (ports.py) and are sent its answer.
 
-Every rule of design section 5 about order is in this file, and nothing else is: claim, commit, revoke, recovery. Whoever
-drives a flow may crash, freeze or lose the shard between any two asks; the formal model and tests/sim do. A flow never
+Every rule about the order of broker calls is in this file, and nothing else is: claim, commit, revoke, recovery. A process
+that drives a flow may crash, freeze or lose the shard between any two asks; the formal model and tests/sim do. A flow never
 raises for an operating error: it leaves the engine in a state from which `step` goes on.
 
     assigned   the group gave us shards (inside a poll)           claim them, at once and together

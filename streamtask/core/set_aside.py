@@ -108,7 +108,7 @@ def owing(state: State, heads: Sequence[Shard], refusals: Iterable[Refusal]) -> 
 
 def closing(state: State, shards: Sequence[Shard]) -> list[Claim]:
     """What a hand-over pays. Of a shard that is set aside only its ledger goes over: that needs no partition of
-    tasks.status. Its ends are lost here, and its tasks run again there as attempts that nobody is charged for."""
+    tasks.status. Its ends are lost here, and its tasks run again there as attempts that are not counted as deaths."""
     aside = state.aside
     return [
         claim

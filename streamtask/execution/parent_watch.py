@@ -44,5 +44,5 @@ def _watch(fd: int) -> None:
             if os.read(fd, 1) == b"":
                 break
         except OSError:
-            break  # closed under us: nobody may work without this watch
+            break  # closed under us: this process must not go on unwatched
     os.kill(os.getpid(), signal.SIGKILL)

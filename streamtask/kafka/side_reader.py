@@ -7,7 +7,7 @@ has been handed out. What stays true:
 - Log ends are high watermarks (uncommitted ends), asked for after the Mark was made, never before.
 - Records come in the order of their partition. Records of a dropped reading are never handed out to a later one.
 - A followed partition that delivers nothing although its log goes on, or that ends before our position, gets a new client:
-  after its topic was made anew the old one may stay with leaders that are none (silent_cells.py tells, after 10 to 16 s).
+  after its topic was made anew the old one may stay with brokers that lead nothing (silent_cells.py tells, after 10 to 16 s).
 - Memory: `settings.tail_kbytes` fetched ahead for all partitions together, and two slices of records.
 """
 
@@ -106,7 +106,7 @@ class SideReader:
             self._tail.add(starts)
 
     def _look(self, now_s: float) -> None:
-        """Whether every followed partition still delivers what its log holds. Waits for nobody."""
+        """Whether every followed partition still delivers what its log holds. Never waits for a broker."""
         self._look_s = now_s + LOOK_S
         positions = {place: at for place, at in self._tail.positions().items() if place[0] in self._followed}
         self._silent.look({place: Standing(at, at) for place, at in positions.items()}, now_s)

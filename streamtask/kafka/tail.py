@@ -265,12 +265,12 @@ class Tail:
             self._lost.pop(place, None)
             self._paused.discard(place)
 
-    def pause(self, places: Iterable[Place]) -> None:
+    def pause(self, places: Collection[Place]) -> None:
         """Fetch nothing of these places until `resume`; what was fetched before may still come."""
         self._paused.update(places)
         self._consumer.pause([TopicPartition(*place) for place in places])
 
-    def resume(self, places: Iterable[Place]) -> None:
+    def resume(self, places: Collection[Place]) -> None:
         """Go on where `pause` left off."""
         self._paused.difference_update(places)
         self._consumer.resume([TopicPartition(*place) for place in places])

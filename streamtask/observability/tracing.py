@@ -150,7 +150,7 @@ def sending(
     """The span of a request that is about to be sent; None when there is no provider.
 
     headers  of the record. A trace context among them is the caller's own and stays, without a span of ours
-    from_http  the headers are those of somebody who asked over HTTP: the span is a child of theirs, unless one is current
+    from_http  the headers came from another service over HTTP: the span is a child of theirs, unless one is current
     """
     made = tracer()
     if made is None:

@@ -67,7 +67,7 @@ def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None
 
 
 def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
-    """Raise ConfigError when `serve` could not listen as it is set, or should not; asks nobody."""
+    """Raise ConfigError when `serve` could not listen as it is set, or should not. Contacts no broker."""
     check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
     Hosts(settings.host, settings.hosts_allowed)
     find_place(settings.host, settings.port)

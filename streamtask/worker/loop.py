@@ -1,4 +1,4 @@
-"""One worker process: the owner loop that walks the corridor, and nothing that decides.
+"""One worker process: the owner loop, which performs what the core asks for and decides nothing.
 
 Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
 loop; two bounded hand-overs join them, in batches. Each turn: poll -> facts into the engine -> protocol.step -> effects

@@ -94,10 +94,10 @@ class _Recall:
     shard: int
     epoch: int
     end: Mark
+    moved_s: float  # when a record came last
+    log_at_s: float  # when to say that none comes
     unread: list[TailRecord] = field(default_factory=list)  # from the one on whose schema is not known yet
     paused: bool = False  # nothing more is fetched until that one is understood
-    moved_s: float = 0.0  # when a record came last
-    log_at_s: float = 0.0  # when to say that none comes
 
 
 class StatusRecall:
@@ -124,10 +124,8 @@ class StatusRecall:
     def begin(self, ask: RecallStatus) -> None:
         """Start over for this shard; an earlier reading of it is dropped."""
         self._drop(ask.shard)
-        reading = _Recall(ask.shard, ask.epoch, self._side.read((self._topic, ask.shard)))
-        reading.moved_s = self._clock()
-        reading.log_at_s = reading.moved_s + WAITS_S
-        self._reading[ask.shard] = reading
+        end, now_s = self._side.read((self._topic, ask.shard)), self._clock()
+        self._reading[ask.shard] = _Recall(ask.shard, ask.epoch, end, now_s, now_s + WAITS_S)
 
     def __bool__(self) -> bool:
         return bool(self._reading)

@@ -247,12 +247,10 @@ class Bench:
         self._tail.refresh()
 
     def read_anew(self, topic: str) -> None:
-        """It was deleted and made anew: from its beginning, beside what was read before. By a new client: the old one may
-        read some of the partitions no more (five of eight, seen once; assigned anew at 0, for five minutes)."""
-        kept = {place: at for place, at in self._tail.positions().items() if place[0] != topic}
-        old, self._tail = self._tail, Tail(self.kafka, kept, with_headers=True)
-        old.close()
-        self._tail._topics = old._topics
+        """It was deleted and made anew: from its beginning, beside what was read before. By a new client, since the old
+        one may stay with the leaders of the topic that is gone (Tail.renew)."""
+        self._tail.drop([place for place in self._tail.positions() if place[0] == topic])
+        self._tail.renew()
         self.find_partitions()
 
     def history(self, task_id: str) -> list[Seen]:

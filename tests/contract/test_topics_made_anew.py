@@ -7,8 +7,6 @@ received nothing. A worker then heard no cancel until it was restarted.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,14 +22,14 @@ from streamtask.kafka import admin
 from streamtask.kafka.producer import ClientProducer, Delivery
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
-from tests.acceptance.harness import Bench
+from tests.acceptance.harness import Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(500)]
 
 PARTITIONS = 6
 BROKERS = (1, 2, 3)
 EARLIER = 5  # records of each partition before; the new topic holds fewer
-HEALED_S = 60.0
+WITHIN_S = 60.0
 WORKER_HEALED_S = 180.0
 
 
@@ -58,7 +56,7 @@ class Cluster:
         """Every broker goes and comes back, so that every partition has had another leader."""
         for node in BROKERS:
             self.kafka.kill(node)
-            until(lambda node=node: node not in self.leaders().values(), f"nothing is led by broker {node}")
+            until(lambda node=node: node not in self.leaders().values(), f"nothing is led by broker {node}", WITHIN_S)
             self.kafka.start(node)
 
     def make_anew(self) -> None:
@@ -66,7 +64,7 @@ class Cluster:
         before = self.leaders()
         while True:
             admin.delete_topics({"bootstrap.servers": self.kafka.bootstrap}, self.names)
-            until(self._made, "the topics are made")
+            until(self._made, "the topics are made", WITHIN_S)
             if self.leaders() != before:
                 return
 
@@ -78,13 +76,6 @@ class Cluster:
             return False
 
 
-def until(condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        threading.Event().wait(0.1)
-
-
 def sent(producer: ClientProducer, topic: str) -> dict[int, str | None]:
     """What became of one record for each partition."""
     reports: dict[int, str | None] = {}
@@ -94,7 +85,7 @@ def sent(producer: ClientProducer, topic: str) -> dict[int, str | None]:
 
     for number in range(PARTITIONS):
         producer.send(topic, b"key", b"value", partition=number, on_delivery=report(number))
-    until(lambda: len(reports) == PARTITIONS, "every record is reported")
+    until(lambda: len(reports) == PARTITIONS, "every record is reported", WITHIN_S)
     return reports
 
 
@@ -106,11 +97,11 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_producer_delivers_to_every_partition_of_a_topic_that_was_made_anew(cluster: Cluster) -> None:
     with ClientProducer(cluster.settings(**{"message.timeout.ms": 3_000}), linger_ms=0) as producer:
-        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered")
+        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered", WITHIN_S)
         cluster.change_leaders()
-        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered by the new leaders")
+        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered by the new leaders", WITHIN_S)
         cluster.make_anew()
-        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered to the new topic", HEALED_S)
+        until(lambda: not any(sent(producer, cluster.topic).values()), "all are delivered to the new topic", WITHIN_S)
 
 
 def test_a_worker_reads_every_partition_of_a_control_topic_that_was_made_anew(cluster: Cluster) -> None:
@@ -127,15 +118,15 @@ def test_a_worker_reads_every_partition_of_a_control_topic_that_was_made_anew(cl
             return set(heard) == set(range(PARTITIONS))
 
         write(EARLIER)
-        until(hears_all, "all are heard")
+        until(hears_all, "all are heard", WITHIN_S)
         cluster.change_leaders()
         heard.clear()
         write(1)
-        until(hears_all, "all are heard from the new leaders")
+        until(hears_all, "all are heard from the new leaders", WITHIN_S)
         cluster.make_anew()
         heard.clear()
         write(1)
-        until(hears_all, "all are heard from the new topic", HEALED_S)
+        until(hears_all, "all are heard from the new topic", WITHIN_S)
 
 
 def test_a_worker_takes_requests_of_topics_that_were_made_anew(cluster: Cluster, tmp_path: Path) -> None:
