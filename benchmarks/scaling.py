@@ -155,7 +155,7 @@ def own_all(processes: list[OtherProcess], partitions: int) -> None:
     """Wait until each of them has shards, and all of them together have all."""
     deadline = time.monotonic() + READY_S
     while True:
-        held = [_shards(process) for process in processes]
+        held = [owned(process.said()) for process in processes]
         if all(held) and sum(map(len, held)) == partitions:
             return
         for process in processes:
@@ -165,14 +165,18 @@ def own_all(processes: list[OtherProcess], partitions: int) -> None:
         time.sleep(LOOK_S)
 
 
-def _shards(process: OtherProcess) -> set[int]:
-    """As its log says."""
-    owned: set[int] = set()
-    for line in process.said().splitlines():
+def owned(log: str) -> set[int]:
+    """The shards that a worker owns, by its log: from their claim until it says otherwise."""
+    found: set[int] = set()
+    for line in log.splitlines():
         if '"shards_' in line and line.endswith("}"):
             said = json.loads(line)
-            owned = owned | set(said["shards"]) if said["event"] == "shards_assigned" else owned - set(said["shards"])
-    return owned
+            match said["event"]:
+                case "shards_claimed":
+                    found |= set(said["shards"])
+                case "shards_revoked" | "shards_lost":
+                    found -= set(said["shards"])
+    return found
 
 
 def _cpu_s(processes: list[OtherProcess]) -> float:

@@ -131,6 +131,14 @@ def test_a_stack_begins_with_the_name_of_its_thread_and_with_our_code() -> None:
     assert flame.short(("thread (0x7F12AB)", "f (/a/b/c.py)")) == ("librdkafka", "f (b/c.py)")
 
 
+def test_a_shard_is_owned_from_its_claim_until_the_worker_says_otherwise() -> None:
+    """The claim once took the shards away again: whoever looked after it waited for ever (CI, once)."""
+    told = [("assigned", [0, 1, 2]), ("claimed", [0, 1, 2]), ("revoked", [0]), ("lost", [1])]
+    lines = [json.dumps({"event": f"shards_{name}", "level": "info", "shards": shards}) for name, shards in told]
+    logs = ["\n".join(lines[:count]) for count in range(5)]
+    assert [scaling.owned(log) for log in logs] == [set(), set(), {0, 1, 2}, {1, 2}, {2}]
+
+
 def test_the_http_load_counts_answers_and_times_them_from_when_they_were_due() -> None:
     with bare_server(100) as url:
         assert asyncio.run(closed_loop(url, ["/a"], connections=4, seconds=0.2)) > 100
