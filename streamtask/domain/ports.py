@@ -2,12 +2,12 @@
 
 Two ways lead out of the core.
 
-**Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke, recovery.
-The flows in core/protocol.py are generators that *yield* an ask and are *sent* its answer: the order is the core's,
-and whoever drives them (worker/loop.py on a real broker, tests/sim on a model) only performs. Between any two asks the world
-may change; the simulation cuts there.
+**Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke, recovery, and what
+has come in since the last turn. The flows in core/protocol.py and core/turn.py are generators that *yield* an ask and are
+*sent* its answer: the order is the core's, and whoever drives them (worker/loop.py on a real broker, tests/sim on a model)
+only performs. Between any two asks of the broker the world may change; the simulation cuts there.
 
-**Effects** are wishes without an answer: start a handler, stop one, pause a partition, note a fact for the operator.
+**Effects** have no answer: start a handler, stop one, pause a partition, note a fact for the operator.
 
 A *cell* is one request partition: (index of the band, shard). Band 0 is the lead band. Times: Now carries both clocks.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from streamtask.domain.model import DeadLetter, HandlerKind, RequestRecord, StatusEvent
+from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, RequestRecord, StatusEvent
 
 Cell = tuple[int, int]
 
@@ -184,8 +184,7 @@ class Flush:
     wait_ms  how long this call may wait; then the answer is Waiting, and the flow asks again
     last     True: what is not acknowledged by then never will be: the answer is Fault(FENCED) with the places of those records
 
-    The one wait in which facts may come in: Engine.fetched, prepare, begun, ended, progressed, cancel_read. What they owe is
-    the next batch's.
+    Records and what executions tell come in during this wait (core/turn.py). What they owe is the next batch's.
     """
 
     plan: CommitPlan
@@ -232,7 +231,7 @@ class Rejoin:
 
 @dataclass(frozen=True, slots=True)
 class AwaitEnded:
-    """Revoke: these executions were told to stop; wait for them within the revoke's deadline.
+    """Revoke: these executions were told to stop; wait for them within the revoke's deadline (core/turn.py does).
 
     Their endings reach the engine (Engine.ended) before the answer, which is None even if some go on.
     """
@@ -320,15 +319,15 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class ReadControl:
-    """Read tasks.control to the high watermark it has now, then call Engine.control_read(shards)."""
+    """Read tasks.control to the high watermark that it has now, then answer with these shards (Facts.controlled)."""
 
     shards: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RecallStatus:
-    """Read the shard's partition of tasks.status from its start to the high watermark it has now, then call
-    Engine.recalled(shard, epoch, events, done=True). In slices; other shards go on."""
+    """Read the shard's partition of tasks.status from its start to the high watermark that it has now, and answer in slices
+    (Facts.recalled); other shards go on."""
 
     shard: int
     epoch: int
@@ -336,7 +335,7 @@ class RecallStatus:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask these partitions, beside the transactions of this worker, whether they take records, then call set_aside.probed."""
+    """Ask these partitions, beside the transactions of this worker, whether they take records; answered by Facts.probed."""
 
     places: tuple[Place, ...]
 
@@ -362,4 +361,76 @@ class Recalled(NamedTuple):
     updated_ms: int
 
 
-Records = Sequence[RequestRecord]
+# --- Asks within the process ------------------------------------------------------------------------------------------
+#
+# What core/turn.py yields besides: no broker answers these, and none of them fails.
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Serve the group as Poll does, then fetch requests, for as long as whoever performs it sees fit. Answer: whether any
+    came (bool)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeRecords:
+    """What has been fetched. Answer: [RequestRecord].
+
+    bands  only what is of the first so many bands, the rest at the next ask; None: all of it
+    """
+
+    bands: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakeExecutions:
+    """What the executions have had to tell since the last such ask. Answer: Executions."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeFacts:
+    """Everything but records that has come in since the last such ask. Answer: Facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitExecutions:
+    """Sleep until an execution has something to tell, for at most so long. Answer: None."""
+
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Perform these effects, in their order. Answer: None."""
+
+    effects: list[Effect]
+
+
+LocalAsk = Fetch | TakeRecords | TakeExecutions | TakeFacts | AwaitExecutions | HandOver
+
+
+class Executions(NamedTuple):
+    """begun: tokens of `timed` executions that a child began with; progress: (token, fraction, message); ended: (token,
+    outcome). In this order: one that has ended may have begun and progressed since the last ask, too."""
+
+    begun: Sequence[int] = ()
+    progress: Sequence[tuple[int, float | None, str | None]] = ()
+    ended: Sequence[tuple[int, Outcome]] = ()
+
+
+class Facts(NamedTuple):
+    """What came in beside the log of requests.
+
+    cancelled   task ids that tasks.control cancels, in its order
+    controlled  shards whose ReadControl is done
+    recalled    slices of a RecallStatus: (shard, epoch, facts, done)
+    probed      what a Probe found: (partition, why it takes nothing or None)
+    hold_ms     for so long a broker lets what is sent wait
+    """
+
+    cancelled: Sequence[str] = ()
+    controlled: Sequence[int] = ()
+    recalled: Sequence[tuple[int, int, Sequence[Recalled], bool]] = ()
+    probed: Sequence[tuple[Place, str | None]] = ()
+    executions: Executions = Executions()
+    hold_ms: int = 0

@@ -1,9 +1,9 @@
 """One worker process: the owner loop, which performs what the core asks for and decides nothing.
 
 Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
-loop; two bounded hand-overs join them, in batches. Each turn: poll -> facts into the engine -> protocol.step -> effects
-out. The loop never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an
-ended handler may both come, it polls briefly and sleeps on the handlers.
+loop; two bounded hand-overs join them, in batches. What happens in a turn, and in which order, is core/turn.py's. The loop
+never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an ended handler
+may both come, it polls briefly and sleeps on the handlers.
 
 First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grace, hand over, leave). The second: out at once.
 """
@@ -21,16 +21,20 @@ from typing import Any
 
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
-from streamtask.core import ownership, protocol
+from streamtask.core import ownership, turn
 from streamtask.core.engine import Engine
-from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, now_ms
+from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, RequestRecord, now_ms
 from streamtask.domain.ports import (
     Answer,
     Ask,
-    AwaitEnded,
+    AwaitExecutions,
+    Effect,
     EndTransaction,
+    Executions,
+    Facts,
     Fault,
-    Flush,
+    Fetch,
+    HandOver,
     Note,
     Now,
     Pause,
@@ -40,6 +44,9 @@ from streamtask.domain.ports import (
     Resume,
     Start,
     Stop,
+    TakeExecutions,
+    TakeFacts,
+    TakeRecords,
 )
 from streamtask.errors import ConfigError, StreamtaskError
 from streamtask.execution.executor import Executor
@@ -54,7 +61,6 @@ from streamtask.kafka.side_reader import SideReader
 from streamtask.observability import event_log
 from streamtask.observability.tracing import Attempts
 from streamtask.schema_registry import Formats
-from streamtask.worker import asides
 from streamtask.worker.memory_budget import budget_of
 from streamtask.worker.metrics import Observer
 from streamtask.worker.producer_checks import Noticing
@@ -70,7 +76,6 @@ BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at o
 # broker takes longer for both: as long as its answer took.
 SETTLE_S, SETTLE_MAX_S = 0.0015, 0.008
 LONG_AFTER_S = 0.25  # without anything to do
-REVOKE_WAIT_S = 3.0  # what handlers get to end in when their shard goes elsewhere
 LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
 PARTIAL = "its partition does not exist in every topic"
 RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
@@ -141,6 +146,7 @@ class Worker:
         self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
         self._settled_s = 0.0  # see SETTLE_S
+        self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and what the last one brought
         self.observer: Observer | None = None  # of a worker that has a metrics_port
         self._close_endpoint: Callable[[], None] = lambda: None
         if settings.metrics_port is not None:
@@ -250,25 +256,15 @@ class Worker:
     # -- the owner loop ------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        engine, executor, adapter = self.engine, self.executor, self.adapter
-        timeout_s, active_s, look_s = 0.0, time.monotonic(), 0.0
+        engine, adapter = self.engine, self.adapter
+        active_s, look_s = time.monotonic(), 0.0
         recommit_s = active_s + RECOMMIT_S
         while True:
             self.watchdog.step()
-            records = adapter.fetch(timeout_s, RECORDS_MAX)
-            # Under load the rest is decoded while a flush is waited for (Flush), later in this turn.
-            self._take(bands=1 if engine.supplied else None)
-            if records or executor.ended:
-                time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
-            self.watchdog.step()  # what fetch() served may have taken its time
-            told = self._read_control() | self._read_status() | self._collect()
-            asides.ask_around(engine, adapter, clock())
-            committed = self._drive(protocol.step(engine, clock))
-            self._take()
-            self._dispatch()
+            busy = self._drive(turn.turn(engine, clock))
             now_s = time.monotonic()
-            if executor.failure is not None:
-                raise executor.failure
+            if self.executor.failure is not None:
+                raise self.executor.failure
             if self._hopeless is not None:
                 raise self._hopeless
             if self._stops and not self._draining(now_s):
@@ -277,15 +273,7 @@ class Worker:
                 ownership.recommit(engine)
                 recommit_s = now_s + RECOMMIT_S
             if self.observer is not None and now_s >= self.observer.due_s:
-                late = executor.stragglers()
-                self.observer.look(
-                    engine,
-                    now_s,
-                    wall_ms=now_ms(),
-                    running=len(executor),
-                    member=bool(adapter.member_id),
-                    stragglers=late,
-                )
+                self._observe(self.observer, now_s)
             if now_s >= adapter.reseating.due_s and self._drained_at is None:
                 adapter.reseating.look(ownership.expected(engine), now_s)
             if now_s >= look_s:
@@ -293,17 +281,20 @@ class Worker:
                 if any(shard.refused == PARTIAL for shard in engine.shards.values()):
                     self._count_partitions()
                     self._refuse_partial()
-            if records or told or committed:
-                timeout_s, active_s = 0.0, now_s
-                continue
-            timeout_s = self._rest(now_s - active_s)
+            if busy:
+                self._poll_s, active_s = 0.0, now_s
+            else:
+                self._poll_s = self._rest(now_s - active_s)
 
-    def _take(self, bands: int | None = None) -> None:
-        """What was fetched, into the engine."""
-        records = self.adapter.take(bands)
-        if records:
-            self.engine.fetched(records)
-            self._noticing.look(records, self._partitions)
+    def _observe(self, observer: Observer, now_s: float) -> None:
+        observer.look(
+            self.engine,
+            now_s,
+            wall_ms=now_ms(),
+            running=len(self.executor),
+            member=bool(self.adapter.member_id),
+            stragglers=self.executor.stragglers(),
+        )
 
     def _rest(self, idle_s: float) -> float:
         """Sleep on the handlers if any run; returns how long the next poll may wait."""
@@ -315,46 +306,80 @@ class Worker:
         due = self.engine.next_due_ms(clock())
         return IDLE_POLL_S if due is None else min(IDLE_POLL_S, due / 1_000)
 
-    def _read_control(self) -> bool:
-        cancelled, ready = self.control.poll()
-        if cancelled:
-            self.engine.cancel_read(cancelled, clock())
-        if ready:
-            ownership.control_read(self.engine, ready)
-        return bool(cancelled or ready)
+    # -- what the core asks for ----------------------------------------------------------------------------------------
 
-    def _read_status(self) -> bool:
-        slices = self.recall.poll()
-        for shard, epoch, facts, done in slices:
-            ownership.recalled(self.engine, shard, epoch, facts, done=done)
-        return bool(slices)
+    def _drive(self, flow: turn.Turn) -> bool:
+        answer: Answer = None
+        while True:
+            try:
+                ask = flow.send(answer)
+            except StopIteration as end:
+                return bool(end.value)
+            match ask:
+                case TakeRecords(bands):
+                    answer = self._take(bands)
+                case TakeExecutions():
+                    answer = self._executions()
+                case TakeFacts():
+                    answer = self._facts()
+                case HandOver(effects):
+                    self._hand_over(effects)
+                    answer = None
+                case AwaitExecutions(wait_ms):
+                    answer = self.executor.wait(wait_ms / 1_000)
+                case Fetch():
+                    answer = self._fetched = self.adapter.fetch(self._poll_s, RECORDS_MAX)
+                case _:
+                    answer = self._perform(ask)
+            self.watchdog.step()
 
-    def _collect(self) -> bool:
-        """What the executor has to tell, into the engine."""
+    def _perform(self, ask: Ask) -> Answer:
+        began_s = time.monotonic()
+        answer = self.adapter.perform(ask)
+        if isinstance(ask, EndTransaction):
+            now_s = time.monotonic()
+            self._settled_s = now_s + min(max(SETTLE_S, now_s - began_s), SETTLE_MAX_S)
+        if self.observer is not None:
+            self.observer.performed(ask, answer)
+        return answer
+
+    def _take(self, bands: int | None) -> list[RequestRecord]:
+        records = self.adapter.take(bands)
+        if records:
+            self._noticing.look(records, self._partitions)
+        return records
+
+    def _facts(self) -> Facts:
+        if self._fetched or self.executor.ended:  # a batch will follow
+            time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
+        cancelled, controlled = self.control.poll()
+        return Facts(
+            cancelled,
+            controlled,
+            self.recall.poll(),
+            self.adapter.probes.answers(),
+            self._executions(),
+            int(self.adapter.throttled_s * 1_000),
+        )
+
+    def _executions(self) -> Executions:
         begun, (done, progress) = self.executor.begun(), self.executor.drain()
-        if not (begun or done or progress):
-            return False
-        now, engine = clock(), self.engine
-        for token in begun:
-            engine.begun(token, now)
-        for token, fraction, message in progress:
-            engine.progressed(token, fraction, message, now)
-        for token, outcome in done:
-            if outcome.result is not None and self._size.may_not_fit(outcome.result):
-                outcome = self._fitting(token, outcome)
-            engine.ended(token, outcome, now)
-        return True
+        if not done:
+            return Executions(begun, progress)
+        return Executions(begun, progress, [(token, self._fitting(token, outcome)) for token, outcome in done])
 
     def _fitting(self, token: int, outcome: Outcome) -> Outcome:
+        if outcome.result is None or not self._size.may_not_fit(outcome.result):
+            return outcome
         claim = self.engine.running.get(token)
         labels = claim.record.request.labels if claim is not None and claim.record.request is not None else None
         return self._size.fitting(outcome, labels)
 
-    def _dispatch(self) -> None:
-        """Effects out, in batches."""
+    def _hand_over(self, effects: list[Effect]) -> None:
+        """In batches."""
         starts: list[Start] = []
         stops: list[Stop] = []
-        for effect in self.engine.take_effects():
+        for effect in effects:
             match effect:
                 case Start():
                     starts.append(effect)
@@ -378,42 +403,6 @@ class Worker:
         if stops:
             self.executor.stop(stops)
 
-    def _drive(self, flow: protocol.Flow) -> bool:
-        answer: Answer = None
-        while True:
-            try:
-                ask = flow.send(answer)
-            except StopIteration as end:
-                return bool(end.value)
-            answer = self._perform(ask)
-            self.watchdog.step()
-
-    def _perform(self, ask: Ask) -> Answer:
-        if isinstance(ask, AwaitEnded):
-            return self._await_ended(ask)
-        if isinstance(ask, Flush):  # the broker is busy for 5 to 20 ms
-            self._take()
-            self._collect()
-            self.engine.prepare(clock())
-        began_s = time.monotonic()
-        answer = self.adapter.perform(ask)
-        if isinstance(ask, EndTransaction):
-            now_s = time.monotonic()
-            self._settled_s = now_s + min(max(SETTLE_S, now_s - began_s), SETTLE_MAX_S)
-        if self.observer is not None:
-            self.observer.performed(ask, answer)
-        return answer
-
-    def _await_ended(self, ask: AwaitEnded) -> None:
-        self._dispatch()
-        deadline = time.monotonic() + REVOKE_WAIT_S
-        while any(token in self.engine.running for token in ask.tokens):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            self.executor.wait(min(left, 0.05))
-            self._collect()
-
     # -- the group's callbacks, inside poll ----------------------------------------------------------------------------
 
     def _assigned(self, shards: Sequence[int]) -> None:
@@ -425,7 +414,7 @@ class Worker:
         ownership.own(self.engine, [number for number in shards if number >= self._partitions])
         self._refuse_partial()
         if whole:
-            self._drive(protocol.assigned(self.engine, whole, clock))
+            self._drive(turn.assigned(self.engine, whole, clock))
 
     def _count_partitions(self) -> None:
         """Shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
@@ -443,14 +432,11 @@ class Worker:
                 shard.refused = None
 
     def _revoked(self, shards: Sequence[int]) -> None:
-        self._collect()
-        clean = self._drive(protocol.revoked(self.engine, shards, clock))
-        self._dispatch()
+        clean = self._drive(turn.revoked(self.engine, shards, clock))
         event_log.emit("shards_revoked", {"shards": list(shards), "clean": clean})
 
     def _lost(self, shards: Sequence[int]) -> None:
-        protocol.lost(self.engine, shards)
-        self._dispatch()
+        self._drive(turn.lost(self.engine, shards))
         event_log.emit("shards_lost", {"shards": list(shards)})
 
     def _position_lost(self, band: int, shard: int, offset: int) -> None:
@@ -473,13 +459,12 @@ class Worker:
             event_log.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
         if len(self._stops) > 1:
             return False
-        busy = self.engine.running or self.engine.urgent
-        return bool(busy) and now_s - self._drained_at < self.settings.drain_grace_s
+        return turn.unfinished(self.engine) and now_s - self._drained_at < self.settings.drain_grace_s
 
     def _leave(self) -> None:
         """Leave the group; on_revoke hands everything over."""
         self.adapter.leave()
-        self._dispatch()
+        self._hand_over(self.engine.take_effects())
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 

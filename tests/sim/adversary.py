@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from streamtask.domain.ports import (
     AbortTransaction,
-    AwaitEnded,
     CommitPlain,
     EndTransaction,
     Fault,
     FaultKind,
     FenceIds,
+    Fetch,
     Flush,
     ListOffsets,
     Poll,
@@ -90,7 +90,7 @@ class Adversary:
         mix = self.mix
         if self.calm or not mix.strikes_left or not self._strikes or not process.alive or process.frozen:
             return False
-        chance = mix.strike / 10 if type(ask) is Poll else mix.strike
+        chance = mix.strike / 10 if isinstance(ask, Poll | Fetch) else mix.strike
         if self.rng.random() >= chance:
             return False
         kind = self.rng.choices(self._strikes, self._weights)[0]
@@ -151,7 +151,7 @@ class Adversary:
     def twist(self, process: Process, ask: object) -> Fault | str:
         """What goes wrong with this ask: a fault in place of it, a word that its performer knows, or ""."""
         mix = self.mix
-        if type(ask) is Poll or type(ask) is AwaitEnded:
+        if isinstance(ask, Poll | Fetch):
             return ""
         if process.cluster.timeline.now < self.away_until_ms:
             return self._unanswered(ask)

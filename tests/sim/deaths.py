@@ -7,7 +7,7 @@ from typing import Any
 from streamtask.core.offset_map import Mark
 from streamtask.core.suspects import ALONE, ONLY, STAGES
 from streamtask.domain.model import HandlerKind, TaskStatus
-from streamtask.domain.ports import CommitPlain, EndTransaction, FenceIds, Poll, SendOffsets
+from streamtask.domain.ports import CommitPlain, EndTransaction, FenceIds, Fetch, SendOffsets
 
 from .clients import Wish
 from .handlers import config, without_children
@@ -83,7 +83,7 @@ def child_dies_and_then_its_worker() -> None:
         stage.until_running(task)
 
         def after_the_death(process: Process, ask: Any, task: History = task) -> bool:
-            return task.attempt == 1 and process.slot == A and not process.executions and type(ask) is not Poll
+            return task.attempt == 1 and process.slot == A and not process.executions and type(ask) is not Fetch
 
         stage.at_moment(moment, stage.crash, of=after_the_death)
         stage.until(lambda stage=stage, task=task: bool(stage.struck) or task.attempt == 2, "A is dead, or too late")
@@ -315,7 +315,7 @@ def trace_death_hidden_by_a_clean_record() -> None:
         task = stage.submit("long", "ok")
         stage.until_running(task)
         stage.move(0, B)
-        stage.at_moment(moment, stage.crash, of=lambda process, ask: process.slot == A and type(ask) is not Poll)
+        stage.at_moment(moment, stage.crash, of=lambda process, ask: process.slot == A and type(ask) is not Fetch)
         stage.play()
         if not stage.struck:
             assert moment > 6, f"a revoke has more moments than {moment}"

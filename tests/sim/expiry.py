@@ -55,7 +55,11 @@ def expires_while_its_start_is_committed() -> None:
     """The commit of its RUNNING takes longer than it has time: it was granted an attempt and is not handed over."""
     stage = Stage()
     stage.start(A)
-    stage.cluster.latency_ms = (EXPIRES_AFTER_MS, EXPIRES_AFTER_MS)
+
+    def slow(_: Process) -> None:
+        stage.cluster.latency_ms = (EXPIRES_AFTER_MS, EXPIRES_AFTER_MS)
+
+    stage.on(Produce, slow)
     task = _expiring(stage)
     stage.play()
-    _never_ran(stage, task, attempt=task.attempt)
+    _never_ran(stage, task, attempt=1)

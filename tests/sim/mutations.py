@@ -29,6 +29,7 @@ from streamtask.domain.ports import (
     Fault,
     FaultKind,
     Flush,
+    HandOver,
     Now,
     Produce,
     ReadSettled,
@@ -56,6 +57,7 @@ def _write_ahead() -> Any:
             fault = yield Flush(batch.plan)
         if fault is None:
             settlement.settle(engine, batch, clock())
+            yield HandOver(engine.take_effects())
             fault = yield SendOffsets(batch.plan)
         if fault is None:
             fault = yield EndTransaction()

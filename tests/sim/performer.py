@@ -17,13 +17,13 @@ from streamtask.domain.ports import (
     STATUS,
     AbortTransaction,
     Ask,
-    AwaitEnded,
     Cell,
     CommitPlain,
     EndTransaction,
     Fault,
     FaultKind,
     FenceIds,
+    Fetch,
     Flush,
     ListOffsets,
     Poll,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 CLAIM_DEADLINE_MS = 3_000
 DECIDED_MS = 700  # kafka.fencing.DECIDED_S
-REVOKE_DEADLINE_MS = 2_000
 
 
 class Blocked:
@@ -74,14 +73,6 @@ class Performer:
 
     def next_id(self) -> str:
         """A transactional id that was never used."""
-        raise NotImplementedError
-
-    def deliver(self) -> bool:
-        """Tell the engine which executions have ended."""
-        raise NotImplementedError
-
-    def meanwhile(self) -> None:
-        """Facts may come in, while a flush is waited for."""
         raise NotImplementedError
 
     def _perform(self, ask: Ask, since_ms: int) -> Any:
@@ -141,7 +132,6 @@ class Performer:
         return self.broker.produce(self.producer, ask.plan)
 
     def _flush(self, ask: Flush, waited_ms: int, twist: str) -> Any:
-        self.meanwhile()
         if twist:
             return _left(twist)
         silent = self.broker.silent(ask.plan)
@@ -182,18 +172,12 @@ class Performer:
         self.producer = self.broker.new_producer(self.next_id())
         return self.producer.id
 
-    def _poll(self, ask: Poll, waited_ms: int, twist: str) -> Any:
+    def _poll(self, ask: Poll | Fetch, waited_ms: int, twist: str) -> Any:
         return None
 
     def _rejoin(self, ask: Rejoin, waited_ms: int, twist: str) -> Any:
         if self.member is not None:
             self.broker.group.remove(self.member)
-        return None
-
-    def _await_ended(self, ask: AwaitEnded, waited_ms: int, twist: str) -> Any:
-        if any(token in self.executions for token in ask.tokens) and waited_ms < REVOKE_DEADLINE_MS:
-            return BLOCKED
-        self.deliver()
         return None
 
 
@@ -214,6 +198,6 @@ _PERFORM: dict[type, str] = {
     AbortTransaction: "_abort",
     RenewProducer: "_renew",
     Poll: "_poll",
+    Fetch: "_poll",
     Rejoin: "_rejoin",
-    AwaitEnded: "_await_ended",
 }

@@ -205,6 +205,30 @@ def id_used_again_and_compacted() -> None:
         stage.expect(new, COMPLETED, attempt=1)
 
 
+def refused_earlier_request_of_a_key_is_forgotten() -> None:
+    """The dead letter of a repeated task_id is all that says that it is over. When the offsets are lost, it begins anew; what
+    came behind it with the same ordering key runs by then, and goes on first."""
+    stage = Stage()
+    stage.start(A)
+    task_id = "0190a0a0-0000-7000-8000-00000000000a"
+    first = stage.submit("long", "ok", task_id=task_id)
+    stage.until_running(first)
+    repeated = stage.submit("ok", band=2, task_id=task_id, ordering_key="b")
+    behind = stage.submit("hang", "ok", band=2, ordering_key="b")
+    stage.until_running(behind)
+    assert repeated.letters == 1, f"{repeated}"
+    stage.until(lambda: first.ended is not None, "the first has ended")
+    _everybody_leaves(stage)
+    stage.cluster.forget_offsets(0)
+    stage.start(B)
+    third = stage.submit("ok", band=2, ordering_key="b")
+    stage.play()
+    stage.expect(first, COMPLETED, attempt=1)
+    for history in (repeated, third):
+        stage.expect(history, COMPLETED, attempt=1)
+    stage.expect(behind, COMPLETED, attempt=2)
+
+
 def recovery_interrupted() -> None:
     """An owner dies while it still reads tasks.status: its ledger is valid but empty, and says so."""
     for moment in range(0, 30, 2):

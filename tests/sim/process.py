@@ -1,9 +1,9 @@
 """One worker process: the real core, driven one ask at a time against the model broker.
 
-The loop is the worker's: poll (group callbacks run nested flows), fetched records, endings, tick, one step of the
-owner, effects. Every ask is two moments, the one at which it takes effect at the broker and the one at which its answer
-arrives; between any two moments the adversary may act. A frozen process keeps what would have happened to it until it
-wakes; a dead one loses it.
+The loop is the worker's own, core/turn.py. Every ask of the broker is two moments, the one at which it takes effect there and
+the one at which its answer arrives; between any two moments the adversary may act. What the loop asks of its own process is
+answered at once, with as much as has come in, or less. A frozen process keeps what would have happened to it until it wakes; a
+dead one loses it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from streamtask.core import ownership, protocol, set_aside
+from streamtask.core import turn
 from streamtask.core.engine import Engine
 from streamtask.core.slot_sharing import WHOLE
 from streamtask.domain.model import ENDED, Ending, HandlerKind, Outcome, RequestRecord
 from streamtask.domain.ports import (
     Ask,
+    AwaitExecutions,
     Cell,
+    Effect,
+    Executions,
+    Facts,
     FenceIds,
+    Fetch,
+    HandOver,
     Now,
     Pause,
     Place,
@@ -32,6 +38,9 @@ from streamtask.domain.ports import (
     Start,
     Stop,
     StopReason,
+    TakeExecutions,
+    TakeFacts,
+    TakeRecords,
 )
 
 from . import in_time, weights
@@ -44,15 +53,17 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 FETCH_MAX = 12
+LATE = 0.2
 REREAD_MS = (5, 40)
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Nothing to do: sleep until something happens."""
+    """Nothing to do: sleep until something happens, or for so long."""
+
+    most_ms: int | None = None
 
 
-REST = Rest()
 Flow = Generator[Any, Any, Any]
 
 
@@ -80,7 +91,8 @@ class Process(Performer):
         self.executions: dict[int, Execution] = {}
         self.begun: list[int] = []  # tokens that children have told
         self.endings: list[tuple[int, Outcome]] = []
-        self.progress: list[tuple[int, float]] = []
+        self.progress: list[tuple[int, float, None]] = []
+        self.probes: list[tuple[Place, str | None]] = []
         self.control_at = 0
         self.control_wanted: list[tuple[int, tuple[int, ...]]] = []
         self.recalls: list[tuple[RecallStatus, int]] = []
@@ -140,16 +152,13 @@ class Process(Performer):
     def _main(self) -> Flow:
         engine = self.engine
         while True:
-            yield from self._play(self._once(Poll()))
-            busy = self._facts()
-            yield from self._play(protocol.step(engine, self.now))
-            busy = self._effects() or busy
+            busy = yield from self._play(turn.turn(engine, self.now))
             self._bounded()
             self.idle_rounds = 0 if busy else self.idle_rounds + 1
-            if self.leaving and not (engine.running and self.cluster.timeline.now < self._leaves_at):
+            if self.leaving and not (turn.unfinished(engine) and self.cluster.timeline.now < self._leaves_at):
                 yield from self._leave_group()
                 return
-            yield REST
+            yield Rest()
 
     def drain(self, grace_ms: int) -> None:
         """SIGTERM: start nothing more, let what runs end within the grace time, hand over, leave."""
@@ -162,7 +171,7 @@ class Process(Performer):
         held = tuple(sorted(self.held))
         self.membership = self.broker.group.capture(self.member)
         if held and self.membership is not None:
-            yield from self._nested(protocol.revoked(self.engine, held, self.now))
+            yield from self._play(turn.revoked(self.engine, held, self.now))
         self.cluster.left(self)
 
     def _bounded(self) -> None:
@@ -183,22 +192,34 @@ class Process(Performer):
             for backlog in shard.backlogs:
                 assert len(backlog.records) < config.backlog_max + FETCH_MAX, f"{len(backlog.records)} records wait"
 
-    @staticmethod
-    def _once(ask: Ask) -> Flow:
-        yield ask
-
     def _play(self, flow: Flow) -> Flow:
-        """Drive a flow of the core; a poll runs the group's callbacks inside."""
+        """Drive a flow of the core; the group's callbacks run inside a poll. Returns what the flow returns."""
         answer: Any = None
         while True:
             try:
                 ask = in_time.granted(self, flow.send(answer))
-            except StopIteration:
-                return
-            self._effects()  # what revoke told to stop has to hear of it before it is waited for
-            answer = yield ask
-            if type(ask) is Poll:
-                yield from self._callbacks()
+            except StopIteration as end:
+                return end.value
+            match ask:
+                case TakeRecords(bands):
+                    answer = self._take_records(bands)
+                case TakeExecutions():
+                    answer = self._take_executions()
+                case TakeFacts():
+                    answer = self._take_facts()
+                case HandOver(effects):
+                    answer = self._hand_over(effects)
+                case AwaitExecutions(wait_ms):
+                    answer = yield Rest(wait_ms)
+                case Fetch():
+                    yield ask
+                    yield from self._callbacks()
+                    answer = self._fetch()
+                case Poll():
+                    answer = yield ask
+                    yield from self._callbacks()
+                case _:
+                    answer = yield ask
 
     def _callbacks(self) -> Flow:
         group, engine = self.broker.group, self.engine
@@ -206,15 +227,14 @@ class Process(Performer):
             if self.held:
                 lost, self.held = tuple(sorted(self.held)), set()
                 self._leave(lost)
-                protocol.lost(engine, lost)
-                self._effects()
+                yield from self._play(turn.lost(engine, lost))
             self.member = group.join()
             self.cluster.note(self.name, "joins the group")
         self.membership = group.capture(self.member)
         revoking = tuple(s for s in sorted(self.held) if s in group.revoking(self.member or 0))
         if revoking:
             self.cluster.note(self.name, f"revoke {revoking}")
-            yield from self._nested(protocol.revoked(engine, revoking, self.now))
+            yield from self._play(turn.revoked(engine, revoking, self.now))
             self.held.difference_update(revoking)
             self._leave(revoking)
             group.release(self.member or 0, list(revoking))
@@ -222,12 +242,8 @@ class Process(Performer):
         if fresh:
             self.held.update(fresh)
             self.membership = group.capture(self.member)
-            yield from self._nested(protocol.assigned(engine, fresh, self.now))
+            yield from self._play(turn.assigned(engine, fresh, self.now))
         self.membership = group.capture(self.member)
-
-    def _nested(self, flow: Flow) -> Flow:
-        yield from self._play(flow)
-        self._effects()
 
     def _leave(self, shards: tuple[int, ...]) -> None:
         self.claimed.difference_update(shards)
@@ -241,20 +257,20 @@ class Process(Performer):
             ask = self._flow.send(answer)
         except StopIteration:
             return  # it has drained and left
-        if ask is REST:
-            self._rest()
+        if isinstance(ask, Rest):
+            self._rest(ask.most_ms)
             return
         self.doing = type(ask).__name__
         self.do(self.cluster.latency(), lambda: self._arrive(ask, self.cluster.timeline.now))
 
-    def _rest(self) -> None:
+    def _rest(self, most_ms: int | None) -> None:
         self.resting = True
         self.doing = "rests"
         self._wake_serial += 1
         serial = self._wake_serial
-        most = min(400, 2 << min(self.idle_rounds, 8))
+        most = most_ms or min(400, 2 << min(self.idle_rounds, 8))
         due_ms = self.engine.next_due_ms(self.now())
-        if due_ms is not None:
+        if due_ms is not None and most_ms is None:
             most = min(most, due_ms + 5)
         self.do(self.rng.randint(1, most), lambda: self._rested(serial))
 
@@ -285,47 +301,36 @@ class Process(Performer):
         if answer is BLOCKED:
             self.do(self.rng.randint(*REREAD_MS), lambda: self._arrive(ask, since_ms))
             return
-        if type(ask) is not Poll:
+        if not isinstance(ask, Poll | Fetch):
             cluster.note(self.name, ask if answer is None else (ask, answer))
         self.do(cluster.latency(), lambda: self._resume(answer))
         cluster.strikes(self, ask, before=False)
 
     # -- facts and effects ---------------------------------------------------------------------------------------------
 
-    def deliver(self) -> bool:
-        begun, self.begun = self.begun, []
-        for token in begun:
-            self.engine.begun(token, self.now())
-        endings, self.endings = self.endings, []
-        for token, outcome in endings:
-            self.engine.ended(token, outcome, self.now())
-        return bool(begun or endings)
+    def _take_records(self, bands: int | None) -> list[RequestRecord]:
+        """What was fetched, or nothing yet: a real client has not always got it."""
+        return [] if self.rng.random() < LATE else self._read_log(bands)
 
-    def meanwhile(self) -> None:
-        """As much as the worker takes in while it waits for a flush, and cancels, which it does not."""
-        if self.rng.random() < 0.7:
-            self._facts(tick=False)
-            self.engine.prepare(self.now())
+    def _take_executions(self) -> Executions:
+        told = Executions(self.begun, self.progress, self.endings)
+        self.begun, self.progress, self.endings = [], [], []
+        return told
 
-    def _facts(self, *, tick: bool = True) -> bool:
-        """What has come in since the last turn. True when anything has."""
-        engine, now = self.engine, self.now()
-        records = self._fetch()
-        if records:
-            engine.fetched(records)
-        busy = bool(records) | self._read_control(now) | self._read_back()
-        progress, self.progress = self.progress, []
-        for token, fraction in progress:
-            engine.progressed(token, fraction, None, now)
-        busy = self.deliver() or busy or bool(progress)
-        if tick:
-            engine.tick(now)
-        return busy
+    def _take_facts(self) -> Facts:
+        probed, self.probes = self.probes, []
+        cancelled, controlled = self._read_control()
+        return Facts(cancelled, controlled, self._read_back(), probed, self._take_executions())
 
-    def _fetch(self) -> list[RequestRecord]:
+    def _fetch(self) -> bool:
+        """Whether there is anything to take."""
+        at = self.positions.items()
+        return any(position < self.broker.logs[cell].end for cell, position in at if cell not in self.paused)
+
+    def _read_log(self, bands: int | None) -> list[RequestRecord]:
         out: list[RequestRecord] = []
         for cell, position in self.positions.items():
-            if cell in self.paused:
+            if cell in self.paused or (bands is not None and cell[0] >= bands):
                 continue
             log = self.broker.logs[cell]
             if position < log.start:
@@ -345,21 +350,17 @@ class Process(Performer):
             self.positions[cell] = position
         return out
 
-    def _read_control(self, now: Now) -> bool:
-        control = self.broker.control
-        news = control[self.control_at : self.control_at + self.rng.randint(1, 20)]
-        if news:
-            self.control_at += len(news)
-            self.engine.cancel_read(news, now)
-        due = [shards for end, shards in self.control_wanted if end <= self.control_at]
-        if due:
-            self.control_wanted = [w for w in self.control_wanted if w[0] > self.control_at]
-            for shards in due:
-                ownership.control_read(self.engine, shards)
-        return bool(news or due)
+    def _read_control(self) -> tuple[list[str], list[int]]:
+        """Ids that are cancelled, and shards whose reading is done."""
+        news = self.broker.control[self.control_at : self.control_at + self.rng.randint(1, 20)]
+        self.control_at += len(news)
+        due = [shard for end, shards in self.control_wanted if end <= self.control_at for shard in shards]
+        self.control_wanted = [wanted for wanted in self.control_wanted if wanted[0] > self.control_at]
+        return news, due
 
-    def _read_back(self) -> bool:
+    def _read_back(self) -> list[tuple[int, int, list[Recalled], bool]]:
         """Recall reads its status partition to the high watermark that it saw, as far as the LSO lets it."""
+        slices = []
         ready = [(ask, end) for ask, end in self.recalls if self.broker.status[ask.shard].stable >= end]
         for item in ready:
             self.recalls.remove(item)
@@ -371,12 +372,11 @@ class Process(Performer):
                 for e in self.broker.status[ask.shard].entries[:end]
                 if e.fate and not e.compacted
             ]
-            ownership.recalled(self.engine, ask.shard, ask.epoch, facts, done=True)
-        return bool(ready)
+            slices.append((ask.shard, ask.epoch, facts, True))
+        return slices
 
-    def _effects(self) -> bool:
-        effects = in_time.handed_over(self, self.engine.take_effects())
-        for effect in effects:
+    def _hand_over(self, effects: list[Effect]) -> None:
+        for effect in in_time.handed_over(self, effects):
             kind = type(effect)
             if kind is Start:
                 self._start(effect)
@@ -395,11 +395,10 @@ class Process(Performer):
                 self.recalls.append((effect, self.broker.status[effect.shard].end))
             else:
                 self.cluster.note(self.name, effect)
-        return bool(effects)
 
     def _probed(self, place: Place) -> None:
         why = "in-sync replicas 1 of 2" if place in self.broker.sick else None
-        set_aside.probed(self.engine, place, why, self.now())
+        self.probes.append((place, why))
         self.stir()
 
     def _start(self, effect: Start) -> None:
@@ -461,7 +460,7 @@ class Process(Performer):
 
     def _progress(self, token: int, fraction: float) -> None:
         if token in self.executions:
-            self.progress.append((token, fraction))
+            self.progress.append((token, fraction, None))
             self.stir()
 
     def _child_dies(self, execution: Execution) -> None:

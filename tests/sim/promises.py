@@ -89,6 +89,7 @@ class History:
     again: bool = False  #: a mere dead letter that a recovery may write once more
     excused: bool = False
     unsaid: bool = False  #: it has ended, and nothing that is left says so: it may run once more, from its beginning
+    anew: bool = False  #: it did: what came behind it may have been running by then
 
     def __repr__(self) -> str:
         request = self.record.request
@@ -99,6 +100,7 @@ class History:
 
     def begin_anew(self) -> None:
         """Its end is forgotten, and it runs as if it never had."""
+        self.anew = True
         self.unsaid = self.created = self.running = self.died = self.handed = self.must = self.may = False
         self.attempt = self.letters = self.lost = self.charges = self.seen_attempt = self.trial = 0
         self.ended = self.ended_code = self.seen = None
@@ -265,6 +267,7 @@ class Promises:
             raise self._broken("CREATED is committed of a request that became a dead letter", history)
         history.letters = 0
         history.again = False
+        history.anew = True
 
     def _next_attempt(self, history: History, attempt: int, texts: dict[Cell, tuple[OffsetMap, Head | None]]) -> None:
         cell = (history.record.band, history.record.partition)
@@ -440,12 +443,14 @@ class Promises:
         if owner and history.ended is not None:
             raise self._broken("its owner starts a request whose terminal event is committed", history)
         if owner and record.request is not None and record.request.ordering_key is not None:
-            self._in_order(history, record.request.ordering_key)
+            self._in_order(history, record.request.ordering_key, attempt)
 
-    def _in_order(self, history: History, key: str) -> None:
+    def _in_order(self, history: History, key: str, attempt: int) -> None:
         for other in self.keys[history.record.band, history.record.partition, key]:
             if other is history:
                 return
+            if other.anew and attempt > 1:
+                continue  # it had begun when the end of the other one was forgotten
             if not other.finished and not other.excused:
                 raise self._broken(f"{history.origin} starts before {other.origin} of the same ordering key", other)
 

@@ -65,6 +65,7 @@ from .positions import (
     offset_missing,
     offset_not_ours,
     recovery_interrupted,
+    refused_earlier_request_of_a_key_is_forgotten,
     topic_made_anew,
     unknown_version,
 )
@@ -366,6 +367,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         offset_missing,
         offset_not_ours,
         recovery_interrupted,
+        refused_earlier_request_of_a_key_is_forgotten,
         id_used_again_and_compacted,
         topic_made_anew,
         log_cut_and_recovery_interrupted,

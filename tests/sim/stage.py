@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamtask.domain.model import TaskStatus
-from streamtask.domain.ports import AwaitEnded, Fault, Poll
+from streamtask.domain.ports import Fault, Fetch, Poll
 
 from .adversary import Adversary
 from .clients import Wish, wish
@@ -33,7 +33,7 @@ class _Script(Adversary):
         self.answers: list[tuple[type, Fault | str, Where]] = []
 
     def twist(self, process: Process, ask: object) -> Fault | str:
-        if isinstance(ask, Poll | AwaitEnded):
+        if isinstance(ask, Poll | Fetch):
             return ""
         for cue in self.answers:
             if type(ask) is cue[0] and cue[2](process, ask):
