@@ -11,8 +11,8 @@ from streamtask.domain.ports import CommitPlain, EndTransaction, FenceIds, Fetch
 
 from .clients import Wish
 from .handlers import config, without_children
+from .history import History
 from .process import Process
-from .promises import History
 from .stage import Stage, slot_of
 
 COMPLETED, FAILED = TaskStatus.COMPLETED, TaskStatus.FAILED

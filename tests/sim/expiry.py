@@ -5,8 +5,8 @@ from __future__ import annotations
 from streamtask.domain.model import TaskStatus
 from streamtask.domain.ports import EndTransaction, Produce
 
+from .history import History
 from .process import Process
-from .promises import History
 from .stage import Stage
 
 A = 0

@@ -11,7 +11,7 @@ from streamtask.core.memory import Memory, Share
 from streamtask.domain.model import HandlerKind, TaskStatus
 
 from .handlers import config as default_config
-from .promises import History
+from .history import History
 from .stage import Stage
 
 LOW, HIGH = 2, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamtask.domain.model import TaskStatus
 from streamtask.domain.ports import OffsetCommit
 
-from .promises import History
+from .history import History
 from .stage import Stage, slot_of
 
 COMPLETED = TaskStatus.COMPLETED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamtask.domain.model import TaskStatus
 from streamtask.domain.ports import DEAD, LETTERS, STATUS, Flush
 
-from .promises import History
+from .history import History
 from .stage import Stage, slot_of
 
 COMPLETED, FAILED = TaskStatus.COMPLETED, TaskStatus.FAILED

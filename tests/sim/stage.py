@@ -18,8 +18,8 @@ from streamtask.domain.ports import Fault, Fetch, Poll
 from .adversary import Adversary
 from .clients import Wish, wish
 from .cluster import Cluster
+from .history import History
 from .process import Process
-from .promises import History
 
 Where = Callable[[Process, Any], bool]
 LIMIT_MS = 90_000
