@@ -28,6 +28,8 @@ from streamtask.domain.ports import (
     StopReason,
 )
 
+LEADERLESS_MIN_MS, LEADERLESS_MAX_MS = 500, 8_000  # a claim that waits for a leader is made again after so long
+
 
 def own(state: State, numbers: Iterable[int]) -> None:
     """The group gave us these shards; nothing is known of them yet."""
@@ -58,9 +60,34 @@ def own_again(state: State, numbers: Iterable[int]) -> None:
         state.effects.append(Resume(cells))  # the backlog that had paused one is gone
 
 
-def unclaimed(state: State) -> tuple[int, ...]:
-    """Shards whose claim has to be made (again), less those that this release cannot read."""
-    return tuple(n for n, s in state.shards.items() if s.standing is Standing.UNCLAIMED and s.refused is None)
+def unclaimed(state: State, now: Now) -> tuple[int, ...]:
+    """Shards whose claim has to be made (again) now, less those that this release cannot read or that wait for a leader."""
+    return tuple(
+        n
+        for n, s in state.shards.items()
+        if s.standing is Standing.UNCLAIMED and s.refused is None and s.claim_at_ms <= now.mono_ms
+    )
+
+
+def with_leaders(state: State, numbers: Iterable[int], settled: Mapping[Cell, Settled], now: Now) -> tuple[int, ...]:
+    """Those of these shards all of whose request partitions have a leader. The others wait, by themselves: they are claimed
+    again after a pause that doubles up to LEADERLESS_MAX_MS."""
+    led = []
+    for number in numbers:
+        shard = state.shards[number]
+        missing = tuple(band for band in range(len(state.config.bands)) if not settled[band, number].led)
+        if not missing:
+            led.append(number)
+            shard.leaderless = ()
+            continue
+        if not shard.leaderless:
+            shard.leaderless_since_ms = now.mono_ms
+            names = [state.config.bands[band].name for band in missing]
+            state.effects.append(Note("claim_waits", {"shard": number, "bands": names}))
+        shard.leaderless = missing
+        waited_ms = now.mono_ms - shard.leaderless_since_ms
+        shard.claim_at_ms = now.mono_ms + max(LEADERLESS_MIN_MS, min(waited_ms, LEADERLESS_MAX_MS))
+    return tuple(led)
 
 
 def refuse(state: State, number: int, why: str) -> None:

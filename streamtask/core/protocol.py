@@ -77,6 +77,7 @@ def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
     if isinstance(settled, Fault):
         return _claim_fault(engine, settled, "read")
     ownership.resolve(engine, settled, clock())
+    numbers = ownership.with_leaders(engine, numbers, settled, clock())
     commits, seats = ownership.adopt(engine, numbers, settled)
     if not commits:
         return True
@@ -147,7 +148,7 @@ def step(engine: Engine, clock: Clock) -> Flow:
         if tokens := ownership.close(engine, torn):
             yield AwaitEnded(tokens)
         ownership.own_again(engine, torn)
-    unclaimed = ownership.unclaimed(engine)
+    unclaimed = ownership.unclaimed(engine, clock())
     if unclaimed and not (yield from claim(engine, unclaimed, clock)):
         return False
     engine.tick(clock())

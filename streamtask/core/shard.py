@@ -227,6 +227,7 @@ class Shard:
         "awaits_recall",
         "backlogs",
         "charged",
+        "claim_at_ms",
         "claims",
         "clock_ms",
         "deferred",
@@ -235,6 +236,8 @@ class Shard:
         "head_recovering",
         "held",
         "known_to",
+        "leaderless",
+        "leaderless_since_ms",
         "ledgers",
         "left_by",
         "log_ends",
@@ -270,6 +273,9 @@ class Shard:
         self.head_recovering = False  # what the last committed head says
         self.owes_cells = False  # so are all of its cells
         self.refused: str | None = None  # why it cannot be claimed at all
+        self.leaderless: tuple[int, ...] = ()  # bands whose partition nobody leads: its claim waits for them
+        self.leaderless_since_ms = 0  # monotonic
+        self.claim_at_ms = 0  # not to be claimed again before, monotonic
         # Open requests that the ledgers know but whose records have not come back yet, per cell: until all have, nothing
         # new is admitted, else a second record of a task_id could overtake the first one in another band.
         self.known_to = [0] * bands

@@ -80,17 +80,26 @@ class Committed:
     text: str | None = None
 
 
+UNKNOWN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """A stable committed offset with its metadata, and the bounds of the log seen after it.
 
-    log_start, log_end  first offset held, and the high watermark (the *uncommitted* end)
+    log_start, log_end  first offset held, and the high watermark (the *uncommitted* end); UNKNOWN while no broker leads the
+                        partition
     """
 
     offset: int | None
     text: str | None
     log_start: int
     log_end: int
+
+    @property
+    def led(self) -> bool:
+        """Whether a broker leads the partition, so that its log is known."""
+        return self.log_end != UNKNOWN
 
 
 class OffsetCommit(NamedTuple):

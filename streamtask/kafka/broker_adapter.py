@@ -129,6 +129,7 @@ class BrokerAdapter:
         self._reader = takeover.reader(settings, names.group)
         self._claim_times = ClaimTimes()
         self._unlisted = 0  # questions in a row that it got no answer to
+        self._leaderless = False  # a request partition was without a leader when logs were asked for the last time
         self._transaction: StatusTransaction | None = None
         self.probes = Probes(settings, names, slot)
         self.consumer = ShardConsumer(
@@ -239,9 +240,17 @@ class BrokerAdapter:
         return fence_ids(self._settings, ask.ids, timeout_s=self._deadlines.fence_s, on_refused=self._on_error)
 
     def _read_settled(self, ask: ReadSettled) -> Answer:
-        return takeover.read_settled(
-            self.consumer.handle, self._reader, self._names, ask.shards, timeout_s=self._deadlines.settled_s
+        found = takeover.read_settled(
+            self.consumer.handle,
+            self._reader,
+            self._names,
+            ask.shards,
+            timeout_s=self._deadlines.settled_s,
+            looks=self._leaderless,
         )
+        if not isinstance(found, Fault):
+            self._leaderless = not all(settled.led for settled in found.values())
+        return found
 
     def _commit_plain(self, ask: CommitPlain) -> Answer:
         return takeover.commit_plain(

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
-from streamtask.domain.ports import Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
+from streamtask.domain.ports import UNKNOWN, Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
 from streamtask.kafka.faults import Call, error_of, fault
 from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try_s, look_at_leaders
@@ -93,10 +93,45 @@ def list_offsets(
     return answer
 
 
+def _log_bounds(
+    asker: Consumer, places: Iterable[tuple[str, int]], *, deadline: float, looks: bool
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """{place: (first offset held, end)} of those that a broker leads. Raises KafkaException.
+
+    looks  ask first who leads: a question about a partition without a leader is answered for none, and only at its deadline
+    """
+    asked = _led(asker, places) if looks else list(places)
+    try:
+        starts = _log_bound(asker, asked, _EARLIEST, deadline=deadline) if asked else {}
+        ends = _log_bound(asker, asked, _LATEST, deadline=deadline) if asked else {}
+    except KafkaException:
+        if looks or len(_led(asker, asked)) == len(asked):
+            raise
+        return _log_bounds(asker, asked, deadline=time.monotonic() + PROBE_S, looks=True)
+    return {place: (starts[place], ends[place]) for place in asked}
+
+
+def _led(asker: Consumer, places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those that have a leader, as far as brokers know. Raises KafkaException."""
+    places = list(places)
+    topics = {topic for topic, _ in places}
+    found = {topic: asker.list_topics(topic, timeout=PROBE_S).topics[topic].partitions for topic in topics}
+    return [(topic, number) for topic, number in places if number in found[topic] and found[topic][number].leader >= 0]
+
+
 def read_settled(
-    member: Consumer, asker: Consumer, names: TopicNames, shards: Sequence[int], *, timeout_s: float
+    member: Consumer,
+    asker: Consumer,
+    names: TopicNames,
+    shards: Sequence[int],
+    *,
+    timeout_s: float,
+    looks: bool = False,
 ) -> dict[Cell, Settled] | Fault:
-    """Claim 3: the stable committed offsets, waiting for pending ones, then the bounds of each log."""
+    """Claim 3: the stable committed offsets, waiting for pending ones, then the bounds of each log.
+
+    looks  a partition was without a leader the last time
+    """
     cells = cells_of(names, shards)
     deadline = time.monotonic() + timeout_s
     try:
@@ -109,14 +144,13 @@ def read_settled(
     try:
         # A stable read may have taken all of the time; the bounds take some milliseconds.
         deadline = max(deadline, time.monotonic() + PROBE_S)
-        starts = _log_bound(asker, cells, _EARLIEST, deadline=deadline)
-        ends = _log_bound(asker, cells, _LATEST, deadline=deadline)
+        bounds = _log_bounds(asker, cells, deadline=deadline, looks=looks)
     except KafkaException as error:
         return fault(error, Call.READ_SETTLED)
     offsets = {(part.topic, part.partition): _committed(part) for part in parts}
+    unknown = (UNKNOWN, UNKNOWN)
     return {
-        cell: Settled(*offsets.get(place, (None, None)), log_start=starts[place], log_end=ends[place])
-        for place, cell in cells.items()
+        cell: Settled(*offsets.get(place, (None, None)), *bounds.get(place, unknown)) for place, cell in cells.items()
     }
 
 

@@ -45,6 +45,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     "shards_revoked": (logging.INFO, "the group revoked shards; fields: shards, clean"),
     "shards_lost": (logging.WARNING, "shards were lost without a revoke (session expired); fields: shards"),
     "shard_refused": (logging.ERROR, "this release cannot claim the shard; fields: shard, why"),
+    "claim_waits": (logging.WARNING, "request partitions have no leader: their shard is claimed when they have one, and "
+                                     "other shards go on; fields: shard, bands"),
     "shard_taken": (logging.WARNING, "another worker claimed a shard that this one held; fields: shard, why"),
     "position_unknown": (logging.INFO, "requests exist but no offset is committed: reads tasks.status first; fields:"
                                        " band, shard, why, from"),

@@ -82,7 +82,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "streamtask_shards": (GAUGE, ("state",), "Shards assigned to this worker: unclaimed, claimed, open, closing, "
                           "refused."),
     "streamtask_partition_set_aside_seconds": (GAUGE, ("topic", "partition", "reason"), "How long a partition has accepted "
-                                               "no records; topic: status or dead, partition -1: all of it."),
+                                               "no records (topic: status or dead, partition -1: all of it), or has had no "
+                                               "leader (topic: requests.BAND)."),
     "streamtask_batch_bytes": (GAUGE, (), "Size limit of the next transaction; falls when the broker does not accept it in "
                                "time."),
     "streamtask_rebalances_total": (COUNTER, ("kind",), "Times the group gave or took shards: assigned, revoked, lost."),

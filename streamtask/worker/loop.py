@@ -301,7 +301,7 @@ class Worker:
         if len(self.executor):
             self.executor.wait(BUSY_WAIT_S if idle_s < LONG_AFTER_S else BUSY_WAIT_LONG_S)
             return 0.0
-        if self.control or self.recall or self.engine.fenced or ownership.unclaimed(self.engine):
+        if self.control or self.recall or self.engine.fenced or ownership.unclaimed(self.engine, clock()):
             return BUSY_WAIT_LONG_S
         due = self.engine.next_due_ms(clock())
         return IDLE_POLL_S if due is None else min(IDLE_POLL_S, due / 1_000)

@@ -15,14 +15,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamtask.core.engine import Engine
 from streamtask.core.shard import Shard, Standing
 from streamtask.domain.model import ErrorCode, HandlerKind, TaskStatus
-from streamtask.domain.ports import STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
+from streamtask.domain.ports import LETTERS, STATUS, Answer, Ask, Cell, CommitPlan, EndTransaction, Produce
 from streamtask.execution.stack_location import Stragglers
 from streamtask.observability import event_log
 
@@ -73,7 +73,8 @@ class BandState:
 
 @dataclass(frozen=True, slots=True)
 class SetAsideState:
-    """A partition that takes no records. topic: `status` or `dead`; number -1: all of tasks.dead."""
+    """A partition that takes no records (topic: `status` or `dead`; number -1: all of tasks.dead), or has no leader (topic:
+    `requests.BAND`)."""
 
     topic: str
     number: int
@@ -82,6 +83,8 @@ class SetAsideState:
 
     def __str__(self) -> str:
         where = f"partition {self.number} of tasks.{self.topic}" if self.number >= 0 else f"tasks.{self.topic}"
+        if self.topic not in (STATUS, LETTERS):
+            return f"{where} has had no leader for {self.seconds:.0f} s; shard {self.number} waits"
         waits = f"shard {self.number} waits" if self.topic == STATUS else "tasks that failed wait"
         if self.topic != STATUS and self.number >= 0:
             waits = "dead letters go to the others"
@@ -257,10 +260,7 @@ class Observer:
             stalled_s=self._stalled(_waits(engine, bands), now_s),
             shards={standing.name.lower(): standings[standing.name.lower()] for standing in Standing},
             refused={number: s.refused for number, s in engine.shards.items() if s.refused is not None},
-            aside=tuple(
-                SetAsideState(topic, number, sick.why, max(0.0, now_s - sick.since_ms / 1_000))
-                for (topic, number), sick in engine.aside.places.items()
-            ),
+            aside=(*_aside(engine, now_s), *_leaderless(engine, now_s)),
             batch_bytes=engine.size.limit,
             unclaimed_s=self._unclaimed_for(engine.shards, now_s),
             bands=bands,
@@ -313,7 +313,7 @@ class Observer:
         self._unclaimed = now = {
             number: before[number] if before.get(number, (0,))[0] == shard.epoch else (shard.epoch, now_s)
             for number, shard in shards.items()
-            if shard.standing is Standing.UNCLAIMED
+            if shard.standing is Standing.UNCLAIMED and not shard.leaderless
         }
         return max((now_s - since for _, since in now.values()), default=0.0)
 
@@ -379,14 +379,17 @@ class Observer:
 
 
 def _waits(engine: Engine, bands: Iterable[BandState]) -> bool:
-    """Whether something is owed or waits that no partition set aside holds up."""
-    if not engine.aside:
-        return bool(engine.urgent) or any(band.tasks for band in bands)
+    """Whether something is owed or waits that no partition holds up which takes nothing or has no leader."""
     aside = engine.aside
-    if any(not aside.holds(claim) for claim in engine.urgent):
+    leaderless = {number for number, shard in engine.shards.items() if shard.leaderless}
+    if not aside and not leaderless:
+        return bool(engine.urgent) or any(band.tasks for band in bands)
+    if any(not aside.holds(claim) and claim.shard not in leaderless for claim in engine.urgent):
         return True
-    shards = [shard for number, shard in engine.shards.items() if not aside.has_shard(number)]
-    return engine.schedule.waiting > 0 or any(backlog.records for shard in shards for backlog in shard.backlogs)
+    held = [number for number in engine.shards if aside.has_shard(number) or number in leaderless]
+    shards = [shard for number, shard in engine.shards.items() if number not in held]
+    waiting = engine.schedule.waiting > 0 and any(any(shard.waiting) for shard in shards)
+    return waiting or any(backlog.records for shard in shards for backlog in shard.backlogs)
 
 
 def log_backlog(seen: Snapshot, ends: Mapping[Cell, int], band: int) -> int:
@@ -411,3 +414,15 @@ def _silence(silent_s: float) -> str:
 
 def _refused(seen: Snapshot) -> dict[str, int]:
     return {"refused": len(seen.refused)} if seen.refused else {}
+
+
+def _aside(engine: Engine, now_s: float) -> Iterator[SetAsideState]:
+    for (topic, number), sick in engine.aside.places.items():
+        yield SetAsideState(topic, number, sick.why, max(0.0, now_s - sick.since_ms / 1_000))
+
+
+def _leaderless(engine: Engine, now_s: float) -> Iterator[SetAsideState]:
+    for number, shard in engine.shards.items():
+        for band in shard.leaderless:
+            topic = f"requests.{engine.config.bands[band].name}"
+            yield SetAsideState(topic, number, "no leader", max(0.0, now_s - shard.leaderless_since_ms / 1_000))

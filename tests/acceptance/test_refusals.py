@@ -155,6 +155,46 @@ def test_a_dead_owner_with_a_transaction_on_a_sick_partition_keeps_no_other_shar
 
 
 @pytest.mark.timeout(300)
+def test_a_request_partition_without_a_leader_keeps_no_other_shard_from_its_next_owner(
+    three: DevBroker, tmp_path: Path
+) -> None:
+    """Bug: the claim of all shards waited until every request partition had a leader."""
+    if not three.alive(3):
+        three.start(3)
+    names = TopicNames(f"led{int(time.time())}")
+    client = AdminClient({"bootstrap.servers": three.bootstrap, "log_level": 0})
+    normal = names.requests[1]
+    requests = NewTopic(normal, 4, replica_assignment=[[1], [2], [1], [3]], config={"min.insync.replicas": "1"})
+    client.create_topics([requests])[normal].result(20)
+    admin.ensure_topics({"bootstrap.servers": three.bootstrap}, names, partitions=4)
+    with harness.bench(three.bootstrap, names, tmp_path) as bench:
+        first = bench.worker()
+        bench.until_owning(first, 4)
+        end_of(bench, [into(bench, number) for number in range(4)], 60)
+        three.kill(3)
+
+        def leaderless() -> bool:
+            return client.list_topics(normal, timeout=10).topics[normal].partitions[3].leader < 0
+
+        until(leaderless, "nobody leads partition 3", 60)
+        first.kill()
+        second = bench.worker()
+        bench.until_owning(second, 4)
+        end_of(bench, [into(bench, number) for number in range(3)], 60)
+        (told,) = second.events("claim_waits")
+        assert (told["shard"], told["bands"]) == (3, ["normal"])
+        began, longest, last = time.monotonic(), 0.0, time.monotonic()
+        while time.monotonic() < began + 15:
+            end_of(bench, [into(bench, number) for number in range(3)], 60)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        print(f"longest silence of the other shards: {longest:.1f} s")
+        assert longest < 15, f"{longest:.1f} s; 1 s on a quiet machine: a try to claim asks who leads"
+        three.start(3)
+        end_of(bench, [into(bench, 3)], 90)
+        bench.finish()
+
+
+@pytest.mark.timeout(300)
 def test_with_tasks_dead_deleted_only_tasks_that_failed_wait_until_it_is_made_anew(bench: Bench, broker: Any) -> None:
     worker = bench.worker()
     bench.until_owning(worker, 4)

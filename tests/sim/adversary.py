@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 STRIKES = ("crash", "freeze", "expire", "move", "fence", "timeout", "jump", "drain")
 TWISTS = ("retry", "abort", "doubt", "copy", "claim_doubt", "stale", "left")
-PLACES = ("retention", "gap", "outage", "sick", "slow", "away")
+PLACES = ("retention", "gap", "outage", "sick", "slow", "away", "leaderless")
 
 _RETRY = Fault(FaultKind.RETRY, "the network")
 _ABORT = Fault(FaultKind.ABORT, "a broker moved")

@@ -27,6 +27,7 @@ from streamtask.domain.ports import DEAD as DEAD_TOPIC
 from streamtask.domain.ports import (
     LETTERS,
     STATUS,
+    UNKNOWN,
     Cell,
     CommitPlan,
     Committed,
@@ -159,6 +160,7 @@ class Broker:
         self.holds_copies = False  #: late copies arrive only when a scenario lets them (`copies`)
         self.copies: list[Callable[[], None]] = []
         self.sick: set[Place] = set()
+        self.leaderless: set[Cell] = set()
         self.letter_partitions = 2  #: of tasks.dead
         self.refused_bytes = 1_000_000  #: a result above this is refused, and its whole transaction with it
 
@@ -365,7 +367,8 @@ class Broker:
         for cell in self.cells(shards):
             found, log = self.committed.get(cell), self.logs[cell]
             offset, text = (None, None) if found is None else (found.offset, found.text)
-            out[cell] = Settled(offset, text, log.start, log.end)
+            bounds = (UNKNOWN, UNKNOWN) if cell in self.leaderless else (log.start, log.end)
+            out[cell] = Settled(offset, text, *bounds)
         return out
 
     def commit_plain(

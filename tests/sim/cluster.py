@@ -219,7 +219,7 @@ class Cluster:
     def submit(self, wish: Wish) -> int:
         """The record is acknowledged. Returns its offset; -1 when the cell takes none at the moment."""
         cell = (wish.band, wish.shard)
-        if cell in self.blocked_cells:
+        if cell in self.blocked_cells or cell in self.broker.leaderless:
             return -1
         log = self.broker.logs[cell]
         record = wish.record(log.end, self.epoch_ms + self.timeline.now)
@@ -255,6 +255,19 @@ class Cluster:
         if place in self.broker.sick:
             self.note("broker", f"{place} is well again")
             self.broker.sick.discard(place)
+
+    def behead(self, cell: Cell, length_ms: int | None) -> None:
+        """This request partition has no leader for so long; None: until it has one again."""
+        self.note("broker", f"{cell} has NO LEADER for {length_ms} ms")
+        self.broker.leaderless.add(cell)
+        if length_ms is not None:
+            self.timeline.after(length_ms, lambda: self.lead(cell))
+
+    def lead(self, cell: Cell) -> None:
+        if cell in self.broker.leaderless:
+            self.note("broker", f"{cell} has a leader again")
+            self.broker.leaderless.discard(cell)
+            self.stir_all()
 
     def gap(self, cell: Cell, length: int) -> None:
         """Offsets that hold no record: transaction markers, compaction."""

@@ -324,13 +324,13 @@ class Process(Performer):
 
     def _fetch(self) -> bool:
         """Whether there is anything to take."""
-        at = self.positions.items()
-        return any(position < self.broker.logs[cell].end for cell, position in at if cell not in self.paused)
+        still = self.paused | self.broker.leaderless
+        return any(at < self.broker.logs[cell].end for cell, at in self.positions.items() if cell not in still)
 
     def _read_log(self, bands: int | None) -> list[RequestRecord]:
         out: list[RequestRecord] = []
         for cell, position in self.positions.items():
-            if cell in self.paused or (bands is not None and cell[0] >= bands):
+            if cell in self.paused or cell in self.broker.leaderless or (bands is not None and cell[0] >= bands):
                 continue
             log = self.broker.logs[cell]
             if position < log.start:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
-from streamtask.core import refused_places, set_aside
+from streamtask.core import ownership, refused_places, set_aside
 from streamtask.core.batch_size import BatchSize
 from streamtask.core.shard import Claim
 from streamtask.domain.ports import Fault, FaultKind, FenceIds
@@ -56,6 +56,15 @@ def _batches_fall() -> Any:
     return patch.object(BatchSize, "_fall", lambda self, size, passes: None)
 
 
+def _leaderless_apart() -> Any:
+    """A claim waits until every partition has a leader."""
+
+    def with_leaders(state: Any, numbers: Any, settled: Any, now: Any) -> Any:
+        return tuple(numbers) if all(cell.led for cell in settled.values()) else ()
+
+    return patch.object(ownership, "with_leaders", with_leaders)
+
+
 REFUSAL_MUTATIONS: dict[str, Mutation] = {
     "silent_set_aside": Mutation(
         "a partition that is silent while others answer is set aside",
@@ -86,6 +95,12 @@ REFUSAL_MUTATIONS: dict[str, Mutation] = {
         _handover_without_status,
         ("shard_set_aside_changes_hands",),
         "the hand-over fails, and what ran is charged for a death that did not happen",
+    ),
+    "leaderless_apart": Mutation(
+        "a shard whose request partition has no leader is claimed later, by itself",
+        _leaderless_apart,
+        ("request_partition_without_a_leader_stops_its_own_shard_alone",),
+        "every shard of its worker waits for the partition's leader",
     ),
     "batches_fall": Mutation(
         "a batch that is not taken in time is made smaller, one unit gets more time",

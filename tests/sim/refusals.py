@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamtask.domain.model import TaskStatus
-from streamtask.domain.ports import DEAD, LETTERS, STATUS, Flush
+from streamtask.domain.ports import DEAD, LETTERS, STATUS, Fault, FaultKind, Flush
 
 from .history import History
 from .stage import Stage, slot_of
@@ -79,6 +79,31 @@ def owner_dies_behind_a_sick_partition() -> None:
         stage.expect(task, COMPLETED)
 
 
+def request_partition_without_a_leader_stops_its_own_shard_alone() -> None:
+    """A dies, and a request partition of shard 1 has lost its leader with it: its next owner works on shard 0 at once, and on
+    shard 1 when the partition has a leader again. The same for an owner whose producer was lost."""
+    for dies in (True, False):
+        stage = Stage(shards=2)
+        stage.start(A)
+        waits = stage.submit("long", "ok", shard=1)
+        stage.until_running(waits)
+        stage.cluster.behead((1, 1), None)
+        if dies:
+            stage.crash(stage.process(A))
+            stage.start(B)
+        else:
+            stage.answer(Flush, Fault(FaultKind.FENCED, "lost"))
+            stage.submit("ok", shard=0)
+        for _ in range(4):
+            well = [stage.submit("ok", shard=0, band=n % 3) for n in range(4)]
+            stage.until(lambda well=well: _ended(*well), "the other shard goes on", 15_000)
+        stage.cluster.run_for(20_000)
+        assert not _ended(waits), f"{waits}"
+        stage.cluster.lead((1, 1))
+        stage.play()
+        stage.expect(waits, COMPLETED, attempt=1 + dies, lost=int(dies))
+
+
 def shard_set_aside_changes_hands() -> None:
     """Its clean record needs no partition of tasks.status: what ran there runs again here, and nobody is charged for it."""
     stage = Stage(shards=2)
@@ -140,6 +165,7 @@ REFUSALS = (
     dead_letters_go_to_another_partition,
     without_tasks_dead_only_failed_tasks_wait,
     owner_dies_behind_a_sick_partition,
+    request_partition_without_a_leader_stops_its_own_shard_alone,
     shard_set_aside_changes_hands,
     refusal_that_cannot_be_written_changes_hands,
     flush_slower_than_its_time,

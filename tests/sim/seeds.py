@@ -114,6 +114,7 @@ class Story:
             "outage": self._outage,
             "sick": self._sick,
             "slow": self._slow,
+            "leaderless": self._leaderless,
             "away": self._away,
         }
         for kind, strike in places.items():
@@ -149,6 +150,11 @@ class Story:
         place = rng.choice((shard, shard, (LETTERS, rng.randrange(broker.letter_partitions)), DEAD))
         self.cluster.sicken(place, rng.choice((100, 2_000, 10_000, 30_000)))
         self.struck("sick")
+
+    def _leaderless(self) -> None:
+        """A request partition has no leader for a while."""
+        self.cluster.behead(self._cell(), self.rng.choice((100, 2_000, 10_000, 30_000)))
+        self.struck("leaderless")
 
     def _slow(self) -> None:
         """A quota or a narrow link: results take their time."""

@@ -19,9 +19,22 @@ from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
 from streamtask.core import ownership, protocol, set_aside
+from streamtask.core.shard import Standing
 from streamtask.domain.identity import trace_id
 from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
-from streamtask.domain.ports import DEAD, STATUS, Answer, Ask, Cell, EndTransaction, Fault, FaultKind, Produce
+from streamtask.domain.ports import (
+    DEAD,
+    STATUS,
+    UNKNOWN,
+    Answer,
+    Ask,
+    Cell,
+    EndTransaction,
+    Fault,
+    FaultKind,
+    Produce,
+    Settled,
+)
 from streamtask.errors import ConfigError
 from streamtask.execution.stack_location import Stragglers
 from streamtask.handlers.registry import Context
@@ -282,6 +295,30 @@ def test_a_partition_set_aside_is_named_and_no_reason_for_a_restart() -> None:
         if sample.name == "streamtask_partition_set_aside_seconds"
     }
     assert found == {("status", "0"), ("dead", "-1")}
+
+
+def test_a_request_partition_without_a_leader_is_named_and_no_reason_for_a_restart() -> None:
+    d = desk(shards=(0, 1))
+    d.submit(shard=1)
+    d.settle()
+    ownership.renewed(d.engine, "tasks.workers.0.99")  # every shard is claimed again; what runs of shard 1 goes on
+    led = Settled(0, None, 0, 1)
+    settled = {(band, number): led for band in range(3) for number in (0, 1)} | {
+        (1, 1): Settled(0, None, UNKNOWN, UNKNOWN)
+    }
+    assert ownership.with_leaders(d.engine, (0, 1), settled, d.now) == (0,)
+    d.end(next(iter(d.running.values())).record)
+    d.engine.shards[0].standing = Standing.OPEN
+    for _ in range(4):
+        d.look()
+        d.later(40_000)
+    healthy, facts = d.look().health(0.0)
+    assert (healthy, facts["state"]) == (True, "degraded")
+    assert facts["problems"] == ["partition 1 of tasks.requests.normal has had no leader for 160 s; shard 1 waits"]
+    assert not d.observer.ready()[0], "shard 1 is not open"
+    assert ownership.unclaimed(d.engine, d.now) == (1,), "it is tried again"
+    assert ownership.with_leaders(d.engine, (1,), dict.fromkeys(settled, led), d.now) == (1,)
+    assert d.look().health(0.0)[1]["problems"] == []
 
 
 def test_a_blocked_loop_is_unhealthy_after_a_while_and_stragglers_are_counted() -> None:
