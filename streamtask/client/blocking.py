@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.receipt import Receipt, result_of
+from streamtask.client.transport import Transport
 from streamtask.config import Settings
 from streamtask.domain.model import TaskRequest, TaskResponse
 
@@ -147,8 +148,9 @@ class Client:
         prefix: str | None = None,
         url: str | None = None,
         settings: Settings | None = None,
+        transport: Transport | None = None,
     ) -> None:
-        self._client = AsyncClient(bootstrap, prefix=prefix, url=url, settings=settings)
+        self._client = AsyncClient(bootstrap, prefix=prefix, url=url, settings=settings, transport=transport)
         self._thread = _LoopThread("streamtask-client")
 
     def __enter__(self) -> Self:
