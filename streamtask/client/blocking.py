@@ -17,6 +17,7 @@ from streamtask.client.receipt import Receipt, result_of
 from streamtask.client.transport import Transport
 from streamtask.config import Settings
 from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.errors import StreamtaskError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +33,10 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """The result of `work`. An interrupt (Ctrl-C) cancels the work."""
+        """The result of `work`. An interrupt (Ctrl-C) cancels the work. Raises StreamtaskError after stop()."""
+        if self.closed:
+            work.close()
+            raise StreamtaskError("This client is closed.")
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("A sync Client cannot be used on its own event loop thread. Use AsyncClient there.")
