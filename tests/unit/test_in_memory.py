@@ -110,6 +110,15 @@ def test_a_task_can_be_cancelled_between_two_attempts(shop: InMemory) -> None:
     assert statuses(shop, task.task_id) == [CREATED, RUNNING, RUNNING, CANCELLED]
 
 
+def test_time_skips_for_an_id_that_is_used_again_after_its_end(shop: InMemory) -> None:
+    first = flaky.submit_sync(2)
+    assert first.result() == 2
+    task_id = first.task_id
+    del first  # a client that holds an ended task answers from it
+    again = flaky.options(task_id=task_id).submit_sync(3)
+    assert again.result() == 3
+
+
 def test_a_task_of_an_unknown_type_waits_its_grace_in_no_time(shop: InMemory) -> None:
     before = shop.now()
     with pytest.raises(TaskFailed) as failed:
