@@ -96,17 +96,13 @@ def _fits(value: bytes) -> bool:
 
 
 class _Track(Track):
-    """Its deadlines are on the clock of the worker, which may skip while it waits.
+    """Its deadlines are on the clock of the worker, which may skip while it waits."""
 
-    known  offset of the last event of this id that came here; `seen` leaves out those of another history
-    """
-
-    __slots__ = ("_worker", "known")
+    __slots__ = ("_worker",)
 
     def __init__(self, task_id: str, worker: MemoryWorker) -> None:
         super().__init__(task_id)
         self._worker = worker
-        self.known = -1
 
     def limit(self, deadline: float | None) -> AbstractAsyncContextManager[object]:
         return self._worker.waiting(self.task_id, self.seen, deadline)
@@ -124,7 +120,7 @@ class _Watch:
     async def before_submit(self) -> Mark:
         return {SHARD: self._worker.events_end}
 
-    def track(self, task_id: str) -> _Track:
+    def track(self, task_id: str) -> Track:
         track = self._tracks.get(task_id)
         if track is None:
             track = self._tracks[task_id] = _Track(task_id, self._worker)
@@ -134,7 +130,6 @@ class _Watch:
         track = self.track(task_id)
         start = 0 if since is None else since[SHARD]
         for offset, task in self._worker.events(task_id):
-            track.known = offset
             if offset >= start:
                 track.offer(offset, task)
         track.gap = False
@@ -154,7 +149,6 @@ class _Watch:
         for offset, task in events:
             track = self._tracks.get(task.task_id)
             if track is not None:
-                track.known = offset
                 track.offer(offset, task)
 
     def _break_off(self, error: StreamtaskError) -> None:

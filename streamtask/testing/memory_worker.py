@@ -100,13 +100,13 @@ class Watch(Protocol):
 class _Waiter:
     """A caller that waits for the next event of a task.
 
-    known        offset of the last event of the task that it knows
+    seen         offset of the last event of the task that it knows
     deadline_ms  monotonic, skipped time included; None: none
     limit        the timeout that it waits under, on its loop
     """
 
     task_id: str
-    known: int
+    seen: int
     deadline_ms: int | None
     loop: asyncio.AbstractEventLoop
     limit: asyncio.Timeout
@@ -239,8 +239,8 @@ class MemoryWorker:
             self._watches = [one for one in self._watches if one is not watch]
 
     @contextlib.asynccontextmanager
-    async def waiting(self, task_id: str, known: int, deadline_s: float | None) -> AsyncIterator[None]:
-        """A block in which a caller waits for an event of a task after offset `known`: time may skip.
+    async def waiting(self, task_id: str, seen: int, deadline_s: float | None) -> AsyncIterator[None]:
+        """A block in which a caller waits for an event of a task after offset `seen`: time may skip.
 
         deadline_s  on the monotonic clock of `now`
 
@@ -249,7 +249,7 @@ class MemoryWorker:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(None) as limit:
             deadline_ms = None if deadline_s is None else round(deadline_s * 1_000)
-            waiter = _Waiter(task_id, known, deadline_ms, loop, limit)
+            waiter = _Waiter(task_id, seen, deadline_ms, loop, limit)
             with self._lock:
                 self._refuse_if_ended()
                 self._waiters.append(waiter)
@@ -412,9 +412,9 @@ class MemoryWorker:
                 one.expire()
 
     def _up_to_date(self, waiter: _Waiter) -> bool:
-        """Under the lock. Whether it knows all events of its task: else it is about to go on, and may do anything."""
+        """Under the lock. Whether it has seen all events of its task: else it is about to go on, and may do anything."""
         events = self._events.get(waiter.task_id)
-        return not events or events[-1][0] <= waiter.known
+        return not events or events[-1][0] <= waiter.seen
 
 
 def _in_this_process(handler: Handler) -> Handler:

