@@ -57,7 +57,7 @@ class Transport(Protocol):
 
     @property
     def encoder_ready(self) -> Encoder | None:
-        """What writes the records, if that is known without asking anybody."""
+        """What writes the records, if that is known without asking a schema registry."""
 
     def encoder(self) -> Encoder:
         """`encoder_ready`, or the answer of the schema registry; blocks. Raises ClusterError."""

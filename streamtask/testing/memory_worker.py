@@ -9,8 +9,8 @@ Why the engine and not a simpler loop: retries, limits, expiry, cancels, priorit
 decided in core/, and a second implementation of them would be one more thing that can be wrong in a test.
 
 Time is real, plus what was skipped. It skips to the next thing that is due (a backoff, `not_before`, `expires_at`, the
-deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a task. While nobody
-waits it does not skip, so a test can act between two events, such as cancelling a task that waits for its retry.
+deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a task. While no
+call waits it does not skip, so a test can act between two events, such as cancelling a task that waits for its retry.
 
 Always true: one thread owns engine and executor; `_lock` guards all that clients touch; an event that a caller has not
 seen yet keeps the time from skipping on its behalf.
@@ -343,7 +343,7 @@ class MemoryWorker:
                 assert self._plan is not None, "nothing was produced"
                 self._publish(self._plan)
             case CommitPlain() | Seat() | Flush() | SendOffsets():
-                pass  # nobody takes this shard over, so nobody reads its offsets
+                pass  # no other worker takes this shard over, so its offsets are never read
             case _:
                 raise AssertionError(f"{ask} follows a fault, and memory has none")
         return None

@@ -224,7 +224,7 @@ def test_tasks_that_have_not_ended_are_dropped_with_the_block() -> None:
     @busy.task
     async def sleeper() -> None:
         try:
-            await asyncio.sleep(HOUR)
+            await asyncio.sleep(3_600)
         finally:
             ended.set()
 
