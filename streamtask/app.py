@@ -34,6 +34,7 @@ from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, R
 
 if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+    from streamtask.client.transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +65,7 @@ class App:
         self.settings = self._load()
         self._lock = threading.Lock()
         self._configured = False
+        self._transport: Callable[[], Transport | None] = lambda: None  # of its clients; None: by Kafka
         self._client: Client | None = None
         self._async_clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
 
@@ -88,20 +90,25 @@ class App:
         return {name: value for name, value in self._given.items() if value is not None}
 
     @contextmanager
-    def configured(self, **settings: Any) -> Iterator[Settings]:
+    def configured(
+        self, transport: Callable[[], Transport | None] = lambda: None, **settings: Any
+    ) -> Iterator[Settings]:
         """Apply settings for the duration of the block, for tests. Closes the clients that its tasks opened meanwhile.
 
-        Raises ConfigError.
+        transport  makes that of each client; None: by Kafka. Raises ConfigError.
         """
         if self._configured:
             raise ConfigError(f"App {self.name!r} is already running with its own settings. Stop it first.")
         before, self._given, self._configured = self._given, dict(self._given), True
         try:
-            yield self.configure(**settings)
+            self.configure(**settings)
+            self._transport = transport
+            yield self.settings
         finally:
             self._configured = False
             self.close()
             self._close_loops()
+            self._transport = lambda: None
             self._given = before
             self.settings = self._load()
 
@@ -230,7 +237,7 @@ class App:
 
         with self._lock:
             if self._client is None:
-                self._client = Client(settings=self.settings)
+                self._client = Client(settings=self.settings, transport=self._transport())
             return self._client
 
     def async_client(self) -> AsyncClient:
@@ -241,7 +248,7 @@ class App:
         client = self._async_clients.get(loop)
         if client is None:
             self._forget_ended_loops()
-            client = self._async_clients[loop] = AsyncClient(settings=self.settings)
+            client = self._async_clients[loop] = AsyncClient(settings=self.settings, transport=self._transport())
         return client
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
-"""The pytest plugin (entry point `pytest11`): a worker of your App on a real Kafka, in your tests.
+"""The pytest plugin (entry point `pytest11`): your App in your tests, in memory or by a worker on a real Kafka.
 
-    def test_resize(streamtask_app):
-        streamtask_app(app)
-        assert resize.submit_sync("a.png").result(timeout=30) == "a.png at 800"
+    def test_resize(streamtask_memory):
+        streamtask_memory(app)
+        assert resize.submit_sync("a.png").result() == "a.png at 800"
 
+    streamtask_memory  streamtask_memory(app, **settings) runs the App without a broker until the test has ended; returns
+                       a testing.InMemory
     streamtask_broker  one real local Kafka for the whole run, also under pytest-xdist; set
                        STREAMTASK_TEST_BOOTSTRAP_SERVERS to use another one
     streamtask_app     streamtask_app(app, **settings) runs a worker of the App in this process until the test has ended,
@@ -26,9 +28,10 @@ import pytest
 
 if TYPE_CHECKING:
     from streamtask.app import App
-    from streamtask.testing import Broker, RunApp, Running, SharedBroker
+    from streamtask.testing import Broker, InMemory, RunApp, RunInMemory, Running, SharedBroker
 
 _SHARED: pytest.StashKey[SharedBroker] = pytest.StashKey()
+_FIXTURES = frozenset({"streamtask_app", "streamtask_memory"})
 _APPS: pytest.StashKey[list[App]] = pytest.StashKey()  # that run for a test
 
 
@@ -60,8 +63,7 @@ def streamtask_app(request: pytest.FixtureRequest, streamtask_broker: Broker) ->
     """Run a worker of an App until the test has ended: `streamtask_app(app)`."""
     from streamtask.testing import running
 
-    apps: list[App] = []
-    request.node.stash[_APPS] = apps
+    apps = request.node.stash.setdefault(_APPS, [])
     with ExitStack() as held:
 
         def run(app: App, **settings: Any) -> Running:
@@ -73,11 +75,27 @@ def streamtask_app(request: pytest.FixtureRequest, streamtask_broker: Broker) ->
         yield run
 
 
+@pytest.fixture
+def streamtask_memory(request: pytest.FixtureRequest) -> Iterator[RunInMemory]:
+    """Run an App in memory until the test has ended: `streamtask_memory(app)`."""
+    from streamtask.testing import in_memory
+
+    apps = request.node.stash.setdefault(_APPS, [])
+    with ExitStack() as held:
+
+        def run(app: App, **settings: Any) -> InMemory:
+            one = held.enter_context(in_memory(app, **settings))
+            apps.append(app)
+            return one
+
+        yield run
+
+
 @pytest.hookimpl
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an `async def` test that uses these fixtures in its own event loop, unless another plugin runs it (those come
     first, or have wrapped it in a synchronous function)."""
-    if "streamtask_app" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(pyfuncitem.obj):
+    if _FIXTURES.isdisjoint(pyfuncitem.fixturenames) or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}

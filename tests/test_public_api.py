@@ -8,10 +8,13 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import streamtask
-from streamtask import errors
+from streamtask import errors, testing
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md"
 
 
 def test_every_public_name_can_be_had_and_is_documented() -> None:
@@ -19,6 +22,13 @@ def test_every_public_name_can_be_had_and_is_documented() -> None:
         found = getattr(streamtask, name)
         assert found.__doc__, f"{name} has no docstring"
         assert name in dir(streamtask)
+
+
+def test_every_testing_tool_can_be_had_and_is_in_the_reference() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", REFERENCE.read_text().partition("## Testing tools")[2], re.M)
+    assert sorted(rows) == sorted(testing.__all__)
+    for name in testing.__all__:
+        assert getattr(testing, name).__doc__, f"{name} has no docstring"
 
 
 def test_the_names_and_their_homes_are_the_same_set() -> None:

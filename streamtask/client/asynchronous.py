@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streamtask.client.build import Headers, Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
 from streamtask.client.receipt import Receipt
+from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
-from streamtask.codec.reader import PLAIN
 from streamtask.config import Settings, load_settings
 from streamtask.domain.identity import Origin, canonical
 from streamtask.domain.model import PRIORITY_DEFAULT, TaskRequest, TaskResponse
@@ -33,14 +33,12 @@ from streamtask.errors import (
     UnknownTask,
     WaitTimeout,
 )
-from streamtask.schema_registry import Formats
 
 if TYPE_CHECKING:
-    from streamtask.client.sending import Delivered, Sender
+    from streamtask.client.sending import Delivered
     from streamtask.client.service import ServiceLink, Version
-    from streamtask.client.tracking import Track
-    from streamtask.client.watching import Mark, StatusWatch
-    from streamtask.kafka.settings import KafkaSettings
+    from streamtask.client.tracking import Mark, Track
+    from streamtask.client.transport import EventWatch, RecordSender
 
 PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
 BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
@@ -54,6 +52,7 @@ class AsyncClient:
             census = await receipt.result(timeout=60)
 
     bootstrap, prefix, url  win over `settings`; what is not given comes from STREAMTASK_* variables, then streamtask.toml
+    transport               how its records travel; default: by Kafka, at the bootstrap address
     """
 
     def __init__(
@@ -63,16 +62,18 @@ class AsyncClient:
         prefix: str | None = None,
         url: str | None = None,
         settings: Settings | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self.settings = _settings(bootstrap, prefix, url, settings)
         self.topics = self.settings.topics
-        if not self.settings.bootstrap_servers and not self.settings.url:
+        if transport is None and self.settings.bootstrap_servers:
+            transport = KafkaTransport(self.settings)
+        if transport is None and not self.settings.url:
             self.settings.bootstrap()  # raises, with its advice
-        # Without a broker nothing is written or read here but JSON over HTTP.
-        self._formats = Formats(self.settings) if self.settings.bootstrap_servers else None
-        self._sender: Sender | None = None
+        self._transport = transport  # None: nothing is written or read here but JSON over HTTP
+        self._sender: RecordSender | None = None
         self._opening = asyncio.Lock()
-        self._watch: StatusWatch | None = None
+        self._watch: EventWatch | None = None
         self._service: ServiceLink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -96,8 +97,8 @@ class AsyncClient:
             await self._watch.close()
         if self._service is not None:
             await self._service.close()
-        if self._formats is not None:
-            self._formats.close()
+        if self._transport is not None:
+            self._transport.close()
 
     # --- Submit -------------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class AsyncClient:
         """
         encoder = await self._encoder()
         prepared = [prepare(request, self.topics, None, encoder) for request in requests]
-        if not self.settings.bootstrap_servers:
+        if self._transport is None:
             return [await self._submit_by_service(one) for one in prepared]
         receipts, failure = await self._send(prepared)
         if failure is not None:
@@ -176,7 +177,7 @@ class AsyncClient:
         Call `flush` to learn whether all arrived. Raises RequestRefused at the first invalid request; those before it
         are sent.
         """
-        if not self.settings.bootstrap_servers:
+        if self._transport is None:
             raise ConfigError(
                 "Bulk submission needs a direct connection to Kafka. Set STREAMTASK_BOOTSTRAP_SERVERS or pass bootstrap."
             )
@@ -208,7 +209,7 @@ class AsyncClient:
             raise SubmitError("Some requests are not acknowledged yet. Call flush again to wait for them.")
 
     async def _submit(self, one: Prepared) -> Receipt:
-        if not self.settings.bootstrap_servers:
+        if self._transport is None:
             return await self._submit_by_service(one)
         receipts, failure = await self._send([one])
         if failure is not None:
@@ -301,12 +302,13 @@ class AsyncClient:
         return self._events(receipt.task_id, receipt)
 
     async def _end_of(self, task_id: str, timeout: float | None, receipt: Receipt | None = None) -> TaskResponse:
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self.settings.url:
+            deadline = None if timeout is None else time.monotonic() + timeout
             seen: Version | None = None
             while seen is None or not seen.task.ended:
                 seen = await self._query_service().next(task_id, seen, deadline, token=_token(receipt))
             return seen.task
+        deadline = None if timeout is None else self._log().now_s() + timeout
         try:
             async with asyncio.timeout(timeout):
                 track = await self._track(task_id, receipt)
@@ -351,19 +353,17 @@ class AsyncClient:
 
     async def _created(self, task_id: str) -> TaskResponse:
         """CREATED, as the view shows a request that has no event yet. Raises UnknownTask."""
-        from streamtask.projection.topic_scan import find_request
-
-        found = await asyncio.to_thread(find_request, self.settings, task_id)
+        found = await self._log().find_request(task_id)
         if found is None:
             raise UnknownTask(f"No task {task_id} is known under prefix {self.topics.prefix}.")
         return found
 
     # --- Made when first needed ---------------------------------------------------------------------------------------
 
-    def _kafka(self) -> KafkaSettings:
-        from streamtask.kafka.settings import KafkaSettings
-
-        return KafkaSettings(self.settings.bootstrap(), client_id="streamtask-client", extra=self.settings.kafka)
+    def _log(self) -> Transport:
+        """Where the records are, for a client that asks without a query service."""
+        assert self._transport is not None, "a client has a transport or a url"
+        return self._transport
 
     def _use(self) -> None:
         """Every use goes through here: open, and on one loop."""
@@ -374,41 +374,30 @@ class AsyncClient:
             self._loop = loop
         assert self._loop is loop, "an AsyncClient belongs to the event loop that used it first"
 
-    async def _request_sender(self) -> Sender:
+    async def _request_sender(self) -> RecordSender:
         self._use()
         if self._sender is not None:
             return self._sender
         async with self._opening:
             if self._sender is None:
-                from streamtask.client.sending import Sender
-
-                sender = Sender(self._kafka())
-                try:
-                    await sender.check(self.topics.requests[0])
-                except BaseException:
-                    await sender.close()
-                    raise
-                self._sender = sender
+                self._sender = await self._log().open_sender()
             return self._sender
 
     async def _encoder(self) -> Encoder:
         """What writes our records; the first time it may have to ask the schema registry."""
-        if self._formats is None:
+        if self._transport is None:
             return Encoder()
-        ready = self._formats.encoder_ready
+        ready = self._transport.encoder_ready
         if ready is None:
             self._use()
             async with self._opening:
-                ready = await asyncio.to_thread(self._formats.encoder)
+                ready = await asyncio.to_thread(self._transport.encoder)
         return ready
 
-    def _status_watch(self) -> StatusWatch:
+    def _status_watch(self) -> EventWatch:
         self._use()
         if self._watch is None:
-            from streamtask.client.watching import StatusWatch
-
-            reader = PLAIN if self._formats is None else self._formats.insisting
-            self._watch = StatusWatch(self._kafka(), self.topics.status, reader)
+            self._watch = self._log().open_watch()
         return self._watch
 
     def _query_service(self) -> ServiceLink:

@@ -14,8 +14,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.receipt import Receipt, result_of
+from streamtask.client.transport import Transport
 from streamtask.config import Settings
 from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.errors import StreamtaskError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,7 +33,10 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """The result of `work`. An interrupt (Ctrl-C) cancels the work."""
+        """The result of `work`. An interrupt (Ctrl-C) cancels the work. Raises StreamtaskError after stop()."""
+        if self.closed:
+            work.close()
+            raise StreamtaskError("This client is closed.")
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("A sync Client cannot be used on its own event loop thread. Use AsyncClient there.")
@@ -147,8 +152,9 @@ class Client:
         prefix: str | None = None,
         url: str | None = None,
         settings: Settings | None = None,
+        transport: Transport | None = None,
     ) -> None:
-        self._client = AsyncClient(bootstrap, prefix=prefix, url=url, settings=settings)
+        self._client = AsyncClient(bootstrap, prefix=prefix, url=url, settings=settings, transport=transport)
         self._thread = _LoopThread("streamtask-client")
 
     def __enter__(self) -> Self:

@@ -14,9 +14,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import WaitTimeout
+
+Mark = dict[int, int]  # partition of the status topic → offset
 
 EVENTS_KEPT_MAX = 1_000  # per iterator that is slower than its task; older progress is dropped first
 
@@ -70,12 +73,16 @@ class Track:
             else:
                 future.set_exception(error)
 
+    def limit(self, deadline: float | None) -> AbstractAsyncContextManager[object]:
+        """A block that raises TimeoutError at the deadline."""
+        return asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
     async def change(self, deadline: float | None) -> None:
-        """Returns at the next event. deadline: time.monotonic() seconds. Raises WaitTimeout."""
+        """Returns at the next event. deadline: seconds on the transport's clock. Raises WaitTimeout."""
         future = asyncio.get_running_loop().create_future()
         self._futures.add(future)
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            async with self.limit(deadline):
                 await future
         except TimeoutError:
             raise WaitTimeout(f"Task {self.task_id} did not end within the timeout; it continues.") from None

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from streamtask.client.tracking import Track
+from streamtask.client.tracking import Mark, Track
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.domain.model import TaskResponse
@@ -27,8 +27,6 @@ from streamtask.errors import DecodeError, StreamtaskError
 if TYPE_CHECKING:
     from streamtask.kafka.settings import KafkaSettings
     from streamtask.kafka.tail import Tail, TailRecord
-
-Mark = dict[int, int]  # partition of the status topic → offset
 
 MARK_AGE_S = 60.0  # an older mark is taken again: a first wait reads at most this much more than it needs
 POLL_S = 0.1

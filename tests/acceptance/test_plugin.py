@@ -209,7 +209,7 @@ def test_sync_and_async_tests_run_an_app_on_a_real_kafka(broker: Broker, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "more", "count"), [("migration", MIGRATION, 3), ("development", "", 2)])
+@pytest.mark.parametrize(("page", "more", "count"), [("migration", MIGRATION, 4), ("development", "", 2)])
 def test_the_code_of_the_page_runs(page: str, more: str, count: int, broker: Broker, tmp_path: Path) -> None:
     (tmp_path / "test_page.py").write_text(module_of(page) + more)
     done = run_pytest(tmp_path, **{GIVEN: broker.bootstrap})

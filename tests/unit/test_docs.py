@@ -6,6 +6,7 @@ The tables between `<!-- generated: … -->` and `<!-- /generated -->` are writt
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from typing import Any, get_args, get_origin
 import pytest
 from typer.main import get_command
 
+from streamtask import TaskFailed
 from streamtask.cli import app
 from streamtask.client.asynchronous import PIPELINE_MAX
 from streamtask.config import EngineConfig, Settings, TopicNames
@@ -24,6 +26,7 @@ from streamtask.kafka.acls import Resource, Role, acls_of
 from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
 from streamtask.observability.event_log import EVENTS
 from streamtask.projection.view import SERVING_BYTES, SERVING_RECORDS
+from streamtask.testing import in_memory
 from streamtask.worker.loop import RECORDS_MAX
 from tests.parts import PARTS, Collected
 from tests.reference_pages import api_reference, cli_reference
@@ -157,14 +160,18 @@ def test_the_handler_of_the_readme_is_the_one_of_the_example() -> None:
 
 
 def test_the_page_about_handlers_runs() -> None:
-    """Its blocks make one module; the tests that it shows pass."""
+    """Its blocks make one module, and its tasks do what it says of them."""
     names: dict[str, Any] = {"__name__": "handlers_page"}
     for block in blocks(ROOT / "docs" / "handlers.md", "python"):
         exec(compile(block, "docs/handlers.md", "exec"), names)
-    tests = [value for name, value in names.items() if name.startswith("test_")]
-    assert len(tests) >= 3
-    for test in tests:
-        test()
+    with in_memory(names["app"]):
+        assert asyncio.run(names["order"]()) is None
+        assert names["thumbnail"].submit_sync("a.png", [100]).result() == {"a.png.100": 80}
+        assert names["charge"].submit_sync("Ada").result() == "Ada"
+        with pytest.raises(TaskFailed, match="no customer"):
+            names["charge"].submit_sync("").result()
+    with in_memory(names["billing"]):
+        assert names["bill"].submit_sync("Ada").result().startswith("Ada: opened once")
 
 
 def test_the_documents_of_the_contract_are_the_golden_samples() -> None:
