@@ -195,6 +195,15 @@ def the_core_is_pure(source: Source) -> Iterator[tuple[int, str]]:
             yield call.lineno, f"the core calls {name}()"
 
 
+def takes_kafka_settings_from_settings(source: Source) -> Iterator[tuple[int, str]]:
+    """Else a command forgets the security settings, as the demo beside a secured cluster once did."""
+    if _within(source.name, "streamtask.config"):
+        return
+    for call, name in source.calls():
+        if name == "KafkaSettings" and "# own broker" not in source.lines[call.lineno - 1]:
+            yield call.lineno, "builds KafkaSettings by hand: call settings.kafka_for(role)"
+
+
 def keeps_every_task(source: Source) -> Iterator[tuple[int, str]]:
     """A task has a parent (a TaskGroup), or is kept somewhere; and it has a name."""
     groups = _task_groups(source)
@@ -280,6 +289,7 @@ RULES: list[tuple[Rule, Callable[[], list[Source]]]] = [
     (imports_lower_layers_only, shipped),
     (keeps_confluent_kafka_in_its_folder, shipped),
     (the_core_is_pure, shipped),
+    (takes_kafka_settings_from_settings, shipped),
     (keeps_every_task, shipped),
     (bounds_every_queue, shipped),
     (waits_for_events, waiting),
@@ -352,6 +362,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (the_core_is_pure, "streamtask/core/x.py", "import random\nx = random.random()\n"),
     (the_core_is_pure, "streamtask/core/x.py", "from random import choice\nx = random.choice([1])\n"),
     (the_core_is_pure, "streamtask/core/x.py", "def f(path):\n    return open(path)\n"),
+    (takes_kafka_settings_from_settings, "streamtask/cli/x.py", "kafka = KafkaSettings(settings.bootstrap())\n"),
     (keeps_every_task, "streamtask/x.py", "def f(loop):\n    loop.create_task(g(), name='g')\n"),
     (keeps_every_task, "streamtask/x.py", "async def f():\n    t = asyncio.create_task(g())\n"),
     (keeps_every_task, "streamtask/x.py", "t = asyncio.ensure_future(g())\n"),

@@ -17,8 +17,8 @@ from streamtask.audit.report import Report, Violation
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
-from streamtask.kafka.settings import KafkaSettings
 
 ROUND_S = 1.0  # at least so long from the beginning of one round to that of the next
 

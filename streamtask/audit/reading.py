@@ -27,10 +27,10 @@ from streamtask.codec import RequestDecoder, decode_dead
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import DecodeError, Unreachable
 from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets, log_starts, offsets_at, topic_ends
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
 
 TIMEOUT_S = 120.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of, parse_json_object
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, parse_json_object
 from streamtask.cli.complete import task_types
 from streamtask.errors import ConfigError
 
@@ -392,7 +392,7 @@ def _client(settings: Settings) -> AsyncClient:
 
 def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
-        _ = (settings.topics, kafka_of(settings))  # raises first when they are invalid
+        _ = (settings.topics, settings.kafka_for("cli"))  # raises first when they are invalid
         cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 

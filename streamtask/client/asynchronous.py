@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from streamtask.client.service import ServiceLink, Version
     from streamtask.client.tracking import Track
     from streamtask.client.watching import Mark, StatusWatch
-    from streamtask.kafka.settings import KafkaSettings
 
 PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
 BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
@@ -360,11 +359,6 @@ class AsyncClient:
 
     # --- Made when first needed ---------------------------------------------------------------------------------------
 
-    def _kafka(self) -> KafkaSettings:
-        from streamtask.kafka.settings import KafkaSettings
-
-        return KafkaSettings(self.settings.bootstrap(), client_id="streamtask-client", extra=self.settings.kafka)
-
     def _use(self) -> None:
         """Every use goes through here: open, and on one loop."""
         if self._closed:
@@ -382,7 +376,7 @@ class AsyncClient:
             if self._sender is None:
                 from streamtask.client.sending import Sender
 
-                sender = Sender(self._kafka())
+                sender = Sender(self.settings.kafka_for("client"))
                 try:
                     await sender.check(self.topics.requests[0])
                 except BaseException:
@@ -408,7 +402,7 @@ class AsyncClient:
             from streamtask.client.watching import StatusWatch
 
             reader = PLAIN if self._formats is None else self._formats.insisting
-            self._watch = StatusWatch(self._kafka(), self.topics.status, reader)
+            self._watch = StatusWatch(self.settings.kafka_for("client"), self.topics.status, reader)
         return self._watch
 
     def _query_service(self) -> ServiceLink:

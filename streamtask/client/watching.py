@@ -25,7 +25,7 @@ from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
 
 if TYPE_CHECKING:
-    from streamtask.kafka.settings import KafkaSettings
+    from streamtask.config.kafka import KafkaSettings
     from streamtask.kafka.tail import Tail, TailRecord
 
 Mark = dict[int, int]  # partition of the status topic → offset

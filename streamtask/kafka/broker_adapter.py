@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import (
     AbortTransaction,
@@ -46,7 +47,6 @@ from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.fencing import fence_ids
 from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.takeover_times import ClaimTimes
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 

@@ -22,6 +22,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import Cell, Expected
 from streamtask.errors import SchemaPending
@@ -31,7 +32,6 @@ from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.headers import headers_of
 from streamtask.kafka.lost_positions import positions_held
 from streamtask.kafka.metadata_refresh import ask_for
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.silent_cells import Standing
 
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)

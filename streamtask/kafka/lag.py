@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import Cell
 from streamtask.kafka import takeover
-from streamtask.kafka.settings import KafkaSettings
 
 EVERY_S = 5.0
 TIMEOUT_S = 3.0

@@ -22,9 +22,9 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ConfigError
 from streamtask.kafka.lag import LogEnds, Seen
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.observability.prometheus import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
 from streamtask.worker.metrics import (

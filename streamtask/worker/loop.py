@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -49,7 +50,6 @@ from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import Role
 from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.connection_errors import hopeless
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.observability import event_log
 from streamtask.observability.tracing import Attempts
@@ -110,11 +110,8 @@ class Worker:
         self.budget = budget_of(settings.memory_mb)
         host = socket.gethostname()
         self.identity = f"{name}@{host}:{os.getpid()}"
-        self.kafka = KafkaSettings(
-            settings.bootstrap(),
-            client_id=f"streamtask-{name}@{host}-{os.getpid()}",
-            extra=settings.kafka,
-            session_timeout_ms=settings.session_timeout_ms,
+        self.kafka = replace(
+            settings.kafka_for("worker", process=f"{name}@{host}-{os.getpid()}"),
             fetch_kbytes=self.budget.fetch_kbytes,
             tail_kbytes=self.budget.tail_kbytes,
         )

@@ -24,7 +24,6 @@ from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE as CHILD_O
 from streamtask.execution.process_pool.pool import Pool
 from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.worker.failover import Failover
 from streamtask.worker.heartbeat import Note
@@ -47,7 +46,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     """
     event_log.configure()
     settings = load_app(app).configure(**overrides)
-    kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
+    kafka = settings.kafka_for("supervisor")
     permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
     # All of them live in one container: only here it is known how many share its limit.
     share = budget_of(settings.memory_mb, processes)

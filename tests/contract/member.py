@@ -9,6 +9,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
 from streamtask.domain.ports import (
     Ask,
@@ -25,7 +26,6 @@ from streamtask.domain.ports import (
 )
 from streamtask.kafka.broker_adapter import BrokerAdapter, Deadlines
 from streamtask.kafka.consumer import Decode
-from streamtask.kafka.settings import KafkaSettings
 
 TASK_ID = "01939d5e-0000-7000-8000-000000000001"
 

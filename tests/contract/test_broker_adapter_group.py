@@ -10,6 +10,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import (
     AbortTransaction,
     CommitPlain,
@@ -21,7 +22,6 @@ from streamtask.domain.ports import (
     Seat,
     SendOffsets,
 )
-from streamtask.kafka.settings import KafkaSettings
 from tests.contract.member import Member, fill, kind, plan, wait_until
 
 pytestmark = pytest.mark.broker

@@ -19,11 +19,11 @@ import pytest
 from streamtask import App, Context
 from streamtask.client import Client
 from streamtask.config import Settings, TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
 from streamtask.kafka import admin
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.producer import ClientProducer
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.projection.source import KafkaSource, gather
 from streamtask.projection.store import MemoryStore

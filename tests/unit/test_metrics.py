@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.core import ownership, protocol, set_aside
 from streamtask.domain.identity import trace_id
 from streamtask.domain.model import BANDS, Ending, Outcome, Retry, TaskPolicy, TaskRequest
@@ -27,7 +28,6 @@ from streamtask.execution.stack_location import Stragglers
 from streamtask.handlers.registry import Context
 from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.lag import LogEnds, Seen
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.worker.endpoint import METRICS, Endpoint, WorkerCollector
 from streamtask.worker.metrics import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
 from streamtask.worker.watchdog import STUCK_S

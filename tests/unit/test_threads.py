@@ -21,6 +21,7 @@ import pytest
 from streamtask.client.sending import Sender, _Countdown
 from streamtask.client.tracking import Track
 from streamtask.client.watching import StatusWatch
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import DecodeError
@@ -30,7 +31,6 @@ from streamtask.execution.executor import Executor
 from streamtask.execution.process_pool import child, pipe
 from streamtask.handlers.registry import Context, make_handler
 from streamtask.kafka.producer import Delivery
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.schema_registry.cache import SchemaCache
 from tests.unit.process_pool_hand import Hand
