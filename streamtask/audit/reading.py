@@ -262,9 +262,7 @@ class Rounds:
             self._judge.unreadable_letter(partition, offset, str(error))
 
     def _request(self, record: TailRecord) -> None:
-        topic, partition, offset, timestamp_ms, key, value, headers = record
-        band = self._bands[topic]
-        self._judge.request(self._decoder.decode(band, partition, offset, timestamp_ms, key, value, headers))
+        self._judge.request(self._decoder.decode(self._bands[record.topic], *record[1:]))
 
     def _tell_bounds(self, ends: Mapping[Place, int]) -> None:
         mine = {place: end for place, end in ends.items() if place[0] in self._bands}

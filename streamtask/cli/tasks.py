@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streamtask.client import AsyncClient
     from streamtask.config import Settings
     from streamtask.domain.model import TaskResponse
+    from streamtask.domain.options import SubmitOptions
 
 COLOURS = {"created": "cyan", "running": "yellow", "completed": "green", "failed": "red", "cancelled": "magenta"}
 DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -170,7 +171,7 @@ def submit(
 
     Example: streamtask submit file_census '{"path": "a.py"}' --priority 8 --wait
     """
-    options = {
+    options: SubmitOptions = {
         "priority": priority,
         "timeout": timeout,
         "description": description,
@@ -192,7 +193,7 @@ async def _submit(
     cli: CommandContext,
     task_type: str,
     parameters: dict[str, Any] | None,
-    options: dict[str, Any],
+    options: SubmitOptions,
     *,
     wait: bool,
     wait_timeout: float | None,

@@ -13,17 +13,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from streamtask.client.build import Headers, Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
+from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
 from streamtask.client.receipt import Receipt
 from streamtask.codec.formats import Encoder
 from streamtask.codec.reader import PLAIN
 from streamtask.config import Settings, load_settings
 from streamtask.domain.identity import Origin, canonical
-from streamtask.domain.model import PRIORITY_DEFAULT, TaskRequest, TaskResponse
+from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.domain.options import Headers, SubmitOptions, request_fields
 from streamtask.errors import (
     ConfigError,
     NotAllowed,
@@ -104,49 +104,19 @@ class AsyncClient:
         self,
         task_type: str,
         parameters: Mapping[str, Any] | Any = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout: float | None = None,
-        description: str = "",
-        ordering_key: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        task_id: str | None = None,
-        not_before: datetime | None = None,
-        expires_at: datetime | None = None,
-        created_at: datetime | None = None,
-        tenant: str | None = None,
-        idempotency_key: str | None = None,
-        headers: Headers | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Receipt:
         """Send one request; returns when all in-sync replicas have stored it.
 
-        parameters       a mapping, or a pydantic model
-        priority         1..10, 10 = most urgent; it chooses the band, and so the topic
-        timeout          seconds per attempt, from the handler's start; wins over the task type's own
-        ordering_key     tasks with the same key and band start in order, one at a time
-        task_id          a UUID; pass one so that you can check after a SubmitError whether the request arrived
-        idempotency_key  only passed to the handler: streamtask does not deduplicate by it yet
+        parameters  a mapping, or a pydantic model
+        options     SubmitOptions lists them
 
         Raises RequestRefused (nothing was sent), SubmitError (it may or may not be stored), Unreachable, TopicsMissing.
         """
-        prepared = prepare_arguments(
-            parameters,
-            self.topics,
-            headers,
-            await self._encoder(),
-            task_type=task_type,
-            priority=priority,
-            timeout_seconds=timeout,
-            description=description,
-            ordering_key=ordering_key,
-            labels=dict(labels) if labels is not None else None,
-            task_id=task_id,
-            not_before=not_before,
-            expires_at=expires_at,
-            created_at=created_at,
-            tenant=tenant,
-            idempotency_key=idempotency_key,
-        )
+        fields = request_fields("submit()", options, SubmitOptions)
+        headers = fields.pop("headers", None)
+        encoder = await self._encoder()
+        prepared = prepare_arguments(parameters, self.topics, headers, encoder, task_type=task_type, **fields)
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:

@@ -17,7 +17,8 @@ from streamtask.domain.model import ERROR_TEXT_MAX, TRACEBACK_TEXT_MAX, Ending, 
 from streamtask.domain.ports import StopReason
 from streamtask.errors import DecodeError
 from streamtask.handlers.arguments import ParametersInvalid
-from streamtask.handlers.registry import Context, Handler, Retry, bounded
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Handler, bounded
 
 _OURS = (
     "streamtask.execution.executor",

@@ -64,7 +64,7 @@ MOVING_WAIT_S = 0.05
 
 
 class TailRecord(NamedTuple):
-    """One record. `headers` is () unless the Tail was made with_headers."""
+    """One record. `headers` is () unless the Tail was made with_headers. `record[1:]` is what a decoder takes."""
 
     topic: str
     partition: int

@@ -89,16 +89,7 @@ def read_dead(settings: Settings) -> list[DeadRecord]:
         for records in _to_the_end(tail):
             for record in records:
                 try:
-                    letters.append(
-                        decode_dead(
-                            record.partition,
-                            record.offset,
-                            record.timestamp_ms,
-                            record.key,
-                            record.value,
-                            record.headers,
-                        )
-                    )
+                    letters.append(decode_dead(*record[1:]))
                 except DecodeError:
                     continue  # somebody else's record; the audit names it
     return sorted(letters, key=lambda letter: letter.timestamp_ms, reverse=True)
@@ -114,6 +105,4 @@ def _to_the_end(tail: Tail) -> Iterator[list[TailRecord]]:
 
 
 def _decoded(decoder: RequestDecoder, band: int, record: TailRecord) -> RequestRecord:
-    return decoder.decode(
-        band, record.partition, record.offset, record.timestamp_ms, record.key, record.value, record.headers
-    )
+    return decoder.decode(band, *record[1:])

@@ -20,7 +20,8 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import GiveUp, LifespanError, RetryLater
 from streamtask.execution import event_loop
 from streamtask.execution.executor import Executor
-from streamtask.handlers.registry import Context, Registry, Retry, make_handler
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Registry, make_handler
 
 DEADLINE_S = 20.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"

@@ -24,7 +24,8 @@ from streamtask.core.shard import trace_headers
 from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.execution import outcomes
-from streamtask.handlers.registry import Context, Retry
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Attempts
 from tests.unit.test_executor import Make

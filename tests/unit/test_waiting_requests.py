@@ -20,7 +20,8 @@ from streamtask.domain.model import DeadLetter, Ending, HandlerKind, Outcome, Re
 from streamtask.domain.ports import Start
 from streamtask.execution.executor import Executor
 from streamtask.execution.process_pool import pipe
-from streamtask.handlers.registry import Context, Registry, Retry, make_handler
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Registry, make_handler
 from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
