@@ -32,6 +32,7 @@ from streamtask.domain.options import RequestOptions, refuse_unknown, request_fi
 from streamtask.errors import ConfigError
 from streamtask.handlers.options import HandlerOptions, TaskOptions
 from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, make_handler
+from streamtask.public import public
 
 if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
@@ -41,6 +42,7 @@ R = TypeVar("R")
 Q = TypeVar("Q")
 
 
+@public
 class App:
     """The task types of one service, and the settings to submit and run them with.
 
@@ -250,6 +252,7 @@ class App:
         self.close()
 
 
+@public
 class Task(Generic[P, R]):
     """A task type as its callers see it. Calling it runs the handler directly (with a fake context if none is passed)."""
 
@@ -298,6 +301,7 @@ class Task(Generic[P, R]):
         return self.handler.function(*args, **kwargs)
 
 
+@public
 class PlainTask(Task[P, R]):
     """The task of a synchronous function."""
 
@@ -310,6 +314,7 @@ class PlainTask(Task[P, R]):
         return self._call(args, kwargs)
 
 
+@public
 class AsyncTask(Task[P, R]):
     """The task of an `async def`."""
 
@@ -322,6 +327,7 @@ class AsyncTask(Task[P, R]):
         return self._call(args, kwargs)
 
 
+@public
 class TaskDecorator(Protocol):
     """What `app.task(...)` returns."""
 
@@ -339,6 +345,7 @@ class TaskDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
 
 
+@public
 class TaskHandle(Generic[Q]):
     """A submitted task. `receipt` has the position of its request."""
 
@@ -374,6 +381,7 @@ class TaskHandle(Generic[Q]):
         await self.receipt.cancel(reason)
 
 
+@public
 class SyncTaskHandle(Generic[Q]):
     """A submitted task, for synchronous code."""
 

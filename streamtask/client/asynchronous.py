@@ -33,6 +33,7 @@ from streamtask.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from streamtask.public import public
 from streamtask.schema_registry import Formats
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
 BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
 
 
+@public
 class AsyncClient:
     """Submits tasks, waits for results, reads statuses and cancels: all that a service does except running tasks.
 

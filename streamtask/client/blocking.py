@@ -16,6 +16,7 @@ from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.receipt import Receipt, result_of
 from streamtask.config import Settings
 from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.public import public
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class _LoopThread:
         self._loop.close()
 
 
+@public
 class SyncReceipt:
     """A request that the broker has stored; Receipt for synchronous code."""
 
@@ -133,6 +135,7 @@ def _blocking(
     return call
 
 
+@public
 class Client:
     """AsyncClient for synchronous code, with the same arguments and methods. Threads can share it.
 

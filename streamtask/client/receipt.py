@@ -12,6 +12,7 @@ from streamtask.client.tracking import Track
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ErrorCode, TaskResponse, TaskStatus
 from streamtask.errors import TaskCancelled, TaskFailed
+from streamtask.public import public
 
 
 class ReceiptClient(Protocol):
@@ -26,6 +27,7 @@ class ReceiptClient(Protocol):
     async def cancel(self, task_id: str, reason: str | None = None) -> None: ...
 
 
+@public
 class Receipt:
     """A request record acknowledged by all in-sync replicas.
 

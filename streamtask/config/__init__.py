@@ -20,6 +20,7 @@ from streamtask.config.kafka import ClientRole, KafkaSettings, client_id
 from streamtask.config.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 from streamtask.domain.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
 from streamtask.errors import ConfigError
+from streamtask.public import public
 
 PREFIX_MAX = 60
 PARTITIONS_DEFAULT = 12
@@ -27,6 +28,7 @@ SETTINGS_FILE = "streamtask.toml"
 _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class TopicNames:
     """The topics and the consumer group of one prefix. The group is derived: one prefix has one group."""
@@ -116,6 +118,7 @@ class EngineConfig:
     cancels_max: int = 1_000_000  # ids of tasks.control kept (16 bytes each)
 
 
+@public
 class Settings(BaseSettings):
     """Everything that can be set from outside. Environment: STREAMTASK_<NAME>, nested with `__`."""
 

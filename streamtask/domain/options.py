@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypedDict
 
+from streamtask.public import public
+
 Headers = Mapping[str, str | bytes]
 
 
+@public
 class RequestOptions(TypedDict, total=False):
     """What can be said about a request besides its task type and its parameters. All can be left out."""
 
@@ -42,6 +45,7 @@ class RequestOptions(TypedDict, total=False):
     """Only passed to the handler: streamtask does not deduplicate by it yet."""
 
 
+@public
 class SubmitOptions(RequestOptions, total=False):
     """The options of `client.submit(...)`. All can be left out."""
 

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from streamtask.domain import model
 from streamtask.errors import ConfigError, GiveUp, RetryLater
+from streamtask.public import public
 
 ATTEMPTS_MAX = 1_000  # the ledger counts failures up to 1,023
 LOST_MAX = 3
@@ -22,6 +23,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often, and after what delay in seconds, a failed attempt is repeated.
@@ -102,6 +104,7 @@ class HandlerOptions(TypedDict, total=False):
     """Limit of a child process: executions of this type before it is replaced. Default: no limit."""
 
 
+@public
 class TaskOptions(HandlerOptions, total=False):
     """The options of `@app.task(...)`. All can be left out."""
 

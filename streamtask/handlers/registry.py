@@ -30,6 +30,7 @@ from streamtask.errors import ConfigError
 from streamtask.handlers.arguments import Arguments, Binding, fresh
 from streamtask.handlers.options import LOST_MAX, ONCE, HandlerOptions, Retry, check_options, is_number
 from streamtask.observability.tracing import current_trace_id
+from streamtask.public import public
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state
 
@@ -154,6 +155,7 @@ class Registry(Mapping[str, Handler]):
         return near[0] if near else None
 
 
+@public
 class Context:
     """A handler's view of its execution: the request, the attempt, the limits, and a way to report progress.
 
@@ -315,6 +317,7 @@ class Context:
         return FakeContext(Start(0, record, attempt, HandlerKind.ASYNC, _ms(timeout)), state, cancelled)
 
 
+@public
 class FakeContext(Context):
     """Context.fake(): records what the handler reports. reports: [(fraction, message), ...], oldest first."""
 

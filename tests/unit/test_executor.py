@@ -317,7 +317,7 @@ def test_retry_later_and_give_up_steer_the_retries(bench: Make) -> None:
     b = bench(later, hopeless, grouped, retry=Retry(attempts=3))
     assert (b.run("later").after_ms, b.outcomes[1].retryable, b.outcomes[1].error) == (1_500, True, "busy")
     outcome = b.run("hopeless")
-    assert (outcome.retryable, outcome.error, outcome.exception) == (False, "never", "streamtask.errors.GiveUp")
+    assert (outcome.retryable, outcome.error, outcome.exception) == (False, "never", "streamtask.GiveUp")
     assert not b.run("grouped").retryable
 
 

@@ -81,8 +81,8 @@ def test_parameters_are_validated_in_the_child(hand: Hand) -> None:
     ("kind", "exception", "retryable", "after_ms"),
     [
         ("value", "ValueError", True, None),
-        ("give_up", "streamtask.errors.GiveUp", False, None),
-        ("later", "streamtask.errors.RetryLater", True, 1_500),
+        ("give_up", "streamtask.GiveUp", False, None),
+        ("later", "streamtask.RetryLater", True, 1_500),
         ("exit", "SystemExit", True, None),
         ("interrupt", "KeyboardInterrupt", True, None),
     ],
