@@ -143,6 +143,8 @@ def _shown(name: str) -> str:
         options.append("inherited_members: true")
     if name == "Settings":
         options.append('filters: ["!^_", "!^kafka_for$"]')  # for our own modules
+    if name == "Receipt":
+        options.append('filters: ["!^_", "!^followed$"]')  # for its client
     if name in FIELDS:
         options.append("show_if_no_docstring: true")
     if name.endswith("Error") or issubclass(getattr(streamtask, name), Exception):

@@ -233,20 +233,41 @@ class AsyncClient:
 
     # --- Ask ----------------------------------------------------------------------------------------------------------
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
-        """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask."""
-        return await self._end_of(_checked(task_id), timeout)
+    async def wait(self, task_id: str | Receipt, timeout: float | None = None) -> TaskResponse:
+        """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask.
 
-    async def status(self, task_id: str) -> TaskResponse:
+        task_id  here as in `status` and `events`: of the task, or its Receipt, with which the answer is as fresh as it
+        """
+        known, receipt = _known(task_id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self.settings.url:
+            seen: Version | None = None
+            while seen is None or not seen.task.ended:
+                seen = await self._query_service().next(known, seen, deadline, token=_token(receipt))
+            return seen.task
+        try:
+            async with asyncio.timeout(timeout):
+                track = await self._track(known, receipt)
+        except TimeoutError:
+            raise WaitTimeout(f"Task {known} did not end within the timeout; it continues.") from None
+        return await track.end(deadline)
+
+    async def status(self, task_id: str | Receipt) -> TaskResponse:
         """The latest status of a task. Raises UnknownTask. Without a url it reads the topics, which takes longer."""
-        return await self._latest(_checked(task_id))
+        known, receipt = _known(task_id)
+        if self.settings.url:
+            found = await self._query_service().get(known, token=_token(receipt))
+            assert found is not None, "without after_version there is always an answer"
+            return found.task
+        track = await self._track(known, receipt)
+        return track.latest if track.latest is not None else await self._created(known)
 
-    def events(self, task_id: str) -> AsyncIterator[TaskResponse]:
+    def events(self, task_id: str | Receipt) -> AsyncIterator[TaskResponse]:
         """The known status of a task, then each event until the terminal one. Raises UnknownTask.
 
         With a url it follows the live stream of the query service (http://… by SSE, ws://… by WebSocket), and resumes
         at any replica when the connection breaks."""
-        return self._events(_checked(task_id))
+        return self._events(*_known(task_id))
 
     async def cancel(self, task_id: str, reason: str | None = None) -> None:
         """Request the cancellation of a task; returns when the broker has acknowledged the request.
@@ -260,40 +281,9 @@ class AsyncClient:
         sender = await self._request_sender()
         await sender.cancel(known, reason, self.topics, await self._encoder())
 
-    # --- Behind receipts ----------------------------------------------------------------------------------------------
+    # --- Behind it ----------------------------------------------------------------------------------------------------
 
-    async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse:
-        return await self._end_of(receipt.task_id, timeout, receipt)
-
-    async def _status_of(self, receipt: Receipt) -> TaskResponse:
-        return await self._latest(receipt.task_id, receipt)
-
-    def _events_of(self, receipt: Receipt) -> AsyncIterator[TaskResponse]:
-        return self._events(receipt.task_id, receipt)
-
-    async def _end_of(self, task_id: str, timeout: float | None, receipt: Receipt | None = None) -> TaskResponse:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if self.settings.url:
-            seen: Version | None = None
-            while seen is None or not seen.task.ended:
-                seen = await self._query_service().next(task_id, seen, deadline, token=_token(receipt))
-            return seen.task
-        try:
-            async with asyncio.timeout(timeout):
-                track = await self._track(task_id, receipt)
-        except TimeoutError:
-            raise WaitTimeout(f"Task {task_id} did not end within the timeout; it continues.") from None
-        return await track.end(deadline)
-
-    async def _latest(self, task_id: str, receipt: Receipt | None = None) -> TaskResponse:
-        if self.settings.url:
-            found = await self._query_service().get(task_id, token=_token(receipt))
-            assert found is not None, "without after_version there is always an answer"
-            return found.task
-        track = await self._track(task_id, receipt)
-        return track.latest if track.latest is not None else await self._created(task_id)
-
-    async def _events(self, task_id: str, receipt: Receipt | None = None) -> AsyncIterator[TaskResponse]:
+    async def _events(self, task_id: str, receipt: Receipt | None) -> AsyncIterator[TaskResponse]:
         if self.settings.url:
             async with aclosing(self._query_service().events(task_id, token=_token(receipt))) as events:
                 async for task in events:
@@ -310,11 +300,7 @@ class AsyncClient:
         """The track of a task that somebody knows. Raises UnknownTask."""
         watch = self._status_watch()
         if receipt is not None:
-            kept = receipt._track
-            if kept is not None and not kept.gap:
-                return kept
-            receipt._track = await watch.follow(task_id, receipt._since)
-            return receipt._track
+            return await receipt.followed(watch)
         track = await watch.follow(task_id, None)
         if track.latest is None:
             await self._created(task_id)
@@ -391,6 +377,11 @@ def _settings(bootstrap: str | None, prefix: str | None, url: str | None, settin
         return load_settings(bootstrap_servers=bootstrap, prefix=prefix, url=url)
     given = {"bootstrap_servers": bootstrap, "prefix": prefix, "url": url}
     return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def _known(task: str | Receipt) -> tuple[str, Receipt | None]:
+    """(its id, its receipt if that was passed). Raises ConfigError."""
+    return (task.task_id, task) if isinstance(task, Receipt) else (_checked(task), None)
 
 
 def _checked(task_id: str) -> str:

@@ -179,11 +179,11 @@ class Coroutines:
 
     async def _run(self, execution: Execution) -> None:
         handler = execution.handler
-        if execution._stopped is not None:
-            self._finish(execution, outcomes.not_begun(execution._stopped))
+        if execution.stop_reason is not None:
+            self._finish(execution, outcomes.not_begun(execution.stop_reason))
             return
         try:
-            execution._open()
+            execution.reopen()
         except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
             self._finish(execution, outcomes.broken_off(handler, execution, error))
             return
@@ -210,10 +210,10 @@ class Coroutines:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         execution = self._tasks.pop(task)
-        if not execution._ended:
+        if not execution.ended:
             # Cancelled before its first step: _run never ran.
-            if execution._stopped is not None:
-                outcome = outcomes.not_begun(execution._stopped)
+            if execution.stop_reason is not None:
+                outcome = outcomes.not_begun(execution.stop_reason)
             else:
                 outcome = outcomes.broken_off(execution.handler, execution, asyncio.CancelledError("not begun"))
             self._finish(execution, outcome)
@@ -240,7 +240,7 @@ class Coroutines:
         if alive and self._loop.time() - due_s < LATE_S:
             frames = sys._current_frames()
             for execution in alive:
-                if not execution._ended:
+                if not execution.ended:
                     self._give_up(execution, frames)
                 if execution.task is not None:
                     execution.task.cancel()
@@ -249,7 +249,7 @@ class Coroutines:
 
     def _give_up(self, execution: Execution, frames: Mapping[int, FrameType]) -> None:
         assert execution.task is not None
-        assert execution._stopped is not None
+        assert execution.stop_reason is not None
         fields = {**execution.fields(), "where": where(None, execution.task, frames)}
         if len(self._abandoned) >= ABANDONED_MAX:
             if not execution.told:
@@ -258,7 +258,7 @@ class Coroutines:
             return
         self._abandoned.add(execution.task)
         self.abandoned_total += 1
-        self._finish(execution, outcomes.abandoned(execution._stopped, self._patience_s))
+        self._finish(execution, outcomes.abandoned(execution.stop_reason, self._patience_s))
         self._on_event("handler_abandoned", fields)
 
     def _answer(self) -> None:

@@ -72,7 +72,7 @@ class Executor:
         self._handlers = handlers
         self._attempts = attempts
         self._children = children
-        self._quarantine = None if children is None else Quarantine.beside(children)
+        self._quarantine = None if children is None else children.twin(Quarantine)
         self._threads_max = threads
         self._bands = tuple(bands)
         self._on_event = on_event or _warn
@@ -156,7 +156,7 @@ class Executor:
         for stop in stops:
             execution = self._executions.get(stop.token)
             if execution is not None:
-                execution._stopped = execution._stopped or stop.reason  # the first reason is the reason
+                execution.stop(stop.reason)
                 if execution.pool is not None:
                     execution.pool.stop(stop.token, stop.reason)
                     self._told.append((overdue_s, execution))
@@ -237,8 +237,8 @@ class Executor:
                 task_type=one.handler.name,
                 kind=one.handler.kind,
                 attempt=one.attempt,
-                seconds=now - one._started_s,
-                stopped=one._stopped,
+                seconds=now - one.started_s,
+                stopped=one.stop_reason,
                 where=where(one.thread_id, one.task, frames),
             )
             for one in list(self._executions.values())
@@ -254,10 +254,10 @@ class Executor:
         self._look_s = now_s + LOOK_S
         while self._told and self._told[0][0] <= now_s:
             _, execution = self._told.popleft()
-            if not execution._ended and not execution.told:
+            if not execution.ended and not execution.told:
                 execution.told = True
                 self._overdue[execution.token] = execution
-                if execution._ended:  # just now, by another thread that saw nothing to take out
+                if execution.ended:  # just now, by another thread that saw nothing to take out
                     self._overdue.pop(execution.token, None)
                     continue
                 place = where(execution.thread_id, None, sys._current_frames())
@@ -310,16 +310,16 @@ class Executor:
         self.wake()
 
     def _finish(self, execution: Execution, outcome: Outcome) -> None:
-        if execution._ended:
+        if execution.ended:
             return
-        execution._ended = True
+        execution.end()
         token = execution.token
         if execution.woke_s:
             self._progress.pop(token, None)
         self._overdue.pop(token, None)
         del self._executions[token]
         if execution.span is not None:
-            execution.span.end(outcome, execution._stopped)
+            execution.span.end(outcome, execution.stop_reason)
         if self._loop_ends and not self._executions:
             self._all_ended.set()
         self._done.append((token, outcome))

@@ -21,7 +21,6 @@ from typing import Any, Unpack
 
 import structlog
 
-from streamtask.codec import reopened
 from streamtask.domain import model
 from streamtask.domain.identity import Origin, new_task_id, trace_id
 from streamtask.domain.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
@@ -204,11 +203,6 @@ class Context:
         self._stopped: StopReason | None = None
         self._ended = False
         self._log: Any = None
-
-    def _open(self) -> None:
-        """Decode the parameters of a request that waited as text. Called right before the handler, where it runs."""
-        if self.record.text is not None:
-            self.request = reopened(self.record.text)
 
     @property
     def task_id(self) -> str:

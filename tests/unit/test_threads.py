@@ -284,8 +284,8 @@ def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_to
     events: list[str] = []
 
     def finish(execution: Execution, _outcome: Outcome) -> None:
-        assert not execution._ended
-        execution._ended = True
+        assert not execution.ended
+        execution.end()
         finished[execution.token] += 1
 
     loop = Coroutines(
@@ -306,7 +306,7 @@ def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_to
         batch = made[at : at + 20]
         loop.begin(batch)
         for one in batch[::3]:
-            one._stopped = StopReason.CANCEL
+            one.stop(StopReason.CANCEL)
         loop.stop(batch[::3])
         loop.blocked_s(time.monotonic())
         loop.at_work()

@@ -30,7 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
@@ -48,6 +48,7 @@ BATCH_MAX = 32  # short jobs handed over at once
 RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if more, the others are better off elsewhere
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
+PoolT = TypeVar("PoolT", bound="Pool")
 
 
 class Pool:
@@ -94,6 +95,10 @@ class Pool:
         self._guard = Keeper(self._mark, lambda: self._wish(self._guard_died))
         self._thread = threading.Thread(target=self._run, name="streamtask-children", daemon=True)
         self.failure: Exception | None = None  #: children cannot be started: nothing should be submitted any more
+
+    def twin(self, kind: type[PoolT]) -> PoolT:
+        """A pool of this kind for the same app, with the same settings, and no child that waits for work."""
+        return kind(self._app, 0, grace_s=self._grace_s, environment=self._environment, on_event=self._on_event)
 
     # --- Anybody's side -----------------------------------------------------------------------------------------------
 

@@ -45,11 +45,6 @@ class Ward(Place):
 class Quarantine(Pool):
     """See the module. Everything but `submit`, `stop`, `start` and `close` belongs to the pool's thread."""
 
-    @classmethod
-    def beside(cls, pool: Pool) -> Quarantine:
-        """For the same app, with the same settings."""
-        return cls(pool._app, 0, grace_s=pool._grace_s, environment=pool._environment, on_event=pool._on_event)
-
     def submit(self, job: Job) -> None:
         """It runs in the child of its group. From one thread only."""
         assert job.group, f"{job.task_type!r} is in no group"
