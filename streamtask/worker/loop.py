@@ -44,7 +44,7 @@ from streamtask.domain.ports import (
 )
 from streamtask.errors import ConfigError, StreamtaskError
 from streamtask.execution.executor import Executor
-from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children
 from streamtask.handlers.registry import Handler, Lifespan
 from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import Role
@@ -100,11 +100,12 @@ class Worker:
         *,
         lifespan: Lifespan | None,
         slot: int = 0,
-        children: Pool | None = None,
+        children: Children | None = None,
         on_member: Callable[[str], None] = lambda _member: None,
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self.started = self.stopped = False
         self.settings = settings
         self.names: TopicNames = settings.topics
         self.budget = budget_of(settings.memory_mb)
@@ -148,6 +149,15 @@ class Worker:
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
         """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
+        if self.started:
+            raise RuntimeError(f"Worker {self.name!r} runs once. Make another one.")
+        self.started = True
+        try:
+            return self._run(signals, ready)
+        finally:
+            self.stopped = True
+
+    def _run(self, signals: bool, ready: Callable[[], None] | None) -> int:
         started = time.monotonic()
         self._look()
         if signals:
@@ -191,7 +201,7 @@ class Worker:
         finally:
             self.watchdog.stop()
             self._close_endpoint()
-            self.executor.close(1.0)
+            self.executor.stop(1.0)
             self.side.close()
             self.adapter.close()
             self.formats.close()
@@ -373,7 +383,7 @@ class Worker:
         if starts:
             self.executor.submit(starts)
         if stops:
-            self.executor.stop(stops)
+            self.executor.stop_executions(stops)
 
     def _drive(self, flow: protocol.Flow) -> bool:
         answer: Answer = None

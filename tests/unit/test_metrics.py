@@ -394,7 +394,7 @@ def endpoint() -> Iterator[tuple[ObservedDesk, Endpoint]]:
     made = Endpoint(WorkerCollector(d.observer, lambda: 0.25, lambda: Seen(ENDS, 1.5)), host="127.0.0.1", port=0)
     made.start()
     yield d, made
-    made.close()
+    made.stop()
 
 
 def test_the_endpoint_answers_metrics_health_ready_and_nothing_else(endpoint: tuple[ObservedDesk, Endpoint]) -> None:
@@ -451,7 +451,7 @@ def test_while_no_broker_answers_no_log_end_is_known_and_nobody_is_disturbed() -
     deadline = time.monotonic() + 20
     while len(asked) < 2 and time.monotonic() < deadline:
         ends._stop.wait(0.01)  # it asks again after an error
-    ends.close()
+    ends.stop(5.0)
     ends._thread.join(20)
     assert not ends._thread.is_alive()
     seen = ends.seen()

@@ -343,7 +343,7 @@ def test_an_attempt_that_was_told_to_stop_says_why_and_only_a_timeout_is_an_erro
 
     traced = Traced(bench, spans, waits)
     token = traced.start("waits")
-    traced.bench.executor.stop([Stop(token, reason)])
+    traced.bench.executor.stop_executions([Stop(token, reason)])
     traced.bench.outcome(token)
     span = spans.one("process waits")
     if reason is StopReason.TIMEOUT:

@@ -151,7 +151,7 @@ def _run(handler: Any, record: RequestRecord, kind: HandlerKind, attempts: int =
                 assert executor.wait(WAIT_S), "no outcome"
             found += [outcome for _, outcome in done]
     finally:
-        executor.close(1.0)
+        executor.stop(1.0)
     return found
 
 

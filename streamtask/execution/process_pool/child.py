@@ -111,7 +111,7 @@ class Child:
                     break
                 self._work(*job)
         if self._executor is not None:
-            self._executor.close(1.0)
+            self._executor.stop(1.0)
 
     def _work(self, token: int, payload: bytes) -> None:
         start, memory_mb, trace = pipe.read_job(payload)
@@ -247,7 +247,7 @@ class Child:
                     return done[0][1]
                 if self._told and not stopped:
                     stopped = True
-                    executor.stop([Stop(start.token, StopReason.CANCEL)])
+                    executor.stop_executions([Stop(start.token, StopReason.CANCEL)])
                 executor.wait(3_600.0)
         finally:
             self._asleep = None
