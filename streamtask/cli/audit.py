@@ -86,9 +86,7 @@ def audit(
                 reader=formats.insisting,
                 since_ms=since_ms,
                 every_s=every,
-                on_violation=told.violation,
-                on_figures=told.figures,
-                on_trouble=told.trouble,
+                listener=told,
             )
         else:
             report = run_audit(

@@ -128,7 +128,7 @@ class Worker:
             attempts=Attempts(self.names),
         )
         self._children, self.slot = children, slot
-        self._on_member = on_member
+        self.member_changed = on_member
         self.watchdog = Watchdog(on_beat)
         # A list, since append is atomic: a signal handler and another thread may stop the worker at the same moment.
         self._stops: list[str] = []
@@ -177,15 +177,10 @@ class Worker:
             decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader, compact=True).decode,
             encode_event=write_status,
             encode_dead=self._encode_dead,
-            on_assigned=self._assigned,
-            on_revoked=self._revoked,
-            on_lost=self._lost,
-            on_position_lost=self._position_lost,
-            on_error=self._kafka_error,
-            on_member=self._on_member,
+            listener=self,
         )
         self.engine = Engine(self._engine_config(), self.adapter.transactional_id, random.Random())
-        self.side = SideReader(self.kafka, (self.names.control,), on_error=self._kafka_error)
+        self.side = SideReader(self.kafka, (self.names.control,), on_error=self.kafka_error)
         self.control = ControlReader(self.side, self.names, self.formats.reader)
         self.recall = StatusRecall(self.side, self.names, self.formats.reader)
         self.watchdog.start()
@@ -421,9 +416,9 @@ class Worker:
             self.executor.wait(min(left, 0.05))
             self._collect()
 
-    # -- the group's callbacks, inside poll ----------------------------------------------------------------------------
+    # -- GroupListener: see there --------------------------------------------------------------------------------------
 
-    def _assigned(self, shards: Sequence[int]) -> None:
+    def shards_assigned(self, shards: Sequence[int]) -> None:
         self._joined = True
         event_log.emit("shards_assigned", {"shards": list(shards)})
         if any(number >= self._partitions for number in shards):
@@ -449,22 +444,22 @@ class Worker:
             elif shard.refused == PARTIAL:
                 shard.refused = None
 
-    def _revoked(self, shards: Sequence[int]) -> None:
+    def shards_revoked(self, shards: Sequence[int]) -> None:
         self._collect()
         clean = self._drive(protocol.revoked(self.engine, shards, clock))
         self._dispatch()
         event_log.emit("shards_revoked", {"shards": list(shards), "clean": clean})
 
-    def _lost(self, shards: Sequence[int]) -> None:
+    def shards_lost(self, shards: Sequence[int]) -> None:
         protocol.lost(self.engine, shards)
         self._dispatch()
         event_log.emit("shards_lost", {"shards": list(shards)})
 
-    def _position_lost(self, band: int, shard: int, offset: int) -> None:
+    def position_lost(self, band: int, shard: int, offset: int) -> None:
         """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
         self.engine.position_lost((band, shard), offset)
 
-    def _kafka_error(self, text: str) -> None:
+    def kafka_error(self, text: str) -> None:
         event_log.emit("kafka_error", {"why": text})
         found = hopeless(text, self.names.group, self.settings.session_timeout_ms, joined=self._joined)
         self._hopeless = self._hopeless or found

@@ -218,7 +218,7 @@ def test_rejoin_gives_a_new_member_with_the_same_shards(join: Callable[..., Memb
 
 def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Callable[..., Member]) -> None:
     member = join()
-    seat = member._assigned
+    seat = member.shards_assigned
     asked: list[tuple[int, ...]] = []
 
     def once(shards: tuple[int, ...]) -> None:
@@ -228,7 +228,7 @@ def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Calla
             assert member.adapter.perform(Rejoin()) is None
             assert member.shards == {0, 1, 2, 3}
 
-    member.adapter.consumer._on_assigned = once
+    member.shards_assigned = once  # type: ignore[method-assign]
     wait_until(lambda: member.rebalances.count(("assigned", (0, 1, 2, 3))) == 2, turn=member.turn)
     assert ("revoked", (0, 1, 2, 3)) in member.rebalances
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,15 +254,12 @@ def test_a_worker_that_is_let_in_no_more_says_so_and_goes_on_trying(kafka: Secur
     bootstrap, settings = kafka.scram(USER, GUESS)
     told: list[str] = []
     nothing: Any = lambda *_: None  # noqa: E731
+    listener: Any = SimpleNamespace(member_changed=nothing, shards_lost=nothing, kafka_error=told.append)
     consumer = ShardConsumer(
         KafkaSettings(bootstrap, extra=settings),
         TopicNames("any"),
         decode=nothing,
-        on_assigned=nothing,
-        on_revoked=nothing,
-        on_lost=nothing,
-        on_position_lost=nothing,
-        on_error=told.append,
+        listener=listener,
     )
     consumer.join()
     try:

@@ -188,7 +188,7 @@ def test_a_lack_of_memory_when_it_is_read_again_is_a_failure_of_the_attempt(monk
     def full(_text: bytes) -> TaskRequest:
         raise MemoryError
 
-    monkeypatch.setattr("streamtask.handlers.registry.reopened", full)
+    monkeypatch.setattr("streamtask.execution.live_context.reopened", full)
     for handler, kind in ((census, HandlerKind.ASYNC), (count, HandlerKind.THREAD)):
         record = read(COMPACT, value_of(task_type=handler.__name__, parameters={"rows": ROWS}))
         outcome = _run(handler, record, kind)[0]
