@@ -260,7 +260,7 @@ class ShardConsumer:
             one.clear()
 
     def leave(self, timeout_s: float) -> None:
-        """Leave the group and serve the revoke: on_revoked hands everything over. What is not served by timeout_s is
+        """Leave the group and serve the revoke: shards_revoked hands everything over. What is not served by timeout_s is
         lost."""
         assert not self._depth, "leave() inside a callback"
         self._left = True
