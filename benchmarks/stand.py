@@ -27,11 +27,11 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.devbroker.jars import KAFKA_VERSION
 from streamtask.errors import StreamtaskError
 from streamtask.kafka.admin import delete_topics, ensure_topics
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
 
 ROOT = Path(__file__).resolve().parents[1]

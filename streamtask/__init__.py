@@ -22,11 +22,14 @@ __all__ = [  # noqa: RUF022  grouped by use, not by name
     "RetryLater",
     "Task",
     "TaskDecorator",
+    "TaskOptions",
     # asking for work
     "AsyncClient",
     "Client",
     "Receipt",
+    "RequestOptions",
     "Settings",
+    "SubmitOptions",
     "SyncReceipt",
     "SyncTaskHandle",
     "TaskHandle",
@@ -59,9 +62,11 @@ __all__ = [  # noqa: RUF022  grouped by use, not by name
 _HOMES = {
     "streamtask.app": ("App", "AsyncTask", "PlainTask", "SyncTaskHandle", "Task", "TaskDecorator", "TaskHandle"),
     "streamtask.config": ("Settings", "TopicNames"),
-    "streamtask.handlers.registry": ("Context", "FakeContext", "Retry"),
+    "streamtask.handlers.options": ("Retry", "TaskOptions"),
+    "streamtask.handlers.registry": ("Context", "FakeContext"),
     "streamtask.client": ("AsyncClient", "Client", "Receipt", "SyncReceipt"),
     "streamtask.domain.model": ("ErrorDetails", "TaskRequest", "TaskResponse", "TaskStatus"),
+    "streamtask.domain.options": ("RequestOptions", "SubmitOptions"),
     "streamtask.errors": (
         "ClusterError",
         "ConfigError",
@@ -91,6 +96,7 @@ if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
     from streamtask.config import Settings, TopicNames
     from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
+    from streamtask.domain.options import RequestOptions, SubmitOptions
     from streamtask.errors import (
         ClusterError,
         ConfigError,
@@ -112,7 +118,8 @@ if TYPE_CHECKING:
         Unreachable,
         WaitTimeout,
     )
-    from streamtask.handlers.registry import Context, FakeContext, Retry
+    from streamtask.handlers.options import Retry, TaskOptions
+    from streamtask.handlers.registry import Context, FakeContext
 
 
 def __getattr__(name: str) -> Any:

@@ -23,14 +23,16 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, Unpack, cast, overload
 
 from streamtask.config import Settings, load_settings
 from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.domain.options import RequestOptions, refuse_unknown, request_fields
 from streamtask.errors import ConfigError
-from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, Retry, make_handler
+from streamtask.handlers.options import HandlerOptions, TaskOptions
+from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, make_handler
+from streamtask.public import public
 
 if TYPE_CHECKING:
     from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
@@ -41,6 +43,7 @@ R = TypeVar("R")
 Q = TypeVar("Q")
 
 
+@public
 class App:
     """The task types of one service, and the settings to submit and run them with.
 
@@ -152,68 +155,35 @@ class App:
         self,
         name: str | None = None,
         /,
-        *,
-        timeout: float | None = None,
-        timeout_max: float | None = None,
-        retry: Retry | None = None,
-        concurrency: int | None = None,
-        priority: int | None = None,
-        lost_max: int = 3,
-        executor: str | None = None,
-        memory_mb: int | None = None,
-        max_tasks: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> TaskDecorator: ...
 
     def task(
         self,
         name: Any = None,
         /,
-        *,
-        timeout: float | None = None,
-        timeout_max: float | None = None,
-        retry: Retry | None = None,
-        concurrency: int | None = None,
-        priority: int | None = None,
-        lost_max: int = 3,
-        executor: str | None = None,
-        memory_mb: int | None = None,
-        max_tasks: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Any:
         """Register a handler: `@app.task` names it after the function; `@app.task(...)` takes options.
 
-        timeout, timeout_max  seconds per attempt: the default, and the longest that a request may set
-        retry                 default: one attempt
-        concurrency           concurrent executions of this type per worker process
-        priority              of requests submitted through this task, 1..10; default 5
-        lost_max              process deaths caused by a task after which it fails with `worker_lost`; 0 = never
-        executor              "process" runs it in a child process, which a timeout or cancel can kill
-        memory_mb, max_tasks  limits of a child: memory per execution; executions of this type before it is replaced
+        options  TaskOptions lists them
 
         Raises ConfigError.
         """
+        refuse_unknown("App.task()", options, TaskOptions)
         function = name if callable(name) else None
+        priority = options.pop("priority", None)
+        limits: HandlerOptions = options
         # Annotations are texts under `from __future__ import annotations`; those of a handler defined inside a
         # function may name that function's locals.
         frame = sys._getframe(1)
         names = dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            handler = make_handler(
-                function,
-                name=None if callable(name) else name,
-                retry=retry,
-                timeout=timeout,
-                timeout_max=timeout_max,
-                concurrency=concurrency,
-                lost_max=lost_max,
-                executor=executor,
-                memory_mb=memory_mb,
-                max_tasks=max_tasks,
-                names=names,
-            )
-            options = {} if priority is None else {"priority": priority}
+            handler = make_handler(function, name=None if callable(name) else name, names=names, **limits)
+            preset = {} if priority is None else {"priority": priority}
             kind: type[Task[..., Any]] = AsyncTask if handler.is_async else PlainTask
-            task = kind(self, handler, options)
+            task = kind(self, handler, preset)
             self.registry.add(handler)
             return task
 
@@ -289,6 +259,7 @@ class App:
         self.close()
 
 
+@public
 class Task(Generic[P, R]):
     """A task type as its callers see it. Calling it runs the handler directly (with a fake context if none is passed)."""
 
@@ -306,38 +277,13 @@ class Task(Generic[P, R]):
         """The task type."""
         return self.handler.name
 
-    def options(
-        self,
-        *,
-        priority: int | None = None,
-        timeout: float | None = None,
-        ordering_key: str | None = None,
-        labels: dict[str, str] | None = None,
-        task_id: str | None = None,
-        not_before: datetime | None = None,
-        expires_at: datetime | None = None,
-        tenant: str | None = None,
-        idempotency_key: str | None = None,
-        description: str | None = None,
-    ) -> Self:
+    def options(self, **options: Unpack[RequestOptions]) -> Self:
         """A copy of this task that submits with these options. None keeps the current value.
 
-        idempotency_key is only passed to the handler: streamtask does not deduplicate by it yet.
+        options  RequestOptions lists them
         """
-        given = {
-            "priority": priority,
-            "timeout_seconds": timeout,
-            "ordering_key": ordering_key,
-            "labels": labels,
-            "task_id": task_id,
-            "not_before": not_before,
-            "expires_at": expires_at,
-            "tenant": tenant,
-            "idempotency_key": idempotency_key,
-            "description": description,
-        }
-        options = self._options | {name: value for name, value in given.items() if value is not None}
-        return type(self)(self.app, self.handler, options)
+        fields = request_fields(f"{type(self).__name__}.options()", options)
+        return type(self)(self.app, self.handler, self._options | fields)
 
     def request(self, *args: P.args, **kwargs: P.kwargs) -> TaskRequest:
         """The request that submit would send, for `client.submit_many`. Raises RequestRefused."""
@@ -362,6 +308,7 @@ class Task(Generic[P, R]):
         return self.handler.function(*args, **kwargs)
 
 
+@public
 class PlainTask(Task[P, R]):
     """The task of a synchronous function."""
 
@@ -374,6 +321,7 @@ class PlainTask(Task[P, R]):
         return self._call(args, kwargs)
 
 
+@public
 class AsyncTask(Task[P, R]):
     """The task of an `async def`."""
 
@@ -386,6 +334,7 @@ class AsyncTask(Task[P, R]):
         return self._call(args, kwargs)
 
 
+@public
 class TaskDecorator(Protocol):
     """What `app.task(...)` returns."""
 
@@ -403,6 +352,7 @@ class TaskDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> PlainTask[P, R]: ...
 
 
+@public
 class TaskHandle(Generic[Q]):
     """A submitted task. `receipt` has the position of its request."""
 
@@ -438,6 +388,7 @@ class TaskHandle(Generic[Q]):
         await self.receipt.cancel(reason)
 
 
+@public
 class SyncTaskHandle(Generic[Q]):
     """A submitted task, for synchronous code."""
 

@@ -25,38 +25,53 @@ A handler can raise two more to control its own retries: RetryLater and GiveUp.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from typing import Any
 
+from streamtask.public import public
 
+
+@public
 class StreamtaskError(Exception):
     """Base class of all streamtask errors."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with the message alone, which those with further arguments refuse.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
+
+@public
 class ConfigError(StreamtaskError):
     """A setting or argument is invalid. The message names it, its value and what to do."""
 
 
+@public
 class ClusterError(StreamtaskError):
     """The Kafka cluster is misconfigured or cannot be used. The message says how to fix it."""
 
 
+@public
 class TopicsMissing(ClusterError):
     """Topics do not exist. Create them with `streamtask topics create`."""
 
 
+@public
 class NotAllowed(ClusterError):
     """The cluster's ACLs do not allow the operation. `streamtask topics acls ROLE` prints what a role needs."""
 
 
+@public
 class Unreachable(ClusterError):
     """No broker answered within the timeout."""
 
 
+@public
 class RegistryUnreachable(Unreachable):
     """The schema registry did not answer within the timeout, or its answer was not valid."""
 
 
+@public
 class DecodeError(StreamtaskError):
     """The bytes are not a valid document of their kind.
 
@@ -79,6 +94,7 @@ class DecodeError(StreamtaskError):
         self.task_id = task_id
 
 
+@public
 class SchemaUnavailable(DecodeError):
     """The schema registry did not answer in time, so the bytes cannot be decoded. They may be valid."""
 
@@ -97,6 +113,7 @@ class SchemaPending(StreamtaskError):
         self.settled = settled
 
 
+@public
 class RequestRefused(StreamtaskError):
     """The request is invalid, and nothing was sent. `fields` has the same form as in DecodeError."""
 
@@ -105,6 +122,7 @@ class RequestRefused(StreamtaskError):
         self.fields = fields or {}
 
 
+@public
 class SubmitError(StreamtaskError):
     """The broker did not acknowledge the request, so it may or may not be stored.
 
@@ -119,6 +137,7 @@ class SubmitError(StreamtaskError):
         self.task_ids = task_ids
 
 
+@public
 class TaskError(StreamtaskError):
     """The task ended, but did not complete.
 
@@ -134,22 +153,27 @@ class TaskError(StreamtaskError):
         self.details = details or {}
 
 
+@public
 class TaskFailed(TaskError):
     """The task failed."""
 
 
+@public
 class TaskCancelled(TaskError):
     """The task was cancelled."""
 
 
+@public
 class WaitTimeout(StreamtaskError):
     """The task did not end within the timeout. It continues; you can wait again."""
 
 
+@public
 class UnknownTask(StreamtaskError):
     """No request or status event with this task_id is known."""
 
 
+@public
 class LifespanError(StreamtaskError):
     """The app's lifespan could not be opened, and no task was started. The cause is attached (`__cause__`)."""
 
@@ -158,6 +182,7 @@ class DevBrokerUnavailable(StreamtaskError):
     """The local Apache Kafka cannot be started here."""
 
 
+@public
 class RetryLater(StreamtaskError):
     """Raise it in a handler to fail this attempt and run the task again after `after` seconds.
 
@@ -170,6 +195,7 @@ class RetryLater(StreamtaskError):
         self.after = after
 
 
+@public
 class GiveUp(StreamtaskError):
     """Raise it in a handler to fail the task now, without using the attempts that are left."""
 

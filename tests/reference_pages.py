@@ -139,6 +139,12 @@ def _shown(name: str) -> str:
         options.append("merge_init_into_class: true")
     if name == "Retry":
         options.append("members: []")  # its methods are for the worker
+    if name.endswith("Options"):
+        options.append("inherited_members: true")
+    if name == "Settings":
+        options.append('filters: ["!^_", "!^kafka_for$"]')  # for our own modules
+    if name == "Receipt":
+        options.append('filters: ["!^_", "!^followed$"]')  # for its client
     if name in FIELDS:
         options.append("show_if_no_docstring: true")
     if name.endswith("Error") or issubclass(getattr(streamtask, name), Exception):

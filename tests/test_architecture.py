@@ -22,6 +22,7 @@ FUNCTION_LINES_MAX = 70
 
 # A module imports from the folders above its own in this list, and from its own where that makes no circle.
 FOLDERS: tuple[str, ...] = (
+    "streamtask.public",
     "streamtask.errors",
     "streamtask.domain",
     "streamtask.config",
@@ -195,6 +196,53 @@ def the_core_is_pure(source: Source) -> Iterator[tuple[int, str]]:
             yield call.lineno, f"the core calls {name}()"
 
 
+def takes_kafka_settings_from_settings(source: Source) -> Iterator[tuple[int, str]]:
+    """Else a command forgets the security settings, as the demo beside a secured cluster once did."""
+    if _within(source.name, "streamtask.config"):
+        return
+    for call, name in source.calls():
+        if name == "KafkaSettings" and "# own broker" not in source.lines[call.lineno - 1]:
+            yield call.lineno, "builds KafkaSettings by hand: call settings.kafka_for(role)"
+
+
+# Underscored names that are public: of named tuples and enums, and where a library has no other name for it.
+OFFERED = {"_asdict", "_replace", "_fields", "_make", "_value_"}
+OFFERED_BY = {"sys", "os", "KafkaError", "_K"}
+PRIVATE_OF_OTHERS = {
+    "pyfuncitem._fixtureinfo": "pytest has no public way to tell which fixtures a test asks for",
+}
+
+
+def leaves_private_attributes_to_their_class(source: Source) -> Iterator[tuple[int, str]]:
+    """`other._x` is read by the class that owns `_x` alone; `self`, `cls` and `super()` are its own."""
+
+    def walk(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[int, str]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Attribute) and child.attr.startswith("_") and not child.attr.endswith("__"):
+                base = ast.unparse(child.value)
+                known = base in {"self", "cls", "super()"} or child.attr in own | OFFERED or base in OFFERED_BY
+                if not known and f"{base}.{child.attr}" not in PRIVATE_OF_OTHERS:
+                    yield child.lineno, f"{base}.{child.attr} is private to its class: give it a method with a name"
+            yield from walk(child, _names_of(child) if isinstance(child, ast.ClassDef) else own)
+
+    yield from walk(source.tree, frozenset())
+
+
+def _names_of(kind: ast.ClassDef) -> frozenset[str]:
+    """The private names that a class defines: its methods, its attributes, and what it sets on self."""
+    inside = list(ast.walk(kind))
+    defined = {node.name for node in inside if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assigned = {
+        node.target.id for node in kind.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    on_self = {
+        node.attr
+        for node in inside
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    return frozenset(defined | assigned | on_self)
+
+
 def keeps_every_task(source: Source) -> Iterator[tuple[int, str]]:
     """A task has a parent (a TaskGroup), or is kept somewhere; and it has a name."""
     groups = _task_groups(source)
@@ -280,6 +328,8 @@ RULES: list[tuple[Rule, Callable[[], list[Source]]]] = [
     (imports_lower_layers_only, shipped),
     (keeps_confluent_kafka_in_its_folder, shipped),
     (the_core_is_pure, shipped),
+    (takes_kafka_settings_from_settings, shipped),
+    (leaves_private_attributes_to_their_class, shipped),
     (keeps_every_task, shipped),
     (bounds_every_queue, shipped),
     (waits_for_events, waiting),
@@ -352,6 +402,13 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (the_core_is_pure, "streamtask/core/x.py", "import random\nx = random.random()\n"),
     (the_core_is_pure, "streamtask/core/x.py", "from random import choice\nx = random.choice([1])\n"),
     (the_core_is_pure, "streamtask/core/x.py", "def f(path):\n    return open(path)\n"),
+    (takes_kafka_settings_from_settings, "streamtask/cli/x.py", "kafka = KafkaSettings(settings.bootstrap())\n"),
+    (leaves_private_attributes_to_their_class, "streamtask/x.py", "def f(receipt):\n    return receipt._track\n"),
+    (
+        leaves_private_attributes_to_their_class,
+        "streamtask/x.py",
+        "class A:\n    def f(self, b):\n        b._x = self._y\n",
+    ),
     (keeps_every_task, "streamtask/x.py", "def f(loop):\n    loop.create_task(g(), name='g')\n"),
     (keeps_every_task, "streamtask/x.py", "async def f():\n    t = asyncio.create_task(g())\n"),
     (keeps_every_task, "streamtask/x.py", "t = asyncio.ensure_future(g())\n"),
@@ -366,6 +423,12 @@ KEPT: list[tuple[Rule, str, str]] = [
     (imports_lower_layers_only, "streamtask/projection/fold.py", "from streamtask.core import lifecycle\n"),
     (keeps_confluent_kafka_in_its_folder, "streamtask/kafka/x.py", "import confluent_kafka\n"),
     (the_core_is_pure, "streamtask/core/x.py", "import random\nfrom collections import deque\nr: random.Random\n"),
+    (
+        leaves_private_attributes_to_their_class,
+        "streamtask/x.py",
+        "class A:\n    def __init__(self, other):\n        self._x = other._x\n",
+    ),
+    (leaves_private_attributes_to_their_class, "streamtask/x.py", "row = row._replace(a=super()._b)\n"),
     (keeps_every_task, "streamtask/x.py", "async with TaskGroup() as g:\n    g.create_task(f(), name='f')\n"),
     (keeps_every_task, "streamtask/x.py", "self.task = loop.create_task(f(), name='f')\n"),
     (bounds_every_queue, "streamtask/x.py", "q = queue.Queue(maxsize=10)\nd = deque()\n"),

@@ -21,8 +21,8 @@ from benchmarks.soak.plant import Plant, plant
 from benchmarks.soak.sampling import Sampler, Segments
 from benchmarks.stand import Failed
 from streamtask.audit import Report, run_audit
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.offset_queries import group_offsets, topic_ends
-from streamtask.kafka.settings import KafkaSettings
 
 FINISH_S = 300.0  # for what is open when the load ends, and for the view to have read it
 TICK_S = 0.1

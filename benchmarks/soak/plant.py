@@ -27,9 +27,9 @@ from benchmarks.soak import queues
 from benchmarks.soak.serve import CACHE_KIB
 from benchmarks.stand import ROOT, Failed
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.kafka.admin import ensure_topics
-from streamtask.kafka.settings import KafkaSettings
 
 APP = "benchmarks.soak.app:app"
 CHILDREN = 2  # of each worker: processes that run process handlers

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 
 PLACE = "SOAK_QUEUES"  # environment: the file; unset: nothing is watched
 EVERY_MS = "SOAK_QUEUES_MS"

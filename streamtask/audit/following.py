@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from streamtask.audit.judge import Judge
 from streamtask.audit.reading import Rounds, Waiting
@@ -17,10 +16,23 @@ from streamtask.audit.report import Report, Violation
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
-from streamtask.kafka.settings import KafkaSettings
 
 ROUND_S = 1.0  # at least so long from the beginning of one round to that of the next
+
+
+class AuditListener(Protocol):
+    """Told what an audit that follows a system finds."""
+
+    def violation(self, violation: Violation, /) -> None:
+        """Each breach, the moment it is found."""
+
+    def figures(self, figures: dict[str, Any], /) -> None:
+        """Rounds, requests, events, letters, open, ended, violations, behind."""
+
+    def trouble(self, text: str, /) -> None:
+        """Why a round was broken off; the next one is tried."""
 
 
 def follow_audit(
@@ -31,28 +43,24 @@ def follow_audit(
     reader: Reader = PLAIN,
     since_ms: int | None = None,
     every_s: float = 10.0,
-    on_violation: Callable[[Violation], None] | None = None,
-    on_figures: Callable[[dict[str, Any]], None] | None = None,
-    on_trouble: Callable[[str], None] | None = None,
+    listener: AuditListener | None = None,
 ) -> Report:
     """Judge until `stop` is set, then end with one more round and the report.
 
-    since_ms      where it begins; None: at the beginning of the topics
-    on_figures    every `every_s` seconds: rounds, requests, events, letters, open, ended, violations, behind
-    on_violation  each breach the moment it is found
-    on_trouble    why a round was broken off; the next one is tried
+    since_ms  where it begins; None: at the beginning of the topics
+    every_s   how often the listener is told the figures
 
     Raises Unreachable and TopicsMissing at the start; then it goes on trying.
     """
-    judge = Judge(names, reader, since_ms=since_ms, on_violation=on_violation)
+    judge = Judge(names, reader, since_ms=since_ms, on_violation=None if listener is None else listener.violation)
     told_at = time.monotonic()
     count = 0
 
     def tick() -> None:
         nonlocal told_at
-        if on_figures is not None and time.monotonic() - told_at >= every_s:
+        if listener is not None and time.monotonic() - told_at >= every_s:
             told_at = time.monotonic()
-            on_figures({"rounds": count} | judge.figures() | {"behind": rounds.behind()})
+            listener.figures({"rounds": count} | judge.figures() | {"behind": rounds.behind()})
 
     waiting = Waiting(math.inf, tick=tick, stop=stop)
     with Rounds(settings, names, judge, waiting, reader=reader, since_ms=since_ms) as rounds:
@@ -64,8 +72,8 @@ def follow_audit(
                 rounds.round()
                 count += rounds.whole
             except Unreachable as error:
-                if on_trouble is not None:
-                    on_trouble(str(error))
+                if listener is not None:
+                    listener.trouble(str(error))
             tick()
             if not last:
                 stop.wait(max(0.0, began + ROUND_S - time.monotonic()))

@@ -27,10 +27,10 @@ from streamtask.codec import RequestDecoder, decode_dead
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.wire import time_text
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import DecodeError, Unreachable
 from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets, log_starts, offsets_at, topic_ends
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
 
 TIMEOUT_S = 120.0
@@ -262,9 +262,7 @@ class Rounds:
             self._judge.unreadable_letter(partition, offset, str(error))
 
     def _request(self, record: TailRecord) -> None:
-        topic, partition, offset, timestamp_ms, key, value, headers = record
-        band = self._bands[topic]
-        self._judge.request(self._decoder.decode(band, partition, offset, timestamp_ms, key, value, headers))
+        self._judge.request(self._decoder.decode(self._bands[record.topic], *record[1:]))
 
     def _tell_bounds(self, ends: Mapping[Place, int]) -> None:
         mine = {place: end for place, end in ends.items() if place[0] in self._bands}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext
 from streamtask.cli.tasks import _moment
 from streamtask.errors import ConfigError
 
@@ -69,7 +69,7 @@ def audit(
         raise ConfigError("--evidence - and --json would both write to stdout. Give --evidence a file name.")
     begin = _moment("--since", since, past=True)
     settings = cli.settings()
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     from streamtask.audit import follow_audit, run_audit
     from streamtask.domain.model import to_ms
     from streamtask.schema_registry import Formats
@@ -86,9 +86,7 @@ def audit(
                 reader=formats.insisting,
                 since_ms=since_ms,
                 every_s=every,
-                on_violation=told.violation,
-                on_figures=told.figures,
-                on_trouble=told.trouble,
+                listener=told,
             )
         else:
             report = run_audit(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamtask.cli.audit import audit
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
 from streamtask.cli.redrive import dead_redrive
 from streamtask.errors import ConfigError, NotAllowed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from streamtask.codec import DeadRecord
     from streamtask.config import TopicNames
-    from streamtask.kafka.settings import KafkaSettings
+    from streamtask.config.kafka import KafkaSettings
     from streamtask.kafka.topic_checks import Finding
 
 
@@ -75,7 +75,7 @@ def topics_create(
 ) -> int | None:
     """Create missing topics; add partitions or correct settings on request."""
     settings = cli.settings(partitions=partitions)
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     if grow and partitions is None:
         raise ConfigError("--grow needs the new number of partitions. Add --partitions N.")
     from streamtask.kafka.admin import ensure_topics
@@ -158,7 +158,7 @@ def doctor(
 
 def _check(cli: CommandContext, *, topics_only: bool, role: RoleName | None = None) -> int:
     settings = cli.settings()
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     from streamtask.kafka.admin import cluster_facts
     from streamtask.kafka.topic_checks import ClusterFacts, Finding, judge
     from streamtask.kafka.topics import Severity

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from streamtask.config import Settings
-    from streamtask.kafka.settings import KafkaSettings
 
 EXIT_BAD_ANSWER = 1  # the command worked; what it found is not good
 EXIT_ERROR = 2  # the command could not do its work
@@ -267,13 +266,6 @@ class OneLineGroup(TyperGroup):
         else:
             typer.echo(f"Error: {' '.join(say().split())} See: {path} --help", err=True)
         return EXIT_ERROR
-
-
-def kafka_of(settings: Settings) -> KafkaSettings:
-    """The broker and the client settings that a command talks with. Raises ConfigError when no broker is named."""
-    from streamtask.kafka.settings import KafkaSettings
-
-    return KafkaSettings(settings.bootstrap(), client_id="streamtask-cli", extra=settings.kafka)
 
 
 def parse_json_object(text: str, *, what: str) -> dict[str, Any] | None:

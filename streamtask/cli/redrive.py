@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext
 from streamtask.cli.tasks import _moment
 from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
@@ -151,7 +151,7 @@ def _send(
     from streamtask.redrive.run import send
 
     bands = settings.topics.bands
-    told = send(kafka_of(settings), items, rate=rate)
+    told = send(settings.kafka_for("cli"), items, rate=rate)
     try:
         with closing(told):
             for item, delivery in told:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamtask.cli.command import CommandContext, command, kafka_of
+from streamtask.cli.command import CommandContext, command
 from streamtask.cli.complete import app_names
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def demo(
 
 def refuse_without_topics(settings: Settings) -> None:
     """Raises TopicsMissing, NotAllowed or Unreachable, in one line."""
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     from streamtask.kafka.acls import Role
     from streamtask.kafka.permissions import partition_count
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of, parse_json_object
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, parse_json_object
 from streamtask.cli.complete import task_types
 from streamtask.errors import ConfigError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streamtask.client import AsyncClient
     from streamtask.config import Settings
     from streamtask.domain.model import TaskResponse
+    from streamtask.domain.options import SubmitOptions
 
 COLOURS = {"created": "cyan", "running": "yellow", "completed": "green", "failed": "red", "cancelled": "magenta"}
 DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -170,7 +171,7 @@ def submit(
 
     Example: streamtask submit file_census '{"path": "a.py"}' --priority 8 --wait
     """
-    options = {
+    options: SubmitOptions = {
         "priority": priority,
         "timeout": timeout,
         "description": description,
@@ -192,7 +193,7 @@ async def _submit(
     cli: CommandContext,
     task_type: str,
     parameters: dict[str, Any] | None,
-    options: dict[str, Any],
+    options: SubmitOptions,
     *,
     wait: bool,
     wait_timeout: float | None,
@@ -392,7 +393,7 @@ def _client(settings: Settings) -> AsyncClient:
 
 def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
-        _ = (settings.topics, kafka_of(settings))  # raises first when they are invalid
+        _ = (settings.topics, settings.kafka_for("cli"))  # raises first when they are invalid
         cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, kafka_of
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def workers_list(cli: CommandContext) -> int | None:
     """List the worker processes in the consumer group, with their hosts and shards."""
     settings = cli.settings()
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     from streamtask.kafka.admin import group_members
 
     state, members = group_members(kafka, settings.topics)
@@ -61,7 +61,7 @@ def workers_evict(
     Use it for a process that is dead or cut off. A live process rejoins at once, and the tasks it was running may run twice.
     """
     settings = cli.settings()
-    kafka = kafka_of(settings)
+    kafka = settings.kafka_for("cli")
     from streamtask.kafka.admin import group_members
     from streamtask.worker.failover import remove_members
 

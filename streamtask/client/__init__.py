@@ -8,7 +8,7 @@ blocking.py is the thin synchronous shell.
 
 from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.blocking import Client, SyncReceipt
-from streamtask.client.build import Headers
 from streamtask.client.receipt import Receipt
+from streamtask.domain.options import Headers
 
 __all__ = ["AsyncClient", "Client", "Headers", "Receipt", "SyncReceipt"]

@@ -13,17 +13,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from streamtask.client.build import Headers, Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
+from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
 from streamtask.config import Settings, load_settings
 from streamtask.domain.identity import Origin, canonical
-from streamtask.domain.model import PRIORITY_DEFAULT, TaskRequest, TaskResponse
+from streamtask.domain.model import TaskRequest, TaskResponse
+from streamtask.domain.options import Headers, SubmitOptions, request_fields
 from streamtask.errors import (
     ConfigError,
     NotAllowed,
@@ -33,6 +33,7 @@ from streamtask.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from streamtask.public import public
 
 if TYPE_CHECKING:
     from streamtask.client.sending import Delivered
@@ -44,6 +45,7 @@ PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
 BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
 
 
+@public
 class AsyncClient:
     """Submits tasks, waits for results, reads statuses and cancels: all that a service does except running tasks.
 
@@ -106,49 +108,19 @@ class AsyncClient:
         self,
         task_type: str,
         parameters: Mapping[str, Any] | Any = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout: float | None = None,
-        description: str = "",
-        ordering_key: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        task_id: str | None = None,
-        not_before: datetime | None = None,
-        expires_at: datetime | None = None,
-        created_at: datetime | None = None,
-        tenant: str | None = None,
-        idempotency_key: str | None = None,
-        headers: Headers | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Receipt:
         """Send one request; returns when all in-sync replicas have stored it.
 
-        parameters       a mapping, or a pydantic model
-        priority         1..10, 10 = most urgent; it chooses the band, and so the topic
-        timeout          seconds per attempt, from the handler's start; wins over the task type's own
-        ordering_key     tasks with the same key and band start in order, one at a time
-        task_id          a UUID; pass one so that you can check after a SubmitError whether the request arrived
-        idempotency_key  only passed to the handler: streamtask does not deduplicate by it yet
+        parameters  a mapping, or a pydantic model
+        options     SubmitOptions lists them
 
         Raises RequestRefused (nothing was sent), SubmitError (it may or may not be stored), Unreachable, TopicsMissing.
         """
-        prepared = prepare_arguments(
-            parameters,
-            self.topics,
-            headers,
-            await self._encoder(),
-            task_type=task_type,
-            priority=priority,
-            timeout_seconds=timeout,
-            description=description,
-            ordering_key=ordering_key,
-            labels=dict(labels) if labels is not None else None,
-            task_id=task_id,
-            not_before=not_before,
-            expires_at=expires_at,
-            created_at=created_at,
-            tenant=tenant,
-            idempotency_key=idempotency_key,
-        )
+        fields = request_fields("submit()", options, SubmitOptions)
+        headers = fields.pop("headers", None)
+        encoder = await self._encoder()
+        prepared = prepare_arguments(parameters, self.topics, headers, encoder, task_type=task_type, **fields)
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
@@ -263,20 +235,42 @@ class AsyncClient:
 
     # --- Ask ----------------------------------------------------------------------------------------------------------
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> TaskResponse:
-        """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask."""
-        return await self._end_of(_checked(task_id), timeout)
+    async def wait(self, task_id: str | Receipt, timeout: float | None = None) -> TaskResponse:
+        """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask.
 
-    async def status(self, task_id: str) -> TaskResponse:
+        task_id  here as in `status` and `events`: of the task, or its Receipt, with which the answer is as fresh as it
+        """
+        known, receipt = _known(task_id)
+        if self.settings.url:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            seen: Version | None = None
+            while seen is None or not seen.task.ended:
+                seen = await self._query_service().next(known, seen, deadline, token=_token(receipt))
+            return seen.task
+        deadline = None if timeout is None else self._log().now_s() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                track = await self._track(known, receipt)
+        except TimeoutError:
+            raise WaitTimeout(f"Task {known} did not end within the timeout; it continues.") from None
+        return await track.end(deadline)
+
+    async def status(self, task_id: str | Receipt) -> TaskResponse:
         """The latest status of a task. Raises UnknownTask. Without a url it reads the topics, which takes longer."""
-        return await self._latest(_checked(task_id))
+        known, receipt = _known(task_id)
+        if self.settings.url:
+            found = await self._query_service().get(known, token=_token(receipt))
+            assert found is not None, "without after_version there is always an answer"
+            return found.task
+        track = await self._track(known, receipt)
+        return track.latest if track.latest is not None else await self._created(known)
 
-    def events(self, task_id: str) -> AsyncIterator[TaskResponse]:
+    def events(self, task_id: str | Receipt) -> AsyncIterator[TaskResponse]:
         """The known status of a task, then each event until the terminal one. Raises UnknownTask.
 
         With a url it follows the live stream of the query service (http://… by SSE, ws://… by WebSocket), and resumes
         at any replica when the connection breaks."""
-        return self._events(_checked(task_id))
+        return self._events(*_known(task_id))
 
     async def cancel(self, task_id: str, reason: str | None = None) -> None:
         """Request the cancellation of a task; returns when the broker has acknowledged the request.
@@ -290,41 +284,9 @@ class AsyncClient:
         sender = await self._request_sender()
         await sender.cancel(known, reason, self.topics, await self._encoder())
 
-    # --- Behind receipts ----------------------------------------------------------------------------------------------
+    # --- Behind it ----------------------------------------------------------------------------------------------------
 
-    async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse:
-        return await self._end_of(receipt.task_id, timeout, receipt)
-
-    async def _status_of(self, receipt: Receipt) -> TaskResponse:
-        return await self._latest(receipt.task_id, receipt)
-
-    def _events_of(self, receipt: Receipt) -> AsyncIterator[TaskResponse]:
-        return self._events(receipt.task_id, receipt)
-
-    async def _end_of(self, task_id: str, timeout: float | None, receipt: Receipt | None = None) -> TaskResponse:
-        if self.settings.url:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            seen: Version | None = None
-            while seen is None or not seen.task.ended:
-                seen = await self._query_service().next(task_id, seen, deadline, token=_token(receipt))
-            return seen.task
-        deadline = None if timeout is None else self._log().now_s() + timeout
-        try:
-            async with asyncio.timeout(timeout):
-                track = await self._track(task_id, receipt)
-        except TimeoutError:
-            raise WaitTimeout(f"Task {task_id} did not end within the timeout; it continues.") from None
-        return await track.end(deadline)
-
-    async def _latest(self, task_id: str, receipt: Receipt | None = None) -> TaskResponse:
-        if self.settings.url:
-            found = await self._query_service().get(task_id, token=_token(receipt))
-            assert found is not None, "without after_version there is always an answer"
-            return found.task
-        track = await self._track(task_id, receipt)
-        return track.latest if track.latest is not None else await self._created(task_id)
-
-    async def _events(self, task_id: str, receipt: Receipt | None = None) -> AsyncIterator[TaskResponse]:
+    async def _events(self, task_id: str, receipt: Receipt | None) -> AsyncIterator[TaskResponse]:
         if self.settings.url:
             async with aclosing(self._query_service().events(task_id, token=_token(receipt))) as events:
                 async for task in events:
@@ -341,11 +303,7 @@ class AsyncClient:
         """The track of a task that somebody knows. Raises UnknownTask."""
         watch = self._status_watch()
         if receipt is not None:
-            kept = receipt._track
-            if kept is not None and not kept.gap:
-                return kept
-            receipt._track = await watch.follow(task_id, receipt._since)
-            return receipt._track
+            return await receipt.followed(watch)
         track = await watch.follow(task_id, None)
         if track.latest is None:
             await self._created(task_id)
@@ -414,6 +372,11 @@ def _settings(bootstrap: str | None, prefix: str | None, url: str | None, settin
         return load_settings(bootstrap_servers=bootstrap, prefix=prefix, url=url)
     given = {"bootstrap_servers": bootstrap, "prefix": prefix, "url": url}
     return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def _known(task: str | Receipt) -> tuple[str, Receipt | None]:
+    """(its id, its receipt if that was passed). Raises ConfigError."""
+    return (task.task_id, task) if isinstance(task, Receipt) else (_checked(task), None)
 
 
 def _checked(task_id: str) -> str:

@@ -18,6 +18,7 @@ from streamtask.client.transport import Transport
 from streamtask.config import Settings
 from streamtask.domain.model import TaskRequest, TaskResponse
 from streamtask.errors import StreamtaskError
+from streamtask.public import public
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class _LoopThread:
         self._loop.close()
 
 
+@public
 class SyncReceipt:
     """A request that the broker has stored; Receipt for synchronous code."""
 
@@ -138,6 +140,7 @@ def _blocking(
     return call
 
 
+@public
 class Client:
     """AsyncClient for synchronous code, with the same arguments and methods. Threads can share it.
 

@@ -19,11 +19,11 @@ from streamtask.codec.wire import invalid
 from streamtask.config import TopicNames
 from streamtask.domain.identity import canonical, new_task_id
 from streamtask.domain.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN, TaskRequest
+from streamtask.domain.options import Headers
 from streamtask.errors import DecodeError, RequestRefused
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Sending
 
-Headers = Mapping[str, str | bytes]
 Record = tuple[bytes, bytes, list[tuple[str, bytes]] | None]  # key, value, headers
 
 _FIELDS = frozenset(TaskRequest.model_fields)

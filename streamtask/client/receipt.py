@@ -12,20 +12,28 @@ from streamtask.client.tracking import Track
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ErrorCode, TaskResponse, TaskStatus
 from streamtask.errors import TaskCancelled, TaskFailed
+from streamtask.public import public
 
 
 class ReceiptClient(Protocol):
     """The methods of its client that a receipt uses."""
 
-    async def _wait_for(self, receipt: Receipt, timeout: float | None) -> TaskResponse: ...
+    async def wait(self, task_id: Receipt, timeout: float | None = None, /) -> TaskResponse: ...
 
-    async def _status_of(self, receipt: Receipt) -> TaskResponse: ...
+    async def status(self, task_id: Receipt, /) -> TaskResponse: ...
 
-    def _events_of(self, receipt: Receipt) -> AsyncIterator[TaskResponse]: ...
+    def events(self, task_id: Receipt, /) -> AsyncIterator[TaskResponse]: ...
 
     async def cancel(self, task_id: str, reason: str | None = None) -> None: ...
 
 
+class Watch(Protocol):
+    """The part of its client that follows the status topic (client.watching.StatusWatch)."""
+
+    async def follow(self, task_id: str, since: dict[int, int] | None) -> Track: ...
+
+
+@public
 class Receipt:
     """A request record acknowledged by all in-sync replicas.
 
@@ -66,7 +74,7 @@ class Receipt:
 
     async def wait(self, timeout: float | None = None) -> TaskResponse:
         """Wait for the terminal event, whatever its status. timeout: seconds. Raises WaitTimeout."""
-        return await self._client._wait_for(self, timeout)
+        return await self._client.wait(self, timeout)
 
     async def result(self, timeout: float | None = None) -> Any:
         """What the handler returned. Raises TaskFailed, TaskCancelled, WaitTimeout."""
@@ -74,15 +82,22 @@ class Receipt:
 
     async def status(self) -> TaskResponse:
         """The latest status."""
-        return await self._client._status_of(self)
+        return await self._client.status(self)
 
     def events(self) -> AsyncIterator[TaskResponse]:
         """Status events until the terminal one."""
-        return self._client._events_of(self)
+        return self._client.events(self)
 
     async def cancel(self, reason: str | None = None) -> None:
         """Request its cancellation; returns when the broker has acknowledged the request, not when the task has ended."""
         await self._client.cancel(self.task_id, reason)
+
+    async def followed(self, watch: Watch) -> Track:
+        """For its client: what is known of this task, looked up in the past where it was not followed all the time."""
+        track = self._track
+        if track is None or track.gap:
+            track = self._track = await watch.follow(self.task_id, self._since)
+        return track
 
     def to_dict(self) -> dict[str, Any]:
         """The receipt as plain values."""

@@ -25,10 +25,10 @@ from typing import NamedTuple
 from streamtask.client.build import Prepared, Record, told_of_failure, traced
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import ControlAction, ControlMessage
 from streamtask.errors import NotAllowed, RequestRefused, SubmitError, Unreachable
 from streamtask.kafka.producer import ClientProducer, Delivery, QueueFull
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import tracing
 
 HeaderList = list[tuple[str, bytes]]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from streamtask.client.tracking import Mark, Track
     from streamtask.config import Settings, TopicNames
     from streamtask.domain.model import TaskResponse
-    from streamtask.kafka.settings import KafkaSettings
 
 
 class RecordSender(Protocol):
@@ -93,7 +92,7 @@ class KafkaTransport:
     async def open_sender(self) -> RecordSender:
         from streamtask.client.sending import Sender
 
-        sender = Sender(self._kafka())
+        sender = Sender(self._settings.kafka_for("client"))
         try:
             await sender.check(self._settings.topics.requests[0])
         except BaseException:
@@ -104,7 +103,7 @@ class KafkaTransport:
     def open_watch(self) -> EventWatch:
         from streamtask.client.watching import StatusWatch
 
-        return StatusWatch(self._kafka(), self._settings.topics.status, self._formats.insisting)
+        return StatusWatch(self._settings.kafka_for("client"), self._settings.topics.status, self._formats.insisting)
 
     async def find_request(self, task_id: str) -> TaskResponse | None:
         from streamtask.projection.topic_scan import find_request
@@ -116,8 +115,3 @@ class KafkaTransport:
 
     def close(self) -> None:
         self._formats.close()
-
-    def _kafka(self) -> KafkaSettings:
-        from streamtask.kafka.settings import KafkaSettings
-
-        return KafkaSettings(self._settings.bootstrap(), client_id="streamtask-client", extra=self._settings.kafka)

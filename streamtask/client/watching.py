@@ -25,7 +25,7 @@ from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
 
 if TYPE_CHECKING:
-    from streamtask.kafka.settings import KafkaSettings
+    from streamtask.config.kafka import KafkaSettings
     from streamtask.kafka.tail import Tail, TailRecord
 
 MARK_AGE_S = 60.0  # an older mark is taken again: a first wait reads at most this much more than it needs

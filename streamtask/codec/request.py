@@ -12,7 +12,7 @@ somewhere counts, never a derived one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -53,6 +53,18 @@ WHOLE_CONTAINERS_MAX = 8
 _PLAIN_ONLY = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 _validate_json = TaskRequest.__pydantic_validator__.validate_json
+
+
+class _Raw(NamedTuple):
+    """A record that could not be decoded; `headers`: none of them null."""
+
+    band: int
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
 
 
 class RequestDecoder:
@@ -100,15 +112,15 @@ class RequestDecoder:
         except DecodeError as error:
             if document is None and error.task_id is not None:
                 document = {"task_id": error.task_id}
-            return self._problem(
-                band, partition, offset, timestamp_ms, key, value, kept, document, (error.code, str(error))
-            )
+            raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
+            return self._problem(raw, document, (error.code, str(error)))
         except (SchemaPending, ClusterError):
             raise
         except Exception as error:  # noqa: BLE001 one record that nobody foresaw must not stop a partition
             why = f"cannot be read: {type(error).__name__}: {error}"[:500]
             code = ErrorCode.INVALID_REQUEST.value
-            return self._problem(band, partition, offset, timestamp_ms, key, value, kept, document, (code, why))
+            raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
+            return self._problem(raw, document, (code, why))
         _share_given(request)
         priority = request.priority
         dropped = None
@@ -134,35 +146,23 @@ class RequestDecoder:
             dropped,
         )
 
-    def _problem(
-        self,
-        band: int,
-        partition: int,
-        offset: int,
-        timestamp_ms: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
-        document: dict[str, Any] | None,
-        problem: tuple[str, str],
-    ) -> RequestRecord:
+    def _problem(self, raw: _Raw, document: dict[str, Any] | None, problem: tuple[str, str]) -> RequestRecord:
         try:
-            task_id = _task_id(_lenient(value) if document is None else document, headers, key) or ""
+            task_id = _task_id(_lenient(raw.value) if document is None else document, raw.headers, raw.key) or ""
         except DecodeError:
             task_id = ""
-        created_ms = min(max(timestamp_ms, 0), TIME_MS_MAX)
         return RequestRecord(
-            band=band,
-            partition=partition,
-            offset=offset,
-            timestamp_ms=timestamp_ms,
+            band=raw.band,
+            partition=raw.partition,
+            offset=raw.offset,
+            timestamp_ms=raw.timestamp_ms,
             task_id=task_id,
             request=None,
-            priority=self._middles[band],
-            created_ms=created_ms,
-            value=value or b"",
-            key=key,
-            headers=headers,
+            priority=self._middles[raw.band],
+            created_ms=min(max(raw.timestamp_ms, 0), TIME_MS_MAX),
+            value=raw.value or b"",
+            key=raw.key,
+            headers=raw.headers,
             problem=problem,
         )
 

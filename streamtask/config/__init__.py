@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from streamtask.config.kafka import ClientRole, KafkaSettings, client_id
 from streamtask.config.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 from streamtask.domain.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
 from streamtask.errors import ConfigError
+from streamtask.public import public
 
 PREFIX_MAX = 60
 PARTITIONS_DEFAULT = 12
@@ -26,6 +28,7 @@ SETTINGS_FILE = "streamtask.toml"
 _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 
 
+@public
 @dataclass(frozen=True, slots=True)
 class TopicNames:
     """The topics and the consumer group of one prefix. The group is derived: one prefix has one group."""
@@ -115,6 +118,7 @@ class EngineConfig:
     cancels_max: int = 1_000_000  # ids of tasks.control kept (16 bytes each)
 
 
+@public
 class Settings(BaseSettings):
     """Everything that can be set from outside. Environment: STREAMTASK_<NAME>, nested with `__`."""
 
@@ -222,6 +226,17 @@ class Settings(BaseSettings):
                 "No Kafka broker is configured. Set STREAMTASK_BOOTSTRAP_SERVERS or pass --bootstrap HOST:PORT."
             )
         return self.bootstrap_servers
+
+    def kafka_for(self, role: ClientRole, *, process: str | None = None) -> KafkaSettings:
+        """The settings of all Kafka clients of one role: the broker, the client.id, and what `kafka` says (security).
+
+        process  names this process among the others of its role; the workers' is `<app>@<host>-<pid>`
+
+        Raises ConfigError when no broker is configured.
+        """
+        kafka = KafkaSettings(self.bootstrap(), client_id=client_id(role, process), extra=self.kafka)
+        # The others join no group: a session timeout that is too short for a worker is none of their business.
+        return replace(kafka, session_timeout_ms=self.session_timeout_ms) if role == "worker" else kafka
 
 
 def settings_file() -> SettingsFile | None:

@@ -27,13 +27,12 @@ from rich.live import Live
 
 from streamtask.audit import Report, run_audit
 from streamtask.client import Client
-from streamtask.config import Settings, TopicNames
+from streamtask.config import Settings, load_settings
 from streamtask.demo.plan import Plan, make_plan
 from streamtask.demo.table import next_steps, progress_table, summary
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.errors import ClusterError
 from streamtask.kafka.admin import ensure_topics
-from streamtask.kafka.settings import KafkaSettings
 
 APP = "streamtask.demo.census:app"
 PROCESSES, PARTITIONS = 2, 6
@@ -46,16 +45,14 @@ ENDED = ("completed", "failed", "cancelled")
 class Demo:
     """The census on one cluster, under one prefix. url: a query service that runs; none: where ours will."""
 
-    def __init__(
-        self, bootstrap: str, prefix: str, folder: Path, url: str | None = None, api_key: str | None = None
-    ) -> None:
-        self.bootstrap = bootstrap
-        self.names = TopicNames(prefix)
-        self.kafka = KafkaSettings(bootstrap, client_id="streamtask-demo")
+    def __init__(self, settings: Settings, folder: Path, url: str | None = None) -> None:
+        self.bootstrap = settings.bootstrap()
+        self.names = settings.topics
+        self.kafka = settings.kafka_for("demo")
         self.folder = folder
         self.port = _free_port()
         self.url = (url or f"http://127.0.0.1:{self.port}").rstrip("/")
-        self._headers = {"X-API-Key": api_key} if api_key else {}
+        self._headers = {"X-API-Key": settings.api_key.get_secret_value()} if settings.api_key is not None else {}
         self._before: dict[str, int] = {}  # tasks that were there before ours
 
     @contextlib.contextmanager
@@ -173,7 +170,7 @@ def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: boo
         if bootstrap is None:
             console.print("Starting a local Apache Kafka (the first start downloads it, about 10 s) …")
             bootstrap = held.enter_context(DevBroker()).bootstrap
-        one = Demo(bootstrap, prefix, folder)
+        one = Demo(load_settings(bootstrap_servers=bootstrap, prefix=prefix), folder)
         ensure_topics(one.kafka, one.names, partitions=PARTITIONS)
         console.print(f"Kafka at {bootstrap}; {PROCESSES} workers and the query service are starting …")
         service = held.enter_context(one.process("service", "streamtask", "serve"))
@@ -200,11 +197,10 @@ def census_there(directory: Path | None, settings: Settings, *, leave: bool = Fa
     """
     console = Console(highlight=False)
     plan = make_plan(directory)
-    key = None if settings.api_key is None else settings.api_key.get_secret_value()
     with contextlib.ExitStack() as held:
         held.enter_context(_terminated_is_interrupted())
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="streamtask-demo-")))
-        one = Demo(settings.bootstrap(), settings.prefix, folder, settings.url, key)
+        one = Demo(settings, folder, settings.url)
         one.start_from_here()
         client = held.enter_context(Client(settings.bootstrap(), prefix=settings.prefix, url=None))
         report, wall_s = take(one, client, plan, console)

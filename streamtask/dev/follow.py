@@ -14,10 +14,10 @@ from collections.abc import Callable
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import DecodeError, StreamtaskError
 from streamtask.kafka.offset_queries import topic_ends
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 
 LINES_MAX = 20  # a second; the rest of it is summed up

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings, client_id
 from streamtask.dev.child import Child
 from streamtask.dev.follow import Follower
 from streamtask.dev.place import Place, choose_port, short
@@ -32,7 +33,6 @@ from streamtask.dev.watch import Watch
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.errors import ConfigError
 from streamtask.kafka.admin import ensure_topics
-from streamtask.kafka.settings import KafkaSettings
 
 KAFKA_PORT, SERVICE_PORT = 9_092, 8_080  # when they are free
 LOOK_S = 60.0  # to import the app
@@ -131,14 +131,14 @@ class Session:
         if self._options.bootstrap is not None:
             settings = load_settings(bootstrap_servers=self._options.bootstrap)
             self._bootstrap = settings.bootstrap()
-            return KafkaSettings(self._bootstrap, client_id="streamtask-dev", extra=settings.kafka)
+            return settings.kafka_for("dev")
         port = choose_port(self._options.kafka_port, KAFKA_PORT, "--kafka-port")
         controller = choose_port(0, 0, "")
         self._screen.say("dev", "starting a local Apache Kafka (the first start downloads it, about 10 s)")
         self._kafka = DevBroker(directory=self._data / "kafka", ports=[port, controller])
         held.enter_context(self._kafka)
         self._bootstrap = self._kafka.bootstrap
-        return KafkaSettings(self._bootstrap, client_id="streamtask-dev")
+        return KafkaSettings(self._bootstrap, client_id=client_id("dev"))  # own broker: without TLS or SASL
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -23,6 +23,11 @@ class _Training(DevBroker):
         super().__init__()
         self._output = output
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Of its one node."""
+        return self._processes[1]
+
     def command(self, node: int) -> list[str]:
         java, *flags = (one for one in super().command(node) if not one.startswith("-XX:AOTCache="))
         return [java, f"-XX:AOTCacheOutput={self._output}", *flags]
@@ -32,8 +37,9 @@ def train_aot() -> Path:
     """Run one broker once and have Java write its cache (about 8 s). Returns its path. Raises DevBrokerUnavailable."""
     with tempfile.TemporaryDirectory(prefix="aot-", dir=cache_directory()) as folder:
         made = Path(folder, "made.aot")
-        with _Training(made) as kafka:
-            process = kafka._processes[1]
+        kafka = _Training(made)
+        with kafka:
+            process = kafka.process
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 # Written while it exits: 5 s, more than STOP_TIMEOUT_S allows a loaded machine.

@@ -30,6 +30,8 @@ from pydantic import (
     StringConstraints,
 )
 
+from streamtask.public import public
+
 PRIORITY_MIN, PRIORITY_MAX, PRIORITY_DEFAULT = 1, 10, 5
 TASK_TYPE_MAX = 255
 LABELS_MAX = 64
@@ -39,6 +41,7 @@ ERROR_TEXT_MAX = 4_000  # characters of an error text or exception name
 TRACEBACK_TEXT_MAX = 16_000  # characters of a traceback, its end kept
 
 
+@public
 class TaskStatus(StrEnum):
     """Upper case in code, lower case on the wire."""
 
@@ -137,6 +140,7 @@ class _Document(BaseModel):
         return self.model_dump_json(exclude_none=True)
 
 
+@public
 class TaskRequest(_Document):
     """A request to run a task (topics `<prefix>.requests.<band>`)."""
 
@@ -155,6 +159,7 @@ class TaskRequest(_Document):
     labels: Labels | None = None
 
 
+@public
 class ErrorDetails(_Document):
     """Why a task is FAILED or CANCELLED."""
 
@@ -164,6 +169,7 @@ class ErrorDetails(_Document):
     attempt: Attempt | None = None
 
 
+@public
 class TaskResponse(_Document):
     """A status event of a task (topic `<prefix>.status`), and the answer of the query service."""
 

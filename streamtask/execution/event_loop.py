@@ -15,14 +15,14 @@ import asyncio
 import contextlib
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from streamtask.domain.model import Outcome
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.execution import outcomes
-from streamtask.execution.execution import Execution, OnEvent
+from streamtask.execution.execution import Execution
 from streamtask.execution.stack_location import where
 from streamtask.handlers.arguments import ParametersInvalid
 from streamtask.handlers.registry import Lifespan
@@ -32,31 +32,40 @@ ABANDONED_MAX = 100  # each may hold memory and connections for ever
 LATE_S = 1.0  # a timer that comes so late: the loop was blocked, and nobody had the time to end
 
 
-class Coroutines:
+class LoopListener(Protocol):
+    """Told what happens on the loop, on the loop's thread."""
+
+    def execution_ended(self, execution: Execution, outcome: Outcome) -> None:
+        """The outcome of an execution; once for every one that was begun."""
+
+    def lifespan_broke(self, error: BaseException) -> None:
+        """No handler should be started any more."""
+
+    def happened(self, name: str, fields: Mapping[str, Any], /) -> None:
+        """A fact for the operator."""
+
+
+class Coroutines(HasLifecycle):
     """See the module.
 
     lifespan    opened on the loop
-    finish      told the outcome of each execution, on the loop's thread
-    on_failure  told that the lifespan broke: no handler should be started any more
-    on_event    told facts for the operator
+    listener    told what becomes of the executions and of the lifespan
     patience_s  a coroutine that goes on for so long after its cancel is abandoned
 
-    `begin`, `stop` and `close` belong to one thread, which is another one.
+    `begin` and `cancel` belong to one thread, which is another one.
     """
 
     def __init__(
         self,
         *,
         lifespan: Lifespan | None,
-        finish: Callable[[Execution, Outcome], None],
-        on_failure: Callable[[BaseException], None],
-        on_event: OnEvent,
+        listener: LoopListener,
         patience_s: float,
     ) -> None:
         self._lifespan = lifespan
-        self._finish = finish
-        self._on_failure = on_failure
-        self._on_event = on_event
+        self._finish = listener.execution_ended
+        self._on_failure = listener.lifespan_broke
+        self._on_event = listener.happened
         self._patience_s = patience_s
         self.state: Any = None  #: what the lifespan yielded
         self._tasks: dict[asyncio.Task[None], Execution] = {}  # every task has this parent; the loop alone holds weakly
@@ -68,9 +77,11 @@ class Coroutines:
         self._opened = threading.Event()
         self._served: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._life = Lifecycle("The event loop of the handlers")
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError when it was started or stopped before."""
+        self._life.start(self._thread.start)
 
     def await_opened(self, timeout_s: float) -> bool:
         """True when the lifespan has opened or failed to."""
@@ -80,7 +91,7 @@ class Coroutines:
         """One wake of the loop for all of them."""
         self._loop.call_soon_threadsafe(self._begin, batch)
 
-    def stop(self, batch: Sequence[Execution]) -> None:
+    def cancel(self, batch: Sequence[Execution]) -> None:
         """Cancel these, which were begun here."""
         # A batch that was handed over before is begun before: call_soon_threadsafe keeps the order.
         self._loop.call_soon_threadsafe(self._cancel, batch)
@@ -109,19 +120,20 @@ class Coroutines:
         task = asyncio.current_task(self._loop)
         return where(self._thread.ident, None, frames), None if task is None else self._tasks.get(task)
 
-    def close(self, deadline_s: float) -> bool:
+    def stop(self, timeout_s: float = 0.0) -> bool:
         """Leave the lifespan and end the loop. False: it hangs, and is left to the end of the process."""
+        self._life.stop(lambda: self._end(max(LIFESPAN_CLOSE_S_MIN, timeout_s)), timeout_s + 2 * LIFESPAN_CLOSE_S_MIN)
+        return not self._thread.is_alive()
+
+    def _end(self, timeout_s: float) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join(max(LIFESPAN_CLOSE_S_MIN, deadline_s - time.monotonic()))
+            self._thread.join(timeout_s)
         if self._thread.is_alive() and self._served is not None:  # the lifespan hangs
             self._loop.call_soon_threadsafe(self._served.cancel)
             self._thread.join(LIFESPAN_CLOSE_S_MIN)
-        if self._thread.is_alive():
-            return False
-        if not self._loop.is_closed():
+        if not self._thread.is_alive():
             self._loop.close()
-        return True
 
     # --- The loop's own thread ----------------------------------------------------------------------------------------
 
@@ -179,11 +191,11 @@ class Coroutines:
 
     async def _run(self, execution: Execution) -> None:
         handler = execution.handler
-        if execution._stopped is not None:
-            self._finish(execution, outcomes.not_begun(execution._stopped))
+        if execution.stop_reason is not None:
+            self._finish(execution, outcomes.not_begun(execution.stop_reason))
             return
         try:
-            execution._open()
+            execution.reopen()
         except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
             self._finish(execution, outcomes.broken_off(handler, execution, error))
             return
@@ -210,10 +222,10 @@ class Coroutines:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         execution = self._tasks.pop(task)
-        if not execution._ended:
+        if not execution.ended:
             # Cancelled before its first step: _run never ran.
-            if execution._stopped is not None:
-                outcome = outcomes.not_begun(execution._stopped)
+            if execution.stop_reason is not None:
+                outcome = outcomes.not_begun(execution.stop_reason)
             else:
                 outcome = outcomes.broken_off(execution.handler, execution, asyncio.CancelledError("not begun"))
             self._finish(execution, outcome)
@@ -240,7 +252,7 @@ class Coroutines:
         if alive and self._loop.time() - due_s < LATE_S:
             frames = sys._current_frames()
             for execution in alive:
-                if not execution._ended:
+                if not execution.ended:
                     self._give_up(execution, frames)
                 if execution.task is not None:
                     execution.task.cancel()
@@ -249,7 +261,7 @@ class Coroutines:
 
     def _give_up(self, execution: Execution, frames: Mapping[int, FrameType]) -> None:
         assert execution.task is not None
-        assert execution._stopped is not None
+        assert execution.stop_reason is not None
         fields = {**execution.fields(), "where": where(None, execution.task, frames)}
         if len(self._abandoned) >= ABANDONED_MAX:
             if not execution.told:
@@ -258,7 +270,7 @@ class Coroutines:
             return
         self._abandoned.add(execution.task)
         self.abandoned_total += 1
-        self._finish(execution, outcomes.abandoned(execution._stopped, self._patience_s))
+        self._finish(execution, outcomes.abandoned(execution.stop_reason, self._patience_s))
         self._on_event("handler_abandoned", fields)
 
     def _answer(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamtask.domain.model import Band
 from streamtask.domain.ports import Start
+from streamtask.execution.live_context import LiveContext
 from streamtask.handlers.registry import Context, Handler
 from streamtask.observability.tracing import Attempt
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
-class Execution(Context):
+class Execution(LiveContext):
     """Belongs to the executor. `task` and `cancel_sent` are of the loop's side, `thread_id` of the thread that runs it."""
 
     __slots__ = ("cancel_sent", "handler", "pool", "span", "task", "thread_id", "told", "woke_s")
@@ -32,7 +33,7 @@ class Execution(Context):
         state: Any,
         bands: tuple[Band, ...],
     ) -> None:
-        Context.__init__(self, start, started_s=started_s, reporter=reporter, state=state, bands=bands)
+        super().__init__(start, started_s=started_s, reporter=reporter, state=state, bands=bands)
         self.handler = handler
         self.task: asyncio.Task[None] | None = None
         self.thread_id: int | None = None

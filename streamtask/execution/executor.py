@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -24,6 +25,7 @@ import structlog
 
 from streamtask.domain.model import BANDS, Band, ErrorCode, HandlerKind, Outcome
 from streamtask.domain.ports import Start, Stop, StopReason
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.errors import LifespanError
 from streamtask.execution import outcomes
 from streamtask.execution.event_loop import Coroutines
@@ -32,6 +34,7 @@ from streamtask.execution.process_pool.child_handle import Job
 from streamtask.execution.process_pool.pipe import job_of
 from streamtask.execution.process_pool.pool import Pool
 from streamtask.execution.process_pool.quarantine import Quarantine
+from streamtask.execution.process_pool.settings import Children
 from streamtask.execution.stack_location import Running, Stragglers, where
 from streamtask.handlers.registry import Context, Handler, Lifespan
 from streamtask.observability.tracing import Attempts
@@ -41,20 +44,21 @@ Progress = list[tuple[int, float, str | None]]
 
 PATIENCE_S = 5.0  # an execution that goes on this long after its stop is told to the operator; a coroutine is abandoned
 LOOK_S = 0.25  # between two looks at who was told to stop, and at the loop
+STOP_SPARE_S = 10.0  # beyond its time: children that are killed, a lifespan that hangs
 PROGRESS_WAKE_S = 0.05  # one execution's progress wakes the owner at most so often
 
 
-class Executor:
+class Executor(HasLifecycle):
     """The handlers of one worker process at work.
 
     handlers  by task type (app.registry)
     threads   plain functions at once
     lifespan  opened on the loop; what it yields is ctx.state
     on_event  told facts for the operator; from any thread; default: structlog warnings
-    children  where process handlers run, and what is to be isolated; started and closed with this executor
+    children  where process handlers run, and what is to be isolated; None: there are none
     attempts  makes the spans of what runs; None: nobody does
 
-    submit, stop, drain and wait belong to the owner thread; wake, running and len() are anybody's.
+    submit, stop_executions, drain and wait belong to the owner thread; the rest is anybody's.
     """
 
     def __init__(
@@ -66,13 +70,13 @@ class Executor:
         bands: Sequence[Band] = BANDS,
         on_event: OnEvent | None = None,
         patience_s: float = PATIENCE_S,
-        children: Pool | None = None,
+        children: Children | None = None,
         attempts: Attempts | None = None,
     ) -> None:
         self._handlers = handlers
         self._attempts = attempts
-        self._children = children
-        self._quarantine = None if children is None else Quarantine.beside(children)
+        self.pool = None if children is None else Pool(children, self)
+        self._quarantine = None if children is None else Quarantine(replace(children, count=0), self)
         self._threads_max = threads
         self._bands = tuple(bands)
         self._on_event = on_event or _warn
@@ -94,11 +98,10 @@ class Executor:
         self._rung = False
         self._coroutines = Coroutines(
             lifespan=lifespan,
-            finish=self._finish,
-            on_failure=self._fail,
-            on_event=self._on_event,
+            listener=self,
             patience_s=patience_s,
         )
+        self._life = Lifecycle("The executor")
         self._loop_ends = False
         self._all_ended = threading.Event()
         self.failure: BaseException | None = None  #: the lifespan broke: no handler should be started any more
@@ -106,25 +109,34 @@ class Executor:
     # --- The owner's side ---------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 60.0) -> None:
-        """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more."""
-        self._coroutines.start()
-        if self._children is not None and self._quarantine is not None:
-            told = (self._child_ended, self._child_reported, self._fail, self._child_begun)
-            self._children.start(*told)
-            self._quarantine.start(*told)
+        """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more.
+
+        Raises RuntimeError when it was started or stopped before.
+        """
+        self._life.start(self._begin)
         opened = self._coroutines.await_opened(timeout_s)
+        if self._life.stopping:
+            raise LifespanError("The executor was stopped while its lifespan opened. No task was started.")
         if opened and self.failure is None:
             return
         failure = self.failure
-        self.close(0.0)
+        self.stop()
         if failure is None:
             raise LifespanError(f"The app's lifespan did not open within {timeout_s:g} s. No task was started.")
         name = type(failure).__name__
         raise LifespanError(f"The app's lifespan failed to open: {name}: {failure}. No task was started.") from failure
 
+    def _begin(self) -> None:
+        self._coroutines.start()
+        for pool in self._pools():
+            pool.start()
+
+    def _pools(self) -> list[Pool]:
+        return [pool for pool in (self.pool, self._quarantine) if pool is not None]
+
     def submit(self, starts: Sequence[Start]) -> None:
         """Start these executions: one wake of the loop for all."""
-        assert not self._loop_ends, "submit after close"
+        assert not self._loop_ends, "submit after stop"
         now = time.monotonic()
         batch: list[Execution] = []
         report, state, bands = self._report, self._coroutines.state, self._bands
@@ -140,7 +152,7 @@ class Executor:
             if span_of is not None:
                 execution.span = span_of(start)
             self._executions[start.token] = execution
-            if handler.kind is HandlerKind.PROCESS or (start.group and self._children is not None):
+            if handler.kind is HandlerKind.PROCESS or (start.group and self.pool is not None):
                 self._to_child(execution, start, handler)
             elif handler.kind is HandlerKind.ASYNC:
                 batch.append(execution)
@@ -149,25 +161,25 @@ class Executor:
         if batch:
             self._coroutines.begin(batch)
 
-    def stop(self, stops: Sequence[Stop]) -> None:
+    def stop_executions(self, stops: Sequence[Stop]) -> None:
         """Tell these executions to end; those that have ended already are left alone."""
         batch: list[Execution] = []
         overdue_s = time.monotonic() + self._patience_s
         for stop in stops:
             execution = self._executions.get(stop.token)
             if execution is not None:
-                execution._stopped = execution._stopped or stop.reason  # the first reason is the reason
+                execution.stop(stop.reason)
                 if execution.pool is not None:
-                    execution.pool.stop(stop.token, stop.reason)
+                    execution.pool.stop_job(stop.token, stop.reason)
                     self._told.append((overdue_s, execution))
                 elif execution.handler.kind is HandlerKind.ASYNC:
                     batch.append(execution)
                 elif self._waiting.pop(stop.token, None) is not None:
-                    self._finish(execution, outcomes.not_begun(stop.reason))
+                    self.execution_ended(execution, outcomes.not_begun(stop.reason))
                 else:
                     self._told.append((overdue_s, execution))
         if batch and not self._loop_ends:
-            self._coroutines.stop(batch)
+            self._coroutines.cancel(batch)
 
     @property
     def state(self) -> Any:
@@ -237,8 +249,8 @@ class Executor:
                 task_type=one.handler.name,
                 kind=one.handler.kind,
                 attempt=one.attempt,
-                seconds=now - one._started_s,
-                stopped=one._stopped,
+                seconds=now - one.started_s,
+                stopped=one.stop_reason,
                 where=where(one.thread_id, one.task, frames),
             )
             for one in list(self._executions.values())
@@ -254,10 +266,10 @@ class Executor:
         self._look_s = now_s + LOOK_S
         while self._told and self._told[0][0] <= now_s:
             _, execution = self._told.popleft()
-            if not execution._ended and not execution.told:
+            if not execution.ended and not execution.told:
                 execution.told = True
                 self._overdue[execution.token] = execution
-                if execution._ended:  # just now, by another thread that saw nothing to take out
+                if execution.ended:  # just now, by another thread that saw nothing to take out
                     self._overdue.pop(execution.token, None)
                     continue
                 place = where(execution.thread_id, None, sys._current_frames())
@@ -275,28 +287,27 @@ class Executor:
             whose = {} if execution_ is None else execution_.fields()
             self._on_event("loop_blocked", {**whose, "seconds": round(blocked_s, 3), "where": self._blocked_at})
 
-    def close(self, timeout_s: float) -> bool:
+    def stop(self, timeout_s: float = 0.0) -> bool:
         """End everything: what is open is stopped and waited for, then the lifespan is closed.
 
         Outcomes stay there to be drained. True when every handler had ended in time; threads and tasks that go on are
         left behind (they die with the process).
         """
-        if self._loop_ends:
-            return not self._executions
         deadline = time.monotonic() + timeout_s
-        self.stop([Stop(token, StopReason.REVOKE) for token in list(self._executions)])
+        self._life.stop(lambda: self._end(deadline), timeout_s + STOP_SPARE_S)
+        return not self._executions
+
+    def _end(self, deadline: float) -> None:
+        self.stop_executions([Stop(token, StopReason.REVOKE) for token in list(self._executions)])
         self._loop_ends = True
         if self._executions:
             self._all_ended.wait(max(0.0, deadline - time.monotonic()))
         for _ in self._threads:
             self._thread_work.put(None)
-        if self._children is not None:
-            self._children.close(max(0.0, deadline - time.monotonic()))
-        if self._quarantine is not None:
-            self._quarantine.close(max(0.0, deadline - time.monotonic()))
-        if not self._coroutines.close(deadline):
+        for pool in self._pools():
+            pool.stop(max(0.0, deadline - time.monotonic()))
+        if not self._coroutines.stop(max(0.0, deadline - time.monotonic())):
             self._on_event("lifespan_left_open", {"running": len(self._executions)})
-        return not self._executions
 
     # --- Both sides ---------------------------------------------------------------------------------------------------
 
@@ -309,26 +320,37 @@ class Executor:
         self._done.append((start.token, outcome))
         self.wake()
 
-    def _finish(self, execution: Execution, outcome: Outcome) -> None:
-        if execution._ended:
+    def execution_ended(self, execution: Execution, outcome: Outcome) -> None:
+        """See LoopListener; from the thread that ran it."""
+        if execution.ended:
             return
-        execution._ended = True
+        execution.end()
         token = execution.token
         if execution.woke_s:
             self._progress.pop(token, None)
         self._overdue.pop(token, None)
         del self._executions[token]
         if execution.span is not None:
-            execution.span.end(outcome, execution._stopped)
+            execution.span.end(outcome, execution.stop_reason)
         if self._loop_ends and not self._executions:
             self._all_ended.set()
         self._done.append((token, outcome))
         if not self._rung:
             self.wake()
 
-    def _fail(self, error: BaseException) -> None:
+    def lifespan_broke(self, error: BaseException) -> None:
+        """See LoopListener."""
         self.failure = error
         self.wake()
+
+    def children_failed(self, error: Exception) -> None:
+        """See Listener."""
+        self.failure = error
+        self.wake()
+
+    def happened(self, name: str, fields: Mapping[str, Any], /) -> None:
+        """See LoopListener."""
+        self._on_event(name, fields)
 
     def _report(self, context: Context, fraction: float, message: str | None) -> None:
         assert isinstance(context, Execution)
@@ -366,7 +388,7 @@ class Executor:
             context = contextvars.Context() if execution.span is None else execution.span.context
             outcome = context.run(outcomes.of_call, execution.handler, execution)
             outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
-            self._finish(execution, outcome)
+            self.execution_ended(execution, outcome)
             del execution, outcome, context  # else the last task is held while this thread sleeps
 
     # --- Children -----------------------------------------------------------------------------------------------------
@@ -374,7 +396,7 @@ class Executor:
     def _to_child(self, execution: Execution, start: Start, handler: Handler) -> None:
         """Process handlers into the pool; suspects among them alone, others into the child of their group."""
         alone = handler.kind is HandlerKind.PROCESS
-        pool = execution.pool = self._children if alone else self._quarantine
+        pool = execution.pool = self.pool if alone else self._quarantine
         assert pool is not None, f"{handler.name!r} needs a child, and there are none"
         carried = () if execution.span is None else execution.span.carried
         # Not beside others where the child may have to go after it.
@@ -392,16 +414,17 @@ class Executor:
             )
         )
 
-    def _child_ended(self, token: int, outcome: Outcome) -> None:
+    def child_ended(self, token: int, outcome: Outcome) -> None:
+        """See Listener, as the next two."""
         execution = self._executions.get(token)
         if execution is not None:
-            self._finish(execution, outcome)
+            self.execution_ended(execution, outcome)
 
-    def _child_begun(self, token: int) -> None:
+    def child_begun(self, token: int) -> None:
         self._begun.append(token)
         self.wake()
 
-    def _child_reported(self, token: int, fraction: float, message: str | None) -> None:
+    def child_reported(self, token: int, fraction: float, message: str | None) -> None:
         execution = self._executions.get(token)
         if execution is not None:
             self._report(execution, fraction, message)

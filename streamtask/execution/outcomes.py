@@ -16,8 +16,10 @@ from streamtask import codec
 from streamtask.domain.model import ERROR_TEXT_MAX, TRACEBACK_TEXT_MAX, Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
 from streamtask.errors import DecodeError
+from streamtask.execution.live_context import LiveContext
 from streamtask.handlers.arguments import ParametersInvalid
-from streamtask.handlers.registry import Context, Handler, Retry, bounded
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Handler, bounded
 
 _OURS = (
     "streamtask.execution.executor",
@@ -28,10 +30,10 @@ _OURS = (
 _FRAMES_MAX = 50  # frames kept of one traceback, the innermost ones
 
 
-def of_call(handler: Handler, context: Context) -> Outcome:
+def of_call(handler: Handler, context: LiveContext) -> Outcome:
     """Call a plain function here and now, its parameters validated right before."""
     try:
-        context._open()
+        context.reopen()
     except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
         return broken_off(handler, context, error)
     try:
@@ -48,10 +50,10 @@ def of_call(handler: Handler, context: Context) -> Outcome:
         return broken_off(handler, context, error)
 
 
-def broken_off(handler: Handler, context: Context, error: BaseException) -> Outcome:
+def broken_off(handler: Handler, context: LiveContext, error: BaseException) -> Outcome:
     """The outcome of a handler that raised; one that had been told to stop has stopped: libraries turn a cancellation
     into errors of their own."""
-    reason = context._stopped
+    reason = context.stop_reason
     if reason is None:
         return raised(error, handler.retry)
     return stopped(reason, None if isinstance(error, asyncio.CancelledError) else error)

@@ -1,6 +1,6 @@
 """The task types of an app: which function runs, how it is retried and limited, and the context that it runs with.
 
-Owns Handler, Registry, Retry (in seconds, as people write it) and Context (what a handler sees of its execution).
+Owns Handler, Registry and Context (what a handler sees of its execution); what a task type can be given is in options.py.
 
 Always true: a handler is checked completely when it is registered, so an invalid one stops the worker before it starts
 any task; `ctx.progress` never blocks and can be called from any thread; after an execution has ended its context
@@ -13,91 +13,27 @@ import asyncio
 import difflib
 import functools
 import inspect
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 
-from streamtask.codec import reopened
 from streamtask.domain import model
 from streamtask.domain.identity import Origin, new_task_id, trace_id
 from streamtask.domain.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
 from streamtask.domain.ports import Start, StopReason
-from streamtask.errors import ConfigError, GiveUp, RetryLater
+from streamtask.errors import ConfigError
 from streamtask.handlers.arguments import Arguments, Binding, fresh
+from streamtask.handlers.options import LOST_MAX, ONCE, HandlerOptions, Retry, check_options, is_number
 from streamtask.observability.tracing import current_trace_id
+from streamtask.public import public
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state
 
-ATTEMPTS_MAX = 1_000  # the ledger counts failures up to 1,023
-
 _KINDS = ("async", "thread", "process")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often, and after what delay in seconds, a failed attempt is repeated.
-
-    attempts     executions that can fail before the task is FAILED
-    backoff      upper limit of the first delay; doubled with every failure, up to backoff_max. The actual delay is
-                 random between 0 and that limit
-    retry_on     only these exceptions are retried. Exception means everything the handler raises, even SystemExit
-    give_up_on   these are never retried; wins over retry_on
-    """
-
-    attempts: int = 3
-    backoff: float = 1.0
-    backoff_max: float = 60.0
-    retry_on: tuple[type[BaseException], ...] = (Exception,)
-    give_up_on: tuple[type[BaseException], ...] = ()
-
-    def __post_init__(self) -> None:
-        if type(self.attempts) is not int or not 1 <= self.attempts <= ATTEMPTS_MAX:
-            raise ConfigError(f"Retry(attempts={self.attempts!r}): must be an integer from 1 to {ATTEMPTS_MAX}.")
-        for name in ("backoff", "backoff_max"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ConfigError(f"Retry({name}={value!r}): must be seconds >= 0.")
-        for name in ("retry_on", "give_up_on"):
-            value = getattr(self, name)
-            if not isinstance(value, tuple) or not all(
-                isinstance(kind, type) and issubclass(kind, BaseException) for kind in value
-            ):
-                raise ConfigError(
-                    f"Retry({name}={value!r}): must be a tuple of exception classes, e.g. (TimeoutError,)."
-                )
-
-    def policy(self) -> model.Retry:
-        """The part that the engine needs."""
-        return model.Retry(
-            attempts=self.attempts,
-            backoff_ms=round(self.backoff * 1_000),
-            backoff_max_ms=round(self.backoff_max * 1_000),
-        )
-
-    def wish(self, error: BaseException) -> tuple[bool, int | None]:
-        """(may run again, after so many ms or None for the backoff) for what a handler raised.
-
-        An exception group (a TaskGroup inside the handler) counts as each of its leaves.
-        """
-        found = (error, *_leaves(error)) if isinstance(error, BaseExceptionGroup) else (error,)
-        if any(isinstance(one, (GiveUp, *self.give_up_on)) for one in found):
-            return False, None
-        for one in found:
-            if isinstance(one, RetryLater):
-                return True, _delay_ms(one.after)
-        return Exception in self.retry_on or any(isinstance(one, self.retry_on) for one in found), None
-
-
-ONCE = Retry(attempts=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +57,7 @@ class Handler:
     timeout: float | None = None
     timeout_max: float | None = None
     concurrency: int | None = None
-    lost_max: int = 3
+    lost_max: int = LOST_MAX
     memory_mb: int | None = None
     max_tasks: int | None = None
 
@@ -158,54 +94,28 @@ def make_handler(
     function: Callable[..., Any],
     *,
     name: str | None = None,
-    retry: Retry | None = None,
-    timeout: float | None = None,
-    timeout_max: float | None = None,
-    concurrency: int | None = None,
-    lost_max: int = 3,
-    executor: str | None = None,
-    memory_mb: int | None = None,
-    max_tasks: int | None = None,
     names: Mapping[str, Any] | None = None,
+    **options: Unpack[HandlerOptions],
 ) -> Handler:
     """A checked Handler. `names`: further names for its annotations. Raises ConfigError."""
     name = name if name is not None else getattr(function, "__name__", "")
     if not isinstance(name, str) or not 1 <= len(name) <= TASK_TYPE_MAX:
         raise ConfigError(f"task type {name!r}: must be a name of 1 to {TASK_TYPE_MAX} characters.")
-    if retry is not None and not isinstance(retry, Retry):
-        raise ConfigError(f"handler {name!r}: retry={retry!r} must be a Retry(...).")
-    for label, seconds in (("timeout", timeout), ("timeout_max", timeout_max)):
-        if seconds is not None and (not _is_number(seconds) or seconds <= 0):
-            raise ConfigError(f"handler {name!r}: {label}={seconds!r} must be seconds above 0, or None for no limit.")
-    if timeout is not None and timeout_max is not None and timeout > timeout_max:
-        raise ConfigError(f"handler {name!r}: timeout={timeout:g} is above timeout_max={timeout_max:g}.")
-    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-        raise ConfigError(f"handler {name!r}: concurrency={concurrency!r} must be a positive integer or None.")
-    for label, count in (("memory_mb", memory_mb), ("max_tasks", max_tasks)):
-        if count is not None and executor != "process":
-            raise ConfigError(
-                f"handler {name!r}: {label}={count!r} limits child processes. It needs executor='process'."
-            )
-        if count is not None and (type(count) is not int or count < 1):
-            raise ConfigError(f"handler {name!r}: {label}={count!r} must be a positive integer or None.")
-    if type(lost_max) is not int or lost_max < 0:
-        raise ConfigError(
-            f"handler {name!r}: lost_max={lost_max!r} must be an integer >= 0; 0 means never quarantined."
-        )
-    kind, is_async = _kind(name, function, executor)
+    check_options(name, options)
+    kind, is_async = _kind(name, function, options.get("executor"))
     return Handler(
         name=name,
         function=function,
         kind=kind,
         is_async=is_async,
         binding=Binding(name, function, Context, names),
-        retry=retry or ONCE,
-        timeout=timeout,
-        timeout_max=timeout_max,
-        concurrency=concurrency,
-        lost_max=lost_max,
-        memory_mb=memory_mb,
-        max_tasks=max_tasks,
+        retry=options.get("retry") or ONCE,
+        timeout=options.get("timeout"),
+        timeout_max=options.get("timeout_max"),
+        concurrency=options.get("concurrency"),
+        lost_max=options.get("lost_max", LOST_MAX),
+        memory_mb=options.get("memory_mb"),
+        max_tasks=options.get("max_tasks"),
     )
 
 
@@ -244,6 +154,7 @@ class Registry(Mapping[str, Handler]):
         return near[0] if near else None
 
 
+@public
 class Context:
     """A handler's view of its execution: the request, the attempt, the limits, and a way to report progress.
 
@@ -292,11 +203,6 @@ class Context:
         self._stopped: StopReason | None = None
         self._ended = False
         self._log: Any = None
-
-    def _open(self) -> None:
-        """Decode the parameters of a request that waited as text. Called right before the handler, where it runs."""
-        if self.record.text is not None:
-            self.request = reopened(self.record.text)
 
     @property
     def task_id(self) -> str:
@@ -369,7 +275,7 @@ class Context:
 
         Raises ValueError when it is not a finite number.
         """
-        if not _is_number(fraction):
+        if not is_number(fraction):
             raise ValueError(f"progress({fraction!r}): must be a finite number from 0.0 to 1.0")
         if not self._ended:
             self._reporter(self, min(1.0, max(0.0, float(fraction))), None if message is None else _clean(message))
@@ -405,6 +311,7 @@ class Context:
         return FakeContext(Start(0, record, attempt, HandlerKind.ASYNC, _ms(timeout)), state, cancelled)
 
 
+@public
 class FakeContext(Context):
     """Context.fake(): records what the handler reports. reports: [(fraction, message), ...], oldest first."""
 
@@ -456,21 +363,6 @@ def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tupl
 def _place(function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
-    open_: list[BaseException] = [group]
-    while open_:
-        one = open_.pop()
-        if isinstance(one, BaseExceptionGroup):
-            open_.extend(one.exceptions)
-        else:
-            yield one
-
-
-def _delay_ms(seconds: Any) -> int | None:
-    """The delay of RetryLater; an invalid number falls back to the backoff."""
-    return max(0, round(seconds * 1_000)) if _is_number(seconds) else None
 
 
 def _ms(seconds: float | None) -> int | None:

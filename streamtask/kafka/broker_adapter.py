@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import (
     AbortTransaction,
@@ -41,12 +42,12 @@ from streamtask.errors import NotAllowed, Unreachable
 from streamtask.kafka import takeover
 from streamtask.kafka.acls import Role, acls_command, transactional_ids
 from streamtask.kafka.background_close import in_background
-from streamtask.kafka.consumer import Decode, ShardConsumer, Shards
+from streamtask.kafka.consumer import Decode, ShardConsumer
 from streamtask.kafka.faults import Call, fault
 from streamtask.kafka.fencing import fence_ids
+from streamtask.kafka.group_listener import GroupListener
 from streamtask.kafka.probe import Probes
 from streamtask.kafka.reseating import Reseating
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.takeover_times import ClaimTimes
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 
@@ -71,21 +72,13 @@ class Deadlines:
     close_s: float = 5.0
 
 
-def _unheard(_text: str) -> None:
-    """Nobody wants to know."""
-
-
 class BrokerAdapter:
     """One worker process's clients. The producer exists from the start; the group is joined by join().
 
     slot            names the process within the group's transactional ids: `<group>.<slot>.<random>`
     decode          codec.RequestDecoder.decode
     encode_event    the value of a status event; encode_dead: (key, value, headers) of a dead letter
-    on_assigned, on_revoked, on_lost   called inside poll(); what has to be performed for them is performed before they
-                    return
-    on_position_lost  (band, shard, offset): the log did not hold the position; reading goes on at offset
-    on_error        texts of errors that need no step
-    on_member       our member id whenever it changes; "" while not a member
+    listener        told what the group does with its shards
 
     Raises Unreachable when no producer could be initialised, NotAllowed when its ACLs forbid it.
     """
@@ -99,17 +92,12 @@ class BrokerAdapter:
         decode: Decode,
         encode_event: EncodeEvent,
         encode_dead: EncodeDead,
-        on_assigned: Callable[[Shards], None],
-        on_revoked: Callable[[Shards], None],
-        on_lost: Callable[[Shards], None],
-        on_position_lost: Callable[[int, int, int], None],
-        on_error: Callable[[str], None] = _unheard,
-        on_member: Callable[[str], None] = _unheard,
+        listener: GroupListener,
         deadlines: Deadlines | None = None,
     ) -> None:
         self._settings, self._names, self._slot = settings, names, slot
         self._encode_event, self._encode_dead = encode_event, encode_dead
-        self._on_error = on_error
+        self._on_error = listener.kafka_error
         self._deadlines = deadlines or Deadlines()
         self._perform: dict[type, Callable[[Any], Answer]] = {
             ListOffsets: self._list_offsets,
@@ -136,12 +124,7 @@ class BrokerAdapter:
             settings,
             names,
             decode=decode,
-            on_assigned=on_assigned,
-            on_revoked=on_revoked,
-            on_lost=on_lost,
-            on_position_lost=on_position_lost,
-            on_error=on_error,
-            on_member=on_member,
+            listener=listener,
         )
         self.reseating = Reseating(self.consumer, lambda: self._reader, names)
         answer = self._renew_producer(RenewProducer())
@@ -158,7 +141,7 @@ class BrokerAdapter:
         self.consumer.join()
 
     def leave(self) -> None:
-        """Leave the group; on_revoked hands everything over in here."""
+        """Leave the group; shards_revoked hands everything over in here."""
         self.consumer.leave(self._deadlines.close_s)
 
     # --- what the owner loop calls ------------------------------------------------------------------------------------

@@ -22,21 +22,21 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import Cell, Expected
 from streamtask.errors import SchemaPending
 from streamtask.kafka.background_close import close, drop_later, in_background
 from streamtask.kafka.connection_errors import Heard
 from streamtask.kafka.faults import Call, fault
+from streamtask.kafka.group_listener import GroupListener, Shards
 from streamtask.kafka.headers import headers_of
 from streamtask.kafka.lost_positions import positions_held
 from streamtask.kafka.metadata_refresh import ask_for
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.silent_cells import Standing
 
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]
-Shards = tuple[int, ...]
 
 HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond it they are read again
 CHUNK = 1_000
@@ -47,13 +47,7 @@ class ShardConsumer:
     """One member of the workers' group.
 
     decode            makes a RequestRecord of one record; raises SchemaPending when that is too early
-    on_assigned       shards that the group gave us: seat them now or later
-    on_revoked        shards that go elsewhere: commit inside the call; they are still ours until it returns
-    on_lost           shards that are gone already: commit nothing
-    on_position_lost  (band, shard, offset): the log did not hold the position of this cell (retention, truncation);
-                      reading goes on at offset
-    on_error          texts of errors that need no step
-    on_member         our member id whenever it changes; "" while not a member
+    listener  told what the group does with its shards
     """
 
     def __init__(
@@ -62,16 +56,10 @@ class ShardConsumer:
         names: TopicNames,
         *,
         decode: Decode,
-        on_assigned: Callable[[Shards], None],
-        on_revoked: Callable[[Shards], None],
-        on_lost: Callable[[Shards], None],
-        on_position_lost: Callable[[int, int, int], None],
-        on_error: Callable[[str], None],
-        on_member: Callable[[str], None] = lambda _member: None,
+        listener: GroupListener,
     ) -> None:
         self._settings, self._names, self._decode = settings, names, decode
-        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost
-        self._on_position_lost, self._on_error, self._on_member = on_position_lost, on_error, on_member
+        self._listener = listener
         self._topics, self._bands = names.requests, {topic: band for band, topic in enumerate(names.requests)}
         self._owned: set[int] = set()  # shards the group gave us
         self._seated: dict[Cell, int] = {}  # cell: the offset it was last seated at
@@ -92,7 +80,7 @@ class ShardConsumer:
         self._failure: BaseException | None = None
         self._metadata: Any | None = None
         self._member_id = ""
-        self._heard = {"error_cb": Heard(settings.on_error, tell=on_error)}
+        self._heard = {"error_cb": Heard(settings.on_error, tell=listener.kafka_error)}
         self._consumer = Consumer(settings.consumer(names.group) | self._heard)
 
     # --- membership ---------------------------------------------------------------------------------------------------
@@ -135,7 +123,7 @@ class ShardConsumer:
         self._metadata = metadata
         if member_id != self._member_id:
             self._member_id = member_id
-            self._on_member(member_id)
+            self._listener.member_changed(member_id)
 
     def _guarded(self, step: Callable[[Shards], None], shards: Shards) -> None:
         self._depth += 1
@@ -156,7 +144,7 @@ class ShardConsumer:
         self._capture()
         self._asked.update(self._topics)
         if shards:
-            self._guarded(self._on_assigned, shards)
+            self._guarded(self._listener.shards_assigned, shards)
         if not self._assign_called:
             # Not assigning the lead partitions of shards that are not seated keeps their membership and fetches
             # nothing; without any call the client would assign them all at no position.
@@ -170,14 +158,14 @@ class ShardConsumer:
         if shards:
             self._capture()
             self._asked.add(self._topics[0])
-            self._guarded(self._on_revoked, shards)
+            self._guarded(self._listener.shards_revoked, shards)
         self._unseat(consumer, shards)
 
     def _gone_lost(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         shards = self._leaving(consumer, parts)
         if shards:
             self._be("", None)
-            self._guarded(self._on_lost, shards)
+            self._guarded(self._listener.shards_lost, shards)
         self._unseat(consumer, shards)
 
     def _leaving(self, consumer: Consumer, parts: list[TopicPartition]) -> Shards:
@@ -238,7 +226,7 @@ class ShardConsumer:
             self._seated.update(waiting)
             self._paused.difference_update(waiting)
         except KafkaException as error:
-            self._on_error(fault(error, Call.SEAT).text)
+            self._listener.kafka_error(fault(error, Call.SEAT).text)
 
     def rejoin(self) -> None:
         """Leave the group and join again with a new handle. Inside a callback: when it has returned, within poll().
@@ -266,13 +254,13 @@ class ShardConsumer:
             self._consumer.poll(0.05)  # whatever it fetched is of shards that are going
         self._be("", None)
         if self._owned:
-            self._guarded(self._on_lost, tuple(sorted(self._owned)))
+            self._guarded(self._listener.shards_lost, tuple(sorted(self._owned)))
         kept: tuple[set[Any] | dict[Any, Any] | list[Any], ...] = (self._owned, self._seated, self._held, self._fetched)
         for one in (*kept, self._again, self._waiting, self._astray, self._blocked, self._paused):
             one.clear()
 
     def leave(self, timeout_s: float) -> None:
-        """Leave the group and serve the revoke: on_revoked hands everything over. What is not served by timeout_s is
+        """Leave the group and serve the revoke: shards_revoked hands everything over. What is not served by timeout_s is
         lost."""
         assert not self._depth, "leave() inside a callback"
         self._left = True
@@ -427,7 +415,9 @@ class ShardConsumer:
 
     def _find_again(self) -> None:
         """Go on where the log is: at its start if that has passed our position, at its end if it ends before."""
-        for cell, found in positions_held(self._consumer, self._topics, self._astray, self._on_error).items():
+        for cell, found in positions_held(
+            self._consumer, self._topics, self._astray, self._listener.kafka_error
+        ).items():
             band, shard = cell
             part = TopicPartition(self._topics[band], shard, found)
             try:
@@ -436,7 +426,7 @@ class ShardConsumer:
                 self._consumer.incremental_unassign([part])
                 self._consumer.incremental_assign([part])
             except KafkaException as error:
-                self._on_error(fault(error, Call.SEAT).text)
+                self._listener.kafka_error(fault(error, Call.SEAT).text)
                 continue  # tried again at the next poll
             wanted = self._astray.pop(cell)
             self._again.discard(cell)
@@ -444,7 +434,7 @@ class ShardConsumer:
                 self._release(cell)
             self._seated[cell] = found
             if found != wanted:
-                self._on_position_lost(band, shard, found)
+                self._listener.position_lost(band, shard, found)
 
     def _hear(self, message: Message) -> None:
         """An event in place of a record."""
@@ -457,7 +447,7 @@ class ShardConsumer:
                 offset = message.offset()
                 self._astray[band, shard] = self._seated[band, shard] if offset is None or offset < 0 else offset
         elif code != KafkaError._PARTITION_EOF:
-            self._on_error(f"{error.name()}: {error.str()}")
+            self._listener.kafka_error(f"{error.name()}: {error.str()}")
 
     def pause(self, cells: Iterable[Cell]) -> None:
         """Stop fetching; what was prefetched is thrown away and fetched again after the resume."""
@@ -497,4 +487,4 @@ class ShardConsumer:
         try:
             step(parts)
         except KafkaException as error:
-            self._on_error(fault(error, Call.SEAT).text)
+            self._listener.kafka_error(fault(error, Call.SEAT).text)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import Fault, FaultKind
 from streamtask.kafka.faults import Call, error_of, fault
-from streamtask.kafka.settings import KafkaSettings
 
 FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
 HEDGE_S = 0.06  # an answer takes 15 ms; doubled each time

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import Cell
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.kafka import takeover
-from streamtask.kafka.settings import KafkaSettings
 
 EVERY_S = 5.0
 TIMEOUT_S = 3.0
@@ -39,7 +40,7 @@ class Seen:
     silent_s: float = 0.0
 
 
-class LogEnds:
+class LogEnds(HasLifecycle):
     """Follows the ends of the cells that `wanted` names, from start() to close()."""
 
     def __init__(
@@ -55,6 +56,7 @@ class LogEnds:
         self._answered_s: float | None = None
         self._silent_since_s: float | None = None
         self._stop = threading.Event()
+        self._life = Lifecycle("The reader of log ends")
         self._thread = threading.Thread(target=self._follow, name="streamtask-log-ends", daemon=True)
 
     def seen(self) -> Seen:
@@ -67,11 +69,14 @@ class LogEnds:
         )
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError when it was started or stopped before."""
+        self._life.start(self._thread.start)
 
-    def close(self) -> None:
-        """The thread ends by itself: a call that is under way is not waited for."""
-        self._stop.set()
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """The thread ends by itself. A call to a broker that is under way is waited for until the time is over."""
+        self._life.stop(self._stop.set, timeout_s)
+        if self.started:
+            self._thread.join(timeout_s)
 
     def _follow(self) -> None:
         reader = takeover.reader(self._settings, self._names.group)

@@ -17,10 +17,10 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.background_close import in_background
 from streamtask.kafka.connection_errors import Heard
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import LEADER_ELSEWHERE, MOVING, Place, look_at_leaders, offset_of
 
 QUESTION_S = 3.0  # one request; an answer takes milliseconds

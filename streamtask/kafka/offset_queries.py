@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
 from streamtask.kafka.connection_errors import Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import MOVING, MOVING_WAIT_S, Place, asking, log_offsets, result_of
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import NotAllowed, TopicsMissing
 from streamtask.kafka import takeover
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Resource, Role, acls_command, acls_of
 from streamtask.kafka.admin import TIMEOUT_S, Session, conversation
 from streamtask.kafka.connection_errors import DENIED, hidden_topics
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.topic_checks import Finding, topics_create_command
 from streamtask.kafka.topics import Severity, sharded
 from streamtask.kafka.transaction import new_transactional_id

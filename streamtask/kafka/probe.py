@@ -17,9 +17,9 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.domain.ports import LETTERS, Place
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.kafka.transaction import new_transactional_id
 
 PROBES_AT_ONCE = 4  # each is a client with its connections; the others wait

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import SubmitError
 from streamtask.kafka.connection_errors import DENIED, Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of, is_lost
-from streamtask.kafka.settings import KafkaSettings
 
 HeaderList = list[tuple[str, bytes]]
 POLL_S = 0.1

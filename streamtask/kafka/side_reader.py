@@ -16,8 +16,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.log_bounds import Asked, LogBounds
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.silent_cells import SilentCells, Standing
 from streamtask.kafka.tail import Place, Tail, TailRecord
 from streamtask.observability import event_log

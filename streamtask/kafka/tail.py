@@ -26,12 +26,12 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ClusterError
 from streamtask.kafka.background_close import close, in_background
 from streamtask.kafka.connection_errors import Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.headers import headers_of
-from streamtask.kafka.settings import KafkaSettings
 
 # Another broker leads, or none yet: no client retries these by itself (seen one time in five on a topic just made). Or the
 # one that was asked is dead, because it led when the client last looked.
@@ -64,7 +64,7 @@ MOVING_WAIT_S = 0.05
 
 
 class TailRecord(NamedTuple):
-    """One record. `headers` is () unless the Tail was made with_headers."""
+    """One record. `headers` is () unless the Tail was made with_headers. `record[1:]` is what a decoder takes."""
 
     topic: str
     partition: int

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import UNKNOWN, Cell, Committed, Fault, FaultKind, OffsetCommit, Settled
 from streamtask.kafka.faults import Call, error_of, fault
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try_s, look_at_leaders
 
 VISIBLE_RECHECK_S = 0.003  # a plain commit takes 0.5-8 ms

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import CLIENT_ID_PREFIX
 from streamtask.kafka.topics import (
     DEAD_ROOM_BYTES,
     REFRESH_MS,
@@ -24,7 +25,6 @@ from streamtask.kafka.topics import (
 
 METADATA_CHARACTERS = 4_000  # the longest ledger
 METADATA_BYTES_MIN = 4_096  # Kafka's default; librdkafka sends one character more than it was given
-WORKER_CLIENT_ID = "streamtask-"
 _ERROR = Severity.ERROR
 
 
@@ -101,9 +101,9 @@ class ClusterFacts:
 def app_of(client_id: str) -> str | None:
     """The app's label in the client.id of a worker, `streamtask-<app>@<host>-<process>`; a foreign client.id is a label
     of its own; None when it cannot be told."""
-    if not client_id.startswith(WORKER_CLIENT_ID):
+    if not client_id.startswith(CLIENT_ID_PREFIX):
         return client_id
-    name, at, _ = client_id.removeprefix(WORKER_CLIENT_ID).partition("@")
+    name, at, _ = client_id.removeprefix(CLIENT_ID_PREFIX).partition("@")
     return name if at else None
 
 
@@ -369,7 +369,7 @@ def _members(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:
         elif (app := app_of(member.client_id)) is not None:
             apps.setdefault(app, f"{member.client_id} ({member.host})")
     for group, clients in others.items():
-        works = any(client.startswith(WORKER_CLIENT_ID) for client in clients)
+        works = any(client.startswith(CLIENT_ID_PREFIX) for client in clients)
         yield Finding(
             severity=Severity.WARNING if works else Severity.INFO,
             code="second_group",

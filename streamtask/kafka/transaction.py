@@ -22,10 +22,10 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from streamtask.codec import status_headers, status_key
 from streamtask.config import TopicNames
+from streamtask.config.kafka import SOCKET_TIMEOUT_MS, KafkaSettings
 from streamtask.domain.model import DeadLetter, StatusEvent
 from streamtask.domain.ports import DEAD, LETTERS, STATUS, CommitPlan, Fault, FaultKind, Place, Waiting
 from streamtask.kafka.faults import NO_ANSWER_CODES, Call, classify, error_of, fault, is_lost
-from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
 
 # Where a coordinator has died, librdkafka stays inside the call whatever timeout was asked for: for the socket timeout
 # (6.1 s) or for ever. Waiting for that made a broker's death cost 11 s, when the next coordinator was there after 4.

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import orjson
 
-from streamtask.config import Settings, TopicNames
+from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ClusterError, Unreachable
 from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets, log_starts, topic_ends
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.projection.store import Partition, Store
 from streamtask.projection.view import OnGap, Retention
@@ -41,10 +41,6 @@ class Facts(NamedTuple):
 def topics_of(names: TopicNames) -> tuple[str, ...]:
     """The topics that the view reads."""
     return (*names.requests, names.status, names.control)
-
-
-def kafka_settings(settings: Settings) -> KafkaSettings:
-    return KafkaSettings(bootstrap=settings.bootstrap(), client_id="streamtask-view", extra=settings.kafka)
 
 
 def gather(kafka: KafkaSettings, names: TopicNames) -> Facts:

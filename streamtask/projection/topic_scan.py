@@ -15,7 +15,6 @@ from streamtask.config import Settings
 from streamtask.domain.model import RequestRecord, TaskResponse, to_ms
 from streamtask.errors import DecodeError
 from streamtask.kafka.admin import cluster_id
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.projection.materialize import Materializer, created_row
 from streamtask.projection.sqlite import SQLiteStore
@@ -39,7 +38,7 @@ def list_tasks(
 
     The rows lie in a temporary file: the memory stays the same for any number of tasks.
     """
-    kafka, names = _kafka(settings), settings.topics
+    kafka, names = settings.kafka_for("reader"), settings.topics
     formats, store = Formats(settings), SQLiteStore(None)
     try:
         materializer = Materializer(
@@ -71,7 +70,7 @@ def _task(row: Row) -> TaskResponse | None:
 
 def find_request(settings: Settings, task_id: str) -> TaskResponse | None:
     """The task as CREATED, if a request with this (canonical) id is in the bands."""
-    kafka, names = _kafka(settings), settings.topics
+    kafka, names = settings.kafka_for("reader"), settings.topics
     bands = {topic: band for band, topic in enumerate(names.requests)}
     with closing(Formats(settings)) as formats, Tail(kafka, names.requests, with_headers=True) as tail:
         decoder = RequestDecoder(names, cluster_id(kafka), formats.insisting)
@@ -86,27 +85,14 @@ def find_request(settings: Settings, task_id: str) -> TaskResponse | None:
 def read_dead(settings: Settings) -> list[DeadRecord]:
     """Every dead letter, the newest first; records that are none are left out."""
     letters: list[DeadRecord] = []
-    with Tail(_kafka(settings), (settings.topics.dead,), with_headers=True) as tail:
+    with Tail(settings.kafka_for("reader"), (settings.topics.dead,), with_headers=True) as tail:
         for records in _to_the_end(tail):
             for record in records:
                 try:
-                    letters.append(
-                        decode_dead(
-                            record.partition,
-                            record.offset,
-                            record.timestamp_ms,
-                            record.key,
-                            record.value,
-                            record.headers,
-                        )
-                    )
+                    letters.append(decode_dead(*record[1:]))
                 except DecodeError:
                     continue  # somebody else's record; the audit names it
     return sorted(letters, key=lambda letter: letter.timestamp_ms, reverse=True)
-
-
-def _kafka(settings: Settings) -> KafkaSettings:
-    return KafkaSettings(settings.bootstrap(), client_id="streamtask-reader", extra=settings.kafka)
 
 
 def _to_the_end(tail: Tail) -> Iterator[list[TailRecord]]:
@@ -119,6 +105,4 @@ def _to_the_end(tail: Tail) -> Iterator[list[TailRecord]]:
 
 
 def _decoded(decoder: RequestDecoder, band: int, record: TailRecord) -> RequestRecord:
-    return decoder.decode(
-        band, record.partition, record.offset, record.timestamp_ms, record.key, record.value, record.headers
-    )
+    return decoder.decode(band, *record[1:])

@@ -27,6 +27,7 @@ from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import TopicNames
 from streamtask.domain.identity import Origin
 from streamtask.domain.model import ENDED
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.errors import ClusterError, Unreachable
 from streamtask.projection.feed import Feed, Heard
 from streamtask.projection.materialize import Materializer, Record
@@ -122,7 +123,7 @@ class _Ends:
     held_since: dict[Partition, tuple[int, float]] = field(default_factory=dict)
 
 
-class ViewService:
+class ViewService(HasLifecycle):
     """One view over one prefix. `running` starts and ends it; `store` is closed by whoever made it.
 
     open_past  reads what a stream resumes over; None: only streams that need not be read again can be resumed
@@ -160,6 +161,8 @@ class ViewService:
         self._goal: Mapping[Partition, int] = {}
         self._ready = False
         self._stopping = threading.Event()
+        self._life = Lifecycle("The view")
+        self._thread = threading.Thread(target=self._follow, name="view-tail", daemon=True)
         self._ends = _Ends()
         self._saved: Mapping[Partition, int] = {}
         self._writing: tuple[Future[None], Sequence[str], Mapping[Partition, int]] | None = None
@@ -310,17 +313,28 @@ class ViewService:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ViewService]:
         """Follow the topics for as long as the block runs."""
-        self._loop = asyncio.get_running_loop()
-        thread = threading.Thread(target=self._follow, name="view-tail", daemon=True)
-        thread.start()
+        self.start()
         try:
             yield self
         finally:
             self.stop()
-            await asyncio.to_thread(thread.join, JOIN_S)
+            await asyncio.to_thread(self._thread.join, JOIN_S)
 
-    def stop(self) -> None:
-        """Let everybody who waits go, and end the tail thread."""
+    def start(self) -> None:
+        """Follow the topics. Like `stop`, on the event loop. Raises RuntimeError when it was started or stopped before."""
+        self._life.start(self._begin)
+
+    def _begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Let everybody who waits go, and end the tail thread. The loop stands still while this waits for it."""
+        self._life.stop(self._end, timeout_s)
+        if self.started:
+            self._thread.join(timeout_s)
+
+    def _end(self) -> None:
         self._stopping.set()
         self.watchers.wake_all()
         self.feed.stop()

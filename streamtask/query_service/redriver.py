@@ -6,10 +6,10 @@ import asyncio
 
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord, now_ms
 from streamtask.errors import RequestRefused, SubmitError
 from streamtask.kafka.admin import partition_count
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.redrive import Builder, Redrive, Refusal
 from streamtask.redrive.run import find_letter, send, too_large
 

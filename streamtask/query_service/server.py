@@ -26,7 +26,7 @@ from granian.server.embed import Server
 
 from streamtask.config import Settings
 from streamtask.errors import ClusterError, ConfigError
-from streamtask.projection.source import KafkaSource, gather, kafka_settings, open_past
+from streamtask.projection.source import KafkaSource, gather, open_past
 from streamtask.projection.sqlite import SQLiteStore
 from streamtask.projection.view import ViewService
 from streamtask.query_service.gate import check_bind
@@ -103,7 +103,7 @@ def _print(text: str) -> None:
 
 async def _serve(settings: Settings, key: str | None, say: Callable[[str], None]) -> None:
     names = settings.topics
-    kafka = kafka_settings(settings)
+    kafka = settings.kafka_for("view")
     place = find_place(settings.host, settings.port)
     with contextlib.ExitStack() as held:
         formats = held.enter_context(contextlib.closing(Formats(settings)))

@@ -16,9 +16,9 @@ from streamtask.client.build import prepare
 from streamtask.client.sending import LOOK_FIRST, Sender, failure_of
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import SubmitError
-from streamtask.kafka.settings import KafkaSettings
 
 ACKNOWLEDGED_S = 10.0  # a broker fails over within seconds; who asked by HTTP is better told than kept
 

@@ -10,13 +10,13 @@ from contextlib import closing
 
 from streamtask.codec import DeadRecord, RequestDecoder, decode_dead
 from streamtask.config import Settings, TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import ErrorCode
 from streamtask.domain.partitioner import partition_of
 from streamtask.errors import DecodeError, SubmitError
 from streamtask.kafka.admin import cluster_id, partition_count
 from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.producer import ClientProducer, Delivery
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Place, Tail, TailRecord
 from streamtask.projection.topic_scan import read_dead
 from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
@@ -31,7 +31,7 @@ _BEGINNING = -1  # Tail: a negative offset
 
 def read_plan(settings: Settings, choice: Choice, now_ms: int) -> Plan:
     """Read the dead letters, make the tasks, tell which are known. Raises ClusterError."""
-    kafka, names = _kafka(settings), settings.topics
+    kafka, names = settings.kafka_for("redrive"), settings.topics
     letters = read_dead(settings)
     with closing(Formats(settings)) as formats:
         builder = Builder(names, cluster_id(kafka), partition_count(kafka, names), formats.waiting)
@@ -158,7 +158,3 @@ def _to_the_end(tail: Tail) -> Iterator[TailRecord]:
     goal: Mapping[Place, int] = tail.ends()
     while not tail.caught_up(goal):
         yield from tail.poll(RECORDS_MAX, POLL_S)
-
-
-def _kafka(settings: Settings) -> KafkaSettings:
-    return KafkaSettings(settings.bootstrap(), client_id="streamtask-redrive", extra=settings.kafka)

@@ -298,7 +298,7 @@ class MemoryWorker:
                 watches, self._watches = self._watches, []
             for watch in watches:
                 watch.ended(self._failure)
-            self._executor.close(CLOSE_S)
+            self._executor.stop(CLOSE_S)
 
     def _drive(self, flow: turn.Turn) -> bool:
         answer: Answer = None
@@ -405,7 +405,7 @@ class MemoryWorker:
         if starts:
             self._executor.submit(starts)
         if stops:
-            self._executor.stop(stops)
+            self._executor.stop_executions(stops)
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 

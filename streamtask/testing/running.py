@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from streamtask.app import App
 from streamtask.codec import decode_status
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import HandlerKind, TaskResponse
 from streamtask.errors import ConfigError
 from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE
-from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children
 from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.offset_queries import topic_ends
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.worker.loop import Worker
 
@@ -112,7 +112,7 @@ def running(
     if local and "kafka" not in settings and app.settings.kafka.get("security.protocol"):
         overrides["kafka"] = {**app.settings.kafka, "security.protocol": "PLAINTEXT"}
     with app.configured(**overrides) as found:
-        kafka = KafkaSettings(found.bootstrap(), client_id="streamtask-test", extra=found.kafka)
+        kafka = found.kafka_for("test")
         ensure_topics(kafka, found.topics, partitions=partitions, timeout_s=READY_S if local else ANSWER_S)
         try:
             with _worker(app, found, overrides):
@@ -158,7 +158,7 @@ def _worker(app: App, settings: Settings, overrides: dict[str, Any]) -> Iterator
     assert not thread.is_alive(), f"the worker of {app.name!r} does not end"
 
 
-def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool | None:
+def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Children | None:
     """Where process handlers run. None: there are none, and nobody could load the app by a name."""
     wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
     path = path_of(app)
@@ -168,7 +168,7 @@ def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Pool |
                 f"app {app.name!r} has process handlers, so it must be a module-level name that can be imported."
             )
         return None
-    return Pool(
+    return Children(
         path,
         settings.children_max if wanted else 0,
         grace_s=settings.kill_grace_s,

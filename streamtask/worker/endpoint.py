@@ -22,9 +22,10 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.errors import ConfigError
 from streamtask.kafka.lag import LogEnds, Seen
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.observability.prometheus import COUNTER, GAUGE, HISTOGRAM, Samples, Together, family, render
 from streamtask.worker.metrics import (
@@ -39,6 +40,7 @@ from streamtask.worker.metrics import (
 
 CONNECTIONS_MAX = 16
 CLIENT_S = 5.0
+STOP_S = 5.0  # how long a second stop waits for the first
 
 #: name → (kind, labels, meaning). Kept apart by Prometheus' own labels `instance` and `job`; none is repeated here.
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -194,7 +196,7 @@ class WorkerCollector(Collector):
         }
 
 
-class Endpoint:
+class Endpoint(HasLifecycle):
     """The HTTP side of one worker, in threads of its own.
 
     host, port  where to listen; port 0: any free one (see `url`)
@@ -220,14 +222,20 @@ class Endpoint:
         address, found = self._server.server_address[:2]
         self.url = f"http://[{address!s}]:{found}" if ":" in str(address) else f"http://{address!s}:{found}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="streamtask-metrics", daemon=True)
+        self._life = Lifecycle("The endpoint for metrics")
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError when it was started or stopped before."""
+        self._life.start(self._thread.start)
 
-    def close(self) -> None:
+    def stop(self, timeout_s: float = STOP_S) -> None:
         """Take no more requests. Those under way are not waited for."""
-        if self._thread.is_alive():
+        self._life.stop(self._end, timeout_s)
+
+    def _end(self) -> None:
+        if self.started:
             self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
 
 
@@ -247,8 +255,8 @@ def open_endpoint(
     endpoint.start()
 
     def close() -> None:
-        ends.close()
-        endpoint.close()
+        ends.stop()
+        endpoint.stop()
 
     return endpoint.url, close
 

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ClusterError, ConfigError, StreamtaskError, Unreachable
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 
 INSTALL = "pip install 'streamtask[failover]'"

@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -50,13 +51,12 @@ from streamtask.domain.ports import (
 )
 from streamtask.errors import ConfigError, StreamtaskError
 from streamtask.execution.executor import Executor
-from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children
 from streamtask.handlers.registry import Handler, Lifespan
 from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import Role
 from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.connection_errors import hopeless
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.observability import event_log
 from streamtask.observability.tracing import Attempts
@@ -105,21 +105,19 @@ class Worker:
         *,
         lifespan: Lifespan | None,
         slot: int = 0,
-        children: Pool | None = None,
+        children: Children | None = None,
         on_member: Callable[[str], None] = lambda _member: None,
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self.started = self.stopped = False
         self.settings = settings
         self.names: TopicNames = settings.topics
         self.budget = budget_of(settings.memory_mb)
         host = socket.gethostname()
         self.identity = f"{name}@{host}:{os.getpid()}"
-        self.kafka = KafkaSettings(
-            settings.bootstrap(),
-            client_id=f"streamtask-{name}@{host}-{os.getpid()}",
-            extra=settings.kafka,
-            session_timeout_ms=settings.session_timeout_ms,
+        self.kafka = replace(
+            settings.kafka_for("worker", process=f"{name}@{host}-{os.getpid()}"),
             fetch_kbytes=self.budget.fetch_kbytes,
             tail_kbytes=self.budget.tail_kbytes,
         )
@@ -135,7 +133,7 @@ class Worker:
             attempts=Attempts(self.names),
         )
         self._children, self.slot = children, slot
-        self._on_member = on_member
+        self.member_changed = on_member
         self.watchdog = Watchdog(on_beat)
         # A list, since append is atomic: a signal handler and another thread may stop the worker at the same moment.
         self._stops: list[str] = []
@@ -157,6 +155,15 @@ class Worker:
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
         """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
+        if self.started:
+            raise RuntimeError(f"Worker {self.name!r} runs once. Make another one.")
+        self.started = True
+        try:
+            return self._run(signals, ready)
+        finally:
+            self.stopped = True
+
+    def _run(self, signals: bool, ready: Callable[[], None] | None) -> int:
         started = time.monotonic()
         self._look()
         if signals:
@@ -176,15 +183,10 @@ class Worker:
             decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader, compact=True).decode,
             encode_event=write_status,
             encode_dead=self._encode_dead,
-            on_assigned=self._assigned,
-            on_revoked=self._revoked,
-            on_lost=self._lost,
-            on_position_lost=self._position_lost,
-            on_error=self._kafka_error,
-            on_member=self._on_member,
+            listener=self,
         )
         self.engine = Engine(self._engine_config(), self.adapter.transactional_id, random.Random())
-        self.side = SideReader(self.kafka, (self.names.control,), on_error=self._kafka_error)
+        self.side = SideReader(self.kafka, (self.names.control,), on_error=self.kafka_error)
         self.control = ControlReader(self.side, self.names, self.formats.reader)
         self.recall = StatusRecall(self.side, self.names, self.formats.reader)
         self.watchdog.start()
@@ -200,7 +202,7 @@ class Worker:
         finally:
             self.watchdog.stop()
             self._close_endpoint()
-            self.executor.close(1.0)
+            self.executor.stop(1.0)
             self.side.close()
             self.adapter.close()
             self.formats.close()
@@ -401,11 +403,11 @@ class Worker:
         if starts:
             self.executor.submit(starts)
         if stops:
-            self.executor.stop(stops)
+            self.executor.stop_executions(stops)
 
-    # -- the group's callbacks, inside poll ----------------------------------------------------------------------------
+    # -- GroupListener: see there --------------------------------------------------------------------------------------
 
-    def _assigned(self, shards: Sequence[int]) -> None:
+    def shards_assigned(self, shards: Sequence[int]) -> None:
         self._joined = True
         event_log.emit("shards_assigned", {"shards": list(shards)})
         if any(number >= self._partitions for number in shards):
@@ -431,19 +433,19 @@ class Worker:
             elif shard.refused == PARTIAL:
                 shard.refused = None
 
-    def _revoked(self, shards: Sequence[int]) -> None:
+    def shards_revoked(self, shards: Sequence[int]) -> None:
         clean = self._drive(turn.revoked(self.engine, shards, clock))
         event_log.emit("shards_revoked", {"shards": list(shards), "clean": clean})
 
-    def _lost(self, shards: Sequence[int]) -> None:
+    def shards_lost(self, shards: Sequence[int]) -> None:
         self._drive(turn.lost(self.engine, shards))
         event_log.emit("shards_lost", {"shards": list(shards)})
 
-    def _position_lost(self, band: int, shard: int, offset: int) -> None:
+    def position_lost(self, band: int, shard: int, offset: int) -> None:
         """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
         self.engine.position_lost((band, shard), offset)
 
-    def _kafka_error(self, text: str) -> None:
+    def kafka_error(self, text: str) -> None:
         event_log.emit("kafka_error", {"why": text})
         found = hopeless(text, self.names.group, self.settings.session_timeout_ms, joined=self._joined)
         self._hopeless = self._hopeless or found

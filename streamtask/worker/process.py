@@ -21,10 +21,9 @@ from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
 from streamtask.execution.parent_watch import die_with_parent
 from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
-from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children
 from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.worker.failover import Failover
 from streamtask.worker.heartbeat import Note
@@ -47,7 +46,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     """
     event_log.configure()
     settings = load_app(app).configure(**overrides)
-    kafka = KafkaSettings(settings.bootstrap(), client_id="streamtask-supervisor", extra=settings.kafka)
+    kafka = settings.kafka_for("supervisor")
     permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
     # All of them live in one container: only here it is known how many share its limit.
     share = budget_of(settings.memory_mb, processes)
@@ -94,10 +93,10 @@ def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
     return worker.run()
 
 
-def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Pool:
+def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Children:
     """Where its process handlers run; without any, only what is to be isolated, and no child is started before."""
     wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
-    return Pool(
+    return Children(
         app_path,
         app.settings.children_max if wanted else 0,
         grace_s=app.settings.kill_grace_s,

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.observability import event_log
 
 STUCK_S = 20.0  # of one step: every wait of the owner has a bound far below
@@ -21,23 +22,33 @@ BEAT_S = 1.0
 EXIT_STUCK = 70
 
 
-class Watchdog:
+class Watchdog(HasLifecycle):
     """on_beat: called once a second by the watching thread, for as long as the process runs Python."""
 
     def __init__(self, on_beat: Callable[[], None]) -> None:
         self._on_beat = on_beat
         self._step_s = time.monotonic()
         self._stopped = threading.Event()
+        self._life = Lifecycle("The watchdog")
         self._thread = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Beat for the first time now: the first task may hold the interpreter for the whole first second."""
+        """Beat for the first time now: the first task may hold the interpreter for the whole first second.
+
+        Raises RuntimeError when it was started or stopped before.
+        """
+        self._life.start(self._begin)
+
+    def _begin(self) -> None:
         self._on_beat()
         self.step()
         self._thread.start()
 
-    def stop(self) -> None:
-        self._stopped.set()
+    def stop(self, timeout_s: float = BEAT_S) -> None:
+        """It watches no longer."""
+        self._life.stop(self._stopped.set, timeout_s)
+        if self.started:
+            self._thread.join(timeout_s)
 
     def step(self) -> None:
         """The owner begins a step."""

@@ -30,8 +30,8 @@ from streamtask.client import Client
 from streamtask.codec import DeadRecord, decode_dead, decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskResponse
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from tests.acceptance import limits
 

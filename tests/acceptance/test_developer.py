@@ -19,7 +19,7 @@ import pytest
 from streamtask.audit import run_audit
 from streamtask.client import Client
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from tests.acceptance.harness import ROOT, Bench, until
 from tests.conftest import GIVEN, Broker
 

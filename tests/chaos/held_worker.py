@@ -102,8 +102,8 @@ def patch() -> None:
     after(StatusTransaction, "send_offsets", "offsets")
     StatusTransaction.init = _init(StatusTransaction.init)  # type: ignore[method-assign]
     BrokerAdapter.perform = _perform(BrokerAdapter.perform)  # type: ignore[method-assign]
-    before(loop.Worker, "_revoked", "revoke")
-    after(loop.Worker, "_revoked", "revoke_committed")
+    before(loop.Worker, "shards_revoked", "revoke")
+    after(loop.Worker, "shards_revoked", "revoke_committed")
     true_ms = loop.now_ms
     loop.now_ms = lambda: true_ms() + control.clock_ms  # type: ignore[assignment]
 

@@ -14,7 +14,7 @@ import pytest
 
 from streamtask.audit import run_audit
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from tests.acceptance.harness import until
 from tests.containers.compose import with_compose
 from tests.containers.daemon import Missing

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskRequest
 from streamtask.kafka.admin import ensure_topics
-from streamtask.kafka.settings import KafkaSettings
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, until
 from tests.containers.host import Host

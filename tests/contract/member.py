@@ -9,6 +9,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
 from streamtask.domain.ports import (
     Ask,
@@ -25,7 +26,6 @@ from streamtask.domain.ports import (
 )
 from streamtask.kafka.broker_adapter import BrokerAdapter, Deadlines
 from streamtask.kafka.consumer import Decode
-from streamtask.kafka.settings import KafkaSettings
 
 TASK_ID = "01939d5e-0000-7000-8000-000000000001"
 
@@ -83,11 +83,7 @@ class Member:
             decode=decode,
             encode_event=lambda held: (held.message or "").encode(),
             encode_dead=raw_dead,
-            on_assigned=self._assigned,
-            on_revoked=self._revoked,
-            on_lost=lambda shards: self.rebalances.append(("lost", shards)),
-            on_position_lost=lambda *lost: self.lost_positions.append(lost),
-            on_error=self.errors.append,
+            listener=self,
             deadlines=deadlines,
         )
         self.adapter.join()
@@ -95,14 +91,25 @@ class Member:
     def cells(self, shards: Iterable[int]) -> dict[Cell, int]:
         return {(b, s): self.positions.get((b, s), 0) for s in shards for b in range(len(self.names.bands))}
 
-    def _assigned(self, shards: tuple[int, ...]) -> None:
+    def shards_assigned(self, shards: tuple[int, ...]) -> None:
         self.rebalances.append(("assigned", shards))
         if self.seat:
             assert self.adapter.perform(Seat(self.cells(shards))) is None
 
-    def _revoked(self, shards: tuple[int, ...]) -> None:
+    def shards_revoked(self, shards: tuple[int, ...]) -> None:
         self.rebalances.append(("revoked", shards))
         self.when_revoked(shards)
+
+    def shards_lost(self, shards: tuple[int, ...]) -> None:
+        self.rebalances.append(("lost", shards))
+
+    def position_lost(self, band: int, shard: int, offset: int) -> None:
+        self.lost_positions.append((band, shard, offset))
+
+    def kafka_error(self, text: str) -> None:
+        self.errors.append(text)
+
+    def member_changed(self, _member_id: str) -> None: ...
 
     def turn(self, timeout_s: float = 0.05, records_max: int = 1_000) -> None:
         self.adapter.fetch(timeout_s, records_max)

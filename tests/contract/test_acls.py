@@ -12,11 +12,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamtask.client import Client
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import NotAllowed, SubmitError
 from streamtask.kafka import admin, permissions
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Operation, Resource, Role, acls_of
 from streamtask.kafka.offset_queries import group_offsets
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from tests.secure_broker import SecureBroker
 

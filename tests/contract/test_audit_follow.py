@@ -19,8 +19,8 @@ import pytest
 
 from streamtask.audit import Report, Violation, follow_audit, run_audit
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka import admin
-from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer, now_ms
 
@@ -44,13 +44,22 @@ class Followed:
     """An audit that runs beside the test."""
 
     def __init__(self) -> None:
-        self.figures: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._figures: queue.Queue[dict[str, Any]] = queue.Queue()
         self.told: queue.Queue[Violation] = queue.Queue()
         self._end: Callable[[], Report] | None = None
 
+    def violation(self, violation: Violation, /) -> None:
+        self.told.put(violation)
+
+    def figures(self, figures: dict[str, Any], /) -> None:
+        self._figures.put(figures)
+
+    def trouble(self, text: str, /) -> None:
+        """The next round is tried."""
+
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first figures that are so."""
-        while not wanted(found := self.figures.get(timeout=WAIT_S)):
+        while not wanted(found := self._figures.get(timeout=WAIT_S)):
             pass
         return found
 
@@ -76,8 +85,7 @@ def following(settings: KafkaSettings, names: TopicNames, *, since_ms: int | Non
             stop,
             since_ms=since_ms,
             every_s=0,
-            on_violation=followed.told.put,
-            on_figures=followed.figures.put,
+            listener=followed,
         )
 
         def end() -> Report:

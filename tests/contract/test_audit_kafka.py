@@ -8,7 +8,7 @@ import pytest
 
 from streamtask.audit import run_audit
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from tests.conftest import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer
 

@@ -11,6 +11,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import DeadLetter, RequestRecord
 from streamtask.domain.ports import (
     AbortTransaction,
@@ -32,7 +33,6 @@ from streamtask.domain.ports import (
     Settled,
 )
 from streamtask.kafka.broker_adapter import Deadlines
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
 from tests.contract.member import Member, event, fill, kind, plan, raw_dead, read_values, wait_until
 from tests.payloads import incompressible

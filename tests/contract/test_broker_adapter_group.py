@@ -10,6 +10,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import (
     AbortTransaction,
     CommitPlain,
@@ -21,7 +22,6 @@ from streamtask.domain.ports import (
     Seat,
     SendOffsets,
 )
-from streamtask.kafka.settings import KafkaSettings
 from tests.contract.member import Member, fill, kind, plan, wait_until
 
 pytestmark = pytest.mark.broker
@@ -218,7 +218,7 @@ def test_rejoin_gives_a_new_member_with_the_same_shards(join: Callable[..., Memb
 
 def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Callable[..., Member]) -> None:
     member = join()
-    seat = member._assigned
+    seat = member.shards_assigned
     asked: list[tuple[int, ...]] = []
 
     def once(shards: tuple[int, ...]) -> None:
@@ -228,7 +228,7 @@ def test_rejoin_asked_inside_a_callback_happens_when_it_has_returned(join: Calla
             assert member.adapter.perform(Rejoin()) is None
             assert member.shards == {0, 1, 2, 3}
 
-    member.adapter.consumer._on_assigned = once
+    member.shards_assigned = once  # type: ignore[method-assign]
     wait_until(lambda: member.rebalances.count(("assigned", (0, 1, 2, 3))) == 2, turn=member.turn)
     assert ("revoked", (0, 1, 2, 3)) in member.rebalances
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import Poll, Seat
 from streamtask.errors import SchemaPending
-from streamtask.kafka.settings import KafkaSettings
 from tests.contract.member import Member, fill, raw_record, wait_until
 
 pytestmark = pytest.mark.broker

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.domain.ports import (
     AbortTransaction,
@@ -29,7 +30,6 @@ from streamtask.domain.ports import (
 )
 from streamtask.kafka import admin
 from streamtask.kafka.broker_adapter import Deadlines
-from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import warm_up
 from tests.contract.member import Member, kind, plan, wait_until
 

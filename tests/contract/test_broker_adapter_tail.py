@@ -11,9 +11,9 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import SubmitError, TopicsMissing, Unreachable
 from streamtask.kafka.producer import ClientProducer, Delivery, QueueFull
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail, TailRecord
 from tests.contract.member import fill, wait_until
 

@@ -17,12 +17,12 @@ import pytest
 from streamtask.client import Client
 from streamtask.codec import encode_dead
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.domain.model import DeadLetter, RequestRecord, TaskStatus
 from streamtask.errors import ConfigError, RequestRefused, TaskFailed, UnknownTask, Unreachable, WaitTimeout
 from streamtask.kafka import admin
 from streamtask.kafka.producer import ClientProducer
-from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import Broker
 from tests.contract.test_client import COMPLETED, CREATED, RUNNING, WAIT_S, Worker
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
 from streamtask.kafka import admin
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.worker.failover import remove_members
 from tests.conftest import warm_up
 

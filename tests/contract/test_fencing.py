@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import FaultKind
 from streamtask.kafka import fencing
 from streamtask.kafka.fencing import TRIES_MAX, fence_ids
-from streamtask.kafka.settings import KafkaSettings
 
 SETTINGS = KafkaSettings("127.0.0.1:1")
 

@@ -16,10 +16,10 @@ from streamtask.codec.confluent import WriterSchema, header, writer_schema
 from streamtask.codec.formats import Encoder, avro_encoder, confluent_encoder
 from streamtask.codec.reader import Reader
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import ControlAction, ControlMessage, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Recalled, RecallStatus
 from streamtask.errors import DecodeError, RegistryUnreachable, SchemaPending, SchemaUnavailable
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.projection.materialize import Materializer
 from streamtask.projection.sqlite import SQLiteStore

@@ -23,6 +23,7 @@ from streamtask.app import App
 from streamtask.codec import decode_status
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.domain.ports import (
     Answer,
@@ -42,7 +43,6 @@ from streamtask.domain.ports import (
 from streamtask.kafka import admin
 from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.consumer import ShardConsumer
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.tail import Tail
 from streamtask.worker.loop import Worker

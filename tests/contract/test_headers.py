@@ -7,7 +7,7 @@ import json
 import pytest
 
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.tail import Tail
 from tests.conftest import Broker
 from tests.contract.raw_names import RawName

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.config import TopicNames
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from tests.conftest import Broker
 
 pytestmark = pytest.mark.broker

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from streamtask.cli import app
 from streamtask.codec import RequestDecoder, encode_dead, encode_status
 from streamtask.config import Settings, TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.identity import Origin, new_task_id
 from streamtask.domain.model import DeadLetter, StatusEvent, TaskStatus
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.redrive import REDRIVE_OF, Choice, Redrive
 from streamtask.redrive.run import find_letter, read_plan, send, too_large

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import DeadLetter, RequestRecord
 from streamtask.domain.ports import (
     DEAD,
@@ -24,7 +25,6 @@ from streamtask.domain.ports import (
     Waiting,
 )
 from streamtask.kafka.probe import Probes
-from streamtask.kafka.settings import KafkaSettings
 from tests.conftest import Broker
 from tests.contract.member import Member, kind, plan, read_values, wait_until
 

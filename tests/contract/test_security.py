@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,11 @@ import pytest
 from streamtask import App, Context
 from streamtask.client import Client
 from streamtask.config import Settings, TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
 from streamtask.kafka import admin
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.producer import ClientProducer
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.projection.source import KafkaSource, gather
 from streamtask.projection.store import MemoryStore
@@ -253,15 +254,12 @@ def test_a_worker_that_is_let_in_no_more_says_so_and_goes_on_trying(kafka: Secur
     bootstrap, settings = kafka.scram(USER, GUESS)
     told: list[str] = []
     nothing: Any = lambda *_: None  # noqa: E731
+    listener: Any = SimpleNamespace(member_changed=nothing, shards_lost=nothing, kafka_error=told.append)
     consumer = ShardConsumer(
         KafkaSettings(bootstrap, extra=settings),
         TopicNames("any"),
         decode=nothing,
-        on_assigned=nothing,
-        on_revoked=nothing,
-        on_lost=nothing,
-        on_position_lost=nothing,
-        on_error=told.append,
+        listener=listener,
     )
     consumer.join()
     try:

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import RecallStatus
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from streamtask.worker.recovery import ControlReader, StatusRecall
 from tests.contract.member import fill, wait_until

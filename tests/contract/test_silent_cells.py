@@ -9,8 +9,8 @@ from confluent_kafka import Producer, TopicPartition
 from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import Cell, Expected, Seat
-from streamtask.kafka.settings import KafkaSettings
 from tests.contract.member import Member, fill, wait_until
 
 pytestmark = pytest.mark.broker

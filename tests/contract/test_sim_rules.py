@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import DeadLetter, StatusEvent
 from streamtask.domain.ports import CommitPlain, FenceIds, ListOffsets, OffsetCommit, ReadSettled
 from streamtask.kafka.broker_adapter import Deadlines
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
 from tests.contract.member import Member, fill, kind, plan, read_values
 from tests.sim.broker import Broker, Entry, Producer

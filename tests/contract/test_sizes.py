@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from streamtask import App, RequestRefused
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
 from streamtask.kafka.admin import smallest_max_message_bytes
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.testing import Broker
 from streamtask.testing.running import running
 from tests.contract.member import wait_until

@@ -16,11 +16,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import QUICK, DevBroker
 from streamtask.errors import StreamtaskError
 from streamtask.kafka import admin
 from streamtask.kafka.producer import ClientProducer, Delivery
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.side_reader import SideReader
 from tests.acceptance.harness import Bench, until
 

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from streamtask.client import AsyncClient, Client
 from streamtask.codec import RequestDecoder
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import RequestRefused
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from tests.conftest import Broker
 from tests.payloads import incompressible

@@ -22,11 +22,11 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.codec import decode_control, encode_status
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.identity import Origin, derived, new_task_id
 from streamtask.domain.model import StatusEvent, TaskRequest, TaskResponse, TaskStatus
 from streamtask.errors import SubmitError, TopicsMissing
 from streamtask.kafka import admin
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import Tail
 from streamtask.projection import view as view_service
 from streamtask.projection.source import KafkaSource, gather, open_past, starts, topics_of

@@ -12,7 +12,9 @@ from typing import Any, assert_type
 
 from streamtask.app import App, AsyncTask, SyncTaskHandle, TaskHandle
 from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
-from streamtask.handlers.registry import Context, Retry
+from streamtask.domain.options import SubmitOptions
+from streamtask.handlers.options import Retry, TaskOptions
+from streamtask.handlers.registry import Context
 
 
 @dataclass
@@ -71,6 +73,8 @@ async def submits() -> None:
     await bare_async.submit("x", deep="yes")  # type: ignore[arg-type]
     await async_without_context.submit(b"x")  # type: ignore[arg-type]
     bare.options(priorty=8)  # type: ignore[call-arg]
+    bare.options(labels=["x"])  # type: ignore[arg-type]
+    bare.options(headers={"traceparent": "x"})  # type: ignore[call-arg]
     text: str = await (await bare.submit("x")).result()  # type: ignore[assignment]
     print(text)
 
@@ -83,8 +87,21 @@ async def by_a_client(client: AsyncClient, plain: Client) -> None:
     plain.submit("census", priority="8")  # type: ignore[arg-type]
     plain.submit("census", priorty=8)  # type: ignore[call-arg]
     plain.submit("census", {}, 8)  # type: ignore[call-arg]
+    await client.submit("census", {}, priorty=8)  # type: ignore[call-arg]
+    await client.submit("census", {}, timeout="9")  # type: ignore[arg-type]
+    await client.submit("census", {}, timeout_seconds=9)  # type: ignore[call-arg]
+    options: SubmitOptions = {"priority": 8, "labels": {"from": "shop"}, "headers": {"traceparent": "x"}}
+    assert_type(await client.submit("census", **options), Receipt)
+    misspelt: SubmitOptions = {"priorty": 8}  # type: ignore[typeddict-unknown-key]
+    plain.submit("census", **misspelt)
     plain.submit_request("census")  # type: ignore[arg-type]
 
+
+app.task("census", timeot=30)  # type: ignore[call-overload]
+app.task("census", timeout="30")  # type: ignore[call-overload]
+app.task("census", retry=3)  # type: ignore[call-overload]
+task_options: TaskOptions = {"timeout": 30, "retry": Retry(attempts=3), "executor": "process", "memory_mb": 100}
+app.task("census_in_a_child", **task_options)
 
 asynchronous: AsyncTask[[str], Census] = async_without_context
 

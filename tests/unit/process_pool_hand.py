@@ -15,6 +15,7 @@ from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord,
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.execution.executor import Executor
 from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children
 
 APP = "tests.unit.process_pool_app:app"
 WAIT_S = 30.0
@@ -52,12 +53,14 @@ class Hand:
 
     def __init__(self, children: int = 1, app: str = APP) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.pool = Pool(
+        loaded = load_app(APP)
+        made = Children(
             app, children, grace_s=GRACE_S, on_event=lambda name, fields: self.events.append((name, {**fields}))
         )
-        loaded = load_app(APP)
-        self.executor = Executor(loaded.registry, children=self.pool, lifespan=loaded.lifespan)
+        self.executor = Executor(loaded.registry, children=made, lifespan=loaded.lifespan)
         self.executor.start()
+        assert self.executor.pool is not None
+        self.pool: Pool = self.executor.pool
         self.outcomes: dict[int, Outcome] = {}
         self.progress: list[tuple[int, float, str | None]] = []
         self.begun: list[int] = []  # tokens that children have told
@@ -142,7 +145,7 @@ class Hand:
         return None if outcome.result is None else json.loads(outcome.result)
 
     def stop(self, token: int, reason: StopReason = StopReason.TIMEOUT) -> Outcome:
-        self.executor.stop([Stop(token, reason)])
+        self.executor.stop_executions([Stop(token, reason)])
         return self.end(token)
 
     def still_works(self) -> None:

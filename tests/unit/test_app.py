@@ -18,7 +18,8 @@ import pytest
 from streamtask.app import App, AsyncTask, PlainTask, load_app
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import ConfigError, RequestRefused
-from streamtask.handlers.registry import Context, Retry
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context
 
 
 @dataclass
@@ -102,6 +103,24 @@ def test_a_task_called_as_a_function_just_runs_with_a_faked_context() -> None:
     assert ctx.reports == [(0.5, None)]
     assert asyncio.run(asynchronous("x", deep=True)) == ("x", True)
     assert asyncio.run(asynchronous(Context.fake(), "x")) == ("x", False)
+
+
+def test_an_option_that_there_is_none_of_is_named_with_the_nearest_one() -> None:
+    app = census_app()
+    with pytest.raises(
+        TypeError, match=r"App.task\(\) got an unexpected keyword argument 'timeot'. Did you mean 'timeout'"
+    ):
+        app.task("census", timeot=30)  # type: ignore[call-overload]
+    task = app.task("census", timeout=30)(lambda: None)
+    with pytest.raises(TypeError, match=r"PlainTask.options\(\) got .* 'priorty'. Did you mean 'priority'"):
+        task.options(priorty=8)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'\.$"):
+        task.options(zzz=8)  # type: ignore[call-arg]
+
+
+def test_an_option_that_is_none_keeps_the_value_that_the_task_had() -> None:
+    task = census_app().task("census", priority=9)(lambda: None)
+    assert task.options(priority=None, timeout=None).request().priority == 9
 
 
 def test_options_make_a_copy_and_become_fields_of_the_request() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from streamtask.client.sending import BULK_BYTES_MAX, BULK_LOAD_MAX, Sender
+from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.producer import BulkResult
-from streamtask.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.anyio
 HEAVY = (b"k", bytes(900_000), None)

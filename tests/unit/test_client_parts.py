@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from streamtask.client.tracking import EVENTS_KEPT_MAX, Track
 from streamtask.config import TopicNames
 from streamtask.domain.identity import canonical, new_task_id
 from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
+from streamtask.domain.options import RequestOptions, SubmitOptions, request_fields
 from streamtask.errors import (
     ConfigError,
     RequestRefused,
@@ -44,6 +46,28 @@ def test_plain_code_submits_with_the_arguments_of_the_async_client() -> None:
         plain, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
         assert inspect.signature(plain).parameters == inspect.signature(asynchronous).parameters
         assert (plain.__doc__, plain.__qualname__) == (asynchronous.__doc__, f"Client.{name}")
+
+
+def test_an_option_that_a_submit_does_not_take_is_refused_before_anything_is_opened() -> None:
+    with Client("127.0.0.1:1") as client:
+        with pytest.raises(TypeError, match=r"submit\(\) got .* 'priorty'. Did you mean 'priority'"):
+            client.submit("census", priorty=8)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=r"'timeout_seconds'\. Did you mean"):
+            client.submit("census", timeout_seconds=8)  # type: ignore[call-arg]
+
+
+def test_the_options_of_a_submit_are_the_fields_of_a_request() -> None:
+    """A field that is added to TaskRequest is an option too."""
+    fields = {*TaskRequest.model_fields} - {"task_type", "parameters", "timeout_seconds"} | {"timeout"}
+    assert set(RequestOptions.__annotations__) == fields
+    assert set(SubmitOptions.__annotations__) == fields | {"headers"}
+
+
+def test_options_become_fields_and_what_is_none_is_left_out() -> None:
+    labels = MappingProxyType({"from": "shop"})
+    fields = request_fields("submit()", {"timeout": 2.5, "labels": labels, "tenant": None})
+    assert fields == {"timeout_seconds": 2.5, "labels": {"from": "shop"}}
+    assert type(fields["labels"]) is dict
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from streamtask import TaskFailed
 from streamtask.cli import app
 from streamtask.client.asynchronous import PIPELINE_MAX
 from streamtask.config import EngineConfig, Settings, TopicNames
+from streamtask.config.kafka import TRANSACTION_TIMEOUT_MS
 from streamtask.domain.model import HandlerKind
 from streamtask.kafka.acls import Resource, Role, acls_of
-from streamtask.kafka.settings import TRANSACTION_TIMEOUT_MS
 from streamtask.observability.event_log import EVENTS
 from streamtask.projection.view import SERVING_BYTES, SERVING_RECORDS
 from streamtask.testing import in_memory

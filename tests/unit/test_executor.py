@@ -20,7 +20,8 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import GiveUp, LifespanError, RetryLater
 from streamtask.execution import event_loop
 from streamtask.execution.executor import Executor
-from streamtask.handlers.registry import Context, Registry, Retry, make_handler
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Registry, make_handler
 
 DEADLINE_S = 20.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"
@@ -101,7 +102,7 @@ def bench() -> Iterator[Make]:
 
     yield make
     for one in made:
-        one.executor.close(5.0)
+        one.executor.stop(5.0)
 
 
 class Params(BaseModel):
@@ -316,7 +317,7 @@ def test_retry_later_and_give_up_steer_the_retries(bench: Make) -> None:
     b = bench(later, hopeless, grouped, retry=Retry(attempts=3))
     assert (b.run("later").after_ms, b.outcomes[1].retryable, b.outcomes[1].error) == (1_500, True, "busy")
     outcome = b.run("hopeless")
-    assert (outcome.retryable, outcome.error, outcome.exception) == (False, "never", "streamtask.errors.GiveUp")
+    assert (outcome.retryable, outcome.error, outcome.exception) == (False, "never", "streamtask.GiveUp")
     assert not b.run("grouped").retryable
 
 
@@ -389,7 +390,7 @@ def test_a_stopped_coroutine_is_cancelled(bench: Make) -> None:
     b = bench(long)
     token = b.start("long")
     assert began.wait(DEADLINE_S)
-    b.executor.stop([Stop(token, StopReason.TIMEOUT)])
+    b.executor.stop_executions([Stop(token, StopReason.TIMEOUT)])
     outcome = b.outcome(token)
     assert (outcome.ending, outcome.code, outcome.error) == (Ending.STOPPED, "timeout", "told to stop: timeout")
 
@@ -407,7 +408,7 @@ def test_a_coroutine_stopped_before_its_first_step_never_runs(bench: Make) -> No
 
     b = bench(marks, blocks)
     blocker, token = b.start("blocks"), b.start("marks")
-    b.executor.stop([Stop(token, StopReason.CANCEL), Stop(999, StopReason.CANCEL)])
+    b.executor.stop_executions([Stop(token, StopReason.CANCEL), Stop(999, StopReason.CANCEL)])
     gate.set()
     assert b.outcome(token).ending is Ending.STOPPED
     assert b.outcome(blocker).ending is Ending.RETURNED
@@ -429,8 +430,8 @@ def test_a_thread_is_told_and_one_that_was_not_begun_never_runs(bench: Make) -> 
     b = bench(loops, marks, threads=1)
     token, waiting = b.start("loops"), b.start("marks")
     assert began.wait(DEADLINE_S)
-    b.executor.stop([Stop(waiting, StopReason.REVOKE)])
-    b.executor.stop([Stop(token, StopReason.CANCEL)])
+    b.executor.stop_executions([Stop(waiting, StopReason.REVOKE)])
+    b.executor.stop_executions([Stop(token, StopReason.CANCEL)])
     assert b.outcome(token) == Outcome(Ending.STOPPED, code="cancelled", error="told to stop: cancel")
     assert b.outcome(waiting).ending is Ending.STOPPED
     assert ran == []
@@ -449,7 +450,7 @@ def test_a_plain_function_that_waits_for_a_thread_is_stopped_without_one(bench: 
     b = bench(holds, waits, threads=1)
     first, second = b.start("holds"), b.start("waits")
     assert begun.wait(DEADLINE_S)
-    b.executor.stop([Stop(second, StopReason.TIMEOUT)])
+    b.executor.stop_executions([Stop(second, StopReason.TIMEOUT)])
     outcome = b.outcome(second)
     assert (outcome.ending, outcome.begun) == (Ending.STOPPED, False)
     leave.set()
@@ -480,7 +481,7 @@ def test_an_error_while_stopping_is_told_but_it_is_a_stop(bench: Make) -> None:
     b = bench(turns)
     token = b.start("turns")
     b.until(lambda: "sleep" in b.executor.running()[0].where)
-    b.executor.stop([Stop(token, StopReason.CANCEL)])
+    b.executor.stop_executions([Stop(token, StopReason.CANCEL)])
     outcome = b.outcome(token)
     assert (outcome.ending, outcome.exception, outcome.error) == (Ending.STOPPED, "ConnectionError", "closed")
 
@@ -501,7 +502,7 @@ def test_a_coroutine_that_swallows_its_cancel_is_abandoned_counted_told_and_canc
     b = bench(stubborn, nothing, patience_s=0.05)
     token = b.start("stubborn")
     assert began.wait(DEADLINE_S)
-    b.executor.stop([Stop(token, StopReason.TIMEOUT)])
+    b.executor.stop_executions([Stop(token, StopReason.TIMEOUT)])
     outcome = b.outcome(token)
     assert (outcome.ending, outcome.code, outcome.retryable, outcome.begun) == (Ending.STOPPED, "timeout", False, True)
     assert outcome.error == "it went on for 0.05 s after it was cancelled, and was abandoned"
@@ -534,7 +535,7 @@ def test_more_coroutines_than_may_be_abandoned_keep_their_slots_and_are_told(
     b = bench(stubborn, patience_s=0.05)
     tokens = [b.start("stubborn") for _ in range(2)]
     b.until(lambda: all("sleep" in one.where for one in b.executor.running()))
-    b.executor.stop([Stop(token, StopReason.CANCEL) for token in tokens])
+    b.executor.stop_executions([Stop(token, StopReason.CANCEL) for token in tokens])
     assert not b.outcome(tokens[0]).retryable
     b.told("handler_ignores_stop")
     assert [one.token for one in b.executor.running()] == [tokens[1]]
@@ -553,14 +554,14 @@ def test_a_thread_that_does_not_hear_is_overdue_told_once_and_keeps_its_slot_unt
     b = bench(deaf, nothing_in_thread, threads=2, patience_s=0.05)
     token = b.start("deaf")
     assert began.wait(DEADLINE_S)
-    b.executor.stop([Stop(token, StopReason.TIMEOUT)])
+    b.executor.stop_executions([Stop(token, StopReason.TIMEOUT)])
     told = b.told("handler_ignores_stop")
     assert (told["task_id"], told["reason"]) == (TASK_ID, "timeout")
     assert "wait" in told["where"]
     assert b.executor.stragglers()[:3] == (1, 0, 0)
     [running] = b.executor.running()
     assert (running.token, running.stopped) == (token, StopReason.TIMEOUT)
-    b.executor.stop([Stop(token, StopReason.REVOKE)])
+    b.executor.stop_executions([Stop(token, StopReason.REVOKE)])
     assert b.run("nothing_in_thread").ending is Ending.RETURNED
     leave.set()
     assert b.outcome(token) == Outcome(Ending.RETURNED, result=b'"done anyway"')
@@ -585,7 +586,7 @@ def test_a_coroutine_that_blocks_the_loop_is_told_and_costs_its_neighbours_nothi
     b.start("blocks")
     assert began.wait(DEADLINE_S)
     behind = b.start("nothing")
-    b.executor.stop([Stop(beside, StopReason.TIMEOUT), Stop(behind, StopReason.TIMEOUT)])
+    b.executor.stop_executions([Stop(beside, StopReason.TIMEOUT), Stop(behind, StopReason.TIMEOUT)])
     told = b.told("loop_blocked")
     assert told["task_type"] == "blocks"
     assert "wait" in told["where"]
@@ -798,11 +799,11 @@ def test_the_lifespan_opens_before_the_first_task_and_closes_after_the_last(benc
     b = bench(long, lifespan=lifespan)
     token = b.start("long")
     b.until(lambda: len(order) == 2)
-    assert b.executor.close(DEADLINE_S)
+    assert b.executor.stop(DEADLINE_S)
     assert b.outcome(token).ending is Ending.STOPPED
     assert order == ["open", "task {'pool': 1}", "task ended", "close"]
     assert b.events == []
-    assert b.executor.close(0.0), "a second close is nothing"
+    assert b.executor.stop(0.0), "a second close is nothing"
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError("no database"), SystemExit(1), KeyboardInterrupt()])
@@ -861,7 +862,7 @@ def test_a_lifespan_that_fails_to_close_is_told(bench: Make) -> None:
         raise ConnectionError("closing")
 
     b = bench(nothing, lifespan=lifespan)
-    assert b.executor.close(DEADLINE_S)
+    assert b.executor.stop(DEADLINE_S)
     assert b.events == [("lifespan_close_failed", {"error": "ConnectionError: closing"})]
 
 
@@ -881,7 +882,7 @@ def test_close_leaves_within_its_time_what_will_not_end(bench: Make) -> None:
     token = b.start("stuck")
     assert began.wait(DEADLINE_S)
     at = time.monotonic()
-    assert not b.executor.close(0.05)
+    assert not b.executor.stop(0.05)
     assert time.monotonic() - at < DEADLINE_S / 2
     assert kept[0].cancelled()
     go.set()

@@ -18,7 +18,8 @@ from typing_extensions import TypedDict
 from streamtask.domain.model import HandlerKind, TaskRequest
 from streamtask.errors import ConfigError, GiveUp, RequestRefused, RetryLater
 from streamtask.handlers.arguments import ParametersInvalid
-from streamtask.handlers.registry import Context, Handler, Registry, Retry, make_handler
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Handler, Registry, make_handler
 
 
 class Census(BaseModel):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from streamtask.config import load_settings
+from streamtask.config.kafka import SOCKET_TIMEOUT_MS, ClientRole, KafkaSettings
 from streamtask.config.sources import shown
 from streamtask.errors import ConfigError
-from streamtask.kafka.settings import SOCKET_TIMEOUT_MS, KafkaSettings
+from streamtask.kafka.topic_checks import app_of
 
 SETTINGS = KafkaSettings("127.0.0.1:1")
 
@@ -53,6 +56,32 @@ def test_the_users_settings_pass_to_every_client_and_win() -> None:
     assert settings.consumer("g")["session.timeout.ms"] == 45_000
     for properties in (settings.consumer("g"), settings.transactional("t"), settings.tail(), settings.admin()):
         assert properties["security.protocol"] == "SSL"
+
+
+@pytest.mark.parametrize("role", get_args(ClientRole))
+def test_every_role_names_itself_and_passes_the_security_settings_on(role: ClientRole) -> None:
+    security = {"security.protocol": "SASL_SSL", "sasl.username": "alice"}
+    kafka = load_settings(bootstrap_servers="b:1", kafka=security).kafka_for(role)
+    assert (kafka.bootstrap, kafka.client_id, kafka.extra) == ("b:1", f"streamtask-{role}", security)
+
+
+def test_a_worker_names_its_process_and_has_a_session() -> None:
+    settings = load_settings(bootstrap_servers="b:1", session_timeout_ms=9_000)
+    kafka = settings.kafka_for("worker", process="census@host-17")
+    assert (kafka.client_id, kafka.session_timeout_ms) == ("streamtask-census@host-17", 9_000)
+    assert app_of(kafka.client_id) == "census"
+
+
+def test_a_session_timeout_that_no_worker_could_use_stops_no_client() -> None:
+    settings = load_settings(bootstrap_servers="b:1", session_timeout_ms=500)
+    assert settings.kafka_for("client").client_id == "streamtask-client"
+    with pytest.raises(ConfigError, match="session_timeout_ms=500"):
+        settings.kafka_for("worker")
+
+
+def test_without_a_broker_no_role_has_settings() -> None:
+    with pytest.raises(ConfigError, match="No Kafka broker is configured"):
+        load_settings(bootstrap_servers="").kafka_for("client")
 
 
 def test_what_a_client_is_cannot_be_overridden() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamtask.config import EngineConfig
-from streamtask.kafka.settings import KafkaSettings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.worker.memory_budget import MIB, Budget, budget_of, cgroup_limit
 
 UNLIMITED_V1 = "9223372036854771712"

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
 from streamtask.core import ownership, protocol, set_aside
 from streamtask.core.shard import Standing
 from streamtask.domain.identity import trace_id
@@ -40,7 +41,6 @@ from streamtask.execution.stack_location import Stragglers
 from streamtask.handlers.registry import Context
 from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.lag import LogEnds, Seen
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.worker.endpoint import METRICS, Endpoint, WorkerCollector
 from streamtask.worker.metrics import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, log_backlog
 from streamtask.worker.watchdog import STUCK_S
@@ -431,7 +431,7 @@ def endpoint() -> Iterator[tuple[ObservedDesk, Endpoint]]:
     made = Endpoint(WorkerCollector(d.observer, lambda: 0.25, lambda: Seen(ENDS, 1.5)), host="127.0.0.1", port=0)
     made.start()
     yield d, made
-    made.close()
+    made.stop()
 
 
 def test_the_endpoint_answers_metrics_health_ready_and_nothing_else(endpoint: tuple[ObservedDesk, Endpoint]) -> None:
@@ -488,7 +488,7 @@ def test_while_no_broker_answers_no_log_end_is_known_and_nobody_is_disturbed() -
     deadline = time.monotonic() + 20
     while len(asked) < 2 and time.monotonic() < deadline:
         ends._stop.wait(0.01)  # it asks again after an error
-    ends.close()
+    ends.stop(5.0)
     ends._thread.join(20)
     assert not ends._thread.is_alive()
     seen = ends.seen()

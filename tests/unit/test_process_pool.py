@@ -33,7 +33,7 @@ def shared() -> Iterator[Hand]:
     """One child for all; whatever a test does to it, the next one finds a child that works."""
     hand = Hand()
     yield hand
-    assert hand.executor.close(5.0)
+    assert hand.executor.stop(5.0)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def own() -> Iterator[Callable[..., Hand]]:
 
     yield make
     for one in made:
-        one.executor.close(5.0)
+        one.executor.stop(5.0)
         assert one.pids() == []
 
 
@@ -81,8 +81,8 @@ def test_parameters_are_validated_in_the_child(hand: Hand) -> None:
     ("kind", "exception", "retryable", "after_ms"),
     [
         ("value", "ValueError", True, None),
-        ("give_up", "streamtask.errors.GiveUp", False, None),
-        ("later", "streamtask.errors.RetryLater", True, 1_500),
+        ("give_up", "streamtask.GiveUp", False, None),
+        ("later", "streamtask.RetryLater", True, 1_500),
         ("exit", "SystemExit", True, None),
         ("interrupt", "KeyboardInterrupt", True, None),
     ],
@@ -270,9 +270,9 @@ def test_one_that_waits_for_a_child_is_stopped_without_one(own: Callable[..., Ha
 def test_the_first_reason_is_the_reason_and_a_late_stop_is_nothing(hand: Hand, tmp_path: Path) -> None:
     token = hand.begin("ignores_term", ready=str(tmp_path / "ready"))
     ready(tmp_path / "ready")
-    hand.executor.stop([Stop(token, StopReason.TIMEOUT), Stop(token, StopReason.CANCEL)])
+    hand.executor.stop_executions([Stop(token, StopReason.TIMEOUT), Stop(token, StopReason.CANCEL)])
     assert hand.end(token).code == "timeout"
-    hand.executor.stop([Stop(token, StopReason.CANCEL)])
+    hand.executor.stop_executions([Stop(token, StopReason.CANCEL)])
 
 
 def test_a_sigterm_to_every_process_of_the_service_stops_nothing(hand: Hand, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_a_close_ends_what_runs(own: Callable[..., Hand], tmp_path: Path) -> Non
     hand = own(children=2)
     tokens = [hand.begin("sleeps", ready=str(tmp_path / "a")), hand.begin("ignores_term", ready=str(tmp_path / "b"))]
     pids = [ready(tmp_path / "a"), ready(tmp_path / "b")]
-    assert hand.executor.close(5.0)
+    assert hand.executor.stop(5.0)
     assert all(gone(pid) for pid in pids)
     hand.look()
     assert [hand.outcomes[token].ending for token in tokens] == [Ending.STOPPED] * 2

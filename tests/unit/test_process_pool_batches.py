@@ -33,7 +33,7 @@ def own() -> Iterator[Callable[..., Hand]]:
 
     yield make
     for one in made:
-        one.executor.close(5.0)
+        one.executor.stop(5.0)
         assert one.pool.pids() == []
 
 
@@ -150,7 +150,7 @@ def test_one_that_does_not_hear_holds_up_those_behind_it_and_loses_none(
     hand = own()
     first, second, third = hand.begin_many(notes.waiting(0, "does_not_hear"), notes.job(1), notes.job(2))
     until(lambda: 0 in notes.begun(), "it has begun")
-    hand.executor.stop([Stop(second, StopReason.CANCEL)])
+    hand.executor.stop_executions([Stop(second, StopReason.CANCEL)])
     (one,) = hand.pool._children.values()
     until(lambda: one.stops, "it is asked for the others")
     notes.go_on()
@@ -179,7 +179,7 @@ def test_closing_ends_what_is_not_begun_as_well(own: Callable[..., Hand], notes:
     hand = own()
     tokens = hand.begin_many(notes.waiting(0), *[notes.job(n) for n in range(1, 9)])
     until(lambda: 0 in notes.begun(), "the first has begun")
-    assert hand.executor.close(10.0)
+    assert hand.executor.stop(10.0)
     outcomes = hand.end_all(tokens)
     assert {outcome.ending for outcome in outcomes} == {Ending.STOPPED}, outcomes
     assert [outcome.begun for outcome in outcomes] == [True] + [False] * 8
@@ -223,7 +223,7 @@ def test_stops_at_random_moments_lose_nothing_and_run_nothing_twice(
 
     def stop_some() -> None:
         for token in chosen:
-            hand.executor.stop([Stop(token, StopReason.CANCEL)])
+            hand.executor.stop_executions([Stop(token, StopReason.CANCEL)])
             rng.random()
 
     thread = threading.Thread(target=stop_some)

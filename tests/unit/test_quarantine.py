@@ -34,7 +34,7 @@ def own() -> Iterator[Callable[..., Hand]]:
 
     yield make
     for one in made:
-        one.executor.close(5.0)
+        one.executor.stop(5.0)
         assert one.pids() == []
 
 
@@ -108,7 +108,7 @@ def test_a_thread_that_does_not_hear_its_stop_is_killed_when_nobody_else_is_left
         1, ("sleeps_in_a_thread", {"ready": str(tmp_path / "a")}), ("waits_async", {"ready": str(tmp_path / "b")})
     )
     pid, _ = ready(tmp_path / "a"), ready(tmp_path / "b")
-    hand.executor.stop([Stop(deaf, StopReason.TIMEOUT)])
+    hand.executor.stop_executions([Stop(deaf, StopReason.TIMEOUT)])
     assert hand.end(hand.begin("where_async", group=1)).ending is Ending.RETURNED
     assert not gone(pid), "another one runs in there"
     hand.stop(sleeper)
@@ -154,7 +154,7 @@ def test_a_close_ends_what_runs_in_quarantine(own: Callable[..., Hand], tmp_path
         1, ("waits_async", {"ready": str(tmp_path / "a")}), ("sleeps_in_a_thread", {"ready": str(tmp_path / "b")})
     )
     pid, _ = ready(tmp_path / "a"), ready(tmp_path / "b")
-    assert hand.executor.close(5.0)
+    assert hand.executor.stop(5.0)
     assert gone(pid)
     hand.look()
     assert [hand.outcomes[token].ending for token in tokens] == [Ending.STOPPED] * 2

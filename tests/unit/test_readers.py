@@ -27,6 +27,7 @@ from streamtask.codec.confluent import WriterSchema, writer_schema
 from streamtask.codec.reader import Reader
 from streamtask.codec.recalled import CLOCK_AHEAD_MAX_MS, read_recalled
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.core.ledger import Ledger
 from streamtask.core.offset_map import ATTEMPT_MAX
 from streamtask.core.shard import Shard
@@ -35,7 +36,6 @@ from streamtask.domain.identity import Origin
 from streamtask.domain.model import from_ms
 from streamtask.domain.ports import RecallStatus
 from streamtask.errors import DecodeError
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.kafka.tail import TailRecord
 from streamtask.observability import event_log
 from streamtask.projection.feed import Heard

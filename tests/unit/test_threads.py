@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ import pytest
 from streamtask.client.sending import Sender, _Countdown
 from streamtask.client.tracking import Track
 from streamtask.client.watching import StatusWatch
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import DecodeError
@@ -30,7 +31,6 @@ from streamtask.execution.executor import Executor
 from streamtask.execution.process_pool import child, pipe
 from streamtask.handlers.registry import Context, make_handler
 from streamtask.kafka.producer import Delivery
-from streamtask.kafka.settings import KafkaSettings
 from streamtask.observability import event_log
 from streamtask.schema_registry.cache import SchemaCache
 from tests.unit.process_pool_hand import Hand
@@ -53,6 +53,26 @@ def start_of(token: int, task_type: str, kind: HandlerKind = HandlerKind.ASYNC, 
     return Start(token, RequestRecord(1, 3, token, 0, TASK_ID, request, 5, 0, b""), 1, kind, None)
 
 
+class Listening:
+    """Hears what the loop of the handlers tells."""
+
+    def __init__(self) -> None:
+        self.finished: Counter[int] = Counter()
+        self.failures: list[BaseException] = []
+        self.events: list[str] = []
+
+    def execution_ended(self, execution: Execution, _outcome: Outcome) -> None:
+        assert not execution.ended
+        execution.end()
+        self.finished[execution.token] += 1
+
+    def lifespan_broke(self, error: BaseException) -> None:
+        self.failures.append(error)
+
+    def happened(self, name: str, _fields: Mapping[str, Any], /) -> None:
+        self.events.append(name)
+
+
 # --- Each race that was found, made certain ---------------------------------------------------------------------------
 
 
@@ -72,7 +92,7 @@ def test_an_execution_that_ends_while_its_progress_is_collected_does_not_end_the
     executor._progress = Disturbed({1: (0.1, None), 2: (0.2, None), 3: (0.3, "third")})
     assert executor.drain() == ([], [(3, 0.3, "third"), (2, 0.2, None)])
     assert executor.drain() == ([], [])
-    executor.close(0.0)
+    executor.stop(0.0)
 
 
 def test_a_first_event_of_its_name_does_not_break_the_snapshot_of_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +110,10 @@ def test_a_first_event_of_its_name_does_not_break_the_snapshot_of_the_owner(monk
 
 def test_a_loop_that_was_closed_with_tasks_left_can_still_be_asked_whether_it_answers() -> None:
     """Bug: RuntimeError (event loop is closed) in the owner, when it collected once more while it left the group."""
-    loop = Coroutines(
-        lifespan=None, finish=lambda *_: None, on_failure=lambda _: None, on_event=lambda *_: None, patience_s=5.0
-    )
+    loop = Coroutines(lifespan=None, listener=Listening(), patience_s=5.0)
     loop.start()
     assert loop.await_opened(DEADLINE_S)
-    assert loop.close(time.monotonic() + DEADLINE_S)
+    assert loop.stop(DEADLINE_S)
     loop._tasks[object()] = object()  # type: ignore[index,assignment]  # one that ignored its cancel
     assert (loop.blocked_s(1.0), loop.blocked_s(2.0)) == (0.0, 0.0)
 
@@ -223,7 +241,7 @@ class Owner:
             if open_ and self.rng.random() < 0.3:
                 chosen = self.rng.choice(sorted(open_))
                 self.stopped.setdefault(chosen, StopReason.CANCEL)
-                self.executor.stop([Stop(chosen, StopReason.CANCEL)])
+                self.executor.stop_executions([Stop(chosen, StopReason.CANCEL)])
             self.executor.wait(0.1)
             begun = self.executor.begun()
             done, progress = self.executor.drain()
@@ -275,26 +293,12 @@ def test_every_execution_ends_once_however_often_its_threads_take_turns(seed: in
         owner.check()
         assert owner.progress, "nothing was reported: the race is not here"
     finally:
-        assert executor.close(DEADLINE_S)
+        assert executor.stop(DEADLINE_S)
 
 
 def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_together(frantic: None) -> None:
-    finished: Counter[int] = Counter()
-    failures: list[BaseException] = []
-    events: list[str] = []
-
-    def finish(execution: Execution, _outcome: Outcome) -> None:
-        assert not execution._ended
-        execution._ended = True
-        finished[execution.token] += 1
-
-    loop = Coroutines(
-        lifespan=None,
-        finish=finish,
-        on_failure=failures.append,
-        on_event=lambda name, _: events.append(name),
-        patience_s=5.0,
-    )
+    told = Listening()
+    loop = Coroutines(lifespan=None, listener=told, patience_s=5.0)
     loop.start()
     assert loop.await_opened(DEADLINE_S)
     handler = make_handler(reports_async)
@@ -306,15 +310,15 @@ def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_to
         batch = made[at : at + 20]
         loop.begin(batch)
         for one in batch[::3]:
-            one._stopped = StopReason.CANCEL
-        loop.stop(batch[::3])
+            one.stop(StopReason.CANCEL)
+        loop.cancel(batch[::3])
         loop.blocked_s(time.monotonic())
         loop.at_work()
-    assert loop.close(time.monotonic() + DEADLINE_S)
-    assert not failures
-    assert not events
-    assert len(finished) == len(made), "closing ends those that still ran"
-    assert set(finished.values()) == {1}
+    assert loop.stop(DEADLINE_S)
+    assert not told.failures
+    assert not told.events
+    assert len(told.finished) == len(made), "stopping ends those that still ran"
+    assert set(told.finished.values()) == {1}
     assert not loop._tasks
 
 
@@ -330,7 +334,7 @@ def test_every_execution_in_children_ends_once_however_often_their_pool_and_its_
         assert not hand.pool._by_token
         assert not hand.pool._pending
     finally:
-        assert hand.executor.close(DEADLINE_S)
+        assert hand.executor.stop(DEADLINE_S)
 
 
 def test_no_event_is_lost_that_several_threads_count(frantic: None) -> None:

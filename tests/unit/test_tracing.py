@@ -24,7 +24,8 @@ from streamtask.core.shard import trace_headers
 from streamtask.domain.model import HandlerKind, RequestRecord, StatusEvent, TaskRequest, TaskStatus
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.execution import outcomes
-from streamtask.handlers.registry import Context, Retry
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Attempts
 from tests.unit.test_executor import Make
@@ -342,7 +343,7 @@ def test_an_attempt_that_was_told_to_stop_says_why_and_only_a_timeout_is_an_erro
 
     traced = Traced(bench, spans, waits)
     token = traced.start("waits")
-    traced.bench.executor.stop([Stop(token, reason)])
+    traced.bench.executor.stop_executions([Stop(token, reason)])
     traced.bench.outcome(token)
     span = spans.one("process waits")
     if reason is StopReason.TIMEOUT:

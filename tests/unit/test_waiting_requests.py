@@ -20,7 +20,8 @@ from streamtask.domain.model import DeadLetter, Ending, HandlerKind, Outcome, Re
 from streamtask.domain.ports import Start
 from streamtask.execution.executor import Executor
 from streamtask.execution.process_pool import pipe
-from streamtask.handlers.registry import Context, Registry, Retry, make_handler
+from streamtask.handlers.options import Retry
+from streamtask.handlers.registry import Context, Registry, make_handler
 from streamtask.schema_registry.subjects import documents
 
 NAMES = TopicNames()
@@ -150,7 +151,7 @@ def _run(handler: Any, record: RequestRecord, kind: HandlerKind, attempts: int =
                 assert executor.wait(WAIT_S), "no outcome"
             found += [outcome for _, outcome in done]
     finally:
-        executor.close(1.0)
+        executor.stop(1.0)
     return found
 
 
@@ -187,7 +188,7 @@ def test_a_lack_of_memory_when_it_is_read_again_is_a_failure_of_the_attempt(monk
     def full(_text: bytes) -> TaskRequest:
         raise MemoryError
 
-    monkeypatch.setattr("streamtask.handlers.registry.reopened", full)
+    monkeypatch.setattr("streamtask.execution.live_context.reopened", full)
     for handler, kind in ((census, HandlerKind.ASYNC), (count, HandlerKind.THREAD)):
         record = read(COMPACT, value_of(task_type=handler.__name__, parameters={"rows": ROWS}))
         outcome = _run(handler, record, kind)[0]

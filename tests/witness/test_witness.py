@@ -16,8 +16,8 @@ from streamtask.audit import Report, run_audit
 from streamtask.codec.avro import RESPONSE, single_header, write
 from streamtask.codec.status import status_datum
 from streamtask.config import TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import StatusEvent, TaskStatus
-from streamtask.kafka.settings import KafkaSettings
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, until
 from tests.conftest import Broker

@@ -37,6 +37,7 @@ from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import StreamtaskError
 from streamtask.execution import outcomes
 from streamtask.execution.executor import Executor
+from streamtask.execution.live_context import LiveContext
 from streamtask.execution.parent_watch import die_with_parent
 from streamtask.execution.process_pool import pipe
 from streamtask.execution.process_pool.child_handle import MANY, RECALL
@@ -52,7 +53,7 @@ PATIENCE_S = 86_400.0  # nothing is abandoned in here: the worker kills
 OOM_SCORE = "500"  # where memory runs out, the kernel takes a child rather than its worker
 
 
-class ChildContext(Context):
+class ChildContext(LiveContext):
     """What a handler sees of its execution in here."""
 
     __slots__ = ("_child",)
@@ -84,7 +85,7 @@ class Child:
         self._owed = False  # a stop that came meanwhile
         self._queue: deque[tuple[int, bytes]] = deque()  # handed over and not begun
         self._back_owed = False  # they are to be given back when the frame under way is written
-        self._context: Context | None = None  # of the execution under way, while it may be stopped
+        self._context: LiveContext | None = None  # of the execution under way, while it may be stopped
         self._token = 0
         self._told = False
         self._executor: Executor | None = None
@@ -110,7 +111,7 @@ class Child:
                     break
                 self._work(*job)
         if self._executor is not None:
-            self._executor.close(1.0)
+            self._executor.stop(1.0)
 
     def _work(self, token: int, payload: bytes) -> None:
         start, memory_mb, trace = pipe.read_job(payload)
@@ -191,7 +192,7 @@ class Child:
         if context is None or self._told or not self._stop_waits():
             return
         self._told = True
-        context._stopped = StopReason.CANCEL
+        context.stop(StopReason.CANCEL)
         if self._asleep is not None:
             self._asleep.wake()
         elif self._sending:
@@ -223,7 +224,7 @@ class Child:
                 outcome = self._await(start) if handler.is_async else outcomes.of_call(handler, context)
             finally:
                 self._context = None
-                context._ended = True
+                context.end()
         except BaseException as error:  # noqa: BLE001 the stop itself, come between two lines
             outcome = outcomes.raised(error, handler.retry)
         if memory_mb is not None:
@@ -246,7 +247,7 @@ class Child:
                     return done[0][1]
                 if self._told and not stopped:
                     stopped = True
-                    executor.stop([Stop(start.token, StopReason.CANCEL)])
+                    executor.stop_executions([Stop(start.token, StopReason.CANCEL)])
                 executor.wait(3_600.0)
         finally:
             self._asleep = None

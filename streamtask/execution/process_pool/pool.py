@@ -29,17 +29,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
+from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.execution import outcomes
 from streamtask.execution.process_pool import pipe, reaper
 from streamtask.execution.process_pool.child_handle import CLOSED, Job, Place, how_ended, launch, log_line, stopped
 from streamtask.execution.process_pool.reaper_client import Keeper
+from streamtask.execution.process_pool.settings import Children, Listener
 
-GRACE_S = 2.0  # from SIGTERM to SIGKILL; below the time that a revoke gives its handlers
 DEAF_S = 0.25  # a pipe that ends is the first sign of a death; one that still lives then has closed it
 START_TRIES = 5
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # between starts of a child that dies before it is ready
@@ -47,36 +47,16 @@ RECEIVE_BYTES = 256 * 1024
 BATCH_MAX = 32  # short jobs handed over at once
 RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if more, the others are better off elsewhere
 
-OnEvent = Callable[[str, Mapping[str, Any]], None]
 
+class Pool(HasLifecycle):
+    """The children of one worker: see the module. `listener` is told what becomes of what was submitted."""
 
-class Pool:
-    """Children for one app.
-
-    app          `module:attribute`, as the worker itself was told
-    count        children; each runs one execution at a time. 0: only those that are started for one execution alone
-    grace_s      from SIGTERM to SIGKILL
-    environment  more of it for the children
-    on_event     told facts for the operator
-
-    `start` names who is told of outcomes and progress; both are called on the pool's own thread.
-    """
-
-    def __init__(
-        self,
-        app: str,
-        count: int,
-        *,
-        grace_s: float = GRACE_S,
-        environment: Mapping[str, str] | None = None,
-        on_event: OnEvent | None = None,
-    ) -> None:
-        assert count >= 0, f"{count} children"
-        self._app = app
-        self._count = count
-        self._grace_s = grace_s
-        self._environment = dict(environment or {})
-        self._on_event = on_event or (lambda _name, _fields: None)
+    def __init__(self, children: Children, listener: Listener) -> None:
+        self._settings = children
+        self._count = children.count
+        self._listener = listener
+        self._on_event = children.on_event
+        self._life = Lifecycle("The pool of child processes")
         self._mark = secrets.token_hex(8)
         self._wishes: deque[Callable[[], None]] = deque()  # bounded by slots, children and their ends
         self._selector = selectors.DefaultSelector()
@@ -88,7 +68,7 @@ class Pool:
         self._numbers = 0
         self._failed_starts = 0
         self._start_at_s: float | None = None
-        self._opened = self._closing = False
+        self._closing = False
         self._deadline_s = math.inf  # of the close
         self._woken = False
         self._guard = Keeper(self._mark, lambda: self._wish(self._guard_died))
@@ -97,17 +77,14 @@ class Pool:
 
     # --- Anybody's side -----------------------------------------------------------------------------------------------
 
-    def start(
-        self,
-        on_ended: Callable[[int, Outcome], None],
-        on_progress: Callable[[int, float, str | None], None],
-        on_failure: Callable[[Exception], None] = lambda _error: None,
-        on_begun: Callable[[int], None] = lambda _token: None,
-    ) -> None:
-        """Begin to start the children, if there are to be any; what is submitted waits until one is ready."""
-        self._on_ended, self._on_progress = on_ended, on_progress
-        self._on_failure, self._on_begun = on_failure, on_begun
-        self._opened = True
+    def start(self) -> None:
+        """Begin to start the children, if there are to be any; what is submitted waits until one is ready.
+
+        Raises RuntimeError when it was started or stopped before.
+        """
+        self._life.start(self._begin)
+
+    def _begin(self) -> None:
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -123,9 +100,9 @@ class Pool:
             self._thread.start()
         self._wish(lambda: self._submit(job))
 
-    def stop(self, token: int, reason: StopReason) -> None:
+    def stop_job(self, token: int, reason: StopReason) -> None:
         """End this execution; one that has ended is left alone. The first reason is the reason."""
-        self._wish(lambda: self._stop(token, reason))
+        self._wish(lambda: self._stop_job(token, reason))
 
     def pids(self) -> list[int]:
         """The children that live now."""
@@ -135,15 +112,20 @@ class Pool:
         """How many children have loaded the app."""
         return sum(child.ready for child in list(self._children.values()))
 
-    def close(self, timeout_s: float) -> None:
+    def stop(self, timeout_s: float = 0.0) -> None:
         """End every child: what runs is stopped, and killed when the time is over. Returns when all are dead."""
-        if not self._thread.is_alive():
-            if self._opened and not self._thread.ident:
-                self._release()
-            return
         deadline_s = time.monotonic() + timeout_s
-        self._wish(lambda: self._close(deadline_s))
-        self._thread.join()
+
+        def end() -> None:
+            if self._thread.ident:
+                self._wish(lambda: self._close(deadline_s))
+                self._thread.join()
+            elif self.started:
+                self._release()
+            else:
+                self._selector.close()
+
+        self._life.stop(end, timeout_s + self._settings.grace_s)
 
     def _wish(self, wish: Callable[[], None]) -> None:
         self._wishes.append(wish)
@@ -161,7 +143,7 @@ class Pool:
             self.failure = error
             for child in list(self._children.values()):
                 child.signal(signal.SIGKILL)
-            self._on_failure(error)
+            self._listener.children_failed(error)
 
     def _serve(self) -> None:
         self._guard.start()
@@ -184,7 +166,6 @@ class Pool:
         self._release()
 
     def _release(self) -> None:
-        self._opened = False
         self._selector.close()
         for end in (self._wake_in, self._wake_out):
             end.close()
@@ -209,7 +190,7 @@ class Pool:
 
     def _submit(self, job: Job) -> None:
         if self.failure is not None or self._closing:
-            self._on_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+            self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
         elif job.own:
             self._lonely[job.token] = job
             self._fill()
@@ -232,9 +213,9 @@ class Pool:
         child.hand_over(jobs, time.monotonic() + RECALL_S)
         self._write(child)
 
-    def _stop(self, token: int, reason: StopReason) -> None:
+    def _stop_job(self, token: int, reason: StopReason) -> None:
         if self._pending.pop(token, None) is not None or self._lonely.pop(token, None) is not None:
-            self._on_ended(token, outcomes.not_begun(reason))
+            self._listener.child_ended(token, outcomes.not_begun(reason))
             return
         child = self._by_token.get(token)
         if child is None:
@@ -248,7 +229,7 @@ class Pool:
     def _stop_first(self, child: Place, reason: StopReason) -> None:
         token = child.jobs[0].token
         child.reason, child.leaving = reason, True
-        child.kill_at_s = min(time.monotonic() + self._grace_s, self._deadline_s)
+        child.kill_at_s = min(time.monotonic() + self._settings.grace_s, self._deadline_s)
         child.out += pipe.frame(pipe.STOP, token)
         self._write(child)
         child.signal(signal.SIGTERM)
@@ -256,10 +237,10 @@ class Pool:
     def _close(self, deadline_s: float) -> None:
         self._closing, self._deadline_s = True, deadline_s
         for token in (*self._pending, *self._lonely):
-            self._stop(token, StopReason.REVOKE)
+            self._stop_job(token, StopReason.REVOKE)
         for child in list(self._children.values()):
             for job in list(child.jobs):
-                self._stop(job.token, StopReason.REVOKE)
+                self._stop_job(job.token, StopReason.REVOKE)
             if not child.jobs:
                 self._retire(child)
             child.kill_at_s = min(deadline_s, child.kill_at_s or deadline_s)
@@ -322,14 +303,14 @@ class Pool:
         elif kind == pipe.PROGRESS:
             fraction, message = pipe.read_progress(payload)
             if child.job is not None and child.job.token == token:  # else from a thread that a handler left behind
-                self._on_progress(token, fraction, message)
+                self._listener.child_reported(token, fraction, message)
         elif kind == pipe.LOG:
             log_line(payload)
         elif child.job is None or child.job.token != token:
             raise pipe.Garbage("it reported an execution that it does not run")
         elif kind == pipe.BEGUN:
             child.begun = True
-            self._on_begun(token)
+            self._listener.child_begun(token)
         else:
             self._ended(child, child.job, pipe.heard(kind, payload))
 
@@ -350,7 +331,7 @@ class Pool:
         worn = job.max_tasks is not None and child.ran[job.task_type] >= job.max_tasks
         child.worn = child.worn or worn or child.own or outcome.exception == "MemoryError"
         self._next(child)
-        self._on_ended(job.token, outcome)
+        self._listener.child_ended(job.token, outcome)
 
     def _came_back(self, child: Place, token: int) -> None:
         """It has not begun this one, and will not."""
@@ -364,7 +345,7 @@ class Pool:
         if first:
             self._next(child)
         if reason is not None or self._closing:
-            self._on_ended(token, outcomes.not_begun(reason or StopReason.REVOKE))
+            self._listener.child_ended(token, outcomes.not_begun(reason or StopReason.REVOKE))
         else:
             self._pending = {token: job, **self._pending}  # it was before them
 
@@ -397,7 +378,9 @@ class Pool:
         self._numbers += 1
         number = self._numbers
         try:
-            child = launch(self._app, number, f"{self._mark}.{number}.", self._alive_in, self._environment)
+            child = launch(
+                self._settings.app, number, f"{self._mark}.{number}.", self._alive_in, self._settings.environment
+            )
         except OSError as error:  # no memory or no process table entry just now
             if job is not None:
                 self._lonely[job.token] = job
@@ -429,7 +412,7 @@ class Pool:
         """It has nothing to do and ends by itself; killed if it does not."""
         child.leaving = True
         self._forget_pipe(child)
-        child.kill_at_s = child.kill_at_s or min(time.monotonic() + self._grace_s, self._deadline_s)
+        child.kill_at_s = child.kill_at_s or min(time.monotonic() + self._settings.grace_s, self._deadline_s)
         self._fill()  # beside it: the next execution need not wait for its end
 
     def _break(self, child: Place, why: str) -> None:
@@ -459,12 +442,14 @@ class Pool:
             job = jobs[0]
             del self._by_token[job.token]
             if child.reason is not None:
-                self._on_ended(job.token, stopped(child, job, child.reason))
+                self._listener.child_ended(job.token, stopped(child, job, child.reason))
             elif not child.ready:
                 self._lonely[job.token] = job  # it has not begun: no death of its own
             else:
                 error = f"its process died: {how}"
-                self._on_ended(job.token, Outcome(Ending.LOST, code=ErrorCode.WORKER_LOST.value, error=error))
+                self._listener.child_ended(
+                    job.token, Outcome(Ending.LOST, code=ErrorCode.WORKER_LOST.value, error=error)
+                )
         if not child.ready and not child.leaving:
             self._not_started(how)
         else:
@@ -496,5 +481,5 @@ class Pool:
             text = f"{START_TRIES} children in a row died before they were ready ({how}). Check their output on stderr"
             self.failure = RuntimeError(text)
             for token in (*self._pending, *self._lonely):
-                self._stop(token, StopReason.REVOKE)
-            self._on_failure(self.failure)
+                self._stop_job(token, StopReason.REVOKE)
+            self._listener.children_failed(self.failure)

@@ -43,12 +43,7 @@ class Ward(Place):
 
 
 class Quarantine(Pool):
-    """See the module. Everything but `submit`, `stop`, `start` and `close` belongs to the pool's thread."""
-
-    @classmethod
-    def beside(cls, pool: Pool) -> Quarantine:
-        """For the same app, with the same settings."""
-        return cls(pool._app, 0, grace_s=pool._grace_s, environment=pool._environment, on_event=pool._on_event)
+    """See the module. Everything but `submit`, `stop_job`, `start` and `stop` belongs to the pool's thread."""
 
     def submit(self, job: Job) -> None:
         """It runs in the child of its group. From one thread only."""
@@ -81,7 +76,7 @@ class Quarantine(Pool):
 
     def _submit(self, job: Job) -> None:
         if self.failure is not None or self._closing:
-            self._on_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+            self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
         else:
             self._pending[job.token] = job
             self._fill()
@@ -108,7 +103,7 @@ class Quarantine(Pool):
         self._numbers += 1
         number, mark = self._numbers, f"{self._mark}.{self._numbers}."
         try:
-            process, channel = spawn(self._app, mark, self._alive_in, self._environment, MANY)
+            process, channel = spawn(self._settings.app, mark, self._alive_in, self._settings.environment, MANY)
         except OSError as error:  # no memory or no process table entry just now
             self._not_started(f"{error}")
             return None
@@ -119,21 +114,21 @@ class Quarantine(Pool):
         threading.Thread(target=self._await_end, args=(ward,), name=f"streamtask-ward-{number}", daemon=True).start()
         return ward
 
-    def _stop(self, token: int, reason: StopReason) -> None:
+    def _stop_job(self, token: int, reason: StopReason) -> None:
         if self._pending.pop(token, None) is not None:
-            self._on_ended(token, outcomes.not_begun(reason))
+            self._listener.child_ended(token, outcomes.not_begun(reason))
             return
         ward = self._by_token.get(token)
         if not isinstance(ward, Ward) or token in ward.stopping:
             return
-        ward.stopping[token] = (reason, min(time.monotonic() + self._grace_s, self._deadline_s))
+        ward.stopping[token] = (reason, min(time.monotonic() + self._settings.grace_s, self._deadline_s))
         ward.out += pipe.frame(pipe.STOP, token, reason.value.encode())
         self._write(ward)
 
     def _close(self, deadline_s: float) -> None:
         self._closing, self._deadline_s = True, deadline_s
         for token in (*self._pending, *self._by_token):
-            self._stop(token, StopReason.REVOKE)
+            self._stop_job(token, StopReason.REVOKE)
         for ward in self._wards():
             if not ward.open:
                 self._retire(ward)
@@ -152,13 +147,13 @@ class Quarantine(Pool):
         elif kind == pipe.PROGRESS:
             fraction, message = pipe.read_progress(payload)
             if token in child.open:  # else from a thread that a handler left behind
-                self._on_progress(token, fraction, message)
+                self._listener.child_reported(token, fraction, message)
         elif token not in child.open:
             raise pipe.Garbage("it reported an execution that it does not run")
         elif kind == pipe.BEGUN:
             self._failed_starts = 0
             child.began.add(token)
-            self._on_begun(token)
+            self._listener.child_begun(token)
         else:
             self._answered(child, token, pipe.heard(kind, payload))
 
@@ -177,7 +172,7 @@ class Quarantine(Pool):
         del ward.open[token], self._by_token[token]
         ward.began.discard(token)
         ward.stopping.pop(token, None)
-        self._on_ended(token, outcome)
+        self._listener.child_ended(token, outcome)
 
     def _died(self, child: Place) -> None:
         assert isinstance(child, Ward), f"{child.number} is no quarantine child"
@@ -208,5 +203,5 @@ class Quarantine(Pool):
             self._not_started(how)
         if self._closing:
             for token in list(self._pending):
-                self._stop(token, StopReason.REVOKE)
+                self._stop_job(token, StopReason.REVOKE)
         self._fill()

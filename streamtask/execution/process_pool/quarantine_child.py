@@ -102,7 +102,7 @@ class Many:
                 self.send(out)
             self._executor.wait(IDLE_S)
         if self._opened:
-            self._executor.close(1.0)
+            self._executor.stop(1.0)
 
     def send(self, frames: bytes) -> None:
         """From any thread. Blocks while the worker is busy."""
@@ -129,7 +129,7 @@ class Many:
             elif kind == pipe.STOP:
                 self._begin(starts)  # it may be one of these
                 starts = []
-                self._executor.stop([Stop(token, StopReason(payload.decode()))])
+                self._executor.stop_executions([Stop(token, StopReason(payload.decode()))])
         self._begin(starts)
         return True
 

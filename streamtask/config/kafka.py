@@ -10,12 +10,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from streamtask.errors import ConfigError
 
 Scalar = str | int | float | bool
 Properties = dict[str, Any]
+ClientRole = Literal["client", "cli", "demo", "dev", "reader", "redrive", "supervisor", "test", "view", "worker"]
+
+CLIENT_ID_PREFIX = "streamtask-"  # of every client.id: how `streamtask doctor` knows our clients in a group
 
 # A frozen broker keeps its connections open: with librdkafka's default of 60 s the worker would stand still for 61 s.
 SOCKET_TIMEOUT_MS = 6_000
@@ -229,6 +232,11 @@ class KafkaSettings:
     def admin(self) -> Properties:
         """Topics, listings, log ends."""
         return self._with_extra(self._common())
+
+
+def client_id(role: ClientRole, process: str | None = None) -> str:
+    """The client.id of a role, `streamtask-cli`; of one process of it, `streamtask-census@host-17`, where it has a name."""
+    return CLIENT_ID_PREFIX + (process or role)
 
 
 def named_function(setting: str, path: str) -> Callable[..., Any]:
