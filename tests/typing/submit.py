@@ -12,6 +12,7 @@ from typing import Any, assert_type
 
 from streamtask.app import App, AsyncTask, SyncTaskHandle, TaskHandle
 from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+from streamtask.config import Settings
 from streamtask.handlers.registry import Context, Retry
 
 
@@ -21,6 +22,7 @@ class Census:
 
 
 app = App("typing")
+Settings()  # every setting has a default
 
 
 @app.task
@@ -45,6 +47,7 @@ async def async_without_context(path: str) -> Census:
 
 
 assert_type(bare("x"), int)
+assert_type(bare.__name__, str)
 assert_type(with_context(Census("x")), Census)
 assert_type(with_context(Context.fake(), Census("x")), Census)
 
