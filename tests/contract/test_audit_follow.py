@@ -21,7 +21,7 @@ from streamtask.audit import Report, Violation, follow_audit, run_audit
 from streamtask.config import TopicNames
 from streamtask.kafka import admin
 from streamtask.kafka.settings import KafkaSettings
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer, now_ms
 
 pytestmark = pytest.mark.broker

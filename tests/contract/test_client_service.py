@@ -23,7 +23,7 @@ from streamtask.errors import ConfigError, RequestRefused, TaskFailed, UnknownTa
 from streamtask.kafka import admin
 from streamtask.kafka.producer import ClientProducer
 from streamtask.kafka.settings import KafkaSettings
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.test_client import COMPLETED, CREATED, RUNNING, WAIT_S, Worker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

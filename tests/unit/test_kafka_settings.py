@@ -57,7 +57,7 @@ def test_the_users_settings_pass_to_every_client_and_win() -> None:
 
 def test_what_a_client_is_cannot_be_overridden() -> None:
     """Without these the promises do not hold, whatever anybody sets."""
-    extra = {
+    extra: dict[str, str | int | float | bool] = {
         "group.id": "x",
         "enable.auto.commit": True,
         "isolation.level": "read_uncommitted",

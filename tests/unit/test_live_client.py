@@ -167,7 +167,11 @@ async def test_a_stream_that_falls_silent_is_opened_again(scheme: str, monkeypat
         events = client.events(task_id)
         assert (await anext(events)).progress == 0.5
         async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
-            last = group.create_task(anext(events), name="last")
+
+            async def next_event() -> TaskResponse:
+                return await anext(events)
+
+            last = group.create_task(next_event(), name="last")
             await until(lambda: len(opened) >= 3)
             said(live.log, task_id, origin, HISTORY[-1])
         assert last.result().status == "completed"
