@@ -45,9 +45,10 @@ test: $(INSTALLED) ## the tests, on a real local Kafka
 slow: $(INSTALLED) ## the rest: what takes long, other languages, containers; what is not installed is skipped and named
 	@$(BIN)/python -m pytest -n 2 -m slow $(PYTEST)
 
-check: $(INSTALLED) ## format, lint, types, and the tests that need no Kafka
+check: $(INSTALLED) ## format, lint, spelling, types, and the tests that need no Kafka
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 -m "not broker and not acceptance and not slow" $(PYTEST)
 

@@ -16,6 +16,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 from benchmarks.stand import Failed
@@ -127,13 +128,17 @@ async def open_loop(url: str, paths: Sequence[str], *, connections: int, rate: f
     return [took * 1_000 for took in load.took]
 
 
+def _itself(one: _Connection) -> _Connection:
+    return one
+
+
 @contextlib.asynccontextmanager
 async def _connected(url: str, load: _Load, count: int) -> AsyncIterator[list[_Connection]]:
     place, loop = urlsplit(url), asyncio.get_running_loop()
     them = [_Connection(load) for _ in range(count)]
     try:
         for one in them:
-            await loop.create_connection(lambda one=one: one, place.hostname, place.port)  # type: ignore[misc]
+            await loop.create_connection(partial(_itself, one), place.hostname or "", place.port or 80)
         yield them
     finally:
         load.again = False

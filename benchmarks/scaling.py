@@ -106,8 +106,10 @@ def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str
     tasks = max(round(tasks * run.share), 10)
     with topics(bootstrap, "scaling", partitions) as names, contextlib.ExitStack() as stack:
         held = stack.enter_context(_held_back(bootstrap, names, run, tasks))
-        start = lambda: worker(bootstrap, names.prefix, run.window, app=run.app, FORMAT=run.format)  # noqa: E731 read twice
-        processes = [stack.enter_context(start()) for _ in range(run.processes)]
+        processes = [
+            stack.enter_context(worker(bootstrap, names.prefix, run.window, app=run.app, FORMAT=run.format))
+            for _ in range(run.processes)
+        ]
         own_all(processes, partitions)
         before_s = _cpu_s(processes)
         held()
@@ -141,7 +143,12 @@ def _held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Itera
         writers[one.band].write(one.task_id, one.value)
     for writer in writers:
         writer.flush()
-    yield lambda: [writer.producer.commit_transaction() for writer in writers]
+
+    def let_go() -> None:
+        for writer in writers:
+            writer.producer.commit_transaction()
+
+    yield let_go
 
 
 def _text(number: int, size: int) -> str:

@@ -99,7 +99,7 @@ class OtherProcess:
         """Raises Failed when it has ended."""
         if self.process.poll() is not None:
             text = self._log.read_text(errors="replace")[-3_000:]
-            raise Failed(f"{self.process.args} ended with exit code {self.process.returncode}:\n{text}")
+            raise Failed(f"{self.process.args!r} ended with exit code {self.process.returncode}:\n{text}")
 
     def said(self) -> str:
         """All that it has written."""
@@ -165,7 +165,7 @@ def until_said(process: OtherProcess, pattern: str, timeout_s: float) -> re.Matc
     while not (found := re.search(pattern, process.said(), re.MULTILINE)):
         process.check()
         if time.monotonic() > deadline:
-            raise Failed(f"{process.process.args} did not say {pattern!r} within {timeout_s:g} s:\n{process.said()}")
+            raise Failed(f"{process.process.args!r} did not say {pattern!r} within {timeout_s:g} s:\n{process.said()}")
         time.sleep(LOOK_S)
     return found
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from benchmarks.app import parameters
 from benchmarks.latency import quantile
@@ -108,17 +108,19 @@ def _records(bootstrap: str, names: TopicNames) -> Iterator[Record]:
 def _raw(bootstrap: str, records: list[Record]) -> float:
     """The same once more, into the same topics: nobody runs them."""
     refused: list[str] = []
-    producer = Producer(
-        kafka(bootstrap).idempotent(reports=False, linger_ms=5)
-        | {"on_delivery": lambda error, _: error is None or refused.append(str(error))}
-    )
+
+    def report(error: KafkaError | None, _: object) -> None:
+        if error is not None:
+            refused.append(str(error))
+
+    producer = Producer(kafka(bootstrap).idempotent(reports=False, linger_ms=5) | {"on_delivery": report})
     produce = producer.produce
     producer.list_topics(records[0][0], timeout=FLUSH_S)  # it has connected
     began_s = time.monotonic()
     for topic, key, value, headers in records:
         while True:
             try:
-                produce(topic, value, key, headers=headers)
+                produce(topic, value, key, headers=[*headers])
                 break
             except BufferError:
                 producer.poll(0.01)

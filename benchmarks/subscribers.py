@@ -153,7 +153,9 @@ async def _opened(url: str, path: str, count: int) -> AsyncIterator[Crowd]:
 
     async def one() -> None:
         async with turn:
-            _, made = await loop.create_connection(lambda: _Subscriber(request, crowd.told), place.hostname, place.port)
+            _, made = await loop.create_connection(
+                lambda: _Subscriber(request, crowd.told), place.hostname or "", place.port or 80
+            )
             them.append(made)
             await made.opened
 

@@ -19,7 +19,7 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -222,7 +222,7 @@ def _parts(hosts: Sequence[OtherProcess], watch: Watch, killed_s: float) -> dict
     after = [(at, one) for host in hosts for at, one in _told(host) if at >= killed_s]
     found: dict[str, float] = {}
     last_s = killed_s
-    marks = {
+    marks: dict[str, Callable[[dict[str, Any]], bool]] = {
         "noticed_s": lambda one: one.get("what") == "child_ended",
         "removed_s": lambda one: one["event"] == "member_removed",
         "rebalanced_s": lambda one: one["event"] == "shards_assigned" and bool(one["shards"]),

@@ -263,6 +263,8 @@ class App:
 class Task(Generic[P, R]):
     """A task type as its callers see it. Calling it runs the handler directly (with a fake context if none is passed)."""
 
+    __name__: str  # of the function, as its other marks are
+
     def __init__(self, app: App, handler: Handler, options: Mapping[str, Any]) -> None:
         self.app = app
         self.handler = handler

@@ -21,6 +21,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers as _providers
+from hypothesis.internal.constants_ast import Constants
 
 from streamtask.config import TopicNames
 from streamtask.devbroker.cluster import QUICK, DevBroker
@@ -49,6 +50,7 @@ settings.register_profile(
 settings.load_profile("house")
 # hypothesis mixes in constants that it finds in whatever modules happen to be imported: under pytest-xdist, or with one
 # test alone, others than in a whole run, and with them other examples for the same seed.
+_NO_CONSTANTS = Constants()
 _providers._get_local_constants = lambda: _NO_CONSTANTS
 
 # A run that was started in the background (`make test &`, some CI) ignores SIGINT, and so would every process that it
@@ -57,7 +59,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_NO_CONSTANTS = _providers.Constants()
 _SHARED = pytest.StashKey[SharedBroker]()
 _EVERYTHING = pytest.StashKey[list[Collected]]()
 

@@ -37,7 +37,7 @@ class FakeRegistry:
         if tls is not None:
             # The handshake is the reading thread's: one that fails must not stop the others from being accepted.
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-            self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+            self._server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # on this server alone
         self.url = f"http{'s' * (tls is not None)}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="fake-registry")
 

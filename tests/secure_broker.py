@@ -301,10 +301,10 @@ class SecureBroker(DevBroker):
 def _everything(user: str) -> AclBindingFilter:
     return AclBindingFilter(
         ResourceType.ANY,
-        None,
+        None,  # type: ignore[arg-type]  # any name; confluent-kafka documents None and does not annotate it
         ResourcePatternType.ANY,
         f"User:{user}",
-        None,
+        None,  # type: ignore[arg-type]  # any host, likewise
         AclOperation.ANY,
         AclPermissionType.ANY,
     )

@@ -69,7 +69,7 @@ def test_every_error_that_a_user_may_have_to_catch_is_public() -> None:
 PUBLIC: list[type] = [getattr(streamtask, name) for name in streamtask.__all__]
 MODELS: list[type[BaseModel]] = [kind for kind in PUBLIC if issubclass(kind, BaseModel)]
 TASK_ID = "0193a5b0-0000-7000-8000-000000000001"
-DETAILS = streamtask.ErrorDetails(type="handler_error", message="no", code="handler_error")
+DETAILS = streamtask.ErrorDetails(code="handler_error", exception="ValueError")
 VALUES: list[Any] = [
     streamtask.TaskRequest(task_type="census", parameters={"path": "x"}, priority=8, task_id=TASK_ID),
     streamtask.TaskResponse(task_id=TASK_ID, status=streamtask.TaskStatus.FAILED, error_details=DETAILS),

@@ -59,12 +59,12 @@ def turn(item: pytest.Item) -> Iterator[None]:
         yield
 
 
-class Scheduling(LoadScopeScheduling):
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
     """Acceptance tests one by one, other tests by their files, both in the order in which they were collected."""
 
     def __init__(self, config: pytest.Config, log: object = None) -> None:
         config.option.loadscopereorder = False
-        super().__init__(config, log)  # type: ignore[arg-type]
+        super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid if nodeid.startswith(ACCEPTANCE) else nodeid.partition("::")[0]

@@ -41,9 +41,9 @@ def rate(ends: Ends, tasks: int) -> float:
 
     Raises Failed when it is not exactly one result for each task.
     """
-    if (ends.count, len(ends.ends_ms)) != (tasks, tasks):
+    if (ends.results, len(ends.ends_ms)) != (tasks, tasks):
         raise Failed(
-            f"{tasks} tasks should have left {tasks} results, but there are {ends.count}, of {len(ends.ends_ms)} tasks: "
+            f"{tasks} tasks should have left {tasks} results, but there are {ends.results}, of {len(ends.ends_ms)} tasks: "
             "nothing was measured." + (f" Its worker said: {ends.trouble}" if ends.trouble else "")
         )
     began, ended = min(ends.ends_ms), max(ends.ends_ms)

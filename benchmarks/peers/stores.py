@@ -33,7 +33,7 @@ SECURE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
 class Ends(NamedTuple):
     """What is stored when a peer is done."""
 
-    count: int  # of results; more than of tasks where some were done twice
+    results: int  # more than tasks where some were done twice
     ends_ms: list[int]  # of each task that has one, when it was stored
     trouble: str = ""  # the last error that the worker spoke of
 

@@ -128,70 +128,72 @@ class Settings(BaseSettings):
 
     bootstrap_servers: str | None = None
     prefix: str = "tasks"
-    partitions: int = Field(PARTITIONS_DEFAULT, ge=1, le=10_000)
+    partitions: int = Field(default=PARTITIONS_DEFAULT, ge=1, le=10_000)
     locale: Literal["en", "zh"] = "en"
-    concurrency: int = Field(100, ge=1, le=100_000, description="concurrent async handlers per worker process")
-    threads: int = Field(16, ge=1, le=10_000, description="concurrent thread handlers per worker process")
+    concurrency: int = Field(default=100, ge=1, le=100_000, description="concurrent async handlers per worker process")
+    threads: int = Field(default=16, ge=1, le=10_000, description="concurrent thread handlers per worker process")
     children: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1_000,
         description="concurrent process handlers per worker process, each in a child; default: one per CPU",
     )
     memory_mb: int | None = Field(
-        None,
+        default=None,
         ge=32,
         le=1_000_000,
         description="MiB per worker process for requests, results and records read ahead; default: half of the "
         "container's limit, divided among the processes, up to 1024; without a limit 256",
     )
     kill_grace_s: float = Field(
-        2.0, ge=0, le=60, description="seconds between SIGTERM and SIGKILL when a child must stop"
+        default=2.0, ge=0, le=60, description="seconds between SIGTERM and SIGKILL when a child must stop"
     )
-    drain_grace_s: float = Field(30.0, ge=0)
+    drain_grace_s: float = Field(default=30.0, ge=0)
     silent_s: float = Field(
-        30.0,
+        default=30.0,
         ge=3,
         description="the supervisor kills and replaces a worker process without a sign of life for this long",
     )
-    session_timeout_ms: int = Field(6_000, ge=1)
+    session_timeout_ms: int = Field(default=6_000, ge=1)
     metrics_port: int | None = Field(
-        None,
+        default=None,
         ge=0,
         le=65_535,
         description="port of a worker's /metrics, /health, /ready, plus its slot; 0: any free port; default: off",
     )
-    metrics_host: str = Field("127.0.0.1", description="address that metrics_port listens on")
+    metrics_host: str = Field(default="127.0.0.1", description="address that metrics_port listens on")
     health_stalled_s: float = Field(
-        300.0, gt=0, description="/health returns 503 when work waits and nothing starts, ends or reports for this long"
+        default=300.0,
+        gt=0,
+        description="/health returns 503 when work waits and nothing starts, ends or reports for this long",
     )
     unknown_type_grace_s: float = Field(
-        300.0, ge=0, description="how long a task of an unknown type waits for a worker that knows it"
+        default=300.0, ge=0, description="how long a task of an unknown type waits for a worker that knows it"
     )
     kafka: dict[str, str | int | float | bool] = Field(default_factory=dict, description="raw client settings")
     tracebacks: Literal["events", "dead", "off"] = Field(
-        "events",
+        default="events",
         description="where tracebacks are kept: in status events, only in dead letters, or nowhere",
     )
     url: str | None = Field(
-        None, description="query service: http://127.0.0.1:8080; ws://… to follow tasks by WebSocket"
+        default=None, description="query service: http://127.0.0.1:8080; ws://… to follow tasks by WebSocket"
     )
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65_535)
+    port: int = Field(default=8080, ge=0, le=65_535)
     allowed_hosts: str = Field(
-        "",
+        default="",
         description="comma-separated host names of the query service: `tasks.example.com`, `*.example.com`, or `*` for "
         "any; localhost, IP addresses and `host` are always allowed",
     )
     api_key: SecretStr | None = None
-    store: Path | None = Field(None, description="SQLite file of the query service; default: a temporary file")
-    body_bytes_max: int = Field(1_000_000, ge=1_000)
+    store: Path | None = Field(default=None, description="SQLite file of the query service; default: a temporary file")
+    body_bytes_max: int = Field(default=1_000_000, ge=1_000)
     format: Literal["json", "avro", "confluent"] = Field(
-        "json", description="format of written records; all three can be read"
+        default="json", description="format of written records; all three can be read"
     )
-    registry_url: str | None = Field(None, description="schema registry with Confluent's API, or mock://NAME")
+    registry_url: str | None = Field(default=None, description="schema registry with Confluent's API, or mock://NAME")
     registry: dict[str, str | int | float | bool] = Field(default_factory=dict, description="raw registry settings")
-    registry_wait_s: float = Field(5.0, ge=0, le=15, description="how long to wait for an unknown schema id")
+    registry_wait_s: float = Field(default=5.0, ge=0, le=15, description="how long to wait for an unknown schema id")
 
     @classmethod
     def settings_customise_sources(

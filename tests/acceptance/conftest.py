@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from streamtask.config import TopicNames
+from streamtask.testing import Broker
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench
-from tests.conftest import Broker
 
 
 @pytest.fixture

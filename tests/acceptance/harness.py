@@ -198,13 +198,25 @@ class Bench:
         self.workers.append(worker)
         return worker
 
-    def supervised(self, processes: int = 1, *, app: str = APP, **environment: str) -> Running:
-        """`streamtask worker`: a supervisor and its children."""
+    def supervised(
+        self, processes: int = 1, environment: Mapping[str, str] | None = None, /, *, app: str = APP, **more: str
+    ) -> Running:
+        """`streamtask worker`: a supervisor and its children. environment, more: variables of its environment."""
         argv = [sys.executable, "-m", "streamtask", "worker", app, "--processes", str(processes)]
-        return self._start(argv, environment)
+        return self._start(argv, {**(environment or {}), **more})
 
-    def worker(self, *, app: str = APP, engine: Mapping[str, Any] | None = None, **environment: str) -> Running:
-        """One worker process without a parent. engine: fields of EngineConfig that are shorter here."""
+    def worker(
+        self,
+        environment: Mapping[str, str] | None = None,
+        /,
+        *,
+        app: str = APP,
+        engine: Mapping[str, Any] | None = None,
+        **more: str,
+    ) -> Running:
+        """One worker process without a parent. engine: fields of EngineConfig that are shorter here. environment, more:
+        variables of its environment."""
+        environment = {**(environment or {}), **more}
         module = "streamtask.worker.process"
         if engine is not None:
             module = "tests.acceptance.short"

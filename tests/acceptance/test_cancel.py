@@ -71,7 +71,7 @@ def test_what_cannot_be_ended_is_abandoned_or_overdue_counted_told_and_holds_up_
     bench: Bench, tmp_path: Path
 ) -> None:
     settings = {"STREAMTASK_METRICS_PORT": "0", "STREAMTASK_DRAIN_GRACE_S": "1"}
-    worker = bench.worker(app=APP, STREAMTASK_CONCURRENCY="3", STREAMTASK_THREADS="1", **settings)
+    worker = bench.worker(settings, app=APP, STREAMTASK_CONCURRENCY="3", STREAMTASK_THREADS="1")
     deaf = bench.client.submit("deaf", {"path": str(tmp_path / "go")}, timeout=2)
     # Of three slots one is kept for high: two coroutines that do not end take all that there are.
     timed_out, cancelled = bench.client.submit("stubborn", timeout=2), bench.client.submit("stubborn")
@@ -135,10 +135,11 @@ def test_ten_thousand_cancels_at_once_leave_every_task_one_end_and_the_workers_a
     assert len(ids) == 10_000
     before = [psutil.Process(worker.pid).memory_info().rss for worker in workers]
     producer = Producer({"bootstrap.servers": bench.kafka.bootstrap, "linger.ms": 5})
-    ends_it = [(one.task_id, {"partition": number}) for held in last for number, one in enumerate(held)]
-    for task_id, place in (*((task_id, {}) for task_id in ids), *ends_it):
+    ends_it = [(one.task_id, number) for held in last for number, one in enumerate(held)]
+    anywhere = -1  # by its key
+    for task_id, partition in (*((task_id, anywhere) for task_id in ids), *ends_it):
         cancel = encode_control(ControlMessage(task_id=task_id, action=ControlAction.CANCEL))
-        producer.produce(bench.names.control, cancel, task_id.encode(), **place)
+        producer.produce(bench.names.control, cancel, task_id.encode(), partition)
     beside = bench.client.submit_many([{"task_type": "noop", "parameters": {"n": n}} for n in range(50)])
     assert producer.flush(30) == 0
     bench.ends([task_id for task_id, _ in ends_it], 60)

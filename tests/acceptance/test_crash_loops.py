@@ -48,7 +48,7 @@ def ends_of(bench: Bench, task_ids: list[str], directory: Path, timeout_s: float
 
     def all_ended() -> dict[str, Seen] | None:
         ends = {}
-        attempts = {one: events[-1].event.attempt for one, events in bench.histories().items()}
+        attempts = {one: events[-1].event.attempt or 0 for one, events in bench.histories().items()}
         isolated = {
             one.id for one in bench.executions() if one.type.startswith("beside") and attempts.get(one.id, 0) > 2
         }
@@ -97,13 +97,14 @@ def neighbours(bench: Bench, directory: Path) -> list[str]:
 def test_a_poison_is_quarantined_after_two_deaths_of_its_worker_and_its_neighbours_finish(
     bench: Bench, tmp_path: Path, task_type: str, how: str, tells_progress: bool
 ) -> None:
-    parent = bench.supervised(app=APP, STREAMTASK_CHILDREN="3", **PATIENT)
+    parent = bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="3")
     beside = neighbours(bench, tmp_path)
     before = bench.client.submit_many([request("noop", n=n) for n in range(4)])
     poison = bench.client.submit(task_type, {"how": how, "gates": str(tmp_path) if tells_progress else ""})
     after = bench.client.submit_many([request("noop", n=n) for n in range(4)])
     end = ends_of(bench, [poison.task_id], tmp_path)[poison.task_id]
     check_quarantined(bench, poison.task_id, how, end)
+    assert end.event.attempt is not None
     assert 3 <= end.event.attempt <= 6, "a group of twelve at most, then of six, of three, and of one"
     ends = bench.ends([*beside, *(one.task_id for one in (*before, *after))], 90)
     assert {one.status for one in ends.values()} == {"completed"}
@@ -118,7 +119,7 @@ def test_poisons_of_children_cost_exactly_three_deaths_each_and_nobody_else_anyt
     bench: Bench, tmp_path: Path
 ) -> None:
     """All ways at once, each in a child of its own kind: no death of theirs is anybody else's."""
-    parent = bench.supervised(app=APP, STREAMTASK_CHILDREN="4", **PATIENT)
+    parent = bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="4")
     beside = neighbours(bench, tmp_path)
     until(lambda: len(bench.running()) == 3, "the neighbours run")
     (worker,) = parent.children()
@@ -166,7 +167,7 @@ def test_poisons_of_every_kind_and_way_at_once_are_quarantined_and_no_neighbour_
 @pytest.mark.slow
 def test_one_that_kills_only_beside_another_is_parted_from_it_and_both_finish(bench: Bench, tmp_path: Path) -> None:
     """Two deaths together make both suspects of one group; its child dies too, and in children of their own both finish."""
-    bench.supervised(app=APP, STREAMTASK_CHILDREN="3", **PATIENT)
+    bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="3")
     go = tmp_path / "go"
     both = [one.task_id for one in bench.client.submit_many([request(k, path=str(go)) for k in ("beside", "jealous")])]
     until(lambda: all(len(bench.starts(one)) >= 4 for one in both), "both run for the fourth time", 90)

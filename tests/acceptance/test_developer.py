@@ -20,8 +20,8 @@ from streamtask.audit import run_audit
 from streamtask.client import Client
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
+from streamtask.testing import GIVEN, Broker
 from tests.acceptance.harness import ROOT, Bench, until
-from tests.conftest import GIVEN, Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from streamtask.domain.model import TaskRequest
 from streamtask.kafka import admin
 from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.tail import Tail, TailRecord
+from streamtask.testing import Broker
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, Running, until
-from tests.conftest import Broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
@@ -183,7 +184,7 @@ def a_past(bench: Bench) -> Past:
     gate = json.dumps({"task_type": "wait_for", "parameters": {"path": str(bench.directory / "gate")}}).encode()
     past.unnamed_running = [id_of(bench, bench.produce(gate, band=2, partition=number)) for number in range(2)]
     for task_id in (*past.running, *past.unnamed_running):
-        until(lambda task_id=task_id: bench.starts(task_id), "it runs")
+        until(partial(bench.starts, task_id), "it runs")
     worker.kill()
     past.waiting = ids(bench.client.submit_many([TaskRequest(task_type="noop", priority=p) for p in (9, 5, 2)] * 2))
     past.unnamed_waiting = [bench.produce(NOOP, partition=number % 4) for number in range(4)]

@@ -120,7 +120,11 @@ def submit_by_client(client: Client) -> dict[str, str]:
         "timeout": 60.0,
     }
     now = datetime.now(UTC)
-    times = {"created_at": now, "not_before": now + timedelta(seconds=0.2), "expires_at": now + timedelta(hours=1)}
+    times: dict[str, Any] = {
+        "created_at": now,
+        "not_before": now + timedelta(seconds=0.2),
+        "expires_at": now + timedelta(hours=1),
+    }
     return {
         "waited": client.submit("noop", {"n": 1}, **times).task_id,
         "completed": client.submit("counts", {"steps": 3, "ms": 150}, ordering_key="k", priority=2, **full).task_id,
@@ -354,7 +358,7 @@ def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
 
         worker.kill()
         formats = {"STREAMTASK_REGISTRY_URL": registry.url}
-        bench.worker(STREAMTASK_FORMAT="avro", **formats)
+        bench.worker(formats, STREAMTASK_FORMAT="avro")
 
         async def follow() -> str:
             listening = [asyncio.Event() for _ in range(3)]
@@ -384,7 +388,7 @@ def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
             assert one.drain() == 0
         with closing(Formats(settings(bench, registry, "confluent"))) as known:
             bench.reader = known.insisting
-            bench.worker(STREAMTASK_FORMAT="confluent", **formats)
+            bench.worker(formats, STREAMTASK_FORMAT="confluent")
             with Client(settings=settings(bench, registry, "confluent")) as client:
                 confluent = client.submit("wait_for", {"path": "/never"}).task_id
                 bench.until_status(confluent, "running")

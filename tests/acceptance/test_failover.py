@@ -73,7 +73,11 @@ def test_the_tasks_of_a_killed_process_run_elsewhere_within_three_seconds(
     seconds: list[float] = []
     for number in range(KILLS):
         held = _held(bench, 24, f"gate-{number}")
-        until(lambda held=held: len(_working(bench, held)) == 2, "both work")
+
+        def both_work(held: list[SyncReceipt] = held) -> bool:
+            return len(_working(bench, held)) == 2
+
+        until(both_work, "both work")
         tasks += held + bench.client.submit_many(_naps(500))
         bench.until_more(100)
         took, mine = _seconds_until_elsewhere(bench, min(_working(bench, held)))

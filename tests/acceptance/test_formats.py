@@ -17,6 +17,7 @@ from streamtask.client import Client
 from streamtask.codec import avro
 from streamtask.codec.confluent import header
 from streamtask.codec.formats import avro_encoder
+from streamtask.codec.wire import AVRO_MAGIC
 from streamtask.config import Settings, load_settings
 from streamtask.domain.model import ControlAction, ControlMessage, TaskRequest
 from streamtask.schema_registry import Formats
@@ -105,13 +106,13 @@ def test_formats_mixed_in_every_partition_survive_the_death_of_their_worker(
             bench.produce(spelled, ids[-1].encode(), band=number % 3, partition=number // 3 % 4)
         return ids[-count:]
 
-    first, second = (bench.worker(**_environment(registry, output)) for output in ("json", "avro"))
+    first, second = (bench.worker(_environment(registry, output)) for output in ("json", "avro"))
     bench.until_owning(first, 2)
     bench.until_owning(second, 2)
     for one in submit(24):
         bench.until_status(one, "running")
     first.kill()
-    third = bench.worker(**_environment(registry, "confluent"))
+    third = bench.worker(_environment(registry, "confluent"))
     bench.until_owning(third, 2)
     submit(24)
     ends = bench.ends(ids, 60)
@@ -127,7 +128,7 @@ def test_a_client_that_writes_another_format_submits_waits_and_cancels(
     bench: Bench, registry: FakeRegistry, known: Formats, output: str
 ) -> None:
     settings = _settings(bench, registry, output)
-    bench.worker(**_environment(registry, output))
+    bench.worker(_environment(registry, output))
     with Client(settings=settings) as client:
         receipts = [client.submit("noop", {"n": n}, priority=priority) for n, priority in enumerate([9, 5, 2])]
         assert [receipt.result(timeout=WAIT_S) for receipt in receipts] == [0, 1, 2]
@@ -143,7 +144,7 @@ def test_a_client_that_writes_another_format_submits_waits_and_cancels(
 
 def test_a_cancel_in_every_format_is_obeyed(bench: Bench, registry: FakeRegistry, known: Formats) -> None:
     topic = bench.names.control
-    bench.worker(**_environment(registry, "json"))
+    bench.worker(_environment(registry, "json"))
     ids = [bench.client.submit("wait_for", {"path": str(bench.directory / "never")}).task_id for _ in range(3)]
     for one in ids:
         bench.until_status(one, "running")
@@ -162,7 +163,7 @@ def test_while_the_registry_is_away_known_ids_go_on_and_unknown_ones_end_in_the_
     bench: Bench, registry: FakeRegistry, known: Formats, mode: str
 ) -> None:
     schema_id = registry.held.register("acme-value", json.dumps(FOREIGN))
-    bench.worker(**_environment(registry, "json"))
+    bench.worker(_environment(registry, "json"))
     ids = [str(uuid.uuid4()) for _ in range(6)]
     bench.produce(_foreign(schema_id, "noop", ids[0], 0), ids[0].encode(), partition=0)
     assert bench.end(ids[0]).status == "completed"
@@ -204,11 +205,11 @@ def test_while_the_registry_is_away_known_ids_go_on_and_unknown_ones_end_in_the_
 def test_avro_that_cannot_be_read_ends_in_the_dead_letters_with_its_reason(
     bench: Bench, registry: FakeRegistry
 ) -> None:
-    bench.worker(**_environment(registry, "json"))
+    bench.worker(_environment(registry, "json"))
     request = TaskRequest(task_type="noop", task_id=str(uuid.uuid4()), parameters={"n": 1})
     whole = avro_encoder(documents(bench.names)).request(bench.names.requests[1], request)
     cases = {
-        "unknown schema: its fingerprint 1111111111111111": avro.AVRO_MAGIC + b"\x11" * 8 + b"\x02x",
+        "unknown schema: its fingerprint 1111111111111111": AVRO_MAGIC + b"\x11" * 8 + b"\x02x",
         "truncated": whole[:-5],
         "garbled": whole + b"\x00",
         "knows no schema 4242": header(4242) + b"\x02x",
@@ -239,8 +240,8 @@ def test_control_records_that_cannot_be_read_hold_up_no_cancel_and_no_start(
     whole = avro_encoder(documents(bench.names)).control(
         bench.names.control, ControlMessage(task_id=str(uuid.uuid4()), action=ControlAction.CANCEL)
     )
-    unreadable = (avro.AVRO_MAGIC + b"\x11" * 8 + b"\x02x", whole[:-3], header(4242) + b"\x02x", b"{", b"\x00")
-    first = bench.worker(**_environment(registry, "json"))
+    unreadable = (AVRO_MAGIC + b"\x11" * 8 + b"\x02x", whole[:-3], header(4242) + b"\x02x", b"{", b"\x00")
+    first = bench.worker(_environment(registry, "json"))
     held = bench.client.submit("wait_for", {"path": str(bench.directory / "never")})
     bench.until_status(held.task_id, "running")
     producer = Producer({"bootstrap.servers": bench.settings.bootstrap(), "partitioner": "murmur2_random"})
@@ -250,14 +251,14 @@ def test_control_records_that_cannot_be_read_hold_up_no_cancel_and_no_start(
     held.cancel()
     assert bench.end(held.task_id).status == "cancelled", "behind them, in the same partition"
     first.kill()
-    bench.worker(**_environment(registry, "json"))  # it reads them all before it starts anything
+    bench.worker(_environment(registry, "json"))  # it reads them all before it starts anything
     assert bench.client.submit("noop", {"n": 3}).result(timeout=WAIT_S) == 3
     bench.finish()
 
 
 def test_a_worker_that_cannot_have_its_ids_does_not_start_and_says_why(bench: Bench, registry: FakeRegistry) -> None:
     registry.mode = "500"
-    worker = bench.worker(**_environment(registry, "confluent"))
+    worker = bench.worker(_environment(registry, "confluent"))
     worker.expected = None
     assert worker.wait() != 0
     assert "schema registry" in worker.text()

@@ -24,7 +24,7 @@ KINDS = ("long_async", "long_thread", "long_process")
 
 
 def test_tasks_that_outlast_max_poll_interval_keep_their_shards_and_run_once(bench: Bench, tmp_path: Path) -> None:
-    worker, path = bench.worker(app=APP, **ENVIRONMENT), tmp_path / "go"
+    worker, path = bench.worker(ENVIRONMENT, app=APP), tmp_path / "go"
     long = bench.client.submit_many([{"task_type": kind, "parameters": {"path": str(path)}} for kind in KINDS * 2])
     until(lambda: len({one.type for one in bench.running()}) == len(KINDS), "one of each kind runs")
     began_s = time.monotonic()
@@ -44,12 +44,12 @@ def test_tasks_that_outlast_max_poll_interval_keep_their_shards_and_run_once(ben
 
 def test_an_owner_that_cannot_poll_loses_its_shards_after_max_poll_interval(bench: Bench) -> None:
     """The interval of the test above is in force."""
-    stuck = bench.worker(app=APP, **ENVIRONMENT)
+    stuck = bench.worker(ENVIRONMENT, app=APP)
     bench.until_owning(stuck, 4)
     task = bench.client.submit("keeps_the_interpreter_at_first")
     (first,) = until(lambda: bench.starts(task.task_id), "it keeps the interpreter")
     began_s = time.monotonic()
-    bench.worker(app=APP, **ENVIRONMENT)
+    bench.worker(ENVIRONMENT, app=APP)
     end = bench.end(task.task_id, 6 * INTERVAL_S)
     took_s = time.monotonic() - began_s
     assert (end.status, end.event.attempt) == ("completed", 2)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streamtask.testing import GIVEN
-from tests.conftest import Broker
+from streamtask.testing import GIVEN, Broker
 from tests.unit.test_pages import module_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]

@@ -90,7 +90,7 @@ def frozen(parent: Running) -> None:
 def test_two_deaths_of_a_worker_cost_no_concurrency(bench: Bench, second: Callable[[Running], None]) -> None:
     """Defect: 355 innocent ones ran on two at a time, each in a child of its own, and filled their cell: 90 ended in 140 s."""
     submit(bench, COUNT)
-    parent = bench.supervised(app=APP, **BUSY)
+    parent = bench.supervised(1, BUSY, app=APP)
     rate = undisturbed(bench)
     until(lambda: amid(bench), "a wave is under way", 2 * LONG_S)
     killed(parent)
@@ -112,21 +112,25 @@ def test_a_poison_among_hundreds_is_found_in_twelve_deaths_of_children_and_the_o
     submit(bench, 200)
     origin = bench.produce(value, str(uuid.uuid4()).encode(), partition=0)
     submit(bench, COUNT - 200)
-    parent = bench.supervised(app=APP, **BUSY)
+    parent = bench.supervised(1, BUSY, app=APP)
     rate = undisturbed(bench)
     for death in (1, 2):
+
+        def run_again(death: int = death) -> bool:
+            return running(bench, death) >= RUNNING_MIN / 2 and poison_starts(bench, origin) >= death
+
         until(
-            lambda death=death: running(bench, death) >= RUNNING_MIN / 2 and poison_starts(bench, origin) >= death,
+            run_again,
             lambda: (
                 f"they run: {running(bench, 1)}, {running(bench, 2)}; it started {poison_starts(bench, origin)} times"
             ),
             120,
         )
-        before = worker_of(parent)
-        until(
-            lambda before=before: worker_of(parent) != before or opened(tmp_path, poison_starts(bench, origin)),
-            "its end",
-        )
+
+        def has_ended(before: int = worker_of(parent)) -> bool:
+            return worker_of(parent) != before or opened(tmp_path, poison_starts(bench, origin))
+
+        until(has_ended, "its end")
     (tmp_path / "open").touch()
     since_s, worker, starts = time.time(), worker_of(parent), poison_starts(bench, origin)
     letter = bench.letter(origin, 120)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def test_a_worker_that_lives_and_cannot_run_is_replaced_and_its_tasks_go_on(benc
 def test_the_tasks_of_a_host_that_dies_run_elsewhere_within_little_more_than_its_session(
     bench: Bench, tell: Tell
 ) -> None:
-    one, other = bench.worker(**USERS), bench.worker(**USERS)
+    one, other = bench.worker(USERS), bench.worker(USERS)
     until(lambda: len(bench.owned_by(one)) == len(bench.owned_by(other)) == 2, "each has its half")
     tasks = held(bench, 24)
     mine = until(lambda: _its_own(bench, one, 24), "all run, some of them there")
@@ -122,11 +123,11 @@ def _its_own(bench: Bench, worker: Running, count: int) -> set[str]:
 
 
 def test_a_drain_hands_over_the_moment_its_last_task_has_ended(bench: Bench, tell: Tell) -> None:
-    one, other = bench.worker(**USERS), bench.worker(**USERS)
+    one, other = bench.worker(USERS), bench.worker(USERS)
     until(lambda: len(bench.owned_by(one)) == len(bench.owned_by(other)) == 2, "each has its half")
     tasks = held(bench, 24)
     mine = until(lambda: _its_own(bench, one, 24), "all run, some of them there")
-    one.send(15)
+    one.send(signal.SIGTERM)
     until(lambda: one.events("worker_draining"), "it drains")
     (bench.directory / "gate").touch()
     until(lambda: len(bench.owned_by(other)) == 4, "the other one has all shards")
@@ -150,7 +151,7 @@ def test_a_broker_of_three_that_dies_under_running_workers_costs_seconds_and_los
     tmp_path: Path, tell: Tell
 ) -> None:
     with DevBroker(3) as kafka, bench_on(kafka, tmp_path) as bench:
-        workers = [bench.worker(**USERS), bench.worker(**USERS)]
+        workers = [bench.worker(USERS), bench.worker(USERS)]
         until(lambda: all(len(bench.owned_by(one)) == 2 for one in workers), "each has its half")
         tasks = naps(bench, 200)
         completed(bench, tasks)
@@ -211,7 +212,7 @@ def _in_sync(kafka: DevBroker, names: TopicNames) -> bool:
 def test_after_an_outage_of_all_brokers_everything_goes_on_by_itself(tmp_path: Path, tell: Tell) -> None:
     """The worker waits it out: alive, answering, and not growing."""
     with DevBroker() as kafka, bench_on(kafka, tmp_path) as bench:
-        worker = bench.worker(STREAMTASK_METRICS_PORT="0", **USERS)
+        worker = bench.worker(USERS, STREAMTASK_METRICS_PORT="0")
         url = until(lambda: worker.events("metrics_listening"), "it listens")[0]["url"]
         tasks = naps(bench, 300)
         completed(bench, tasks)

@@ -159,11 +159,11 @@ def test_a_registry_that_asks_for_a_certificate_serves_worker_and_client(bench: 
         settings = settings_of(bench, registry.url, "confluent", **tls)
         with closing(Formats(settings)) as known, Client(settings=settings) as client:
             bench.reader = known.insisting
-            bench.worker(**environment(registry.url, "confluent", **tls))
+            bench.worker(environment(registry.url, "confluent", **tls))
             receipts = [client.submit("noop", {"n": n}) for n in range(3)]
             assert [receipt.result(timeout=WAIT_S) for receipt in receipts] == [0, 1, 2]
             assert _first_bytes([seen for one in receipts for seen in bench.history(one.task_id)]) == {0x00}
-            stranger = bench.worker(**environment(registry.url, "confluent"))
+            stranger = bench.worker(environment(registry.url, "confluent"))
             stranger.expected = None
             assert stranger.wait() != 0
             assert "ssl.ca.location" in stranger.text()

@@ -29,7 +29,7 @@ def _moves(workers: list[Running]) -> int:
 
 
 def _two(bench: Bench) -> list[Running]:
-    workers = [bench.worker(**USERS), bench.worker(**USERS)]
+    workers = [bench.worker(USERS), bench.worker(USERS)]
     until(lambda: all(len(bench.owned_by(one)) == 2 for one in workers), "each has its half")
     return workers
 

@@ -84,7 +84,7 @@ def test_one_trace_from_the_client_over_a_killed_worker_to_the_status_events(
 ) -> None:
     go = bench.directory / "go"
     environment = {"ACCEPTANCE_SPANS": str(written), "STREAMTASK_CHILDREN": "3"}  # one is kept for the high band
-    worker = bench.worker(app=APP, **environment)
+    worker = bench.worker(environment, app=APP)
     with trace.get_tracer("shop").start_as_current_span("checkout"):
         receipts = {kind: bench.client.submit(kind, {"path": str(go)}) for kind in KINDS}
         flaky = bench.client.submit("flaky", {"failures": 2})
@@ -93,7 +93,7 @@ def test_one_trace_from_the_client_over_a_killed_worker_to_the_status_events(
         bench.until_status(receipt.task_id, "running")
     until(lambda: len(bench.running()) == len(KINDS), lambda: f"all have begun: {bench.running()}")
     worker.kill()
-    bench.worker(app=APP, **environment)
+    bench.worker(environment, app=APP)
     for receipt in receipts.values():
         bench.until_status(receipt.task_id, "running", 2)
     go.touch()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 
 from opentelemetry import trace
@@ -55,4 +54,4 @@ if __name__ == "__main__":
     install()
     from streamtask.cli import main
 
-    sys.exit(main())
+    main()

@@ -123,8 +123,12 @@ def _broken(stage: Stage, report: Report) -> Counter[str]:
         cell = violation.origin.partition("@")[0]
         passed_over = violation.kind == "committed_past_unfinished" and deleted(stage, violation.origin)
         # A refused duplicate has no event, and its letter is gone: nothing of it is left.
-        duplicate = violation.kind == "committed_past_unfinished" and violation.origin not in histories
-        duplicate = duplicate and stage.letters_gone and letter_gone(stage, violation.origin)
+        duplicate = (
+            violation.kind == "committed_past_unfinished"
+            and violation.origin not in histories
+            and bool(stage.letters_gone)
+            and letter_gone(stage, violation.origin)
+        )
         forgotten = violation.kind == "time_back" and _time_forgotten(stage, violation, recovered)
         without_letter = duplicate or (violation.kind in LETTERS and _letter_gone(stage, violation.origin, histories))
         if (violation.kind in RECOVERY_TOLERATED and cell in recovered) or passed_over or without_letter or forgotten:

@@ -302,4 +302,4 @@ def _result(kind: Kind, parameters: dict[str, Any]) -> int | None:
 def _large(request: TaskRequest) -> bool:
     """One of its events may be more than a narrowed status topic takes."""
     labels = sum(map(len, (request.labels or {}).values()))
-    return (request.parameters or {}).get("size", 0) + labels >= SMALL
+    return int((request.parameters or {}).get("size", 0)) + labels >= SMALL

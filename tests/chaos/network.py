@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from streamtask.devbroker.cluster import DevBroker, free_ports
@@ -166,7 +167,7 @@ async def _serve(routes: list[str]) -> None:
         listen, target, name = route.split(":")
         net = nets[name]
         await asyncio.start_server(
-            lambda reader, writer, net=net, target=int(target): _connected(net, target, reader, writer),
+            partial(_connected, net, int(target)),
             "127.0.0.1",
             int(listen),
         )

@@ -158,7 +158,12 @@ def _played(this: _Run, outcome: Outcome) -> None:
     if any("held" in this.faults[one.fault].needs for one in this.plan):
         fleet.start(held=True)
     load.start()
-    until(lambda: between() or _begun(bench, HOSTS), "every host works", BEGIN_S)
+
+    def all_begun() -> bool:
+        between()
+        return _begun(bench, HOSTS)
+
+    until(all_begun, "every host works", BEGIN_S)
     player = Player(stage, this.plan, this.faults, between)
     try:
         player.play(this.minutes * 60)

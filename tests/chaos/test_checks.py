@@ -147,7 +147,7 @@ def test_an_attempt_without_an_execution_needs_a_reason_and_is_counted() -> None
         {"troubles": {10: [Trouble("frozen", 100, 200)]}},
         {"moves": {10: [113]}},
     ):
-        violations, counts = check(dataclasses.replace(facts, **why))  # type: ignore[arg-type]
+        violations, counts = check(dataclasses.replace(facts, **why))
         assert violations == []
         assert (counts.attempts, counts.without_execution) == (2, 1)
     assert "attempt 1 never ran" in check(dataclasses.replace(facts, deaths={11: 112}))[0][0]

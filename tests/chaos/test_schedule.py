@@ -100,14 +100,14 @@ def _fault(name: str, log: list[str], claims: str, steps: int = 2) -> Fault:
         finally:
             log.append(f"{name} is undone")
 
-    return Fault(name, "", "", act, lambda _rng: {}, frozenset({claims}))  # type: ignore[arg-type]
+    return Fault(name, "", "", act, lambda _rng: {}, frozenset({claims}))
 
 
 def _play(faults: list[Fault], seconds: float) -> Player:
     from tests.chaos.schedule import Planned
 
     plan = [Planned(0.0, fault.name, {}) for fault in faults]
-    player = Player(_Quiet(), plan, {fault.name: fault for fault in faults}, lambda: None)  # type: ignore[arg-type]
+    player = Player(_Quiet(), plan, {fault.name: fault for fault in faults}, lambda: None)  # type: ignore[arg-type]  # it asks for less
     player.play(seconds)
     return player
 
@@ -135,7 +135,7 @@ def test_a_fault_that_fails_leaves_nothing_of_the_others_behind() -> None:
         yield 0.1
         raise AssertionError("a promise was broken")
 
-    broken = Fault("fails", "", "", fails, lambda _rng: {}, frozenset({"brokers"}))  # type: ignore[arg-type]
+    broken = Fault("fails", "", "", fails, lambda _rng: {}, frozenset({"brokers"}))
     with pytest.raises(AssertionError, match="a promise was broken"):
         _play([_fault("a", log, "workers", steps=10**9), broken], 5.0)
     assert log == ["a begins", "a is undone"]
@@ -151,7 +151,7 @@ def test_a_fault_whose_own_question_is_not_answered_gives_up_and_the_run_goes_on
         finally:
             log.append("asks is undone")
 
-    asking = Fault("asks", "", "", asks, lambda _rng: {}, frozenset({"brokers"}))  # type: ignore[arg-type]
+    asking = Fault("asks", "", "", asks, lambda _rng: {}, frozenset({"brokers"}))
     player = _play([asking, _fault("b", log, "brokers")], 1.0)
     assert log == ["asks is undone", "b begins", "b is undone"]
     assert player.given_up == 1

@@ -66,9 +66,11 @@ def add_partitions(stage: Stage, args: Mapping[str, Any]) -> Acting:
     stage.say(f"partitions from {stage.partitions} to {count}, topic by topic")
     stage.partitions, stage.grown = count, True
     for topic in (names.status, names.schedule, *names.requests[1:], names.requests[0]):
-        yield from _surely(
-            stage, lambda topic=topic: client.create_partitions([NewPartitions(topic, count)])[topic].result(ANSWER_S)
-        )
+
+        def grow(topic: str = topic) -> None:
+            client.create_partitions([NewPartitions(topic, count)])[topic].result(ANSWER_S)
+
+        yield from _surely(stage, grow)
         yield float(args["hold_s"]) / 4
     for _ in range(LEADER_TRIES):  # the new ones have no leader yet
         try:
@@ -253,7 +255,7 @@ def _reset(stage: Stage, offset: int | None = 0) -> None:
     if offset is None:
         from confluent_kafka.admin import OffsetSpec
 
-        asked = client.list_offsets({part: OffsetSpec.latest() for part in parts})
+        asked = client.list_offsets({part: OffsetSpec.latest() for part in parts})  # type: ignore[no-untyped-call]
         parts = [TopicPartition(part.topic, part.partition, f.result(ANSWER_S).offset) for part, f in asked.items()]
     request = ConsumerGroupTopicPartitions(names.group, parts)
     answer = client.alter_consumer_group_offsets([request])[names.group].result(ANSWER_S)

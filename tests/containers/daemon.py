@@ -283,6 +283,11 @@ def _contained() -> Iterator[int]:
                     yield int(entry.name)
 
 
+def _until_the_end_of_input(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main() -> int:
     """Until a signal comes or the input ends."""
     stop = threading.Event()
@@ -291,7 +296,7 @@ def main() -> int:
     try:
         with Daemon() as daemon:
             print(f"DOCKER_HOST={daemon.host}", flush=True)
-            threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+            threading.Thread(target=_until_the_end_of_input, args=(stop,), daemon=True).start()
             while not stop.wait(1):  # signals are heard between two waits
                 pass
     except Missing as error:

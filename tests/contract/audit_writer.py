@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from streamtask.codec import encode_dead, encode_status
 from streamtask.config import TopicNames
 from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent, TaskStatus
-from tests.conftest import Broker
+from streamtask.testing import Broker
 
 CREATED, RUNNING, COMPLETED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED
 IDS = [f"0192f0c1-2b3c-7d4e-8f50-{number:012d}" for number in range(100)]
@@ -50,7 +50,12 @@ class Writer:
     ) -> None:
         """Inside of a transaction that the caller has begun. partition: where it is put, else in its shard."""
         attempt = None if status is CREATED else 1
-        told = {"created_ms": 0, "updated_ms": now_ms(), "origin": f"high-{shard}@{offset}", "attempt": attempt}
+        told: dict[str, Any] = {
+            "created_ms": 0,
+            "updated_ms": now_ms(),
+            "origin": f"high-{shard}@{offset}",
+            "attempt": attempt,
+        }
         event = StatusEvent(task_id, shard, status, **(told | fields))
         value = encode_status(event, locale="en", worker="test")
         self.raw(shard if partition is None else partition, key or task_id.encode(), value, ago_s=ago_s)
@@ -63,7 +68,7 @@ class Writer:
         record = RequestRecord(0, shard, offset, 0, "", None, 9, 0, value)
         letter = DeadLetter(record, "invalid_request", "not JSON", f"high-{shard}@{offset}")
         key, value, headers = encode_dead(letter, self.names, value_bytes_max=10**6, worker="test", failed_at_ms=0)
-        self.worker.produce(self.names.dead, value, key, headers=headers)
+        self.worker.produce(self.names.dead, value, key, headers=[*headers])
 
     def history(self, shard: int, task_id: str, *statuses: TaskStatus, offset: int = 0, ago_s: int = 0) -> None:
         for status in statuses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from confluent_kafka import Consumer, Producer
 
@@ -52,6 +52,16 @@ def wait_until(reached: Callable[[], Any], timeout_s: float = 20.0, *, turn: Cal
         assert time.monotonic() < deadline, "not reached in time"
         if turn is not None:
             turn()
+
+
+def together(*members: Member) -> Callable[[], None]:
+    """What turns them all, one after the other."""
+
+    def turn() -> None:
+        for member in members:
+            member.turn()
+
+    return turn
 
 
 class Member:
@@ -119,9 +129,9 @@ class Member:
     def shards(self) -> set[int]:
         return set(self.adapter.consumer.owned)
 
-    def owning(self, count: int, *others: Member) -> Member:
+    def owning(self, count: int, *others: Member) -> Self:
         """Turn (with the others) until this one owns `count` shards."""
-        wait_until(lambda: len(self.shards) == count, turn=lambda: [member.turn() for member in (self, *others)])
+        wait_until(lambda: len(self.shards) == count, turn=together(self, *others))
         return self
 
     def produce(self, plan: CommitPlan) -> Fault | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from confluent_kafka import Consumer
@@ -21,19 +21,21 @@ from confluent_kafka.admin import (
 from streamtask.config import TopicNames
 from streamtask.errors import ClusterError, TopicsMissing, Unreachable
 from streamtask.kafka import admin
-from streamtask.kafka.topic_checks import Fix
+from streamtask.kafka.topic_checks import Finding, Fix
 from streamtask.kafka.topics import DEAD_ROOM_BYTES, Severity, config_of, rules_of
-from tests.conftest import Broker
+from streamtask.testing import Broker
 
 pytestmark = pytest.mark.broker
 
+Properties = dict[str, str | int | float | bool]  # of a client
+
 
 @pytest.fixture
-def settings(broker: Broker) -> dict[str, str]:
+def settings(broker: Broker) -> Properties:
     return {"bootstrap.servers": broker.bootstrap}
 
 
-def set_config(settings: dict[str, str], topic: str, name: str, value: str) -> None:
+def set_config(settings: Properties, topic: str, name: str, value: str) -> None:
     client = AdminClient(settings)
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
@@ -44,11 +46,11 @@ def set_config(settings: dict[str, str], topic: str, name: str, value: str) -> N
         assert time.monotonic() < deadline
 
 
-def codes(findings: list[admin.Finding] | tuple[admin.Finding, ...]) -> dict[str, Severity]:
+def codes(findings: Iterable[Finding]) -> dict[str, Severity]:
     return {finding.code: finding.severity for finding in findings}
 
 
-def test_topics_are_created_with_every_setting_that_the_rules_name(settings, topics: TopicNames) -> None:
+def test_topics_are_created_with_every_setting_that_the_rules_name(settings: Properties, topics: TopicNames) -> None:
     facts = admin.cluster_facts(settings, topics)
     assert set(facts.topics) == set(topics.all)
     for name, rules in rules_of(topics).items():
@@ -57,13 +59,13 @@ def test_topics_are_created_with_every_setting_that_the_rules_name(settings, top
             assert facts.topics[name].config[key] == value, (name, key)
 
 
-def test_the_dead_topic_takes_a_little_more_than_the_bands_do(settings, topics: TopicNames) -> None:
+def test_the_dead_topic_takes_a_little_more_than_the_bands_do(settings: Properties, topics: TopicNames) -> None:
     bands = admin.smallest_max_message_bytes(settings, topics.requests)
     assert admin.smallest_max_message_bytes(settings, (topics.dead,)) == bands + DEAD_ROOM_BYTES
     assert admin.smallest_max_message_bytes(settings, (topics.status, topics.dead)) == bands
 
 
-def test_a_fresh_prefix_on_one_broker_has_one_warning_only(settings, topics: TopicNames) -> None:
+def test_a_fresh_prefix_on_one_broker_has_one_warning_only(settings: Properties, topics: TopicNames) -> None:
     found = admin.check_topics(settings, topics)
     if len(admin.cluster_facts(settings, topics).brokers) < 3:
         assert codes(found) == {"brokers": Severity.WARNING}
@@ -71,7 +73,7 @@ def test_a_fresh_prefix_on_one_broker_has_one_warning_only(settings, topics: Top
         assert found == []
 
 
-def test_checking_names_missing_topics_and_creates_none(settings, prefix: str) -> None:
+def test_checking_names_missing_topics_and_creates_none(settings: Properties, prefix: str) -> None:
     names = TopicNames(prefix)
     found = admin.check_topics(settings, names)
     assert found[0].code == "topics_missing"
@@ -83,7 +85,7 @@ def test_checking_names_missing_topics_and_creates_none(settings, prefix: str) -
     assert admin.cluster_facts(settings, names).topics == {}
 
 
-def test_creating_again_changes_nothing(settings, topics: TopicNames) -> None:
+def test_creating_again_changes_nothing(settings: Properties, topics: TopicNames) -> None:
     ids = admin.topic_ids(settings, topics.all)
     again = admin.ensure_topics(settings, topics, partitions=9)
     assert (again.created, again.grown, again.fixed) == ((), (), ())
@@ -91,7 +93,9 @@ def test_creating_again_changes_nothing(settings, topics: TopicNames) -> None:
     assert admin.topic_ids(settings, topics.all) == ids
 
 
-def test_two_processes_may_create_at_once(settings, make_topics: Callable[[int], TopicNames], prefix: str) -> None:
+def test_two_processes_may_create_at_once(
+    settings: Properties, make_topics: Callable[[int], TopicNames], prefix: str
+) -> None:
     names = TopicNames(prefix)
     made: list[admin.Ensured] = []
     threads = [
@@ -106,7 +110,9 @@ def test_two_processes_may_create_at_once(settings, make_topics: Callable[[int],
     assert make_topics(2) == names
 
 
-def test_a_topic_that_was_lost_is_made_with_as_many_partitions_as_the_others(settings, topics: TopicNames) -> None:
+def test_a_topic_that_was_lost_is_made_with_as_many_partitions_as_the_others(
+    settings: Properties, topics: TopicNames
+) -> None:
     client = AdminClient(settings)
     client.delete_topics([topics.schedule])[topics.schedule].result(10)
     deadline = time.monotonic() + 10
@@ -116,7 +122,7 @@ def test_a_topic_that_was_lost_is_made_with_as_many_partitions_as_the_others(set
     assert admin.partition_count(settings, topics) == 4
 
 
-def test_unequal_partition_counts_are_an_error_that_growing_mends(settings, topics: TopicNames) -> None:
+def test_unequal_partition_counts_are_an_error_that_growing_mends(settings: Properties, topics: TopicNames) -> None:
     client = AdminClient(settings)
     client.create_partitions([NewPartitions(topics.requests[1], 6)])[topics.requests[1]].result(10)
     deadline = time.monotonic() + 10
@@ -132,7 +138,9 @@ def test_unequal_partition_counts_are_an_error_that_growing_mends(settings, topi
     assert admin.partition_count(settings, topics) == 6
 
 
-def test_settings_that_drifted_are_found_and_fixed_and_others_are_left_alone(settings, topics: TopicNames) -> None:
+def test_settings_that_drifted_are_found_and_fixed_and_others_are_left_alone(
+    settings: Properties, topics: TopicNames
+) -> None:
     set_config(settings, topics.status, "cleanup.policy", "delete")
     set_config(settings, topics.requests[0], "retention.ms", "3600000")
     set_config(settings, topics.requests[0], "unclean.leader.election.enable", "true")
@@ -148,7 +156,9 @@ def test_settings_that_drifted_are_found_and_fixed_and_others_are_left_alone(set
     assert admin.cluster_facts(settings, topics).topics[topics.dead].config["compression.type"] == "zstd"
 
 
-def test_a_second_group_that_reads_the_requests_is_named_with_its_client_id(settings, topics: TopicNames) -> None:
+def test_a_second_group_that_reads_the_requests_is_named_with_its_client_id(
+    settings: Properties, topics: TopicNames
+) -> None:
     group = f"{topics.prefix}.intruder"
     consumer = Consumer({**settings, "group.id": group, "client.id": "someone@host"})
     try:
@@ -164,7 +174,9 @@ def test_a_second_group_that_reads_the_requests_is_named_with_its_client_id(sett
         consumer.close()
 
 
-def test_the_cluster_has_an_id_and_topics_made_again_have_another(settings, broker: Broker, topics: TopicNames) -> None:
+def test_the_cluster_has_an_id_and_topics_made_again_have_another(
+    settings: Properties, broker: Broker, topics: TopicNames
+) -> None:
     assert admin.cluster_id(settings) == admin.cluster_facts(settings, topics).cluster_id != ""
     before = admin.topic_ids(settings, topics.all)
     assert len(set(before.values())) == len(topics.all)
@@ -176,7 +188,7 @@ def test_the_cluster_has_an_id_and_topics_made_again_have_another(settings, brok
     assert not set(before.values()) & set(admin.topic_ids(settings, topics.all).values())
 
 
-def test_what_the_broker_refuses_is_a_cluster_error_with_its_words(settings) -> None:
+def test_what_the_broker_refuses_is_a_cluster_error_with_its_words(settings: Properties) -> None:
     with pytest.raises(ClusterError, match=r"INVALID_TOPIC|TOPIC_EXCEPTION"):
         admin.topic_ids(settings, ["no topic/name"])
 

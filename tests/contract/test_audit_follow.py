@@ -21,7 +21,7 @@ from streamtask.audit import Report, Violation, follow_audit, run_audit
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka import admin
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer, now_ms
 
 pytestmark = pytest.mark.broker

@@ -9,7 +9,7 @@ import pytest
 from streamtask.audit import run_audit
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer
 
 pytestmark = pytest.mark.broker

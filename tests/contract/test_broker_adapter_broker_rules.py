@@ -31,6 +31,7 @@ from streamtask.domain.ports import (
     RenewProducer,
     SendOffsets,
     Settled,
+    Waiting,
 )
 from streamtask.kafka.broker_adapter import Deadlines
 from streamtask.kafka.transaction import StatusTransaction, new_transactional_id
@@ -73,7 +74,7 @@ def transaction(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callabl
         one.discard()
 
 
-def flushed(one: StatusTransaction, what: CommitPlan) -> Fault | None:
+def flushed(one: StatusTransaction, what: CommitPlan) -> Fault | Waiting | None:
     """Produced, and the broker has it."""
     return one.produce(what, 5) or one.flush()
 
@@ -86,7 +87,7 @@ def pending(one: StatusTransaction, member: Member, shard: int, offset: int, tex
 
 def settled(member: Member, shard: int) -> dict[Cell, Settled]:
     answer = member.adapter.perform(ReadSettled((shard,)))
-    assert not isinstance(answer, Fault), answer
+    assert isinstance(answer, dict), answer
     return answer
 
 
@@ -295,7 +296,7 @@ def test_a_record_too_big_is_named_and_the_producer_goes_on(
 
     wait_until(refused)
     # The transaction after a refused record may see OUT_OF_ORDER_SEQUENCE_NUMBER once.
-    answers = []
+    answers: list[object] = []
     while not answers or answers[-1] is not None:
         answers.append(member.commit(plan(0, 1, "after")))
         if answers[-1] is not None:
@@ -335,7 +336,7 @@ def test_a_partition_that_was_added_is_known_to_the_producer_after_an_aborted_ba
     assert one.abort(5) is None
     admin = AdminClient(settings.admin())
     admin.create_partitions([NewPartitions(topics.status, 5)])[topics.status].result(30)
-    answers: list[Fault | None] = []
+    answers: list[Fault | Waiting | None] = []
 
     def produced() -> bool:
         answers.append(flushed(one, plan(4, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -22,7 +23,7 @@ from streamtask.domain.ports import (
     Seat,
     SendOffsets,
 )
-from tests.contract.member import Member, fill, kind, plan, wait_until
+from tests.contract.member import Member, fill, kind, plan, together, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -45,6 +46,10 @@ def join(settings: KafkaSettings, topics: TopicNames) -> Iterator[Callable[..., 
         member.adapter.close()
 
 
+def owns_any(member: Member) -> bool:
+    return bool(member.shards)
+
+
 def assigned_places(member: Member) -> set[tuple[str, int]]:
     return {(part.topic, part.partition) for part in member.adapter.consumer.handle.assignment()}
 
@@ -57,7 +62,7 @@ def test_two_members_share_shards_whole_through_join_and_leave(join: Callable[..
     first = join().owning(4)
     second = join()
     second.owning(2, first)
-    wait_until(lambda: len(first.shards) == 2, turn=lambda: (first.turn(), second.turn()))
+    wait_until(lambda: len(first.shards) == 2, turn=together(first, second))
     assert first.shards | second.shards == {0, 1, 2, 3}
     assert assigned_places(first) == whole(topics, first.shards)
     assert assigned_places(second) == whole(topics, second.shards)
@@ -241,9 +246,13 @@ def test_a_shard_that_moves_does_not_wait_for_the_second_that_the_client_leaves_
     took: list[float] = []
     for _ in range(5):
         gone: list[float] = []
-        first.when_revoked = lambda shards, gone=gone: gone.append(time.monotonic())
+
+        def revoked(_shards: object, gone: list[float] = gone) -> None:
+            gone.append(time.monotonic())
+
+        first.when_revoked = revoked
         second = join()
-        wait_until(lambda second=second: second.shards, turn=lambda second=second: (first.turn(), second.turn()))
+        wait_until(partial(owns_any, second), turn=together(first, second))
         took.append(time.monotonic() - gone[0])
         second.adapter.close()
         wait_until(lambda: len(first.shards) == 4, turn=first.turn)

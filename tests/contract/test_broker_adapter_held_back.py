@@ -12,7 +12,7 @@ from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import RequestRecord
 from streamtask.domain.ports import Poll, Seat
 from streamtask.errors import SchemaPending
-from tests.contract.member import Member, fill, raw_record, wait_until
+from tests.contract.member import Member, fill, raw_record, together, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -130,7 +130,7 @@ def test_a_shard_that_moves_takes_it_along(join: Callable[..., Member]) -> None:
     first = join(keeper)
     until_others(first, (0, 0), (0, 1))
     second = join(keeper)
-    wait_until(lambda: len(first.shards) == 2 and len(second.shards) == 2, turn=lambda: (first.turn(), second.turn()))
+    wait_until(lambda: len(first.shards) == 2 and len(second.shards) == 2, turn=together(first, second))
     keeper.closed.clear()
     for shard in range(2):
         owner = first if shard in first.shards else second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -105,7 +106,11 @@ def test_partitions_that_were_added_are_read_as_often_as_it_happens(
         for count in (5, 6, 7):
             admin.create_partitions([NewPartitions(topics.control, count)])[topics.control].result(30)
             added: list[tuple[str, int]] = []
-            wait_until(lambda found=added: found, turn=lambda found=added: found.extend(tail.refresh()))
+
+            def refresh(found: list[tuple[str, int]] = added) -> None:
+                found += tail.refresh()
+
+            wait_until(added.__len__, turn=refresh)
             assert added == [(topics.control, count - 1)]
             fill(settings.bootstrap, topics.control, count - 1, 3)
         ends = {(topics.control, number): 3 for number in (4, 5, 6)}
@@ -167,9 +172,7 @@ def test_keys_lie_where_java_puts_them(settings: KafkaSettings, topics: TopicNam
     with ClientProducer(settings) as producer:
         for number in range(40):
             key = b"key-%d" % number
-            producer.send(
-                topics.requests[1], key, b"v", on_delivery=lambda report, key=key: reports.update({key: report})
-            )
+            producer.send(topics.requests[1], key, b"v", on_delivery=partial(reports.__setitem__, key))
         assert producer.flush(10) == 0
     assert len(reports) == 40
     assert all(report.partition == murmur2(key, 4) for key, report in reports.items())

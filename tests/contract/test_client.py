@@ -30,7 +30,7 @@ from streamtask.errors import (
     Unreachable,
     WaitTimeout,
 )
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -270,7 +270,12 @@ def test_a_receipt_from_before_the_tail_looks_back(client: Client, worker: Worke
 
 def test_a_failed_task_raises_with_its_details(client: Client, worker: Worker) -> None:
     receipt = client.submit("census")
-    more = {"error": "no such file", "error_code": "handler_error", "exception": "OSError", "traceback": "..."}
+    more: dict[str, Any] = {
+        "error": "no such file",
+        "error_code": "handler_error",
+        "exception": "OSError",
+        "traceback": "...",
+    }
     worker.say(receipt, CREATED, RUNNING, TaskStatus.FAILED, **more)
     with pytest.raises(TaskFailed, match="no such file") as failed:
         receipt.result(WAIT_S)
@@ -362,7 +367,7 @@ def test_many_wait_on_one_tail(opened: Opened, worker: Worker) -> None:
             waiting = [asyncio.ensure_future(receipt.result(WAIT_S)) for receipt in receipts]
             for number, receipt in enumerate(receipts):
                 await asyncio.to_thread(worker.say, receipt, CREATED, RUNNING, COMPLETED, result=b"%d" % number)
-            return await asyncio.gather(*waiting)
+            return list(await asyncio.gather(*waiting))
 
     assert asyncio.run(scenario()) == list(range(300))
 

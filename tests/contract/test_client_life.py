@@ -165,6 +165,7 @@ def test_a_task_waits_for_its_time(shop: Shop) -> None:
     assert receipt.result(WAIT_S) == 2
     started = shop.runs.history(receipt.task_id)[1]
     assert started.status is RUNNING
+    assert started.updated_at is not None
     assert started.updated_at >= due.replace(microsecond=due.microsecond // 1_000 * 1_000)
 
 

@@ -23,7 +23,7 @@ from streamtask.domain.model import DeadLetter, RequestRecord, TaskStatus
 from streamtask.errors import ConfigError, RequestRefused, TaskFailed, UnknownTask, Unreachable, WaitTimeout
 from streamtask.kafka import admin
 from streamtask.kafka.producer import ClientProducer
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.test_client import COMPLETED, CREATED, RUNNING, WAIT_S, Worker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]

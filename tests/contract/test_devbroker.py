@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from streamtask.config import TopicNames
 from streamtask.devbroker import aot_training, cluster, jars
 from streamtask.devbroker.cluster import QUICK, DevBroker
-from streamtask.errors import DevBrokerUnavailable
+from streamtask.errors import DevBrokerUnavailable, Unreachable
 from streamtask.kafka import admin
 from tests.processes import gone
 
@@ -51,7 +51,9 @@ def values(bootstrap: str, topic: str) -> list[bytes]:
             if message is not None and message.error():
                 return out
             if message is not None:
-                out.append(message.value())
+                value = message.value()
+                assert value is not None
+                out.append(value)
         raise AssertionError(f"no end of {topic}")
     finally:
         consumer.close()
@@ -83,7 +85,7 @@ def test_a_frozen_broker_answers_nothing_until_thawed_and_ends_frozen_too() -> N
     with DevBroker() as kafka:
         pid, directory = kafka.pid(1), kafka.directory
         kafka.freeze(1)
-        with pytest.raises(admin.Unreachable):
+        with pytest.raises(Unreachable):
             admin.cluster_id({"bootstrap.servers": kafka.bootstrap}, timeout_s=1)
         kafka.thaw(1)
         assert admin.cluster_id({"bootstrap.servers": kafka.bootstrap}) == kafka.cluster_id

@@ -9,7 +9,7 @@ import pytest
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.tail import Tail
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.raw_names import RawName
 
 pytestmark = pytest.mark.broker

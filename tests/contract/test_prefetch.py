@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
-from tests.conftest import Broker
+from streamtask.testing import Broker
 
 pytestmark = pytest.mark.broker
 

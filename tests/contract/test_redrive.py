@@ -25,7 +25,7 @@ from streamtask.domain.model import DeadLetter, StatusEvent, TaskStatus
 from streamtask.kafka.tail import Tail
 from streamtask.redrive import REDRIVE_OF, Choice, Redrive
 from streamtask.redrive.run import find_letter, read_plan, send, too_large
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(60)]

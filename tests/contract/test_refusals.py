@@ -25,7 +25,7 @@ from streamtask.domain.ports import (
     Waiting,
 )
 from streamtask.kafka.probe import Probes
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.contract.member import Member, kind, plan, read_values, wait_until
 
 pytestmark = pytest.mark.broker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import psutil
@@ -39,7 +40,7 @@ def test_a_reading_that_begins_anew_sees_every_record_again_and_none_of_the_one_
         def turn(again: list[int] = again) -> None:
             again.extend(record.offset for record in side.take(topics.status))
 
-        wait_until(lambda mark=mark: side.reached(mark), turn=turn)
+        wait_until(partial(side.reached, mark), turn=turn)
         assert again == list(range(count)), f"after {cut * 20} turns"
         side.drop(place)
         assert side.take(topics.status) == []

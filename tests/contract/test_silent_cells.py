@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.ports import Cell, Expected, Seat
-from tests.contract.member import Member, fill, wait_until
+from tests.contract.member import Member, fill, together, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -145,9 +145,7 @@ def test_a_pause_does_not_outlive_the_ownership_of_its_shard(
     first.adapter.pause(cells)
     second = join()
     half = SHARDS // 2
-    wait_until(
-        lambda: len(first.shards) == half and len(second.shards) == half, turn=lambda: (first.turn(), second.turn())
-    )
+    wait_until(lambda: len(first.shards) == half and len(second.shards) == half, turn=together(first, second))
     moved = [cell for cell in cells if cell[1] in second.shards]
     second.adapter.leave()
     first.owning(SHARDS)  # seated at 0 again

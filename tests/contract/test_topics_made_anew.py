@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ class Cluster:
         self.admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
         self._make()
 
-    def settings(self, **extra: object) -> KafkaSettings:
+    def settings(self, **extra: str | int | float | bool) -> KafkaSettings:
         return KafkaSettings(self.kafka.bootstrap, client_id="contract", extra=extra)
 
     def _make(self) -> None:
@@ -52,11 +53,14 @@ class Cluster:
         found = self.admin.list_topics(self.topic, timeout=10).topics[self.topic].partitions
         return {number: one.leader for number, one in found.items()}
 
+    def _leads_nothing(self, node: int) -> bool:
+        return node not in self.leaders().values()
+
     def change_leaders(self) -> None:
         """Every broker goes and comes back, so that every partition has had another leader."""
         for node in BROKERS:
             self.kafka.kill(node)
-            until(lambda node=node: node not in self.leaders().values(), f"nothing is led by broker {node}", WITHIN_S)
+            until(partial(self._leads_nothing, node), f"nothing is led by broker {node}", WITHIN_S)
             self.kafka.start(node)
 
     def make_anew(self) -> None:

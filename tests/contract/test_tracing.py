@@ -18,7 +18,7 @@ from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import RequestRefused
 from streamtask.kafka.tail import Tail
-from tests.conftest import Broker
+from streamtask.testing import Broker
 from tests.payloads import incompressible
 
 pytestmark = pytest.mark.broker
@@ -76,7 +76,7 @@ def test_one_by_one_many_at_once_and_in_bulk(
     spans = sent(exporter)
     (refused,) = [task_id for task_id, span in spans.items() if span.name == "send too_large"]
     assert (spans.pop(refused).attributes or {})["error.type"] == "not_acknowledged"
-    named = {task_id: f"{span.get_span_context().span_id:016x}" for task_id, span in spans.items()}
+    named = {task_id: f"{span.context.span_id:016x}" for task_id, span in spans.items()}
     assert named == carried(broker, topics)
     assert len(named) == 22
     above = {span.parent.span_id for span in spans.values() if span.parent is not None}

@@ -66,16 +66,17 @@ class Hand:
         self.worker.init_transactions(30)
 
     def request(self, band: int, partition: int, document: dict[str, Any]) -> Origin:
-        placed: list[int] = []
+        placed: list[int | None] = []
         self._plain.produce(
             self.names.requests[band],
             orjson.dumps(document),
             partition=partition,
-            on_delivery=lambda error, message: placed.append(message.offset() if error is None else -1),
+            on_delivery=lambda error, message: placed.append(message.offset() if error is None else None),
         )
         assert self._plain.flush(30) == 0
-        assert placed[0] >= 0
-        return Origin(self.names.bands[band].name, partition, placed[0])
+        (offset,) = placed
+        assert offset is not None
+        return Origin(self.names.bands[band].name, partition, offset)
 
     def event(self, task_id: str, status: str, origin: Origin, **more: Any) -> None:
         event = StatusEvent(task_id, origin.partition, TaskStatus(status), T0, T0 + 1, str(origin), **more)

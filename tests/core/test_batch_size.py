@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamtask.codec import encode_dead, encode_status, status_headers, status_key
@@ -31,7 +33,7 @@ def sent_bytes(d: Desk) -> int:
         value = encode_status(event, locale="en", worker="w" * 60)
         size += len(value) + len(status_key(event)) + sum(len(n) + len(v) for n, v in status_headers(event) or ())
     for letter in made.plan.dead:
-        limits = {"value_bytes_max": 1_000_000, "worker": "w" * 60, "failed_at_ms": d.now.wall_ms}
+        limits: dict[str, Any] = {"value_bytes_max": 1_000_000, "worker": "w" * 60, "failed_at_ms": d.now.wall_ms}
         key, value, headers = encode_dead(letter, TopicNames(), traceback=False, **limits)
         size += len(key or b"") + len(value) + sum(len(n) + len(v) for n, v in headers)
     assert made.bytes >= size, f"weighed {made.bytes}, sent {size}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from streamtask.core import ownership
 from streamtask.core.offset_map import head_of
 from streamtask.domain.model import HandlerKind
@@ -9,7 +11,7 @@ from streamtask.domain.ports import Recalled, RecallStatus, Resume, Seat, StopRe
 from tests.core.desk import STOPPED, Desk
 
 
-def names(asks: list[object]) -> list[str]:
+def names(asks: Iterable[object]) -> list[str]:
     return [type(ask).__name__ for ask in asks]
 
 

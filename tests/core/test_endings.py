@@ -13,7 +13,7 @@ from streamtask.core.offset_map import LOST_MAX, Entry, Mark
 from streamtask.core.retry import Again, after_death
 from streamtask.core.suspects import ALONE, ONLY, SINGLE, STAGES
 from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
-from streamtask.domain.ports import EndTransaction, Fault, FaultKind, StopReason
+from streamtask.domain.ports import Ask, EndTransaction, Fault, FaultKind, SendOffsets, StopReason
 from tests.core.desk import RETURNED, Desk, raised
 
 LOST = Outcome(Ending.LOST, code="worker_lost", error="killed by SIGSEGV")
@@ -130,7 +130,14 @@ def test_a_death_whose_commit_is_in_doubt_is_charged_once(landed: bool) -> None:
     d.answers[EndTransaction] = [Fault(FaultKind.DOUBT)]
     if landed:
         perform = d.perform
-        d.perform = lambda ask: (perform(ask), d.land())[0] if type(ask).__name__ == "SendOffsets" else perform(ask)  # type: ignore[method-assign]
+
+        def perform_and_land(ask: Any) -> Any:
+            answer = perform(ask)
+            if type(ask) is SendOffsets:
+                d.land()
+            return answer
+
+        d.perform = perform_and_land  # type: ignore[method-assign]  # on this desk alone
         d.turn()
         d.perform = perform  # type: ignore[method-assign]
     else:
@@ -319,7 +326,7 @@ def test_a_child_that_dies_while_the_acquittal_is_being_committed_makes_a_suspec
     d, records = died_twice(ready(children=3), 2)
     begin(d)
     d.later(d.engine.config.trial_ms)
-    perform, told = d.perform, []
+    perform, told = d.perform, list[Ask]()
 
     def perform_and_die(ask: Any) -> Any:
         if type(ask) is EndTransaction and not told:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streamtask.core import ownership, settlement
@@ -11,7 +13,7 @@ from streamtask.execution import outcomes
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
 
 
-def desk(policies: dict[str, TaskPolicy] | None = None, **config: object) -> Desk:
+def desk(policies: dict[str, TaskPolicy] | None = None, **config: Any) -> Desk:
     made = Desk(policies, **config)
     made.ready()
     return made

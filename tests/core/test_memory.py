@@ -336,7 +336,21 @@ TYPES = {
     "thread": TaskPolicy(kind=HandlerKind.THREAD, timeout_ms=400),
     "child": TaskPolicy(kind=HandlerKind.PROCESS),
 }
-STEPS = ("feed", "feed", "feed", "turn", "turn", "turn", "end", "end", "fail", "cancel", "later", "progress", "abort")
+STEPS: tuple[str, ...] = (
+    "feed",
+    "feed",
+    "feed",
+    "turn",
+    "turn",
+    "turn",
+    "end",
+    "end",
+    "fail",
+    "cancel",
+    "later",
+    "progress",
+    "abort",
+)
 STEPS += ("doubt", "revoke", "lose")
 
 

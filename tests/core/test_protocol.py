@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from streamtask.core import ownership, protocol
@@ -27,8 +29,13 @@ from streamtask.domain.ports import (
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
 
 
-def names(asks: list[object]) -> list[str]:
+def names(asks: Iterable[object]) -> list[str]:
     return [type(ask).__name__ for ask in asks]
+
+
+def standing(d: Desk) -> Standing:
+    """Of shard 0, now."""
+    return d.engine.shards[0].standing
 
 
 def ready(**more: object) -> Desk:
@@ -65,11 +72,11 @@ def test_a_claim_that_cannot_read_begins_again_at_the_list() -> None:
     d = Desk(claim=False)
     d.answers[ReadSettled] = [Fault(FaultKind.UNSTABLE)]
     assert not d.claim()
-    assert d.engine.shards[0].standing is Standing.UNCLAIMED
+    assert standing(d) is Standing.UNCLAIMED
     d.asked.clear()
     d.turn()
     assert names(d.asked)[:2] == ["ListOffsets", "ReadSettled"]
-    assert d.engine.shards[0].standing is Standing.CLAIMED
+    assert standing(d) is Standing.CLAIMED
 
 
 def test_a_claim_commit_without_an_answer_leaves_the_group_and_forgets_every_shard() -> None:
@@ -324,7 +331,7 @@ def test_a_doubtful_batch_is_resolved_by_the_committed_id_and_sequence(landed: b
             return Fault(kind)
         return real(ask)  # type: ignore[arg-type]
 
-    d.perform = perform  # type: ignore[method-assign, assignment]
+    d.perform = perform  # type: ignore[method-assign]
     d.turn()
     d.asked.clear()
     assert not d.running
@@ -367,7 +374,7 @@ def test_a_task_cancelled_while_its_start_is_in_doubt_does_not_start() -> None:
             return Fault(FaultKind.DOUBT)
         return real(ask)  # type: ignore[arg-type]
 
-    d.perform = perform  # type: ignore[method-assign, assignment]
+    d.perform = perform  # type: ignore[method-assign]
     d.drive(protocol.step(d.engine, d.clock))
     d.engine.cancel_read([record.task_id], d.now)
     d.settle()

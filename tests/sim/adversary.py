@@ -159,7 +159,7 @@ class Adversary:
             return ""
         shares, rng = mix.shares, self.rng
         if type(ask) is EndTransaction:
-            kinds = [k for k in ("abort", "doubt", "copy") if k in shares]
+            kinds: list[str] = [k for k in ("abort", "doubt", "copy") if k in shares]
             kind = rng.choice(kinds) if kinds else ""
             if kind == "doubt":
                 return rng.choice(("applied", "late", "never"))

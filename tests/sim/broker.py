@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from streamtask.domain.model import DeadLetter, RequestRecord, StatusEvent
@@ -284,7 +285,7 @@ class Broker:
             sent = [o for p in self.pending if p.holder == id for o in p.offsets.values()]
             self.watch.decided(entries, found.dead, sent)
         for target in sorted(found.targets):
-            self.timeline.after(self._marker_ms(), lambda target=target: self._mark(id, target, commit))
+            self.timeline.after(self._marker_ms(), partial(self._mark, id, target, commit))
         if not found.targets:
             self._complete(found)
 

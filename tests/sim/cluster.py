@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streamtask.config import EngineConfig
@@ -103,7 +104,7 @@ class Cluster:
 
     def start_all(self) -> None:
         for slot in range(len(self.processes)):
-            self.timeline.after(self.rng.randint(0, 200), lambda slot=slot: self.start(slot))
+            self.timeline.after(self.rng.randint(0, 200), partial(self.start, slot))
 
     def crash(self, process: Process, *, restart: bool | None = None) -> None:
         """kill -9: its session ends later (or at once, under a supervisor), its open transaction stays."""

@@ -86,7 +86,11 @@ def child_dies_and_then_its_worker() -> None:
             return task.attempt == 1 and process.slot == A and not process.executions and type(ask) is not Fetch
 
         stage.at_moment(moment, stage.crash, of=after_the_death)
-        stage.until(lambda stage=stage, task=task: bool(stage.struck) or task.attempt == 2, "A is dead, or too late")
+
+        def dead_or_too_late(stage: Stage = stage, task: History = task) -> bool:
+            return bool(stage.struck) or task.attempt == 2
+
+        stage.until(dead_or_too_late, "A is dead, or too late")
         if not stage.struck:
             assert moment > 4, f"a death is charged in more moments than {moment}"
             return
@@ -296,7 +300,7 @@ def trace_death_charged_to_a_waiting_task() -> None:
     stage.start(A)
     task = stage.submit("later", "ok")
     waits = lambda process, ask: any((e.message or "").startswith("attempt 1 failed") for e in ask.plan.events)  # noqa: E731
-    told = []
+    told: list[Process] = []
     stage.on(SendOffsets, told.append, before=False, where=waits)
     stage.until(lambda: bool(told), "its wait is sent")
     stage.until(lambda: not task.running, "its wait is committed")

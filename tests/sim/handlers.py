@@ -75,7 +75,21 @@ _GIVE_UP = Outcome(Ending.RAISED, code="handler_error", error="never", retryable
 _LATER = Outcome(Ending.RAISED, code="handler_error", error="later", after_ms=150)
 _INVALID = Outcome(Ending.INVALID, code="invalid_parameters", error="wrong")
 LOST = Outcome(Ending.LOST, code="worker_lost", error="its process died")
-WORDS = ("ok", "ok", "ok", "fail", "give_up", "later", "invalid", "big", "progress", "long", "hang", "stubborn", "kill")
+WORDS: tuple[str, ...] = (
+    "ok",
+    "ok",
+    "ok",
+    "fail",
+    "give_up",
+    "later",
+    "invalid",
+    "big",
+    "progress",
+    "long",
+    "hang",
+    "stubborn",
+    "kill",
+)
 WORDS += ("crash", "fat")
 SLAYS_AFTER_MS = {"slay": 0, "slay_late": 500}  #: late: later than a first trial takes
 

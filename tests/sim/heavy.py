@@ -45,7 +45,7 @@ def requests_heavier_than_the_memory() -> None:
     for _ in range(3):
         task = _heavy(stage, "ok", band=LOW, shard=1)
         began = stage.cluster.timeline.now
-        stage.until(lambda task=task: task.ended is not None, "a cell that holds nothing has its next request")
+        stage.until_ended(task, "a cell that holds nothing has its next request")
         assert stage.cluster.timeline.now - began < 20_000, "it has waited for the other one"
     stage.play()
 
@@ -60,7 +60,7 @@ def high_requests_behind_a_flood_of_low_ones() -> None:
     for _ in range(3):
         task = _heavy(stage, "ok", size=2_000, band=HIGH)
         began = stage.cluster.timeline.now
-        stage.until(lambda task=task: task.ended is not None, "high has a part of its own")
+        stage.until_ended(task, "high has a part of its own")
         assert stage.cluster.timeline.now - began < 10_000, "it has waited for low ones"
     stage.play()
 

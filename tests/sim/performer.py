@@ -9,6 +9,7 @@ with its transaction open).
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streamtask.core.batch_size import SILENT_MS
@@ -58,6 +59,7 @@ class Performer:
     """The part of a process that talks to the broker."""
 
     cluster: Cluster
+    twist: Callable[[Ask], Fault | str]  # what goes wrong with an ask
     broker: Broker
     rng: random.Random
     producer: Producer
@@ -76,7 +78,7 @@ class Performer:
         raise NotImplementedError
 
     def _perform(self, ask: Ask, since_ms: int) -> Any:
-        twist = self.cluster.twist(self, ask)
+        twist = self.twist(ask)
         if isinstance(twist, Fault):
             return twist
         waited = self.cluster.timeline.now - since_ms

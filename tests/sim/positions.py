@@ -191,7 +191,7 @@ def id_used_again_and_compacted() -> None:
         other = stage.submit("long", "ok", band=2)
         stage.until_running(second)
         if script == ("ok",):
-            stage.until(lambda second=second: second.ended is not None, "the second has ended")
+            stage.until_ended(second, "the second has ended")
         stage.until_running(other)
         _everybody_leaves(stage)
         stage.cluster.compact(0)

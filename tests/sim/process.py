@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamtask.core import turn
@@ -44,7 +45,7 @@ from streamtask.domain.ports import (
 )
 
 from . import in_time, weights
-from .broker import Membership
+from .group import Membership
 from .handlers import LOST, NOT_BEGUN, STOPPED, Execution, behaviour_of
 from .performer import BLOCKED, Performer
 from .promises import PromiseBroken
@@ -72,6 +73,7 @@ class Process(Performer):
 
     def __init__(self, cluster: Cluster, slot: int, incarnation: int) -> None:
         self.cluster = cluster
+        self.twist = partial(cluster.twist, self)
         self.broker = cluster.broker
         self.rng = cluster.rng
         self.name = f"{'ABCDEFGH'[slot]}{incarnation}"
@@ -208,7 +210,8 @@ class Process(Performer):
                 case TakeFacts():
                     answer = self._take_facts()
                 case HandOver(effects):
-                    answer = self._hand_over(effects)
+                    self._hand_over(effects)
+                    answer = None
                 case AwaitExecutions(wait_ms):
                     answer = yield Rest(wait_ms)
                 case Fetch():
@@ -267,12 +270,11 @@ class Process(Performer):
         self.resting = True
         self.doing = "rests"
         self._wake_serial += 1
-        serial = self._wake_serial
         most = most_ms or min(400, 2 << min(self.idle_rounds, 8))
         due_ms = self.engine.next_due_ms(self.now())
         if due_ms is not None and most_ms is None:
             most = min(most, due_ms + 5)
-        self.do(self.rng.randint(1, most), lambda: self._rested(serial))
+        self.do(self.rng.randint(1, most), partial(self._rested, self._wake_serial))
 
     def _rested(self, serial: int) -> None:
         if self.resting and serial == self._wake_serial:
@@ -284,8 +286,7 @@ class Process(Performer):
         self.idle_rounds = 0
         if self.resting:
             self._wake_serial += 1
-            serial = self._wake_serial
-            self.do(self.rng.randint(0, 2), lambda: self._rested(serial))
+            self.do(self.rng.randint(0, 2), partial(self._rested, self._wake_serial))
 
     # -- asks ----------------------------------------------------------------------------------------------------------
 
@@ -377,21 +378,20 @@ class Process(Performer):
 
     def _hand_over(self, effects: list[Effect]) -> None:
         for effect in in_time.handed_over(self, effects):
-            kind = type(effect)
-            if kind is Start:
+            if isinstance(effect, Start):
                 self._start(effect)
-            elif kind is Stop:
+            elif isinstance(effect, Stop):
                 self._stop(effect)
-            elif kind is Pause:
+            elif isinstance(effect, Pause):
                 self.paused.update(effect.cells)
-            elif kind is Resume:
+            elif isinstance(effect, Resume):
                 self.paused.difference_update(effect.cells)
-            elif kind is ReadControl:
+            elif isinstance(effect, ReadControl):
                 self.control_wanted.append((len(self.broker.control), effect.shards))
-            elif kind is Probe:
+            elif isinstance(effect, Probe):
                 for place in effect.places:
-                    self.do(self.rng.randint(20, 2_000), lambda place=place: self._probed(place))
-            elif kind is RecallStatus:
+                    self.do(self.rng.randint(20, 2_000), partial(self._probed, place))
+            elif isinstance(effect, RecallStatus):
                 self.recalls.append((effect, self.broker.status[effect.shard].end))
             else:
                 self.cluster.note(self.name, effect)
@@ -442,7 +442,7 @@ class Process(Performer):
             self._kills(execution)
             return
         for delay_ms, fraction in behaviour.progress:
-            self.do(delay_ms, lambda fraction=fraction: self._progress(execution.token, fraction))
+            self.do(delay_ms, partial(self._progress, execution.token, fraction))
         if behaviour.outcome is not None:
             outcome = behaviour.outcome
             if execution.kind is not HandlerKind.ASYNC:  # short ones share slots from now on

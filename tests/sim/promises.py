@@ -332,9 +332,9 @@ class Promises:
             if head is not None:
                 self.owners[cell[1]] = head.owner
             if head is not None and head.state == "clean":
-                for history in self._of_shard(cell[1]):
-                    history.handed = history.handed or history.running
-                    history.running = False
+                for left in self._of_shard(cell[1]):
+                    left.handed = left.handed or left.running
+                    left.running = False
             records = self.cells[cell]
             for offset, entry in state.entries.items():
                 history = records.get(offset)

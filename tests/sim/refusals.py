@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from streamtask.domain.model import TaskStatus
 from streamtask.domain.ports import DEAD, LETTERS, STATUS, Fault, FaultKind, Flush
 
@@ -26,7 +28,7 @@ def sick_partition_stops_its_own_shard_alone() -> None:
     sick = [stage.submit("ok", shard=1, band=n % 3) for n in range(6)]
     for _ in range(4):
         well = [stage.submit("ok", shard=0, band=n % 3) for n in range(4)]
-        stage.until(lambda well=well: _ended(*well), "what does not need the sick partition goes on", 15_000)
+        stage.until(partial(_ended, *well), "what does not need the sick partition goes on", 15_000)
     stage.cluster.run_for(40_000)
     assert not _ended(*sick), f"{sick}"
     assert not any(task.started for task in sick), "a shard that is set aside starts nothing"
@@ -55,7 +57,7 @@ def without_tasks_dead_only_failed_tasks_wait() -> None:
     failed = [stage.submit("give_up", band=n % 3) for n in range(3)]
     for _ in range(4):
         well = [stage.submit("ok", band=n % 3) for n in range(4)]
-        stage.until(lambda well=well: _ended(*well), "what needs no dead letter goes on", 20_000)
+        stage.until(partial(_ended, *well), "what needs no dead letter goes on", 20_000)
     assert not any(task.ended for task in failed), f"{failed}"
     stage.cluster.heal(DEAD)
     stage.play()
@@ -96,7 +98,7 @@ def request_partition_without_a_leader_stops_its_own_shard_alone() -> None:
             stage.submit("ok", shard=0)
         for _ in range(4):
             well = [stage.submit("ok", shard=0, band=n % 3) for n in range(4)]
-            stage.until(lambda well=well: _ended(*well), "the other shard goes on", 15_000)
+            stage.until(partial(_ended, *well), "the other shard goes on", 15_000)
         stage.cluster.run_for(20_000)
         assert not _ended(waits), f"{waits}"
         stage.cluster.lead((1, 1))
@@ -119,7 +121,7 @@ def shard_set_aside_changes_hands() -> None:
     stage.submit("ok", shard=1)
     for _ in range(3):
         well = stage.submit("ok", shard=0)
-        stage.until(lambda well=well: _ended(well), "shard 1 is set aside")
+        stage.until(partial(_ended, well), "shard 1 is set aside")
     stage.until(lambda: not stage.process(A).executions or len(stage.process(A).executions) == 1, "one has ended")
     stage.move(1, B)
     stage.until(lambda: 1 in stage.process(B).held, "B has it")

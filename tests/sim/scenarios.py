@@ -7,6 +7,7 @@ Every scenario raises (PromiseBroken, or a failed expectation) when the rule tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streamtask.domain.model import TaskStatus
@@ -199,7 +200,7 @@ def claim_interrupted(moment: int, act: str, *, open_transaction: bool) -> bool:
         stage.until_struck()
     else:
         stage.crash(stage.process(A))
-    strike = {
+    strike: dict[str, Callable[[Process], object]] = {
         "crash": stage.crash,
         "freeze": stage.freeze,
         "freeze and wake": lambda process: stage.cluster.freeze(process, 20_000),
@@ -209,7 +210,7 @@ def claim_interrupted(moment: int, act: str, *, open_transaction: bool) -> bool:
     before = stage.struck
     if act == "move":
         stage.start(B, C)
-        act_now = lambda process: stage.move(0, C)  # noqa: E731
+        act_now: Callable[[Process], object] = lambda process: stage.move(0, C)  # noqa: E731
     else:
         act_now = strike[act]
         stage.cluster.start(B)
@@ -252,7 +253,11 @@ def doubtful_commit(word: str) -> None:
         task = stage.submit("progress")
         armed: list[Process] = []
         stage.on(SendOffsets, armed.append, where=_says(A, status))
-        stage.answer(EndTransaction, word, where=lambda process, ask, armed=armed: bool(armed))
+
+        def is_armed(process: Process, ask: Any, armed: list[Process] = armed) -> bool:
+            return bool(armed)
+
+        stage.answer(EndTransaction, word, where=is_armed)
         stage.play()
         stage.expect(task, COMPLETED, attempt=1, lost=0)
 
@@ -305,7 +310,12 @@ def trace_late_copy_of_end_txn() -> None:
     task = stage.submit("ok", "ok")
     stage.answer(EndTransaction, "copy")
     finishing: list[Process] = []
-    stage.on(SendOffsets, lambda process: (stage.deliver(), finishing.append(process)), where=_says(A, COMPLETED))
+
+    def deliver_and_finish(process: Process) -> None:
+        stage.deliver()
+        finishing.append(process)
+
+    stage.on(SendOffsets, deliver_and_finish, where=_says(A, COMPLETED))
     stage.on(EndTransaction, stage.crash, where=lambda process, ask: bool(finishing))
     stage.until_struck(2)
     stage.start(B)
@@ -383,6 +393,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     )
 }
 SCENARIOS |= {
-    f"doubtful_commit_{word}": (lambda word=word: doubtful_commit(word))
-    for word in ("applied", "late", "never", "copy")
+    f"doubtful_commit_{word}": partial(doubtful_commit, word) for word in ("applied", "late", "never", "copy")
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 from streamtask.domain.ports import DEAD, LETTERS, STATUS
 
@@ -204,7 +205,7 @@ class Story:
         cluster.note("outage", "ends")
         for slot, process in enumerate(cluster.processes):
             if process is None:
-                cluster.timeline.after(rng.randint(0, 200), lambda slot=slot: cluster.restart(slot))
+                cluster.timeline.after(rng.randint(0, 200), partial(cluster.restart, slot))
 
     def _calm(self) -> None:
         cluster = self.cluster

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streamtask.domain.model import TaskStatus
@@ -70,7 +71,7 @@ class Stage:
         """Start these workers, one after the other, each one joined and at work before the next."""
         for slot in slots:
             process = self.cluster.start(slot)
-            self.until(lambda process=process: self._settled(process), "it has joined and claimed")
+            self.until(partial(self._settled, process), "it has joined and claimed")
 
     @staticmethod
     def _settled(process: Process) -> bool:
@@ -179,6 +180,9 @@ class Stage:
 
     def until_running(self, history: History, attempt: int = 1) -> None:
         self.until(lambda: attempt in history.started, f"attempt {attempt} of {history.origin} runs")
+
+    def until_ended(self, history: History, what: str) -> None:
+        self.until(lambda: history.ended is not None, what)
 
     def until_struck(self, times: int = 1) -> None:
         self.until(lambda: self.struck >= times, "the cue has come")

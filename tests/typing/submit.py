@@ -12,6 +12,7 @@ from typing import Any, assert_type
 
 from streamtask.app import App, AsyncTask, SyncTaskHandle, TaskHandle
 from streamtask.client import AsyncClient, Client, Receipt, SyncReceipt
+from streamtask.config import Settings
 from streamtask.domain.options import SubmitOptions
 from streamtask.handlers.options import Retry, TaskOptions
 from streamtask.handlers.registry import Context
@@ -23,6 +24,7 @@ class Census:
 
 
 app = App("typing")
+Settings()  # every setting has a default
 
 
 @app.task
@@ -47,6 +49,7 @@ async def async_without_context(path: str) -> Census:
 
 
 assert_type(bare("x"), int)
+assert_type(bare.__name__, str)
 assert_type(with_context(Census("x")), Census)
 assert_type(with_context(Context.fake(), Census("x")), Census)
 
@@ -86,7 +89,7 @@ async def by_a_client(client: AsyncClient, plain: Client) -> None:
     plain.submit()  # type: ignore[call-arg]
     plain.submit("census", priority="8")  # type: ignore[arg-type]
     plain.submit("census", priorty=8)  # type: ignore[call-arg]
-    plain.submit("census", {}, 8)  # type: ignore[call-arg]
+    plain.submit("census", {}, 8)  # type: ignore[call-arg, arg-type]
     await client.submit("census", {}, priorty=8)  # type: ignore[call-arg]
     await client.submit("census", {}, timeout="9")  # type: ignore[arg-type]
     await client.submit("census", {}, timeout_seconds=9)  # type: ignore[call-arg]

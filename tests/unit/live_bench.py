@@ -33,7 +33,7 @@ class Block(NamedTuple):
     def said(self) -> str:
         """`running 0.5`"""
         progress = self.document.get("progress")
-        return self.document["status"] + ("" if progress is None else f" {progress:g}")
+        return f"{self.document['status']}" + ("" if progress is None else f" {progress:g}")
 
 
 class Reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def sound(brokers: int = 3) -> ClusterFacts:
     return ClusterFacts("kafka:9092", "cluster", everyone, topics, dict.fromkeys(everyone, BROKER))
 
 
-def topic(name: str, **changes: object) -> Change:
+def topic(name: str, **changes: Any) -> Change:
     def change(facts: ClusterFacts) -> ClusterFacts:
         return replace(facts, topics={**facts.topics, name: replace(facts.topics[name], **changes)})
 
@@ -418,7 +419,7 @@ def test_the_app_is_read_from_the_client_id(client_id: str, app: str | None) -> 
 def test_a_broker_that_does_not_know_a_new_topic_yet_is_not_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: of three brokers the one asked after `topics create` said that the topics were missing."""
     names = TopicNames()
-    known = SimpleNamespace(topics=dict.fromkeys(names.all))
+    known: Any = SimpleNamespace(topics=dict.fromkeys(names.all))
     answers = [SimpleNamespace(topics={}), SimpleNamespace(topics={names.dead: None}), known]
     session = admin.Session({"bootstrap.servers": "127.0.0.1:1"}, 30.0)
     monkeypatch.setattr(session, "facts", lambda _names: answers.pop(0))

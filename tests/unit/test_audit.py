@@ -61,20 +61,16 @@ class Cluster:
         **fields: Any,
     ) -> None:
         self.now_ms += 1
-        event = StatusEvent(
-            **(
-                {
-                    "task_id": record.task_id,
-                    "partition": partition,
-                    "status": status,
-                    "created_ms": record.created_ms,
-                    "updated_ms": self.now_ms,
-                    "origin": f"{NAMES.bands[record.band].name}-{record.partition}@{record.offset}",
-                    "attempt": attempt,
-                }
-                | fields
-            )
-        )
+        told: dict[str, Any] = {
+            "task_id": record.task_id,
+            "partition": partition,
+            "status": status,
+            "created_ms": record.created_ms,
+            "updated_ms": self.now_ms,
+            "origin": f"{NAMES.bands[record.band].name}-{record.partition}@{record.offset}",
+            "attempt": attempt,
+        }
+        event = StatusEvent(**(told | fields))
         self.raw(event.task_id.encode(), encode_status(event, locale="en", worker="w"), partition=partition)
 
     def raw(self, key: bytes | None, value: bytes | None, *, partition: int = 2) -> None:
@@ -84,7 +80,8 @@ class Cluster:
 
     def letter(self, record: RequestRecord, reason: str = "handler_error", **fields: Any) -> None:
         origin = f"{NAMES.bands[record.band].name}-{record.partition}@{record.offset}"
-        letter = DeadLetter(**({"record": record, "reason": reason, "text": "", "origin": origin} | fields))
+        told: dict[str, Any] = {"record": record, "reason": reason, "text": "", "origin": origin}
+        letter = DeadLetter(**(told | fields))
         key, value, headers = encode_dead(letter, NAMES, value_bytes_max=10**6, worker="w", failed_at_ms=NOW_MS)
         found = decode_dead(0, self.dead_end, NOW_MS, key, value, headers)
         self.facts.append((2, lambda judge: judge.dead(found)))

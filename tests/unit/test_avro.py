@@ -27,6 +27,7 @@ from streamtask.codec import (
 )
 from streamtask.codec.formats import Encoder, avro_encoder
 from streamtask.codec.reader import PLAIN
+from streamtask.codec.wire import AVRO_MAGIC
 from streamtask.config import TopicNames
 from streamtask.domain.model import (
     ControlAction,
@@ -174,7 +175,7 @@ def test_a_request_means_the_same_in_avro_and_in_json(request: TaskRequest) -> N
 def test_a_status_event_means_the_same_in_avro_and_in_json(event: StatusEvent, locale: str) -> None:
     text = encode_status(event, locale=locale, worker="w")
     value = ENCODER.status(NAMES.status, event, locale=locale, worker="w")
-    assert value[:2] == avro.AVRO_MAGIC
+    assert value[:2] == AVRO_MAGIC
     assert decode_status(value) == decode_status(text)
     assert peek_status(value) == peek_status(text)
 
@@ -186,7 +187,7 @@ def test_a_control_message_means_the_same_in_avro_and_in_json(
 ) -> None:
     message = ControlMessage(task_id=task_id, action=ControlAction.CANCEL, created_at=when, reason=why)
     value = ENCODER.control(NAMES.control, message)
-    assert value[:2] == avro.AVRO_MAGIC
+    assert value[:2] == AVRO_MAGIC
     assert decode_control(task_id.encode(), value) == decode_control(task_id.encode(), encode_control(message))
 
 
@@ -276,7 +277,7 @@ def _event(**fields: Any) -> StatusEvent:
 def test_a_status_event_with_lone_surrogates_is_written_readably() -> None:
     event = _event(error="file \udcff", error_code="handler_error", exception="E\ud800", labels={"a": "b"})
     value = ENCODER.status(NAMES.status, event, locale="en", worker="w")
-    assert value[:2] == avro.AVRO_MAGIC
+    assert value[:2] == AVRO_MAGIC
     assert decode_status(value) == decode_status(encode_status(event, locale="en", worker="w"))
 
 

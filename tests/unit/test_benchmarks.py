@@ -23,7 +23,7 @@ from benchmarks.stand import Failed, bare_server, check_histories
 from benchmarks.written import STEPS, Task, event
 from streamtask.codec import decode_status
 from streamtask.errors import ConfigError
-from tests.conftest import Broker
+from streamtask.testing import Broker
 
 EVERYWHERE = {"benchmark", "tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms", "concurrency", "tasks"}
 ABOUT = {"machine", "versions", "commit"}

@@ -673,9 +673,8 @@ def test_what_is_no_control_message_is_refused(key: bytes | None, value: bytes |
 
 def _letter(value: bytes, *, key: bytes | None = None, headers: Any = None, **fields: Any) -> DeadLetter:
     record = _decode(value, key=key, headers=headers)
-    return DeadLetter(
-        **({"record": record, "reason": "invalid_request", "text": "why", "origin": "high-3@12345"} | fields)
-    )
+    told: dict[str, Any] = {"record": record, "reason": "invalid_request", "text": "why", "origin": "high-3@12345"}
+    return DeadLetter(**(told | fields))
 
 
 def _dead(letter: DeadLetter, bytes_max: int = 1_000_000) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -109,7 +109,11 @@ def regenerated(page: Path) -> str:
     text = page.read_text()
     for name, table in GENERATED[page].items():
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
-        text, count = re.subn(pattern, lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", text, flags=re.S)
+
+        def with_table(found: re.Match[str], table: Callable[[], str] = table) -> str:
+            return f"{found[1]}{table()}\n{found[2]}"
+
+        text, count = re.subn(pattern, with_table, text, flags=re.S)
         assert count == 1, f"{name_of(page)} has {count} places for {name}"
     return text
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,8 @@ def hold_records(contract: Contract, encoder: Encoder | None = None) -> None:
     )
     contract.record(NAMES.control, TASK_ID.encode(), encoder.control(NAMES.control, wish))
     for letter in letters():
-        key, value, headers = encode_dead(
-            letter, NAMES, value_bytes_max=9_000, worker="w@h:1", failed_at_ms=1, traceback=True
-        )
-        contract.record(NAMES.dead, key, value, headers)
+        dead = encode_dead(letter, NAMES, value_bytes_max=9_000, worker="w@h:1", failed_at_ms=1, traceback=True)
+        contract.record(NAMES.dead, *dead)
 
 
 DOCUMENTS = {
@@ -326,16 +325,21 @@ def test_what_a_worker_refuses_is_not_valid(change: dict[str, Any], why: str) ->
 WRITTEN = ("TaskRequest", "TaskResponse", "ErrorDetails", "ControlMessage", "StatusHeaders", "DeadLetterHeaders")
 
 
+def _remove(field: str, schema: dict[str, Any]) -> None:
+    schema["properties"].pop(field)
+
+
+def _make_null(field: str, schema: dict[str, Any]) -> None:
+    schema["properties"][field] = {"type": "null"}
+
+
 def _mutations() -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
     for name in WRITTEN:
         part = ASYNC["components"]["schemas"][name]
         for field in part["properties"]:
-            yield f"{name} without {field}", lambda held, field=field: held["properties"].pop(field)
+            yield f"{name} without {field}", partial(_remove, field)
             if field != "result":  # anything
-                yield (
-                    f"{name} with another {field}",
-                    lambda held, field=field: held["properties"].update({field: {"type": "null"}}),
-                )
+                yield f"{name} with another {field}", partial(_make_null, field)
         yield f"{name} with something that nobody writes", lambda held: held.update(required=["nonsense"])
 
 

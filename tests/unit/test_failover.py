@@ -130,7 +130,7 @@ def test_every_mapped_name_is_one_of_the_second_client() -> None:
 @pytest.fixture
 def logs() -> Iterator[list[Any]]:
     with capture_logs() as told:
-        yield told  # type: ignore[misc]
+        yield told
 
 
 def _named(logs: list[Any], name: str) -> list[Any]:

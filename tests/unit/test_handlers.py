@@ -24,7 +24,7 @@ from streamtask.handlers.registry import Context, Handler, Registry, make_handle
 
 class Census(BaseModel):
     path: Path
-    depth: int = Field(3, ge=1)
+    depth: int = Field(default=3, ge=1)
 
 
 @dataclasses.dataclass
@@ -289,15 +289,16 @@ def test_limits_that_cannot_work_are_refused_at_registration() -> None:
     with pytest.raises(ConfigError, match="async def"):
         make_handler(g, executor="thread")
     assert make_handler(f, executor="process").kind is make_handler(g, executor="process").kind is HandlerKind.PROCESS
-    for arguments in [
+    refused: list[dict[str, Any]] = [
         {"attempts": 0},
         {"attempts": 1.0},
         {"backoff": -1},
         {"retry_on": ValueError},
         {"give_up_on": (1,)},
-    ]:
+    ]
+    for arguments in refused:
         with pytest.raises(ConfigError):
-            Retry(**arguments)  # type: ignore[arg-type]
+            Retry(**arguments)
 
 
 def test_the_policy_is_in_milliseconds() -> None:

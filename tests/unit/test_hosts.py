@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from streamtask.errors import ConfigError
 from streamtask.query_service.gate import _refusal_of_origin
@@ -58,7 +59,7 @@ async def test_no_websocket_and_no_stream_opens_under_a_name_that_is_not_ours() 
 
 async def connect_as(url: str, host: str):  # type: ignore[no-untyped-def]
     address, port = url.removeprefix("http://").split(":")
-    return await connect(f"ws://{host}:{port}/ws", host=address, port=int(port), origin=f"http://{host}:{port}")
+    return await connect(f"ws://{host}:{port}/ws", host=address, port=int(port), origin=Origin(f"http://{host}:{port}"))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_without_a_broker_no_role_has_settings() -> None:
 
 def test_what_a_client_is_cannot_be_overridden() -> None:
     """Without these the promises do not hold, whatever anybody sets."""
-    extra = {
+    extra: dict[str, str | int | float | bool] = {
         "group.id": "x",
         "enable.auto.commit": True,
         "isolation.level": "read_uncommitted",

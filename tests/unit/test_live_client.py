@@ -6,19 +6,15 @@ Each test of a stream runs over SSE and over the WebSocket: which of them it is 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from streamtask.client import AsyncClient, Client
 from streamtask.client import service as links
-from streamtask.client.stream import ServerEvent, server_events
 from streamtask.config import load_settings
 from streamtask.domain.identity import new_task_id
 from streamtask.domain.model import TaskResponse
@@ -167,7 +163,11 @@ async def test_a_stream_that_falls_silent_is_opened_again(scheme: str, monkeypat
         events = client.events(task_id)
         assert (await anext(events)).progress == 0.5
         async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
-            last = group.create_task(anext(events), name="last")
+
+            async def next_event() -> TaskResponse:
+                return await anext(events)
+
+            last = group.create_task(next_event(), name="last")
             await until(lambda: len(opened) >= 3)
             said(live.log, task_id, origin, HISTORY[-1])
         assert last.result().status == "completed"
@@ -258,33 +258,3 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"pip install 'streamtask\[server\]'"):
         links.ServiceLink(settings)
     links.ServiceLink(load_settings(url="http://127.0.0.1:1"))
-
-
-# --- The stream, cut anywhere -----------------------------------------------------------------------------------------
-
-
-async def parts_of(text: bytes, cuts: Sequence[int]) -> AsyncIterator[bytes]:
-    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    for start, end in itertools.pairwise(edges):
-        yield text[start:end]
-
-
-@given(st.lists(st.integers(0, 10_000), max_size=12))
-def test_a_stream_is_read_the_same_however_it_is_cut(cuts: list[int]) -> None:
-    text = 'retry: 5\nid: 0:1\n\n: alive\n\nid: 0:2\nevent: gap\ndata: {\ndata:  "a": "\u2028\x85"}\n\ndata:x\n\ndata: never'
-
-    async def read() -> list[ServerEvent]:
-        return [event async for event in server_events(parts_of(text.encode(), cuts))]
-
-    assert asyncio.run(read()) == [
-        ServerEvent("0:1", "message", b""),
-        ServerEvent(None, "message", b""),
-        ServerEvent("0:2", "gap", '{\n "a": "\u2028\x85"}'.encode()),
-        ServerEvent(None, "message", b"x"),
-    ]
-
-
-async def test_a_stream_without_an_end_of_line_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamtask.client.stream.BLOCK_BYTES_MAX", 10)
-    with pytest.raises(StreamtaskError, match="larger than 10 bytes"):
-        [event async for event in server_events(parts_of(b"data: 0123456789", [5, 6, 11]))]

@@ -55,8 +55,9 @@ def pods() -> dict[str, dict[str, Any]]:
 
 
 def container(component: str) -> dict[str, Any]:
-    (found,) = pods()[component]["spec"]["containers"]
-    return found
+    found: list[dict[str, Any]] = pods()[component]["spec"]["containers"]
+    assert len(found) == 1
+    return found[0]
 
 
 def compose() -> dict[str, Any]:

@@ -8,8 +8,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import astuple
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -412,7 +413,7 @@ def test_a_member_without_shards_stands_by_and_a_draining_one_is_not_ready() -> 
 # --- The endpoint -----------------------------------------------------------------------------------------------------
 
 
-def answer(url: str, accept: str = "") -> tuple[int, str, Mapping[str, str]]:
+def answer(url: str, accept: str = "") -> tuple[int, str, Message]:
     request = urllib.request.Request(url, headers={"Accept": accept})
     try:
         with urllib.request.urlopen(request, timeout=5) as got:

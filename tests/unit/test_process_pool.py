@@ -303,7 +303,8 @@ def guards() -> list[int]:
 def test_what_a_child_has_started_ends_with_it(hand: Hand, hold: bool, tmp_path: Path) -> None:
     """Stopped or dead by itself; one grandchild ignores TERM, another one has left the group."""
     paths = [tmp_path / name for name in ("obedient", "stubborn", "away")]
-    token = hand.begin("has_children", **{path.name: str(path) for path in paths}, hold=hold)
+    obedient, stubborn, away = map(str, paths)
+    token = hand.begin("has_children", obedient=obedient, stubborn=stubborn, away=away, hold=hold)
     pids = [ready(path) for path in paths]
     outcome = hand.stop(token) if hold else hand.end(token)
     assert outcome.ending is (Ending.STOPPED if hold else Ending.LOST)

@@ -386,9 +386,8 @@ def test_a_development_session(value: bytes | None) -> None:
 @given(st.sampled_from(["AVRO", "JSON", "PROTOBUF", ""]), st.text(max_size=30) | STRANGE.map(repr) | st.just(_SCHEMA))
 @fuzz
 def test_schemas_of_a_registry(kind: str, text: str) -> None:
-    cache = SchemaCache(
-        SimpleNamespace(schema=lambda _id: SimpleNamespace(kind=kind, text=text, references=False)), 1.0
-    )  # type: ignore[arg-type]
+    registry: Any = SimpleNamespace(schema=lambda _id: SimpleNamespace(kind=kind, text=text, references=False))
+    cache = SchemaCache(registry, 1.0)
     cache._ask(1)
     assert 1 in cache._known or 1 in cache._missing
 
@@ -437,8 +436,7 @@ def test_a_record_that_only_its_bytes_make_strange_ends_no_worker_that_recovers_
 
 def test_a_time_far_ahead_does_not_drag_the_clock_of_the_shard_along() -> None:
     """Bug: one event of the year 9999, and every later event of the shard was of that time."""
-    ahead = {"updated_at": from_ms(NOW_MS + CLOCK_AHEAD_MAX_MS + 1).isoformat()}
-    assert _fact(**ahead)[2] == 0
+    assert _fact(updated_at=from_ms(NOW_MS + CLOCK_AHEAD_MAX_MS + 1).isoformat())[2] == 0
     assert _fact(updated_at=from_ms(NOW_MS + CLOCK_AHEAD_MAX_MS).isoformat())[2] == NOW_MS + CLOCK_AHEAD_MAX_MS
 
 

@@ -11,6 +11,7 @@ from streamtask.config import TopicNames
 from streamtask.domain.model import StatusEvent, TaskStatus
 from streamtask.domain.ports import RecallStatus
 from streamtask.kafka.tail import TailRecord
+from streamtask.observability import event_log
 from streamtask.worker import recovery
 
 NAMES = TopicNames()
@@ -64,7 +65,7 @@ def test_a_recovery_that_waits_for_a_broker_does_not_keep_its_owner_busy() -> No
 def test_a_recovery_that_gets_nothing_to_read_says_so_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen in chaos: a broker left a transaction open for ever, and the shard stood still for 20 minutes without a word."""
     said: list[dict[str, Any]] = []
-    monkeypatch.setattr(recovery.event_log, "emit", lambda name, fields: said.append({"event": name, **fields}))
+    monkeypatch.setattr(event_log, "emit", lambda name, fields: said.append({"event": name, **fields}))
     now_s = 0.0
     recall = recovery.StatusRecall(Side(), NAMES, clock=lambda: now_s)  # type: ignore[arg-type]
     recall.begin(RecallStatus(SHARD, EPOCH))

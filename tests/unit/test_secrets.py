@@ -118,8 +118,8 @@ def test_no_command_and_no_log_shows_a_secret_when_nothing_can_be_reached() -> N
     try:
         for process in started:
             out, _ = process.communicate(timeout=WITHIN_S)
-            assert process.returncode not in (None, 0), f"{process.args}: {out}"
-            assert MARK not in out, f"{process.args}: {out}"
+            assert process.returncode not in (None, 0), f"{process.args!r}: {out}"
+            assert MARK not in out, f"{process.args!r}: {out}"
     finally:
         for process in started:
             process.kill()

@@ -187,8 +187,12 @@ def test_a_third_stop_kills(nursery: Make) -> None:
     n = nursery(STUBBORN, 1)
     n.until(lambda: n.marks(0))
     for count in (1, 2):
+
+        def has_heard_each(count: int = count) -> bool:
+            return n.marks(0).count("term") == count
+
         n.supervisor.stop()
-        n.until(lambda count=count: n.marks(0).count("term") == count)
+        n.until(has_heard_each)
     n.supervisor.stop()
     assert n.code() == 1
     assert n.named("child_ended")[0]["code"] == -signal.SIGKILL

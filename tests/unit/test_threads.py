@@ -122,7 +122,7 @@ def test_what_a_thread_left_behind_reports_does_not_become_progress_of_the_next_
     """Bug: it went out under the token of whatever ran in the child at that moment."""
     sent: list[bytes] = []
     one = child.Child.__new__(child.Child)
-    one.send = sent.append  # type: ignore[method-assign]
+    one.send = sent.append  # type: ignore[assignment, method-assign]  # what it would have sent
     one.bands = ()
     left_behind = child.ChildContext(start_of(7, "any"), one)
     one._token = 8  # the next one has begun between the look at `_ended` and the report
@@ -158,7 +158,12 @@ def test_failures_of_a_load_that_is_being_sent_are_told_once(frantic: None) -> N
     """Bug: flush(timeout) took the count while a load added to it: some were told twice, or never."""
     sender = Sender.__new__(Sender)
     sender._failed, sender._why, sender._failing = 0, "", threading.Lock()
-    thread = threading.Thread(target=lambda: [sender._fail(1, "refused") for _ in range(50_000)])
+
+    def fail() -> None:
+        for _ in range(50_000):
+            sender._fail(1, "refused")
+
+    thread = threading.Thread(target=fail)
     thread.start()
     told = 0
     while thread.is_alive():

@@ -18,9 +18,9 @@ from streamtask.codec.status import status_datum
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import StatusEvent, TaskStatus
+from streamtask.testing import Broker
 from tests.acceptance import harness
 from tests.acceptance.harness import Bench, until
-from tests.conftest import Broker
 from tests.contract.audit_writer import COMPLETED, CREATED, IDS, RUNNING, Writer, now_ms
 from tests.witness import SHARED, Unavailable, compare, witness
 
@@ -67,13 +67,14 @@ def _plant(writer: Writer, offset: int, kind: str) -> None:
             event(RUNNING)
         if kind == "attempt_back":
             event(RUNNING, attempt=2)
-        where: dict[str, Any] = {
+        wheres: dict[str, dict[str, Any]] = {
             "wrong_key": {"key": b"another"},
             "wrong_partition": {"partition": 1},
             "wrong_task_id": {"task_id": other},
             "time_back": {"updated_ms": now_ms() - 60_000},
             "created_at_changed": {"created_ms": 5},
-        }.get(kind, {})
+        }
+        where = wheres.get(kind, {})
         if "task_id" in where:
             writer.event(0, other, COMPLETED, offset)
         else:
