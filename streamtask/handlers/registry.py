@@ -24,6 +24,7 @@ import structlog
 from streamtask.domain import model
 from streamtask.domain.identity import Origin, new_task_id, trace_id
 from streamtask.domain.model import BANDS, TASK_TYPE_MAX, Band, HandlerKind, RequestRecord, TaskPolicy, TaskRequest
+from streamtask.domain.options import refuse_unknown
 from streamtask.domain.ports import Start, StopReason
 from streamtask.errors import ConfigError
 from streamtask.handlers.arguments import Arguments, Binding, fresh
@@ -98,6 +99,7 @@ def make_handler(
     **options: Unpack[HandlerOptions],
 ) -> Handler:
     """A checked Handler. `names`: further names for its annotations. Raises ConfigError."""
+    refuse_unknown("make_handler()", options, HandlerOptions)
     name = name if name is not None else getattr(function, "__name__", "")
     if not isinstance(name, str) or not 1 <= len(name) <= TASK_TYPE_MAX:
         raise ConfigError(f"task type {name!r}: must be a name of 1 to {TASK_TYPE_MAX} characters.")

@@ -381,6 +381,11 @@ def test_what_is_packed_for_sending_is_what_the_handler_gets() -> None:
     assert handler_of(plain).arguments(packed) == ((), {"path": Path("x"), "limit": 5, "key": key})
 
 
+def test_an_option_that_no_handler_has_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"got an unexpected keyword argument 'timeot'\. Did you mean 'timeout'"):
+        make_handler(lambda: None, name="x", timeot=3)  # type: ignore[call-arg]
+
+
 def test_arguments_that_the_worker_would_refuse_are_refused_before_sending() -> None:
     def plain(n: Annotated[int, Field(ge=1)], text: str = "") -> None: ...
 
