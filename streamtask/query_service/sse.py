@@ -5,6 +5,8 @@ What ends a stream later (a reader that is too slow, a view that begins anew, th
 EventSource then connects again by itself, with the id of what it got last.
 
 A reader that takes nothing for SEND_S is given up: its buffers here are free; the socket lives on until it closes it.
+
+Decision 0018 says why this is not sse-starlette.
 """
 
 from __future__ import annotations
