@@ -70,7 +70,7 @@ def test_the_pages_about_migration_show_the_same_streamtask() -> None:
 
 
 def test_the_code_of_the_pages_is_typed(tmp_path: Path, mypy_cache: Path) -> None:
-    pages = [*(f"how-to/{page}" for page in HOW_TO), "development"]
+    pages = [*(f"how-to/{page}" for page in HOW_TO), "tutorials/fastapi-progress", "development"]
     for page in pages:
         name = re.sub(r"\W", "_", page)
         module = module_of(page)
