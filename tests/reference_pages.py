@@ -178,7 +178,7 @@ def settings_reference() -> str:
     assert sorted(known) == sorted(Settings.model_fields), "every setting is in one group of SETTINGS"
     parts = []
     for title, names in SETTINGS.items():
-        rows = ["| setting | environment | kind | default | meaning |", "|---|---|---|---|---|"]
+        rows = ["| setting, variable | kind | default | meaning |", "|---|---|---|---|"]
         parts += [f"## {title}", "\n".join(rows + [_setting(name) for name in names])]
     return "\n\n".join(parts)
 
@@ -191,7 +191,8 @@ def _setting(name: str) -> str:
     bounds = {kind: getattr(one, kind) for one in field.metadata for kind in ("ge", "gt", "le") if hasattr(one, kind)}
     words = {"ge": "from {:,}", "gt": "above {:,}", "le": "to {:,}"}
     kind = " ".join([_kind(field.annotation), *(words[one].format(bound) for one, bound in bounds.items())])
-    return f"| `{name}` | `{ENVIRONMENT_PREFIX}{name.upper()}` | {kind} | {shown} | {_sentence(field.description)} |"
+    names = f"`{name}`<br>`{ENVIRONMENT_PREFIX}{name.upper()}`"  # below each other: five columns leave no room for text
+    return f"| {names} | {kind} | {shown} | {_sentence(field.description)} |"
 
 
 def _kind(annotation: Any) -> str:
