@@ -126,10 +126,15 @@ class Settings(BaseSettings):
         env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter=NESTED, extra="ignore", frozen=True
     )
 
-    bootstrap_servers: str | None = None
-    prefix: str = "tasks"
-    partitions: int = Field(default=PARTITIONS_DEFAULT, ge=1, le=10_000)
-    locale: Literal["en", "zh"] = "en"
+    bootstrap_servers: str | None = Field(default=None, description="Kafka brokers, `host:port`, separated by commas")
+    prefix: str = Field(default="tasks", description="first part of the names of all topics and of the consumer group")
+    partitions: int = Field(
+        default=PARTITIONS_DEFAULT,
+        ge=1,
+        le=10_000,
+        description="of topics that `topics create` makes; at most as many worker processes can be busy",
+    )
+    locale: Literal["en", "zh"] = Field(default="en", description="language of default messages in status events")
     concurrency: int = Field(default=100, ge=1, le=100_000, description="concurrent async handlers per worker process")
     threads: int = Field(default=16, ge=1, le=10_000, description="concurrent thread handlers per worker process")
     children: int | None = Field(
@@ -148,13 +153,17 @@ class Settings(BaseSettings):
     kill_grace_s: float = Field(
         default=2.0, ge=0, le=60, description="seconds between SIGTERM and SIGKILL when a child must stop"
     )
-    drain_grace_s: float = Field(default=30.0, ge=0)
+    drain_grace_s: float = Field(
+        default=30.0, ge=0, description="seconds that running tasks get when a worker must stop"
+    )
     silent_s: float = Field(
         default=30.0,
         ge=3,
         description="the supervisor kills and replaces a worker process without a sign of life for this long",
     )
-    session_timeout_ms: int = Field(default=6_000, ge=1)
+    session_timeout_ms: int = Field(
+        default=6_000, ge=1, description="a worker that the broker has not heard of for this long loses its shards"
+    )
     metrics_port: int | None = Field(
         default=None,
         ge=0,
@@ -178,16 +187,21 @@ class Settings(BaseSettings):
     url: str | None = Field(
         default=None, description="query service: http://127.0.0.1:8080; ws://… to follow tasks by WebSocket"
     )
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65_535)
+    host: str = Field(
+        default="127.0.0.1",
+        description="address that the query service listens on; others than loopback need `api_key`",
+    )
+    port: int = Field(default=8080, ge=0, le=65_535, description="port of the query service; 0: any free port")
     allowed_hosts: str = Field(
         default="",
         description="comma-separated host names of the query service: `tasks.example.com`, `*.example.com`, or `*` for "
         "any; localhost, IP addresses and `host` are always allowed",
     )
-    api_key: SecretStr | None = None
+    api_key: SecretStr | None = Field(
+        default=None, description="key that the query service asks for, and that clients send to it; default: none"
+    )
     store: Path | None = Field(default=None, description="SQLite file of the query service; default: a temporary file")
-    body_bytes_max: int = Field(default=1_000_000, ge=1_000)
+    body_bytes_max: int = Field(default=1_000_000, ge=1_000, description="largest body that the query service accepts")
     format: Literal["json", "avro", "confluent"] = Field(
         default="json", description="format of written records; all three can be read"
     )

@@ -100,7 +100,7 @@ def observed(app: FastAPI, service: ViewService) -> ASGIApp:
         tags=["operations"],
         summary="Metrics for Prometheus",
         response_class=Response,
-        responses={200: answer(None, "docs/metrics.md lists all metrics", media_type="text/plain")},
+        responses={200: answer(None, "docs/reference/metrics.md lists all metrics", media_type="text/plain")},
     )
     async def metrics(request: Request) -> Response:
         families = _families(counts, service, await service.stats())

@@ -1,7 +1,7 @@
 """A worker's own small HTTP endpoint: /metrics (Prometheus), /health, /ready. Reads snapshots, never the engine.
 
 Bound to loopback unless told otherwise; answers GET alone; at most CONNECTIONS_MAX requests are under way, and a client that
-does not speak is dropped after CLIENT_S. The metrics are tabled below; docs/metrics.md is held equal to the table by a test.
+does not speak is dropped after CLIENT_S. The metrics are tabled below; docs/reference/metrics.md is generated from the table.
 """
 
 from __future__ import annotations

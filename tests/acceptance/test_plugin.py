@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from streamtask.testing import GIVEN, Broker
-from tests.unit.test_pages import module_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
@@ -172,19 +171,6 @@ def test_it(n: int, streamtask_broker) -> None:
 """
 
 
-MIGRATION = """\
-
-
-def test_what_the_page_asks_for(streamtask_app: RunApp) -> None:
-    running = streamtask_app(app)
-    asked = [asyncio.run(ask()), ask_from_plain_code(), asyncio.run(ask_urgently()), nightly()]
-    for task_id in asked:
-        assert list(running.client.events(task_id))[-1].status == "completed"
-    again = nightly()
-    assert again == asked[-1], "the id of a day is the same"
-"""
-
-
 def run_pytest(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMTASK_", "PYTEST_"))}
     return subprocess.run(
@@ -205,14 +191,6 @@ def test_sync_and_async_tests_run_an_app_on_a_real_kafka(broker: Broker, tmp_pat
     done = run_pytest(tmp_path, "-p", "no:anyio", **{GIVEN: broker.bootstrap})
     assert "1 failed, 10 passed" in done.stdout, done.stdout + done.stderr
     assert "FAILED test_shop.py::test_fails - AssertionError" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "more", "count"), [("migration", MIGRATION, 4), ("development", "", 2)])
-def test_the_code_of_the_page_runs(page: str, more: str, count: int, broker: Broker, tmp_path: Path) -> None:
-    (tmp_path / "test_page.py").write_text(module_of(page) + more)
-    done = run_pytest(tmp_path, **{GIVEN: broker.bootstrap})
-    assert f"{count} passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_test_that_another_plugin_runs_is_left_to_it(broker: Broker, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a task takes: memory while it runs, bytes in the topics and in the view. Printed for docs/runbook.md, and bounded.
+"""What a task takes: memory while it runs, bytes in the topics and in the view. Printed for docs/how-to/size.md, and bounded.
 
 None of it is a matter of time, so it may be measured on a machine that is busy: `pytest tests/acceptance/test_sizing.py`.
 """

@@ -1,4 +1,4 @@
-"""What docs/runbook.md says about changes of a running system, each step tried: releases, ledger texts, partitions."""
+"""What docs/how-to/upgrade.md and docs/runbook.md say about changes of a running system: each step tried."""
 
 from __future__ import annotations
 

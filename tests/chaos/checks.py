@@ -27,7 +27,7 @@ from tests.chaos.load import Expected
 LOST_MAX = 3
 # They end their own process, or are killed with it before the next attempt begins: they never write an end.
 NO_END = frozenset({"async_exits", "process_exits", "process_segfaults", "process_hangs"})
-# They go on though they are told to stop, or keep others from hearing it (docs/handlers.md).
+# They go on though they are told to stop, or keep others from hearing it (docs/how-to/cancel.md).
 DEAF = frozenset({"async_ignores", "thread_hangs", "async_blocks"})
 WAITING = frozenset({"async_waits", "thread_waits", "process_waits"})  # for 90 s, or their cancel
 TIMEOUT_MS = {"async_ignores": 500, "thread_hangs": 1_000, "async_blocks": 1_000_000}
@@ -239,7 +239,7 @@ def _may_be_cancelled(facts: Facts, expected: Expected, end: Seen) -> bool:
 def _excused(facts: Facts, expected: Expected, origin: str, end: Seen, code: str) -> bool:
     """An end that is none of its kind, and follows from what was done."""
     if code == "completed" and expected.task_type in DEAF:
-        # docs/handlers.md: what one returns after a timeout or cancel is dropped; not, what it returns after a move.
+        # docs/how-to/cancel.md: what one returns after a timeout or cancel is dropped; not, what it returns after a move.
         runs = [one for one in facts.executions if (one.origin, one.attempt) == (origin, end.event.attempt)]
         times = [one.ms for one in runs]
         if not runs:

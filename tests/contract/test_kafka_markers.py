@@ -10,8 +10,7 @@ docs/runbook.md can go.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -19,6 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamtask.devbroker.cluster import QUICK, DevBroker
+from tests.contract.member import wait_until
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,9 +40,9 @@ def kafka() -> Iterator[DevBroker]:
         assert producer.flush(20) == 0
         three.kill(3)
         producer.commit_transaction(WAIT_S)
-        until(lambda: leader(admin) < 0, "the partition has no leader")
+        wait_until(lambda: leader(admin) < 0, WAIT_S)
         three.start(3)
-        until(lambda: leader(admin) == 3, "broker 3 leads again")
+        wait_until(lambda: leader(admin) == 3, WAIT_S)
         yield three
 
 
@@ -63,13 +63,6 @@ def leader(admin: AdminClient) -> int:
     return admin.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions[0].leader
 
 
-def until(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not happened():
-        assert time.monotonic() < deadline, f"not within {WAIT_S:g} s: {what}"
-        time.sleep(0.1)
-
-
 def end(kafka: DevBroker, level: str) -> int:
     """Of the log, as readers of this level see it."""
     properties = {"bootstrap.servers": kafka.bootstrap, "group.id": "end", "isolation.level": level, "log_level": 0}
@@ -80,10 +73,8 @@ def end(kafka: DevBroker, level: str) -> int:
 
 def test_a_commit_loses_its_marker_where_a_partition_has_no_leader(kafka: DevBroker) -> None:
     assert end(kafka, "read_uncommitted") == 1
-    began = time.monotonic()
-    while time.monotonic() < began + STILL_S:
-        assert end(kafka, "read_committed") == 0, "Kafka writes the marker: see the top of this file"
-        time.sleep(0.5)
+    with pytest.raises(AssertionError):  # if it does not raise, Kafka writes the marker: see the top of this file
+        wait_until(lambda: end(kafka, "read_committed") > 0, STILL_S)
 
 
 def test_a_transaction_under_the_same_id_ends_what_has_lost_its_marker_as_it_ends_itself(kafka: DevBroker) -> None:

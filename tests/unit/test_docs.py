@@ -8,11 +8,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -20,21 +20,30 @@ from typer.main import get_command
 from streamtask import TaskFailed
 from streamtask.cli import app
 from streamtask.client.asynchronous import PIPELINE_MAX
-from streamtask.config import EngineConfig, Settings, TopicNames
+from streamtask.config import EngineConfig, TopicNames
 from streamtask.config.kafka import TRANSACTION_TIMEOUT_MS
 from streamtask.domain.model import HandlerKind
 from streamtask.kafka.acls import Resource, Role, acls_of
-from streamtask.observability.event_log import EVENTS
 from streamtask.projection.view import SERVING_BYTES, SERVING_RECORDS
+from streamtask.query_service.metrics import METRICS as OF_THE_SERVICE
 from streamtask.testing import in_memory
+from streamtask.worker.endpoint import METRICS as OF_THE_WORKER
 from streamtask.worker.loop import RECORDS_MAX
 from tests.parts import PARTS, Collected
-from tests.reference_pages import api_reference, cli_reference
+from tests.reference_pages import (
+    api_reference,
+    cli_reference,
+    codes_reference,
+    events_reference,
+    metrics_reference,
+    problems_reference,
+    settings_reference,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OPERATIONS, SECURITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "security.md"
+SECURITY = ROOT / "docs" / "security.md"
 FLOW = ROOT / "docs" / "flow.md"
 REFERENCE = ROOT / "docs" / "reference"
 HANDLER = ROOT / "examples" / "quickstart" / "app.py"
@@ -49,34 +58,6 @@ def name_of(page: Path) -> str:
 
 
 # --- Generated tables -------------------------------------------------------------------------------------------------
-
-
-def events_table() -> str:
-    rows = ["| event | level | |", "|---|---|---|"]
-    rows += [
-        f"| `{name}` | {logging.getLevelName(level).lower()} | {meaning} |" for name, (level, meaning) in EVENTS.items()
-    ]
-    return "\n".join(rows)
-
-
-def _kind(annotation: Any) -> str:
-    arguments = [one for one in get_args(annotation) if one is not type(None)]
-    if get_origin(annotation) is dict:
-        return "table"
-    if arguments and all(isinstance(one, str) for one in arguments):
-        return " or ".join(f"`{one}`" for one in arguments)
-    kind = arguments[0] if arguments else annotation
-    return {"str": "text", "int": "number", "float": "number", "Path": "file", "SecretStr": "secret"}[kind.__name__]
-
-
-def settings_table() -> str:
-    rows = ["| setting | environment | | default | |", "|---|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = "" if default in (None, {}) else f"`{default}`"
-        kind = _kind(field.annotation)
-        rows.append(f"| `{name}` | `STREAMTASK_{name.upper()}` | {kind} | {shown} | {field.description or ''} |")
-    return "\n".join(rows)
 
 
 def acls_table() -> str:
@@ -97,11 +78,17 @@ def acls_table() -> str:
     return "\n".join(rows)
 
 
-GENERATED = {
-    OPERATIONS: {"settings": settings_table, "events": events_table},
+GENERATED: dict[Path, dict[str, Callable[[], str]]] = {
     SECURITY: {"acls": acls_table},
     REFERENCE / "cli.md": {"commands": cli_reference},
     REFERENCE / "api.md": {"names": api_reference},
+    REFERENCE / "settings.md": {"settings": settings_reference},
+    REFERENCE / "events.md": {"events": events_reference},
+    REFERENCE / "metrics.md": {
+        "worker": partial(metrics_reference, OF_THE_WORKER),
+        "service": partial(metrics_reference, OF_THE_SERVICE),
+    },
+    REFERENCE / "errors.md": {"codes": codes_reference, "problems": problems_reference},
 }
 
 

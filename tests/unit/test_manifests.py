@@ -187,10 +187,10 @@ def test_a_pod_has_the_time_that_its_end_takes(settings: Settings) -> None:
     assert worker["terminationGracePeriodSeconds"] >= settings.drain_grace_s + ENDS_S
     before = float(container("query")["lifecycle"]["preStop"]["exec"]["command"][1])
     assert query["terminationGracePeriodSeconds"] >= before + SERVICE_ENDS_S
-    pages = {page: (ROOT / "docs" / page).read_text() for page in ("operations.md", "containers.md")}
+    pages = {page: (ROOT / "docs" / page).read_text() for page in ("operations.md", "how-to/kubernetes.md")}
     assert "`drain_grace_s` + 20" in pages["operations.md"]
     assert ENDS_S <= 20
-    assert f"up to {ENDS_S:.0f} s more" in pages["containers.md"]
+    assert f"up to {ENDS_S:.0f} s more" in pages["how-to/kubernetes.md"]
 
 
 def probe_of(component: str, name: str) -> str:

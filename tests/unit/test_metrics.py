@@ -1,9 +1,8 @@
-"""What a worker says of itself: counters, snapshot, health and readiness, the endpoint, and the table in docs/metrics.md."""
+"""What a worker says of itself: counters, snapshot, health and readiness, the endpoint."""
 
 from __future__ import annotations
 
 import json
-import re
 import socket
 import time
 import urllib.error
@@ -11,7 +10,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import astuple
 from email.message import Message
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +45,6 @@ from streamtask.worker.metrics import BEAT_MAX_S, CLAIM_MAX_S, OTHER, Observer, 
 from streamtask.worker.watchdog import STUCK_S
 from tests.core.desk import RETURNED, Desk, raised
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 STALLED_S = 60.0
 
 
@@ -526,17 +523,6 @@ def test_every_metric_of_the_table_is_exported_with_its_kind_and_its_labels(
         assert (family.type, family.documentation) == (kind, meaning)
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(labels), sample
-
-
-def documented(heading: str) -> dict[str, tuple[str, tuple[str, ...], str]]:
-    """The rows of the table below this heading of docs/metrics.md."""
-    part = DOCUMENT.read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", part, re.MULTILINE)
-    return {name: (kind, tuple(re.findall(r"`(\w+)`", labels)), meaning) for name, kind, labels, meaning in rows}
-
-
-def test_the_documented_table_of_the_worker_is_the_one_in_the_code() -> None:
-    assert documented("The worker") == METRICS
 
 
 # --- Logs of one task -------------------------------------------------------------------------------------------------

@@ -34,11 +34,15 @@ from streamtask.dev.screen import Screen
 from streamtask.dev.session import Options, Session
 from streamtask.domain.model import TaskResponse
 from tests.test_architecture import FOLDERS
-from tests.unit.test_docs import HANDLER, REFERENCE, ROOT, blocks, name_of
+from tests.unit.test_docs import HANDLER, ROOT, blocks, name_of
 
 DOCS = ROOT / "docs"
 INDEX, TUTORIAL, HOW = DOCS / "index.md", DOCS / "tutorials" / "first-task.md", DOCS / "how-it-works.md"
-NEW_PAGES = [INDEX, TUTORIAL, HOW, REFERENCE / "cli.md", REFERENCE / "api.md"]
+WITH_COMMANDS = [
+    INDEX,
+    HOW,
+    *(path for part in ("tutorials", "how-to", "reference") for path in (DOCS / part).glob("*.md")),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +74,9 @@ def test_the_map_of_the_site_has_every_page_once() -> None:
     site = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
     home, *sections = site["nav"]
     assert home == {"Home": "index.md"}
-    assert [next(iter(one)) for one in sections] == ["Tutorials", "How-to guides", "Reference", "Explanation"]
+    assert [next(iter(one)) for one in sections] == [
+        *("Tutorials", "How-to guides", "Operations", "Reference", "Explanation")
+    ]
     assert sorted(_pages(site["nav"])) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
@@ -124,10 +130,10 @@ def test_two_columns_of_a_docstring_become_a_list() -> None:
         assert to_markdown(prose) == prose
 
 
-# --- Every new page ---------------------------------------------------------------------------------------------------
+# --- Commands and examples --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", NEW_PAGES, ids=name_of)
+@pytest.mark.parametrize("page", sorted(WITH_COMMANDS), ids=name_of)
 def test_every_command_of_a_page_is_one_that_the_command_line_takes(page: Path) -> None:
     for block in blocks(page, "sh"):
         for line in re.split(r"\n|&&", block):

@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def mypy(file: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    """What it says about the file. cache: of this process (`mypy_cache`): two that write one at once can break it."""
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}", str(file)]
+def mypy(file: Path, cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """What it says about a file or a folder. cache: of this process (`mypy_cache`): two that write one can break it."""
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}", *options, str(file)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
 
 

@@ -1,4 +1,4 @@
-"""/metrics of the query service: what it counts, under which names, and the table in docs/metrics.md."""
+"""/metrics of the query service: what it counts, under which names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamtask.domain.identity import new_task_id
 from streamtask.query_service.http import create_app
 from streamtask.query_service.metrics import METRICS, observed
-from tests.unit.test_metrics import documented
 from tests.unit.view_bench import Bench, LogSubmitter, bench, until
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +113,3 @@ async def test_every_metric_of_the_table_is_exported_with_its_kind_and_its_label
             assert (family.type, family.documentation) == (kind, meaning)
             for sample in family.samples:
                 assert set(sample.labels) == set(labels), sample
-
-
-async def test_the_documented_table_of_the_service_is_the_one_in_the_code() -> None:
-    assert documented("The query service") == METRICS
