@@ -89,7 +89,7 @@ async def by_a_client(client: AsyncClient, plain: Client) -> None:
     plain.submit()  # type: ignore[call-arg]
     plain.submit("census", priority="8")  # type: ignore[arg-type]
     plain.submit("census", priorty=8)  # type: ignore[call-arg]
-    plain.submit("census", {}, 8)  # type: ignore[call-arg, arg-type]
+    plain.submit("census", {}, None)  # type: ignore[call-arg]
     await client.submit("census", {}, priorty=8)  # type: ignore[call-arg]
     await client.submit("census", {}, timeout="9")  # type: ignore[arg-type]
     await client.submit("census", {}, timeout_seconds=9)  # type: ignore[call-arg]
