@@ -59,12 +59,14 @@ STRANGERS: dict[str, tuple[str, ...]] = {
     "streamtask.audit": (
         "streamtask.core",
         "streamtask.worker.loop",
+        "streamtask.worker.worker",
         "streamtask.worker.recovery",
         "streamtask.query_service",
     ),
     "streamtask.client": ("streamtask.core", "streamtask.worker"),
     "streamtask.query_service": (
         "streamtask.worker.loop",
+        "streamtask.worker.worker",
         "streamtask.execution.executor",
         "streamtask.handlers.registry",
     ),

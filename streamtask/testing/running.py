@@ -25,7 +25,7 @@ from streamtask.execution.process_pool.settings import Children
 from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.tail import Tail
-from streamtask.worker.loop import Worker
+from streamtask.worker.worker import Worker
 
 if TYPE_CHECKING:
     from streamtask.audit import Report

@@ -1,30 +1,24 @@
-"""One worker process: the owner loop, which performs what the core asks for and decides nothing.
+"""The owner loop of a worker process, which performs what the core asks for and decides nothing.
 
 Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
 loop; two bounded hand-overs join them, in batches. What happens in a turn, and in which order, is core/turn.py's. The loop
 never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an ended handler
 may both come, it polls briefly and sleeps on the handlers.
-
-First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grace, hand over, leave). The second: out at once.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamtask.codec import RequestDecoder, encode_dead
 from streamtask.config import EngineConfig, Settings, TopicNames
+from streamtask.config.kafka import KafkaSettings
 from streamtask.core import ownership, turn
 from streamtask.core.engine import Engine
-from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, RequestRecord, now_ms
+from streamtask.domain.model import DeadLetter, Outcome, RequestRecord, now_ms
 from streamtask.domain.ports import (
     Answer,
     Ask,
@@ -49,19 +43,14 @@ from streamtask.domain.ports import (
     TakeFacts,
     TakeRecords,
 )
-from streamtask.errors import ConfigError, StreamtaskError
+from streamtask.errors import StreamtaskError
 from streamtask.execution.executor import Executor
-from streamtask.execution.process_pool.settings import Children
-from streamtask.handlers.registry import Handler, Lifespan
-from streamtask.kafka import admin, permissions
-from streamtask.kafka.acls import Role
+from streamtask.kafka import admin
 from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.connection_errors import hopeless
 from streamtask.kafka.side_reader import SideReader
 from streamtask.observability import event_log
-from streamtask.observability.tracing import Attempts
 from streamtask.schema_registry import Formats
-from streamtask.worker.memory_budget import budget_of
 from streamtask.worker.metrics import Observer
 from streamtask.worker.producer_checks import Noticing
 from streamtask.worker.recovery import ControlReader, StatusRecall
@@ -87,175 +76,92 @@ def clock() -> Now:
     return Now(now_ms(), time.monotonic_ns() // 1_000_000)
 
 
-class Worker:
-    """One worker process of an app. `run` returns its exit code.
+class StopRequests:
+    """How often the worker was asked to stop: once, and it drains; twice, and it aborts."""
 
-    handlers, lifespan  what it can do
-    slot                which of the supervisor's children this is: part of its transactional ids
-    children            where process handlers run, and who has died twice; needed when there are process handlers
-    on_beat             told once a second that this process can still run Python
-    on_member           told the group's id of this worker whenever it changes; "" while it is not a member
+    def __init__(self) -> None:
+        # A list, since append is atomic: a signal handler and another thread may ask at the same moment.
+        self._asks: list[None] = []
+
+    def ask(self) -> None:
+        """From any thread, and from signal handlers."""
+        self._asks.append(None)
+
+    @property
+    def asked(self) -> int:
+        return len(self._asks)
+
+
+class Owner:
+    """The loop of one worker process, with its consumer, its producer and its engine.
+
+    partitions  of each topic, as found by whoever looked before
+    stops       when to drain, and when to abort
+    on_member   told the group's id of this worker whenever it changes; "" while it is not a member
+
+    Raises Unreachable, TopicsMissing, ConfigError.
     """
 
     def __init__(
         self,
-        name: str,
-        handlers: Mapping[str, Handler],
         settings: Settings,
+        kafka: KafkaSettings,
+        config: EngineConfig,
         *,
-        lifespan: Lifespan | None,
-        slot: int = 0,
-        children: Children | None = None,
-        on_member: Callable[[str], None] = lambda _member: None,
-        on_beat: Callable[[], None] = lambda: None,
+        slot: int,
+        partitions: int,
+        formats: Formats,
+        executor: Executor,
+        size: EventSize,
+        watchdog: Watchdog,
+        observer: Observer | None,
+        stops: StopRequests,
+        on_member: Callable[[str], None],
     ) -> None:
-        self.name = name
-        self.started = self.stopped = False
-        self.settings = settings
         self.names: TopicNames = settings.topics
-        self.budget = budget_of(settings.memory_mb)
-        host = socket.gethostname()
-        self.identity = f"{name}@{host}:{os.getpid()}"
-        self.kafka = replace(
-            settings.kafka_for("worker", process=f"{name}@{host}-{os.getpid()}"),
-            fetch_kbytes=self.budget.fetch_kbytes,
-            tail_kbytes=self.budget.tail_kbytes,
-        )
-        self.formats = Formats(settings)
-        self.handlers = handlers
-        self.executor = Executor(
-            handlers,
-            threads=settings.threads,
-            lifespan=lifespan,
-            bands=self.names.bands,
-            on_event=lambda name, fields: event_log.emit("app_event", {"what": name, **fields}),
-            children=children,
-            attempts=Attempts(self.names),
-        )
-        self._children, self.slot = children, slot
+        self.executor, self.watchdog, self.observer = executor, watchdog, observer
+        self._settings, self._identity = settings, config.worker
+        self._size, self._partitions, self._stops = size, partitions, stops
         self.member_changed = on_member
-        self.watchdog = Watchdog(on_beat)
-        # A list, since append is atomic: a signal handler and another thread may stop the worker at the same moment.
-        self._stops: list[str] = []
         self._hopeless: StreamtaskError | None = None
         self._noticing = Noticing(self.names)
-        self._joined, self._partitions = False, 0
-        sized = (self.names.status, self.names.dead)
-        self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
+        self._joined = False
         self._drained_at: float | None = None
         self._settled_s = 0.0  # see SETTLE_S
         self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and what the last one brought
-        self.observer: Observer | None = None  # of a worker that has a metrics_port
-        self._close_endpoint: Callable[[], None] = lambda: None
-        if settings.metrics_port is not None:
-            bands = (band.name for band in self.names.bands)
-            self.observer = Observer(handlers, bands, stalled_s=settings.health_stalled_s)
-
-    # -- life ----------------------------------------------------------------------------------------------------------
-
-    def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
-        """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
-        if self.started:
-            raise RuntimeError(f"Worker {self.name!r} runs once. Make another one.")
-        self.started = True
-        try:
-            return self._run(signals, ready)
-        finally:
-            self.stopped = True
-
-    def _run(self, signals: bool, ready: Callable[[], None] | None) -> int:
-        started = time.monotonic()
-        self._look()
-        if signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-        write_status = self.formats.encoder().status_writer(
+        write_status = formats.encoder().status_writer(
             self.names.status,
-            locale=self.settings.locale,
-            worker=self.identity,
-            tracebacks=self.settings.tracebacks == "events",
+            locale=settings.locale,
+            worker=self._identity,
+            tracebacks=settings.tracebacks == "events",
         )
-        self.executor.start()
         self.adapter = BrokerAdapter(
-            self.kafka,
+            kafka,
             self.names,
-            slot=self.slot,
-            decode=RequestDecoder(self.names, admin.cluster_id(self.kafka), self.formats.reader, compact=True).decode,
+            slot=slot,
+            decode=RequestDecoder(self.names, admin.cluster_id(kafka), formats.reader, compact=True).decode,
             encode_event=write_status,
             encode_dead=self._encode_dead,
             listener=self,
         )
-        self.engine = Engine(self._engine_config(), self.adapter.transactional_id, random.Random())
-        self.side = SideReader(self.kafka, (self.names.control,), on_error=self.kafka_error)
-        self.control = ControlReader(self.side, self.names, self.formats.reader)
-        self.recall = StatusRecall(self.side, self.names, self.formats.reader)
-        self.watchdog.start()
-        fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
-        event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
-        try:
-            self._close_endpoint = self._open_endpoint()
-            self.adapter.join()
-            if ready is not None:
-                ready()
-            self._loop()
-            self._leave()
-        finally:
-            self.watchdog.stop()
-            self._close_endpoint()
-            self.executor.stop(1.0)
-            self.side.close()
-            self.adapter.close()
-            self.formats.close()
-            event_log.emit("worker_stopped", {"seconds": round(time.monotonic() - started, 1)})
-        return 0
+        self.engine = Engine(config, self.adapter.transactional_id, random.Random())
+        self.side = SideReader(kafka, (self.names.control,), on_error=self.kafka_error)
+        self.control = ControlReader(self.side, self.names, formats.reader)
+        self.recall = StatusRecall(self.side, self.names, formats.reader)
 
-    def stop(self) -> None:
-        """Drain, as SIGTERM does; a second call aborts. From any thread."""
-        self._stops.append("stop()")
-        self.executor.wake()
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Join the group, work until told to stop, hand over, leave. ready: called once it has joined."""
+        self.adapter.join()
+        if ready is not None:
+            ready()
+        self._loop()
+        self._leave()
 
-    def _look(self) -> None:
-        """Refuse to start on a cluster that lacks what is needed."""
-        if not __debug__:
-            raise ConfigError("python -O removes the worker's invariant checks. Run the worker without -O.")
-        if not self.handlers:
-            raise ConfigError(f"app {self.name!r} has no tasks. Decorate a function with @app.task.")
-        if self._children is None and any(one.kind is HandlerKind.PROCESS for one in self.handlers.values()):
-            raise ConfigError(f"app {self.name!r} has process handlers. Run it with `streamtask worker MODULE:app`.")
-        self._partitions = permissions.partition_count(self.kafka, self.names, Role.WORKER)
-        self._size.look(admin.TIMEOUT_S)
+    def close(self) -> None:
+        self.side.close()
+        self.adapter.close()
 
-    def _open_endpoint(self) -> Callable[[], None]:
-        """/metrics, /health and /ready, if wanted; returns what ends them. Raises ConfigError."""
-        if self.observer is None or self.settings.metrics_port is None:
-            return lambda: None
-        from streamtask.worker.endpoint import open_endpoint
-
-        port = self.settings.metrics_port and self.settings.metrics_port + self.slot
-        host = self.settings.metrics_host
-        url, close = open_endpoint(self.observer, self.kafka, self.names, self.watchdog.silent_s, host=host, port=port)
-        event_log.emit("metrics_listening", {"url": url})
-        return close
-
-    def _engine_config(self) -> EngineConfig:
-        slots = {HandlerKind.ASYNC: self.settings.concurrency, HandlerKind.THREAD: self.settings.threads}
-        slots[HandlerKind.PROCESS] = self.settings.children_max if self._children is not None else 0
-        return EngineConfig(
-            bands=self.names.bands,
-            policies={name: handler.policy() for name, handler in self.handlers.items()},
-            slots=slots,
-            worker=self.identity,
-            **self.budget.limits(),
-            unknown_type_grace_ms=int(self.settings.unknown_type_grace_s * 1_000),
-        )
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._stops.append(signal.Signals(number).name)
-        if len(self._stops) > 1:
-            os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
-        self.executor.wake()
-
-    # -- the owner loop ------------------------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         engine, adapter = self.engine, self.adapter
@@ -269,7 +175,7 @@ class Worker:
                 raise self.executor.failure
             if self._hopeless is not None:
                 raise self._hopeless
-            if self._stops and not self._draining(now_s):
+            if self._stops.asked and not self._draining(now_s):
                 return
             if now_s >= recommit_s:
                 ownership.recommit(engine)
@@ -447,7 +353,7 @@ class Worker:
 
     def kafka_error(self, text: str) -> None:
         event_log.emit("kafka_error", {"why": text})
-        found = hopeless(text, self.names.group, self.settings.session_timeout_ms, joined=self._joined)
+        found = hopeless(text, self.names.group, self._settings.session_timeout_ms, joined=self._joined)
         self._hopeless = self._hopeless or found
 
     # -- drain ---------------------------------------------------------------------------------------------------------
@@ -458,10 +364,10 @@ class Worker:
             self._drained_at = now_s
             self.engine.drain()
             self.adapter.pause(tuple((band, s) for s in self.engine.shards for band in range(len(self.names.bands))))
-            event_log.emit("worker_draining", {"running": len(self.executor), "grace_s": self.settings.drain_grace_s})
-        if len(self._stops) > 1:
+            event_log.emit("worker_draining", {"running": len(self.executor), "grace_s": self._settings.drain_grace_s})
+        if self._stops.asked > 1:
             return False
-        return turn.unfinished(self.engine) and now_s - self._drained_at < self.settings.drain_grace_s
+        return turn.unfinished(self.engine) and now_s - self._drained_at < self._settings.drain_grace_s
 
     def _leave(self) -> None:
         """Leave the group; on_revoke hands everything over."""
@@ -472,5 +378,5 @@ class Worker:
 
     def _encode_dead(self, letter: DeadLetter) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
         limit = REFERENCE_BYTES_MAX if letter.reference else self._size.bytes_max
-        fields: dict[str, Any] = {"worker": self.identity, "failed_at_ms": now_ms(), "value_bytes_max": limit}
-        return encode_dead(letter, self.names, traceback=self.settings.tracebacks == "dead", **fields)
+        fields: dict[str, Any] = {"worker": self._identity, "failed_at_ms": now_ms(), "value_bytes_max": limit}
+        return encode_dead(letter, self.names, traceback=self._settings.tracebacks == "dead", **fields)

@@ -73,7 +73,7 @@ def _tell(name: str, fields: Mapping[str, Any]) -> None:
 
 def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
     """One worker in this process, until told to stop."""
-    from streamtask.worker.loop import Worker
+    from streamtask.worker.worker import Worker
 
     app = load_app(app_path)
     settings = app.configure(**overrides)

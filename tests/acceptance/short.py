@@ -12,15 +12,15 @@ import os
 import sys
 
 from streamtask.config import EngineConfig
-from streamtask.worker import loop, process
+from streamtask.worker import loop, process, worker
 
 
-class ShortWorker(loop.Worker):
+class ShortWorker(worker.Worker):
     def _engine_config(self) -> EngineConfig:
         return dataclasses.replace(super()._engine_config(), **json.loads(os.environ["ACCEPTANCE_ENGINE"]))
 
 
 if __name__ == "__main__":
-    loop.Worker = ShortWorker  # type: ignore[misc]
+    worker.Worker = ShortWorker  # type: ignore[misc]
     loop.RECOMMIT_S = float(os.environ.get("ACCEPTANCE_RECOMMIT_S", loop.RECOMMIT_S))
     sys.exit(process.main(sys.argv[1:]))

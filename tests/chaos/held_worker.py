@@ -103,8 +103,8 @@ def patch() -> None:
     after(StatusTransaction, "send_offsets", "offsets")
     StatusTransaction.init = _init(StatusTransaction.init)  # type: ignore[method-assign]
     BrokerAdapter.perform = _perform(BrokerAdapter.perform)  # type: ignore[method-assign]
-    before(loop.Worker, "shards_revoked", "revoke")
-    after(loop.Worker, "shards_revoked", "revoke_committed")
+    before(loop.Owner, "shards_revoked", "revoke")
+    after(loop.Owner, "shards_revoked", "revoke_committed")
     loop.now_ms = lambda: now_ms() + control.clock_ms  # type: ignore[attr-defined]  # the name that the loop calls
 
 

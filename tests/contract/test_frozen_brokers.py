@@ -40,14 +40,15 @@ from streamtask.domain.ports import (
     RenewProducer,
     SendOffsets,
 )
-from streamtask.kafka import admin
+from streamtask.kafka import admin, permissions
+from streamtask.kafka.acls import Role
 from streamtask.kafka.broker_adapter import BrokerAdapter
 from streamtask.kafka.consumer import ShardConsumer
 from streamtask.kafka.side_reader import SideReader
 from streamtask.kafka.tail import Tail
-from streamtask.worker.loop import Worker
 from streamtask.worker.recovery import ControlReader, StatusRecall
 from streamtask.worker.watchdog import STUCK_S
+from streamtask.worker.worker import Worker
 from tests.conftest import warm_up
 from tests.contract.member import wait_until
 
@@ -203,8 +204,8 @@ class Halts:
 
     def __init__(self, steps: Iterable[Step], patch: pytest.MonkeyPatch) -> None:
         self._steps = {step.thread.name: step for step in steps}
-        self._perform, self._join = BrokerAdapter.perform, BrokerAdapter.join
-        patch.setattr(BrokerAdapter, "join", lambda adapter: self._joined(adapter))
+        self._perform, self._count = BrokerAdapter.perform, permissions.partition_count
+        patch.setattr(permissions, "partition_count", self._counted)
         patch.setattr(BrokerAdapter, "perform", lambda adapter, ask: self._performed(adapter, ask))
         for name, (owner, method) in METHODS.items():
             patch.setattr(owner, method, self._halting(name, getattr(owner, method)))
@@ -212,11 +213,10 @@ class Halts:
     def _here(self) -> Step | None:
         return self._steps.get(threading.current_thread().name)
 
-    def _joined(self, adapter: BrokerAdapter) -> None:
+    def _counted(self, kafka: KafkaSettings, names: TopicNames, role: Role) -> int:
+        """For the step `growth`, none: as if the topics had grown since the worker looked."""
         step = self._here()
-        if step is not None and step.name == "growth":
-            step.worker._partitions = 0  # as if the topics had grown since the worker looked
-        self._join(adapter)
+        return 0 if step is not None and step.name == "growth" else self._count(kafka, names, role)
 
     def _performed(self, adapter: BrokerAdapter, ask: Ask) -> Answer:
         step = self._here()

@@ -59,6 +59,7 @@ READERS: dict[str, tuple[str, ...] | str] = {
     "worker.loop": ("test_requests",),
     "kafka.consumer": ("test_requests",),
     "worker.producer_checks": ("test_requests", "test_control", "test_recall"),
+    "testing.memory_worker": "its log holds what its own client has encoded",
     "worker.recovery": ("test_control", "test_recall"),
     "kafka.side_reader": "hands over what a Tail reads to recovery",
     "codec.recalled": ("test_recall",),

@@ -32,9 +32,9 @@ from streamtask.projection.materialize import Record
 from streamtask.projection.store import MemoryStore
 from streamtask.projection.view import ViewService
 from streamtask.worker.endpoint import Endpoint, WorkerCollector
-from streamtask.worker.loop import Worker
 from streamtask.worker.metrics import Observer
 from streamtask.worker.watchdog import Watchdog
+from streamtask.worker.worker import Worker
 from tests.unit.process_pool_hand import APP, until
 
 STOP_S = 30.0
