@@ -59,7 +59,8 @@ class Trouble:
 class Facts:
     """histories, letters (reasons): by origin; cancelled: task_ids that somebody wanted cancelled; heard: when
     the broker had such a wish; repeated: those sent more
-    than once; deaths: pid → ms; troubles: by the pid of a worker; moves: pid → when it gave shards back, or was told to leave;
+    than once; deaths: pid → ms, one for each process that had this pid, since a system hands them out again; troubles: by the
+    pid of a worker; moves: pid → when it gave shards back, or was told to leave;
     narrow: when the status topic took small records only; deleted: (band name, partition) → first offset that is there;
     control_anew_ms: the last time when tasks.control was made anew, and what it had said was forgotten; letters_gone: (band
     name, partition) → offset below which a dead letter may have been in a tasks.dead that is gone."""
@@ -71,7 +72,7 @@ class Facts:
     cancelled: Collection[str] = ()
     heard: Mapping[str, int] = field(default_factory=dict)
     repeated: Collection[str] = ()
-    deaths: Mapping[int, int] = field(default_factory=dict)
+    deaths: Mapping[int, Sequence[int]] = field(default_factory=dict)
     troubles: Mapping[int, Sequence[Trouble]] = field(default_factory=dict)
     moves: Mapping[int, Sequence[int]] = field(default_factory=dict)
     narrow: Sequence[tuple[int, int]] = ()
@@ -105,7 +106,11 @@ class Facts:
         return list({one.pid for one in self.executions if one.parent == pid})
 
     def died(self, pids: Iterable[int], since_ms: int, until_ms: int) -> bool:
-        return any(since_ms - DEATH_MS <= self.deaths[pid] <= until_ms for pid in pids if pid in self.deaths)
+        return any(since_ms - DEATH_MS <= ms <= until_ms for pid in pids for ms in self.deaths.get(pid, ()))
+
+    def death_after(self, pid: int, ms: int) -> int | None:
+        """When the process that had this pid at that time died."""
+        return min((death for death in self.deaths.get(pid, ()) if death >= ms), default=None)
 
 
 @dataclass
@@ -404,12 +409,13 @@ def overlaps(facts: Facts) -> tuple[list[Overlap], int]:
         for older, younger in pairwise(starts):
             end = ended.get((origin, older.attempt))
             if end is None:
-                died = [facts.deaths[pid] for pid in (older.pid, older.parent) if pid in facts.deaths]
+                own, parents = (facts.death_after(pid, older.ms) for pid in (older.pid, older.parent))
+                died = [ms for ms in (own, parents) if ms is not None]
                 if not died:
                     unknown += 1
                     continue
                 end = min(died)
-                if older.pid not in facts.deaths and not older.type.startswith("process"):
+                if own is None and not older.type.startswith("process"):
                     # In a child for suspects that died while its worker gave the shard away: no log names its end. It lived
                     # for as long as it wrote.
                     end = min(end, written_ms[older.pid])

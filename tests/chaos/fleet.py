@@ -79,7 +79,7 @@ class Fleet:
     def __init__(self, bench: Bench, directory: Path, bootstraps: Mapping[str, str]) -> None:
         self.bench = bench
         self.hosts: list[Host] = []
-        self.deaths: dict[int, int] = {}  # pid → ms
+        self.deaths: defaultdict[int, list[int]] = defaultdict(list)  # pid → ms; a pid comes again
         self.troubles: dict[int, list[Trouble]] = defaultdict(list)  # see checks.Facts
         self.moves: dict[int, list[int]] = defaultdict(list)  # likewise
         self.told: list[
@@ -148,7 +148,7 @@ class Fleet:
         return running.process.returncode == EXIT_CONFIG and why
 
     def died(self, pid: int) -> None:
-        self.deaths.setdefault(pid, now_ms())
+        self.deaths[pid].append(now_ms())
 
     def wanted(self) -> list[Host]:
         return [host for host in self.hosts if host.wanted]
@@ -258,7 +258,7 @@ class Fleet:
                 if name == "worker_started":
                     pid = int(told["worker"].rsplit(":", 1)[1])
                 elif name == "supervisor_event" and told.get("what") == "child_ended":
-                    self.deaths[told["pid"]] = min(at_ms(told), self.deaths.get(told["pid"], FOREVER_MS))
+                    self.deaths[told["pid"]].append(at_ms(told))
                     self.codes[told["pid"]] = told["code"]
                 elif name in ("shards_lost", "shard_taken") or told.get("fault") == "fenced":
                     self.troubles[pid].append(Trouble("lost shards", at_ms(told) - UNHEARD_MS, at_ms(told)))

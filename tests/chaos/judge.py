@@ -70,7 +70,9 @@ def facts_of(stage: Stage) -> Facts:
         cancelled=load.cancelled,
         heard=load.heard,
         repeated={task_id for task_id, times in load.sent.items() if times > 1},
-        deaths=child_deaths(told for worker in bench.workers for told in worker.events("app_event")) | fleet.deaths,
+        deaths=_joined(
+            child_deaths(told for worker in bench.workers for told in worker.events("app_event")), fleet.deaths
+        ),
         troubles=fleet.troubles,
         moves=fleet.moves,
         narrow=stage.narrow,
@@ -152,10 +154,19 @@ def _letter_gone(stage: Stage, origin: str, histories: Mapping[str, Sequence[See
     return before and offset < stage.letters_gone.get((band, partition), 0)
 
 
-def child_deaths(told: Iterable[dict[str, Any]]) -> dict[int, int]:
-    """{pid: ms} of children that died under their worker, as it has logged. Coroutines and threads of suspects run in such
-    children: they end long before their worker does."""
-    return {one["pid"]: at_ms(one) for one in told if one["what"] == "child_died"}
+def _joined(*found: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    pids = {pid for one in found for pid in one}
+    return {pid: sorted(ms for one in found for ms in one.get(pid, ())) for pid in pids}
+
+
+def child_deaths(told: Iterable[dict[str, Any]]) -> dict[int, list[int]]:
+    """{pid: ms, one for each} of children that died under their worker, as it has logged. Coroutines and threads of suspects
+    run in such children: they end long before their worker does."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for one in told:
+        if one["what"] == "child_died":
+            found[one["pid"]].append(at_ms(one))
+    return found
 
 
 def _recovered(stage: Stage) -> set[str]:

@@ -135,4 +135,4 @@ def test_time_falls_back_only_where_a_clock_was_far_ahead_and_the_past_was_read_
 def test_a_child_that_died_under_its_worker_has_an_end_of_its_own() -> None:
     died = {"what": "child_died", "pid": 12, "how": "exit code 3", "timestamp": "2026-11-28T14:10:13.054097Z"}
     begun = {"what": "child_started", "pid": 13, "timestamp": "2026-11-28T14:10:13.054097Z"}
-    assert judge.child_deaths([died, begun]) == {12: 1_795_875_013_054}
+    assert judge.child_deaths([died, begun]) == {12: [1_795_875_013_054]}

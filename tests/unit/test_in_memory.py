@@ -142,6 +142,7 @@ def test_time_is_real_while_a_handler_runs() -> None:
     with in_memory(busy) as shop:
         task = held.submit_sync()
         assert next(e for e in task.receipt.events() if e.status is RUNNING)
+        assert began.wait(30)  # RUNNING is published before the handler begins
         before = shop.now()
         later = due.options(not_before=before + timedelta(minutes=30)).submit_sync()
         with ThreadPoolExecutor(1) as pool:
@@ -219,11 +220,12 @@ def test_the_app_is_as_it_was_after_the_block() -> None:
 
 
 def test_tasks_that_have_not_ended_are_dropped_with_the_block() -> None:
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
     busy = App("busy")
 
     @busy.task
     async def sleeper() -> None:
+        began.set()
         try:
             await asyncio.sleep(3_600)
         finally:
