@@ -1,1 +1,3 @@
-"""The words of the contract, known to every other folder: requests, status events, identity, and the border of the core."""
+"""The vocabulary of the contract, used by every other folder: requests, status events, identity, and the border of the
+core.
+"""

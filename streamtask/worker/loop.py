@@ -1,11 +1,11 @@
 """One worker process: the owner loop, which performs what the core asks for and decides nothing.
 
-Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
-loop; two bounded hand-overs join them, in batches. What happens in a turn, and in which order, is core/turn.py's. The loop
-never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an ended handler
-may both come, it polls briefly and sleeps on the handlers.
+The owner thread (the main thread of the process) holds consumer, transactional producer and engine. Handlers run on the event
+loop of the executor; two bounded hand-overs, in batches, connect the threads. core/turn.py decides what happens in a turn, and
+in which order. The loop never waits with a transaction open, and otherwise only a few milliseconds: when both a Kafka record
+and the end of a handler may come, it polls briefly and sleeps until a handler ends.
 
-First SIGTERM or SIGINT: drain (start nothing, let what runs end within the grace, hand over, leave). The second: out at once.
+The first SIGTERM or SIGINT drains (start nothing, let tasks end within the grace, hand over, leave). The second exits at once.
 """
 
 from __future__ import annotations
@@ -68,33 +68,33 @@ from streamtask.worker.recovery import ControlReader, StatusRecall
 from streamtask.worker.result_size import EventSize
 from streamtask.worker.watchdog import Watchdog
 
-RECORDS_MAX = 2_000  # of one poll
+RECORDS_MAX = 2_000  # per poll
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
-BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
-# The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
-# waits 20 ms whatever retry.backoff.ms says: one in eight of those that follow at once, after 2 ms none (measured). A busy
-# broker takes longer for both: as long as its answer took.
+BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # tasks run: an end wakes the loop at once, a record waits this long
+# The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to retry, and librdkafka
+# waits 20 ms whatever retry.backoff.ms says: this hits one in eight of those that follow at once, none after 2 ms (measured).
+# A busy broker takes longer for both, so wait as long as its answer took.
 SETTLE_S, SETTLE_MAX_S = 0.0015, 0.008
-LONG_AFTER_S = 0.25  # without anything to do
-LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
+LONG_AFTER_S = 0.25  # idle time after which waits become longer
+LOOK_S = 10.0  # how often a shard with missing partitions is checked again
 PARTIAL = "its partition does not exist in every topic"
-RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
-REFERENCE_BYTES_MAX = 8_192  # of a dead letter whose bytes the broker refused
+RECOMMIT_S = 24 * 3600.0  # offsets of topics that the group is not subscribed to expire (KIP-211)
+REFERENCE_BYTES_MAX = 8_192  # for a dead letter whose bytes the broker refused
 
 
 def clock() -> Now:
-    """Both clocks, now."""
+    """The present time of both clocks."""
     return Now(now_ms(), time.monotonic_ns() // 1_000_000)
 
 
 class Worker:
     """One worker process of an app. `run` returns its exit code.
 
-    handlers, lifespan  what it can do
-    slot                which of the supervisor's children this is: part of its transactional ids
-    children            where process handlers run, and who has died twice; needed when there are process handlers
-    on_beat             told once a second that this process can still run Python
-    on_member           told the group's id of this worker whenever it changes; "" while it is not a member
+    handlers, lifespan  the app's tasks and its lifespan
+    slot                number of this process among the supervisor's children: part of its transactional ids
+    children            runs process handlers, and tasks under which two processes died; required for process handlers
+    on_beat             called once a second to show that this process can still run Python
+    on_member           called with the group's id of this worker whenever it changes; "" while it is not a member
     """
 
     def __init__(
@@ -144,17 +144,17 @@ class Worker:
         self._size = EventSize(lambda within: admin.smallest_max_message_bytes(self.kafka, sized, timeout_s=within))
         self._drained_at: float | None = None
         self._settled_s = 0.0  # see SETTLE_S
-        self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and what the last one brought
-        self.observer: Observer | None = None  # of a worker that has a metrics_port
+        self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and how much the last one returned
+        self.observer: Observer | None = None  # only with a metrics_port
         self._close_endpoint: Callable[[], None] = lambda: None
         if settings.metrics_port is not None:
             bands = (band.name for band in self.names.bands)
             self.observer = Observer(handlers, bands, stalled_s=settings.health_stalled_s)
 
-    # -- life ----------------------------------------------------------------------------------------------------------
+    # -- life cycle ----------------------------------------------------------------------------------------------------
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
-        """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
+        """Work until stopped. Raises TopicsMissing, Unreachable, ConfigError or LifespanError before any task runs."""
         if self.started:
             raise RuntimeError(f"Worker {self.name!r} runs once. Make another one.")
         self.started = True
@@ -210,12 +210,12 @@ class Worker:
         return 0
 
     def stop(self) -> None:
-        """Drain, as SIGTERM does; a second call aborts. From any thread."""
+        """Drain, as SIGTERM does; a second call aborts. May be called from any thread."""
         self._stops.append("stop()")
         self.executor.wake()
 
     def _look(self) -> None:
-        """Refuse to start on a cluster that lacks what is needed."""
+        """Refuse to start if the app or the cluster lacks what is needed."""
         if not __debug__:
             raise ConfigError("python -O removes the worker's invariant checks. Run the worker without -O.")
         if not self.handlers:
@@ -226,7 +226,7 @@ class Worker:
         self._size.look(admin.TIMEOUT_S)
 
     def _open_endpoint(self) -> Callable[[], None]:
-        """/metrics, /health and /ready, if wanted; returns what ends them. Raises ConfigError."""
+        """Serve /metrics, /health and /ready, if wanted. Returns the function that ends them. Raises ConfigError."""
         if self.observer is None or self.settings.metrics_port is None:
             return lambda: None
         from streamtask.worker.endpoint import open_endpoint
@@ -252,7 +252,7 @@ class Worker:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stops.append(signal.Signals(number).name)
         if len(self._stops) > 1:
-            os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
+            os._exit(1)  # safe because of the fence and the ledger: the next owner continues from what is committed
         self.executor.wake()
 
     # -- the owner loop ------------------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Worker:
         )
 
     def _rest(self, idle_s: float) -> float:
-        """Sleep on the handlers if any run; returns how long the next poll may wait."""
+        """Sleep until a handler ends, if any runs; returns how long the next poll may wait."""
         if len(self.executor):
             self.executor.wait(BUSY_WAIT_S if idle_s < LONG_AFTER_S else BUSY_WAIT_LONG_S)
             return 0.0
@@ -353,7 +353,7 @@ class Worker:
 
     def _facts(self) -> Facts:
         if self._fetched or self.executor.ended:  # a batch will follow
-            time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
+            time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load this time has already passed
         cancelled, controlled = self.control.poll()
         return Facts(
             cancelled,
@@ -378,7 +378,7 @@ class Worker:
         return self._size.fitting(outcome, labels)
 
     def _hand_over(self, effects: list[Effect]) -> None:
-        """In batches."""
+        """Perform effects, starts and stops in batches."""
         starts: list[Start] = []
         stops: list[Stop] = []
         for effect in effects:
@@ -405,7 +405,7 @@ class Worker:
         if stops:
             self.executor.stop_executions(stops)
 
-    # -- GroupListener: see there --------------------------------------------------------------------------------------
+    # -- GroupListener: see its docstrings -----------------------------------------------------------------------------
 
     def shards_assigned(self, shards: Sequence[int]) -> None:
         self._joined = True
@@ -419,14 +419,14 @@ class Worker:
             self._drive(turn.assigned(self.engine, whole, clock))
 
     def _count_partitions(self) -> None:
-        """Shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
+        """Count the shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
         counts = self.adapter.partition_counts()
         if not isinstance(counts, Fault):
             needed = (*self.names.requests, self.names.status, self.names.schedule)
             self._partitions = min(counts.get(topic, 0) for topic in needed)
 
     def _refuse_partial(self) -> None:
-        """A shard whose partitions do not all exist is not claimed; it is looked at again from time to time."""
+        """A shard with missing partitions is not claimed; it is checked again from time to time."""
         for number, shard in self.engine.shards.items():
             if number >= self._partitions:
                 ownership.refuse(self.engine, number, PARTIAL)
@@ -442,7 +442,7 @@ class Worker:
         event_log.emit("shards_lost", {"shards": list(shards)})
 
     def position_lost(self, band: int, shard: int, offset: int) -> None:
-        """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
+        """Retention (or a truncation) removed the next record: reading continues at `offset`."""
         self.engine.position_lost((band, shard), offset)
 
     def kafka_error(self, text: str) -> None:
@@ -453,7 +453,7 @@ class Worker:
     # -- drain ---------------------------------------------------------------------------------------------------------
 
     def _draining(self, now_s: float) -> bool:
-        """True while the worker stays to let something end."""
+        """True while the worker waits for tasks to end."""
         if self._drained_at is None:
             self._drained_at = now_s
             self.engine.drain()
