@@ -86,8 +86,8 @@ def group_offsets(
     except KafkaException as error:
         # A hidden group is not refused: the query waits, and only an event in place of a record reports it.
         event = consumer.poll(0)
-        told = error if event is None else event.error() or error
-        raise failed(f"no offsets of group {group} from {settings.bootstrap}", told, heard) from None
+        reported = error if event is None else event.error() or error
+        raise failed(f"no offsets of group {group} from {settings.bootstrap}", reported, heard) from None
     finally:
         consumer.close()
 

@@ -130,8 +130,8 @@ def _operations(found: Any) -> frozenset[str] | None:
     """
     if found is None or found is _HIDDEN:
         return None if found is None else frozenset()
-    told = found.authorized_operations
-    return None if told is None else frozenset(operation.name for operation in told)
+    reported = found.authorized_operations
+    return None if reported is None else frozenset(operation.name for operation in reported)
 
 
 _HIDDEN: Any = object()  # in place of a description: we may not see it
@@ -180,8 +180,8 @@ def _may_describe(session: Session, asker: Consumer, topic: str) -> bool:
             return True
         except KafkaException as error:
             event = asker.poll(0)
-            told = error.args[0] if event is None else event.error()
-            if told is not None and told.code() in DENIED:
+            reported = error.args[0] if event is None else event.error()
+            if reported is not None and reported.code() in DENIED:
                 return False
             if not session.in_time:
                 raise

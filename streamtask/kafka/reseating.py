@@ -77,8 +77,8 @@ class Reseating:
             return
         stubborn = [cell for cell in anew if self._cells.stubborn(cell)]
         if stubborn:
-            told = {f"{band}-{shard}": standings[band, shard].received for band, shard in stubborn}
-            event_log.emit("member_renewed", {"cells": told})
+            reported = {f"{band}-{shard}": standings[band, shard].received for band, shard in stubborn}
+            event_log.emit("member_renewed", {"cells": reported})
             self._consumer.rejoin()
             return
         self._consumer.reseat({cell: standings[cell].received for cell in anew})

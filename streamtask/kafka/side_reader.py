@@ -119,8 +119,8 @@ class SideReader:
         silent = self._silent.silent(now_s)
         if silent and (anew := self._silent.confirmed(silent, silent, now_s)):
             for topic, partition in anew:
-                told = {"position": positions[topic, partition], "log_end": silent[topic, partition]}
-                event_log.emit("reader_renewed", {"topic": topic, "partition": partition, **told})
+                reported = {"position": positions[topic, partition], "log_end": silent[topic, partition]}
+                event_log.emit("reader_renewed", {"topic": topic, "partition": partition, **reported})
             self._tail.renew()
         if self._ends is None and (quiet := self._silent.to_ask(now_s)):
             self._ends = self._bounds.ask(quiet, earliest=False)

@@ -97,8 +97,8 @@ def _tokens(callback: Callable[[str], tuple[Any, ...]], given: str) -> Any:
             return str(callback(given)[0])
 
         def extensions(self) -> dict[str, str]:
-            told = callback(given)
-            return dict(told[3]) if len(told) > 3 and told[3] else {}
+            reported = callback(given)
+            return dict(reported[3]) if len(reported) > 3 and reported[3] else {}
 
     return Tokens()
 
@@ -216,8 +216,8 @@ class _Remover:
         names = {member: getattr(answer, "__name__", str(answer)) for member, answer in answers.items()}
         refused = {member: name for member, name in names.items() if name not in ("NoError", "UnknownMemberIdError")}
         if refused:
-            told = ", ".join(f"{m}: {name}" for m, name in refused.items())
-            raise ClusterError(f"group {self._group} did not remove {told}")
+            reported = ", ".join(f"{m}: {name}" for m, name in refused.items())
+            raise ClusterError(f"group {self._group} did not remove {reported}")
         return {member: name == "NoError" for member, name in names.items()}
 
     def close(self) -> None:
