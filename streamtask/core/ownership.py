@@ -203,9 +203,7 @@ def control_read(state: State, numbers: Iterable[int]) -> None:
 
 
 def recalled(state: State, number: int, epoch: int, facts: Iterable[Recalled], *, done: bool) -> None:
-    """A slice of the shard's partition of tasks.status; `done`: the last slice. Ignored if it belongs to an earlier
-    ownership.
-    """
+    """Take a slice of the shard's partition of tasks.status (`done`: the last), unless it belongs to an earlier ownership."""
     shard = state.shards.get(number)
     if shard is None or shard.epoch != epoch or not shard.awaits_recall:
         return

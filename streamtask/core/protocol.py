@@ -161,9 +161,10 @@ def step(engine: Engine, clock: Clock) -> Flow:
 
 
 def recover(engine: Engine) -> Flow:
-    """The transactional id is no longer usable. Poll first, to serve revoke and lost: shards that are no longer ours must
-    not be claimed. Then get a new id. `step` claims every shard again under it; that claim's read-back resolves the batch
-    in doubt.
+    """The transactional id is over: poll, then get a new one.
+
+    The poll comes first, to serve revoke and lost: shards that are no longer ours must not be claimed. `step` claims every
+    shard again under the new id; that claim's read-back resolves the batch in doubt.
     """
     yield Poll()
     answer = yield RenewProducer(engine.size.slow)
@@ -212,9 +213,7 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
 
 
 def _flush(engine: Engine, batch: Batch, clock: Clock) -> Generator[Ask, Answer, tuple[Fault | None, bool]]:
-    """Flush in slices, for as long as a batch of its size may take. Returns the answer, and whether any of it was
-    acknowledged.
-    """
+    """Flush in slices, for as long as a batch of its size may take. Returns (answer, whether any record was acknowledged)."""
     size, began = engine.size, clock().mono_ms
     moved, left, produced = began, -1, 0
     while True:

@@ -18,8 +18,8 @@ _EMPTY: Final = bytes(array("I").itemsize << 10)  # keys of an empty page
 
 
 _BUCKETS: Final = 14  # bits of a hash that choose a bucket of later ends
-_PART: Final = (1 << 40) - 1  # bits of the hash that are kept there
-_PAGE: Final = (1 << 24) - 1  # and of the page of the offset: enough to compare within 8 billion offsets
+_PART: Final = (1 << 40) - 1  # bits of the hash that an entry keeps
+_PAGE: Final = (1 << 24) - 1  # bits of the page number that it keeps: enough to compare within 8 billion offsets
 
 
 def _key(task_id: str) -> int:

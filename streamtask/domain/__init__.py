@@ -1,3 +1,1 @@
-"""The vocabulary of the contract, used by every other folder: requests, status events, identity, and the border of the
-core.
-"""
+"""The vocabulary of the contract, shared by every folder: requests, status events, identity, the border of the core."""

@@ -313,9 +313,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop this execution: a coroutine is cancelled, a process killed, a thread notified. Its slot is busy until it has
-    ended.
-    """
+    """Stop this execution: cancel a coroutine, kill a process, notify a thread. Its slot is busy until it has ended."""
 
     token: int
     reason: StopReason

@@ -68,9 +68,7 @@ class Lifecycle:
             begin()
 
     def stop(self, end: Callable[[], None], timeout_s: float) -> None:
-        """Call `end` unless another call does or did; then wait for that one. `end` checks `started` to see what it must
-        end.
-        """
+        """Call `end` unless another call does or did; then wait for that one. `end` reads `started` to see what to end."""
         with self._lock:
             first, self._stopping = not self._stopping, True
         if not first:

@@ -214,9 +214,7 @@ class Executor(HasLifecycle):
         return taken
 
     def begun(self) -> list[int]:
-        """The `timed` executions that a child has begun since the last call. Call it before drain: they may also have
-        ended.
-        """
+        """The `timed` executions that a child has begun since the last call. Call it before drain: they may have ended."""
         return [self._begun.popleft() for _ in range(len(self._begun))] if self._begun else []
 
     def wait(self, timeout_s: float) -> bool:

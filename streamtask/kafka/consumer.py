@@ -262,9 +262,7 @@ class ShardConsumer:
             one.clear()
 
     def leave(self, timeout_s: float) -> None:
-        """Leave the group and serve the revoke: shards_revoked hands everything over. Shards not revoked by timeout_s are
-        lost.
-        """
+        """Leave the group and serve the revoke: shards_revoked hands everything over. Shards left at timeout_s are lost."""
         assert not self._depth, "leave() inside a callback"
         self._left = True
         self._leave(timeout_s)

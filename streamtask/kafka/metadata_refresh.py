@@ -15,9 +15,7 @@ WAIT_S = 0.001  # the answer takes effect when it comes; nothing waits for it
 
 
 def ask_for(consumer: Consumer, topics: set[str]) -> None:
-    """Query these topics and empty the set. Not inside a callback of this consumer: confluent-kafka 2.16 ends the process
-    for it.
-    """
+    """Query these topics and empty the set. Not inside a callback of the consumer: confluent-kafka 2.16 ends the process."""
     while topics:
         with contextlib.suppress(KafkaException):  # nearly always: it was not answered in time
             consumer.list_topics(topics.pop(), timeout=WAIT_S)

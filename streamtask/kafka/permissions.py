@@ -125,9 +125,7 @@ _Allowed = dict[tuple[Resource, str], "frozenset[str] | None"]
 
 
 def _operations(found: Any) -> frozenset[str] | None:
-    """The operations in a description; empty if it may not even be seen. None: it does not exist, or the broker does not
-    say.
-    """
+    """The operations in a description; empty if it may not even be seen. None: it does not exist, or the broker hides them."""
     if found is None or found is _HIDDEN:
         return None if found is None else frozenset()
     reported = found.authorized_operations

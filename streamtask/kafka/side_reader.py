@@ -94,9 +94,7 @@ class SideReader:
         return self._fetched.pop(topic, [])
 
     def reached(self, mark: Mark) -> bool:
-        """Whether everything below the mark was handed out. Call it right after `take`: records that wait for it count as
-        read.
-        """
+        """Whether everything below the mark was handed out. Call it right after `take`: what still waits counts as read."""
         return mark.asked.look() and self._tail.caught_up(mark.asked.known)
 
     def _begin(self) -> None:

@@ -42,7 +42,7 @@ CONNECTIONS_MAX = 16
 CLIENT_S = 5.0
 STOP_S = 5.0  # how long a second stop waits for the first
 
-# : name → (kind, labels, meaning). Prometheus' own labels `instance` and `job` distinguish workers; neither is repeated.
+#: name → (kind, labels, meaning). Prometheus' own labels `instance` and `job` distinguish workers; neither is repeated.
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     # tasks
     "streamtask_tasks_created_total": (COUNTER, (), "Requests admitted: CREATED was published."),

@@ -94,9 +94,7 @@ def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
 
 
 def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Children:
-    """The child processes for its process handlers. Without such handlers they run only quarantined tasks and start on
-    demand.
-    """
+    """The child processes for its process handlers. Without such handlers they run only quarantined tasks, on demand."""
     wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
     return Children(
         app_path,

@@ -34,8 +34,9 @@ LOOK_S = 0.25  # between two looks for stopped executions that run on
 
 @dataclass(slots=True, eq=False)
 class Ward(Place):
-    """The child of one group. open: jobs that it was given and has not answered; stopping: (reason, deadline) of stopped
-    ones.
+    """The child of one group.
+
+    open: jobs that it was given and has not answered; stopping: (reason, deadline) of stopped jobs
     """
 
     group: int = 0

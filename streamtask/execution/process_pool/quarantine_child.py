@@ -61,9 +61,7 @@ class _Spans(tracing.Attempts):
 
 
 class Many:
-    """See the module docstring. Everything belongs to the main thread, except `_read`, and `send`, which any thread may
-    call.
-    """
+    """See the module docstring. The main thread owns everything except `_read`, and `send`, which any thread may call."""
 
     def __init__(
         self,

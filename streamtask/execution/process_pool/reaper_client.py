@@ -1,4 +1,4 @@
-"""The worker's end of the guard: starts it, tells it the present children, and restarts it when it dies.
+"""The worker's end of the guard: starts it, tells it which children exist, and restarts it when it dies.
 
 Belongs to the pool's thread; `on_death` is called from another one.
 """
