@@ -278,9 +278,8 @@ class Session:
     def cluster(self) -> tuple[str, tuple[int, ...]]:
         """(cluster id, ids of running brokers), as soon as there are brokers and a controller.
 
-        Call it before DescribeCluster: librdkafka 2.16 aborts the process when that answer names no broker, which a broker
-        that has just thawed or started returns for a moment; and it waits for a controller without asking again (30 s
-        seen).
+        Call it before DescribeCluster: librdkafka 2.16 aborts the process when that answer names no broker, which happens
+        for a moment after a broker has thawed or started. And it waits for a controller without asking again (30 s seen).
         """
         while True:
             found = self.client.list_topics(timeout=self.left())
