@@ -46,7 +46,7 @@ from streamtask.domain.ports import (
 Clock = Callable[[], Now]
 Flow = Generator[Ask, Answer, bool]  # returns True when it achieved its purpose
 
-CLOSING_TRIES = 3  # a revoke commits clean within so many tries or not at all
+CLOSING_TRIES = 3  # tries of a revoke: it commits clean within its deadline or not at all
 SLICE_MS = 250  # length of one flush slice: between two slices come cancels, endings and signs of life
 
 
