@@ -1,6 +1,6 @@
-"""What happens to a request record when it comes under a ledger: run, wait, end at once, or only a dead letter.
+"""Decides what happens to a request record when its ledger admits it: run, wait, end at once, or only a dead letter.
 
-A function of the record, of what the ledger already knows about it, and of the clocks: no state of its own.
+The decision depends on the record, on what the ledger already knows about it, and on the clocks. There is no other state.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from streamtask.domain.ports import Now
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Into the schedule."""
+    """Put it into the schedule."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaitFor:
-    """Held without a slot. NOT_BEFORE counts on the wall clock (due_ms), the others from now (in_ms)."""
+    """Hold it without a slot. NOT_BEFORE is due at a wall-clock time (due_ms), the other reasons after a delay (in_ms)."""
 
     reason: Wait
     due_ms: int = 0
@@ -30,7 +30,7 @@ class WaitFor:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Ends without (another) execution."""
+    """End it without an execution (or without another one)."""
 
     final: LastEvent
 
@@ -40,12 +40,12 @@ _RUN = Run()
 
 
 def failed(code: ErrorCode | str, error: str) -> LastEvent:
-    """A FAILED with its dead letter."""
+    """A FAILED event with its dead letter."""
     return LastEvent(TaskStatus.FAILED, str(code), error, dead=True)
 
 
 def cancelled(code: ErrorCode, error: str | None = None) -> LastEvent:
-    """A CANCELLED; never a dead letter."""
+    """A CANCELLED event, which never has a dead letter."""
     return LastEvent(TaskStatus.CANCELLED, str(code), error)
 
 
@@ -59,11 +59,11 @@ def verdict(
     waiting_max: int,
     crowded: bool = False,
 ) -> Verdict:
-    """Judge a claim that has just come under its ledger (its counters are restored from it).
+    """Judge a claim that its ledger has just admitted (and whose counters were restored from that ledger).
 
     wanted               False: tasks.control has cancelled it
-    waiting, waiting_max claims of its cell that wait without a slot, and how many may
-    crowded              such claims of all cells take what memory they may
+    waiting, waiting_max how many claims of its cell wait without a slot, and how many may
+    crowded              waiting claims of all cells already use all the memory they may use
     """
     record, request = claim.record, claim.record.request
     if claim.attempt:
@@ -94,15 +94,15 @@ def verdict(
 
 
 def _restarted(claim: Claim, wanted: bool) -> Verdict:
-    """A request that was started before, by an owner that is gone."""
+    """A request that an earlier owner started and did not finish."""
     if not wanted:
         return End(cancelled(ErrorCode.CANCELLED))
     if death(claim.policy, claim.lost) == "quarantine":
         return End(failed(ErrorCode.WORKER_LOST, worker_lost(claim)))
-    if claim.record.request is None:  # that owner could read it: it knew a schema that nobody tells us now
+    if claim.record.request is None:  # the earlier owner could read it: it knew a schema that is unavailable now
         return End(_unreadable(claim))
     if claim.failed and not claim.lost:
-        return WaitFor(Wait.RETRY)  # its due time is not in the ledger: the engine counts the backoff anew
+        return WaitFor(Wait.RETRY)  # the ledger does not hold the due time: the engine restarts the backoff
     return _RUN
 
 

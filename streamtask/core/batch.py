@@ -1,10 +1,10 @@
-"""The next transaction: what is owed by the claims, as status events, dead letters and offsets with ledger texts.
+"""The next transaction: everything that claims owe, as status events, dead letters and offsets with ledger texts.
 
-`build` only looks: it drafts ledger changes and remembers, step by step, which debt each event pays. `Batch.steps` is then
-settled by the engine after the broker said yes, or forgotten after an abort: what is owed is still owed. A batch also
-remembers the id and the sequences it was sent under: they alone tell later whether a doubtful one has landed.
+`build` changes no state: it drafts ledger changes and records, step by step, which debt each event pays. The engine settles
+`Batch.steps` after the broker confirmed the commit, or drops them after an abort: then everything is still owed. A batch also
+keeps the transactional id and the sequences it was sent under: only they can show later whether a doubtful batch committed.
 
-Fence rule: every touched shard sends its lead cell, with or without a change of its own.
+Fence rule: every touched shard sends its lead cell, even if that cell did not change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CREATE, START, REPORT, WAIT, ACQUIT, FINISH = 1, 2, 4, 8, 16, 32
 
 @dataclass(slots=True)
 class Step:
-    """The debts of one claim that this batch pays; `at_ms` is what its events say."""
+    """The debts of one claim that this batch pays; `at_ms` is the time in its events."""
 
     claim: Claim
     pays: int
@@ -47,7 +47,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a batch closes: so many events, so many bytes (core/weight.py), so many claims and refusals."""
+    """A batch is full at this many events, bytes (core/weight.py), or claims plus refusals."""
 
     events_max: int
     bytes_max: int
@@ -56,13 +56,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Owing:
-    """What a batch may pay, all of shards that may commit.
+    """What a batch may pay. All of it belongs to shards that may commit.
 
-    heads     shards whose head is written though nothing else may happen
-    refusals  before any claim
+    heads     shards whose head is written even if nothing else changes
+    refusals  paid before any claim
     urgent    claims that owe more than their CREATED
-    fresh     claims that owe only that, in the order of their offsets: the ledger keeps one mark for all of them
-    avoid     partitions of tasks.dead that take nothing
+    fresh     claims that owe only their CREATED, in order of offset: the ledger keeps one mark for all of them
+    avoid     partitions of tasks.dead that accept no records
     """
 
     heads: Sequence[Shard] = ()
@@ -73,14 +73,14 @@ class Owing:
 
 
 class _Room:
-    """What is left of the limits. The first one is always let in: a batch of one must be possible."""
+    """What remains of the limits. The first unit always fits: a batch of one must be possible."""
 
     __slots__ = ("bytes", "events", "size", "taken", "units")
 
     def __init__(self, limits: Limits) -> None:
         self.events, self.bytes, self.units = limits.events_max, limits.bytes_max, limits.units_max
         self.taken = False
-        self.size = 0  # of what was let in
+        self.size = 0  # bytes of the units that were taken
 
     def take(self, events: int, size: int) -> bool:
         self.events -= events
@@ -102,10 +102,10 @@ class Batch:
     drafts: dict[tuple[int, int], Draft] = field(default_factory=dict)  # by cell
     shards: dict[int, Shard] = field(default_factory=dict)
     sequences: dict[int, int] = field(default_factory=dict)
-    recovering: set[int] = field(default_factory=set)  # shards whose head still says so
+    recovering: set[int] = field(default_factory=set)  # shards whose head still says "recovering"
     closing: bool = False
     made_mono_ms: int = 0
-    bytes: int = 0  # as weighed
+    bytes: int = 0  # by the estimates of core/weight.py
 
     def draft(self, shard: Shard, band: int) -> Draft:
         cell = (band, shard.number)
@@ -124,9 +124,9 @@ def build(
     limits: Limits,
     closing: bool = False,
 ) -> Batch | None:
-    """One transaction out of what is owed, or None when nothing is.
+    """One transaction made of what is owed, or None if nothing is.
 
-    closing  the batch hands the shards of `owing.heads` over: state `clean`, every running mark cleared
+    closing  the batch hands over the shards of `owing.heads`: state `clean`, every running mark cleared
     """
     batch = Batch(owner, closing=closing)
     for shard in owing.heads:
@@ -142,7 +142,7 @@ def build(
         batch.refusals.append(refusal)
         batch.plan.dead.append(refusal.letter)
     else:
-        # Only when no refusal is left over: a CREATED may not overtake what is still open below it.
+        # Only when every refusal has been taken: a CREATED may not overtake a record below it that is still open.
         _pay_all(batch, owing, room, wall_ms)
     if not batch.shards:
         return None
@@ -153,7 +153,7 @@ def build(
 
 
 def _pay_all(batch: Batch, owing: Owing, room: _Room, wall_ms: int) -> None:
-    """What is urgent first; with the room that is left the CREATED of the others."""
+    """Pay urgent claims first, then use the remaining room for the CREATED of the others."""
     steps = batch.steps
     for claim in owing.urgent:
         final = claim.final
@@ -174,7 +174,7 @@ def _pay_all(batch: Batch, owing: Owing, room: _Room, wall_ms: int) -> None:
 
 
 def _publish(batch: Batch, claim: Claim, wall_ms: int) -> Step:
-    """CREATED alone; of one that has failed only while its dead letter cannot be written."""
+    """Pay CREATED alone. A claim that has failed comes here only while its dead letter cannot be written."""
     assert claim.final is None or claim.final.dead, f"{claim} owes more than its CREATED"
     assert claim.wait is None, f"{claim} owes more than its CREATED"
     now = claim.owner_shard.stamp(wall_ms, claim.record.created_ms)
@@ -192,7 +192,7 @@ def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
     if not claim.created:
         step.pays = CREATE
         if phase is not Phase.PICKED and final is None:
-            # Otherwise the entry of its start, or its end, says so; the mark must not pass others that still owe theirs.
+            # Otherwise its start entry or its end records it. The mark must not pass requests that still owe their CREATED.
             draft.created(claim.offset)
         events.append(_event(claim, TaskStatus.CREATED, now, None, None))
     if claim.wait is not None:
@@ -225,7 +225,7 @@ def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
 
 
 def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) -> None:
-    """The terminal event; a FAILED that never ran goes through RUNNING first, so that every history walks the machine."""
+    """The terminal event. A FAILED that never ran goes through RUNNING first: every history follows the state machine."""
     claim = step.claim
     step.pays |= FINISH
     if final.status is not TaskStatus.CANCELLED and not step.attempt:
@@ -274,9 +274,9 @@ def _event(claim: Claim, status: TaskStatus, now: int, attempt: int | None, star
 
 
 def _clear_marks(batch: Batch, shard: Shard) -> None:
-    """A clean hand-over: what was running is given up here and starts again there, and nobody is charged.
+    """A clean hand-over: what is running stops here, restarts at the next owner, and no death is charged.
 
-    Comes first in the drafts: an end or a wait of the same claim is written after it.
+    This runs first in the drafts, so that an end or a wait of the same claim is written after it.
     """
     for band, ledger in enumerate(shard.ledgers):
         for offset, entry in ledger.entries.items():
@@ -293,7 +293,7 @@ def _offsets(batch: Batch) -> None:
         if head.state == "recovering":
             batch.recovering.add(number)
         elif shard.head_recovering:
-            # The first head that no longer says so: from now on the texts alone are believed, so all of them are written.
+            # The first head that no longer says "recovering": from now on only the texts count, so all of them are written.
             for band in bands:
                 batch.draft(shard, band)
         for band in bands:
@@ -305,6 +305,6 @@ def _offsets(batch: Batch) -> None:
 
 
 def too_large(final: LastEvent) -> LastEvent:
-    """What is said instead of an end that the broker refuses to store."""
+    """The failure that replaces a result that the broker refuses to store."""
     text = "the broker refused the record of this result: too large"
     return LastEvent(TaskStatus.FAILED, str(ErrorCode.RESULT_TOO_LARGE), text, dead=True)

@@ -1,9 +1,9 @@
-"""What follows when an execution has really ended: its end, a retry, a death of its own, or nothing, because it was given
-up here. The engine has freed its slot before and has looked whose it is.
+"""What happens when an execution has really ended: a terminal event, a retry, a death, or nothing because it was given up.
+The engine has already freed its slot and checked which claim it belongs to.
 
-A death (Ending.LOST: the process that ran it died, and this worker lives) is charged here, if it ran alone in that process,
-in the transaction that clears its mark. A worker that dies before that transaction leaves the mark, and the next claim
-charges it: once, either way.
+A death (Ending.LOST: the process that ran the task died, while this worker lives) is charged here if the task ran alone in
+that process, in the transaction that clears its mark. If the worker dies before that transaction, the mark stays, and the
+next claim charges the death: once, either way.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from streamtask.core.state import State
 from streamtask.domain.model import Ending, ErrorCode, Outcome, TaskStatus
 from streamtask.domain.ports import Now, StopReason
 
-WAIT_TEXT_MAX = 1_000  # characters of the message that says why it runs again
+WAIT_TEXT_MAX = 1_000  # characters of the message that says why the task runs again
 
 
 def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
-    """The claim was RUNNING; from now on it owes its end or its wait. An end that somebody asked for comes first."""
+    """The claim was RUNNING; from now on it owes its end or its wait. An end that was asked for (a stop) takes precedence."""
     if claim.stop is StopReason.CANCEL:
         transitions.end(state, claim, admission.cancelled(ErrorCode.CANCELLED))
     elif claim.stop is StopReason.TIMEOUT and not outcome.begun:
-        # Its time ran out behind others that took longer than their type ever did: that says nothing about it.
+        # It timed out behind tasks that took longer than their type ever did: that is no fault of this one.
         _again(state, claim, "others ran longer than expected", now)
     elif claim.stop is StopReason.TIMEOUT:
         text = f"attempt {claim.attempt} ran longer than {(claim.timeout_ms or 0) / 1000:g} s"
-        if not outcome.retryable:  # given up, while its code goes on
+        if not outcome.retryable:  # given up, while its code runs on
             text = f"{text}; {outcome.error}"
         _failed(state, claim, ErrorCode.TIMEOUT, text, outcome, now)
     elif outcome.ending is Ending.RETURNED:
@@ -36,7 +36,7 @@ def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
         _again(state, claim, "no child process started it", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
-        # Revoked: given up here, to start again there. Not owed to anybody: the clean commit clears its mark.
+        # Revoked: given up here; it starts again at the next owner. It owes nothing: the clean commit clears its mark.
         claim.phase = Phase.WAITING
         state.urgent.pop(claim, None)
     elif outcome.ending is Ending.LOST:
@@ -64,11 +64,11 @@ def _failed(state: State, claim: Claim, code: str, error: str, outcome: Outcome,
 
 
 def _died(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
-    """The child that it ran in has died. It counts no failure: `Retry.attempts` bounds errors, `lost_max` bounds deaths."""
+    """The child process that it ran in died. This is no failure: `Retry.attempts` bounds errors, `lost_max` bounds deaths."""
     if outcome.beside:
         _parted(state, claim, outcome, now)
         return
-    # In quarantine an acquitted one is a suspect still: it died, and nobody else can have done it.
+    # In quarantine even an acquitted task is still a suspect: it died, and nothing else can have caused that.
     lost = (max(claim.lost, SUSPECT_LOST) if claim.group else claim.lost) + 1
     state.deaths += 1
     if death(claim.policy, lost) == "quarantine":
@@ -82,7 +82,7 @@ def _died(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
 
 
 def _parted(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
-    """One of those that ran in its child has killed that. Nobody is charged; who runs beside it next are half as many."""
+    """One of the tasks that shared its child killed it. None is charged; half as many will run together on the next trial."""
     trial = suspects.parted(claim.trial, outcome.beside + 1)
     text = f"attempt {claim.attempt} was broken off: {outcome.error}, as did that of {outcome.beside} others; again at once"
     owed = Owed(message=text[:WAIT_TEXT_MAX], failed=claim.failed, lost=max(claim.lost, SUSPECT_LOST), trial=trial)
@@ -90,9 +90,9 @@ def _parted(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
 
 
 def suspect(claim: Claim, lost: int, trial: int | None = None) -> None:
-    """Whether one that has so many deaths starts in quarantine next, and how narrow its trial is there.
+    """Decide whether a claim with this many deaths starts in quarantine next, and how narrow its trial is.
 
-    Where there are no children, the worker itself is the child: at most one group is on trial in it.
+    Where there are no child processes, the worker itself is the child: at most one group is on trial in it.
     """
     claim.suspect = lost >= SUSPECT_LOST
     if trial is not None:
@@ -102,7 +102,7 @@ def suspect(claim: Claim, lost: int, trial: int | None = None) -> None:
 
 
 def retry(state: State, claim: Claim, owed: Owed, again: Again, now: Now) -> None:
-    """Its attempt is over and another one will come: that is owed from now on, and its time is running."""
+    """Its attempt is over and another one will follow: from now on it owes that event, and its wait has begun."""
     claim.wait = owed
     suspect(claim, claim.lost if owed.lost is None else owed.lost, owed.trial)
     state.memory.replaced(claim, None, owed)

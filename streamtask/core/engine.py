@@ -1,9 +1,9 @@
 """The engine of a worker: facts come in, effects and the next batch go out.
 
-It is the state (state.py) with the facts as methods; what follows from a fact is decided by the functions of the other
-modules. It starts nothing before its RUNNING has settled, and drops what comes from an execution whose shard has gone
-(Kafka fences members, not partitions: this filter is ours). The flows that talk to the broker are in core/protocol.py; what
-they do to the ownership of shards is in core/ownership.py.
+The engine is the state (state.py) with incoming facts as methods; the functions of the other modules decide what follows from
+a fact. It starts no task before its RUNNING has settled, and drops results of an execution whose shard has gone (Kafka fences
+members, not partitions, so this filter is ours). The flows that talk to the broker are in core/protocol.py; what they do to
+the ownership of shards is in core/ownership.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from streamtask.domain.ports import Cell, Effect, Note, Now
 
 
 class Engine(State):
-    """The state, and the facts that come in. See the module."""
+    """The state, and the facts that come in. See the module docstring."""
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 
     def fetched(self, records: Iterable[RequestRecord]) -> None:
-        """Records of owned shards, in the order of their offsets within a cell; others are dropped."""
+        """Records of owned shards, in order of offset within each cell. Records of other shards are dropped."""
         shards = self.shards
         for record in records:
             shard = shards.get(record.partition)
@@ -34,10 +34,10 @@ class Engine(State):
             intake.fetched(self, shard, record)
 
     def position_lost(self, cell: Cell, log_start: int) -> None:
-        """The log no longer holds the next record of this cell: it goes on at `log_start`.
+        """The log no longer holds the next record of this cell: it continues at `log_start`.
 
-        That is below what came already where the log was cut, or its topic made anew, under its owner: other records will
-        stand at the offsets that the ledger knows. The shard is then claimed again (protocol.step).
+        If `log_start` is below what was already received, the log was cut, or its topic was recreated, under its owner: other
+        records will take the offsets that the ledger knows. The shard is then claimed again (protocol.step).
         """
         band, number = cell
         shard = self.shards.get(number)
@@ -55,10 +55,10 @@ class Engine(State):
         self.effects.append(Note("records_lost", fields))
         if shard.known_to[band] and log_start >= shard.known_to[band]:
             shard.cell_is_back(band)
-            self.backlogged.add(cell)  # what was deferred for it is looked at
+            self.backlogged.add(cell)  # its deferred records are examined now
 
     def cancel_read(self, task_ids: Iterable[str], now: Now) -> None:
-        """Ids that tasks.control cancels, read in its order."""
+        """Task ids that tasks.control cancels, in the order of that topic."""
         for task_id in task_ids:
             self.cancels.add(task_id)
             for shard in self.shards.values():
@@ -67,13 +67,13 @@ class Engine(State):
                     transitions.cancel(self, claim)
 
     def begun(self, token: int, now: Now) -> None:
-        """A child begins with this execution only now (told for those that are `timed`): its time counts from here."""
+        """A child process starts this execution only now (reported for `timed` executions): its time counts from here."""
         claim = self.running.get(token)
         if claim is not None and claim.owner_shard.standing is not Standing.GONE:
             timers.begun(self, claim, now)
 
     def ended(self, token: int, outcome: Outcome, now: Now) -> None:
-        """An execution has really ended: its slot is free."""
+        """An execution has really ended, so its slot is free."""
         claim = self.running.pop(token, None)
         if claim is None:
             self.late_results += 1
@@ -84,7 +84,7 @@ class Engine(State):
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
         transitions.disarm(self, claim)
         if claim.owner_shard.standing is Standing.GONE:
-            self.late_results += 1  # its shard has gone: whoever owns it now runs it again
+            self.late_results += 1  # its shard has gone: the new owner runs it again
             return
         assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
         claim.acquitted = claim.on_trial = False
@@ -92,7 +92,7 @@ class Engine(State):
         endings.judge(self, claim, outcome, now)
 
     def progressed(self, token: int, fraction: float | None, message: str | None, now: Now) -> None:
-        """The latest progress of an execution; at most one event each `progress_ms`."""
+        """The latest progress of an execution; it causes at most one event every `progress_ms`."""
         claim = self.running.get(token)
         if claim is None or claim.owner_shard.standing is Standing.GONE:
             return
@@ -106,7 +106,7 @@ class Engine(State):
             self.throttled[claim] = None
 
     def tick(self, now: Now) -> None:
-        """What time alone brings about."""
+        """Apply what follows from the passing of time alone."""
         timers.due(self, now)
         if self.aside:
             set_aside.tick(self, now)
@@ -121,7 +121,7 @@ class Engine(State):
                         transitions.touch(self, claim)
 
     def _refresh(self, now: Now) -> None:
-        """A task that runs for a quarter of the status retention has its last event published again."""
+        """Publish the last event of a task again once the task has run for a quarter of the status retention."""
         every = self.config.refresh_ms
         self.refresh_mono_ms = now.mono_ms + every // 8
         for claim in self.running.values():
@@ -143,18 +143,21 @@ class Engine(State):
         return max(0, min(waits)) if waits else None
 
     def _alone_after_ms(self, now: Now) -> int:
-        """For how long the CREATED of those that wait do not ask for a batch of their own. Under load the next end or start
-        takes them along, a few milliseconds later, for nothing: alone they cost as much as a thousand ends."""
+        """How long the CREATED of waiting requests do not justify a batch of their own.
+
+        Under load the next end or start carries them along for free a few milliseconds later; alone they cost as much as
+        a thousand ends.
+        """
         if not self.fresh or not self.running:
             return 0
         return self.settled_mono_ms + self.config.created_wait_ms - now.mono_ms
 
     def drain(self) -> None:
-        """Start nothing and admit nothing from now on; what runs may end."""
+        """Admit and start nothing from now on; running tasks may end."""
         self.draining = True
 
     def hold(self, wait_ms: int, now: Now) -> None:
-        """Nothing is sent for so long: a broker lets what comes wait, and a transaction is never open while it waits."""
+        """Send nothing for this long: the broker throttles us, and a transaction must not stay open meanwhile."""
         self.held_until_ms = now.mono_ms + wait_ms
 
     def take_effects(self) -> list[Effect]:
@@ -164,17 +167,17 @@ class Engine(State):
     # -- the next batch ------------------------------------------------------------------------------------------------
 
     def prepare(self, now: Now) -> None:
-        """Admit what has been fetched. `build` does it as well; here while a batch is under way."""
+        """Admit what has been fetched. `build` also does this; this call does it while a batch is in flight."""
         if (self.backlogged or self.memory.heavy) and not self.draining:
             intake.admit(self, now)
 
     @property
     def supplied(self) -> bool:
-        """So many wait already that the next batch is full whatever has just been fetched."""
+        """True when so many requests wait that the next batch is full whatever has just been fetched."""
         return not self.fenced and self.schedule.waiting >= self.config.events_max // 3
 
     def build(self, now: Now) -> Batch | None:
-        """Admit, pick, and put what is owed into one transaction; None when nothing is owed."""
+        """Admit, pick, and put what is owed into one transaction; None if nothing is owed."""
         assert not self.fenced, "recover first"
         assert self.sent is None, "a batch is under way"
         if not self.draining:
@@ -198,7 +201,7 @@ class Engine(State):
         return made
 
     def build_closing(self, numbers: Iterable[int], now: Now) -> Batch | None:
-        """The clean hand-over of these shards: what is done, and every running mark cleared."""
+        """The clean hand-over of these shards: what is done, with every running mark cleared."""
         closing = [s for n in numbers if (s := self.shards.get(n)) and s.standing is Standing.CLOSING and s.ledgers]
         owing = Owing(closing, urgent=set_aside.closing(self, closing), avoid=self.aside.avoid())
         limits = Limits(1 << 30, self.size.closing_limit, self.units_max or 1 << 30)

@@ -1,18 +1,17 @@
-"""The view's only rule: which of two facts about one task stands.
+"""The only rule of the view: which of two facts about one task wins.
 
 A fact is a request record (its task's CREATED, version 0) or a status event (version = its offset in tasks.status + 1).
-Facts come in any order, and more than once. They are compared by what they are, never by when they came, and the
-greatest stands: so any order with any repeats folds to the same. From the strongest rule to the weakest:
+Facts may arrive in any order, and more than once. They are compared by their content, never by their arrival, and the
+greatest wins: so any order with any repeats folds to the same result. From the strongest rule to the weakest:
 
-1. A status event stands before any request: it is what a worker said.
-2. Of the same origin: a terminal status before RUNNING before CREATED (the state machine), then the higher version. Two
-   terminal events cannot be; if they are, the first one stands, since a terminal status is never left.
-3. Of two origins in one partition the first one stands: the lower version. Their histories do not overlap: the second
-   record runs only after the first has ended, else it is refused without an event.
-4. Of two origins in different partitions (a producer that used a task_id again under another key, or after partitions
-   were added) the lower partition: Kafka orders nothing between them. An origin that cannot be read stands behind one
-   that can.
-5. Of two requests the one created first, then the origin that sorts first.
+1. A status event wins over any request, because a worker wrote it.
+2. Same origin: a terminal status wins over RUNNING, RUNNING over CREATED (the state machine), then the higher version. Two
+   terminal events cannot occur; if they did, the first would win, since a task never leaves a terminal status.
+3. Two origins in one partition: the first one, with the lower version, wins. Their histories do not overlap: the second
+   record runs only after the first has ended; otherwise it is refused without an event.
+4. Two origins in different partitions (a producer reused a task_id under another key, or after partitions were added): the
+   lower partition wins, because Kafka does not order them. An origin that cannot be parsed loses to one that can.
+5. Two requests: the one created first wins, then the origin that sorts first.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class Fact(Protocol):
     """A row of the view, or what is known of it.
 
     status      wire name
-    origin      `high-3@12345`, or "" when an event does not say
-    updated_ms  of a request: its created_at
+    origin      `high-3@12345`, or "" when an event has none
+    updated_ms  created_at, if the fact is a request
     """
 
     @property
@@ -44,12 +43,12 @@ class Fact(Protocol):
 
 F = TypeVar("F", bound=Fact)
 
-# 0 CREATED, 1 RUNNING, 2 terminal: how many steps of the machine lead there at least.
+# 0 CREATED, 1 RUNNING, 2 terminal: the least number of steps of the machine that lead there.
 _RANK: Final = {status.value: 2 if not NEXT[status] else int(status is TaskStatus.RUNNING) for status in TaskStatus}
 
 
 def stands(held: Fact, fact: Fact) -> bool:
-    """True when `fact` takes the place of `held` (two facts about one task)."""
+    """True when `fact` replaces `held` (two facts about one task)."""
     if not held.version or not fact.version:
         if held.version or fact.version:
             return not held.version
@@ -66,7 +65,7 @@ def stands(held: Fact, fact: Fact) -> bool:
 
 
 def fold(latest: F | None, fact: F) -> F | None:
-    """`fact` when it stands now; None when nothing changes."""
+    """Return `fact` if it wins, or None if nothing changes."""
     return fact if latest is None or stands(latest, fact) else None
 
 

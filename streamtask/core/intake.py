@@ -1,7 +1,7 @@
-"""Records come under their ledgers and become claims, as far as the ledgers have room.
+"""Admits records to their ledgers and turns them into claims, as far as the ledgers have room.
 
-Beyond that they wait in the backlog of their cell, whose size is bounded by pausing the cell (with hysteresis: a pause
-throws the prefetched records away). A second record of a task_id that is still open in its shard is not run.
+Further records wait in the backlog of their cell. Pausing the cell bounds that backlog, with hysteresis, because a pause
+throws prefetched records away. A second record with a task_id that is still open in its shard is not run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _UNKNOWN = TaskPolicy()
 
 
 def admit(state: State, now: Now) -> None:
-    """Every cell with a backlog: as many records as its ledger has room for."""
+    """Admit as many records of every cell with a backlog as its ledger has room for."""
     resumed = []
-    for cell in sorted(state.backlogged):  # high first: its records are scheduled first
+    for cell in sorted(state.backlogged):  # high comes first, so its records are scheduled first
         band, number = cell
         shard = state.shards.get(number)
         if shard is None:
@@ -43,11 +43,11 @@ def admit(state: State, now: Now) -> None:
 
 
 def pick(state: State, now: Now) -> None:
-    """As many as there are slots for, and memory for what they hold while they run."""
+    """Pick as many claims as there are free slots, and memory for what they hold while they run."""
     schedule, memory, active = state.schedule, state.memory, state.memory.active
     while True:
         if active.total >= active.safe or schedule.closed:
-            # One may always run, also while ends that cannot be written (core/set_aside.py) fill the memory.
+            # One may always run, even while ends that cannot be written (core/set_aside.py) fill the memory.
             schedule.closed = memory.closed() if schedule.busy else ()
         claim = schedule.pick(now.mono_ms)
         if claim is None:
@@ -60,7 +60,7 @@ def pick(state: State, now: Now) -> None:
 
 
 def fetched(state: State, shard: Shard, record: RequestRecord) -> None:
-    """Behind the others of its cell, which is paused when it, or its band, holds enough."""
+    """Append the record to the backlog of its cell, and pause the cell when it, or its band, holds enough."""
     band, config, memory = record.band, state.config, state.memory
     backlog = shard.backlogs[band]
     backlog.records.append(record)
@@ -77,12 +77,12 @@ def fetched(state: State, shard: Shard, record: RequestRecord) -> None:
 
 
 def _may_resume(state: State, shard: Shard, band: int) -> bool:
-    """Whether a paused cell goes on: its backlog is small, and there is room for what its band holds, or it holds nothing."""
+    """Whether a paused cell resumes: its backlog is small, and its band has room again, or the cell holds nothing."""
     backlog, memory = shard.backlogs[band], state.memory
     if len(backlog.records) > state.config.backlog_low or backlog.bytes > state.config.backlog_bytes_max // 2:
         return False
     if not memory.may_have(shard, band):
-        memory.heavy.add((band, shard.number))  # its backlog may be empty soon, and nothing else would look at it
+        memory.heavy.add((band, shard.number))  # its backlog may soon be empty, and then nothing else would check it
         return False
     backlog.paused = False
     memory.heavy.discard((band, shard.number))
@@ -99,7 +99,7 @@ def _admit_cell(state: State, shard: Shard, band: int, now: Now) -> None:
         record = records[0]
         if shard.unsettled_cells and record.offset >= shard.known_to[band]:
             if shard.known_to[band]:
-                _cell_is_back(state, shard, band, now)  # the rest of what was known has gone from the log
+                _cell_is_back(state, shard, band, now)  # the rest of what was known is no longer in the log
             if shard.unsettled_cells:
                 break
         records.popleft()
@@ -112,7 +112,7 @@ def _admit_cell(state: State, shard: Shard, band: int, now: Now) -> None:
                 if shard.unsettled_cells:
                     shard.resumed[band, record.task_id] = record.offset
                 _open(state, shard, record, now)
-        else:  # it has ended: only its offset was to be known
+        else:  # the task has ended: only its offset had to be known
             state.memory.released(shard, record)
         if shard.known_to[band] and ledger.received >= shard.known_to[band]:
             _cell_is_back(state, shard, band, now)

@@ -1,17 +1,17 @@
-"""The ledger of one request partition (cell): what is open, what is done, what was promised about it.
+"""The ledger of one request partition (cell): what is open, what is done, and what has been published about it.
 
-    receive(offset, task_id)           a record came from the log: is it to be worked on?
+    receive(offset, task_id)           a record came from the log: is there work to do for it?
     draft() → created, started, waiting, cleared, acquitted, done → close() → (position, text)
-                                       only looks: a copy is changed, and this is what to commit
-    settle(draft)                      the broker said yes: now it is so. An aborted draft is simply dropped
+                                       changes only a copy; the result is what to commit
+    settle(draft)                      the commit succeeded: apply it. An aborted draft is simply dropped
 
-Always true: the position never falls (but for `truncate`: the log itself shrank); no open offset is below it; nothing
-is received twice; a gap (marker, retention) is never open, so it never holds the position back; as long as room()
-is respected, the text fits its budget whatever happens later.
+Always true: the position never falls (except in `truncate`, when the log itself shrank); no open offset is below it; nothing
+is received twice; a gap (marker, retention) is never open, so it never holds the position back; as long as the caller
+respects room(), the text fits its budget whatever happens later.
 
-After a restart the ledger knows what the text said and is fed the records from the position on once more; `receive`
-tells which of them are still to be worked on. When the text was lost, `recall` tells it what tasks.status knows; that
-counts only for a record of the same task_id, since a topic that was made anew counts its offsets from 0 once more.
+After a restart the ledger holds what its text says, and receives the records from the position on once more; `receive` tells
+which of them still need work. If the text was lost, `recall` supplies what tasks.status knows. That counts only for a record
+with the same task_id, since a recreated topic counts its offsets from 0 again.
 Idea: parallel-consumer, PartitionState.
 """
 
@@ -37,14 +37,14 @@ from streamtask.core.offset_map import (
 )
 from streamtask.core.recall import Recall
 
-GAP_ROOM: Final = 1 << 19  # offsets that may be gaps while one answer of room() is used up
-SUSPECT_LOST: Final = 2  # deaths after which a request is a suspect: it runs in quarantine, and stands trial there
+GAP_ROOM: Final = 1 << 19  # offsets that may be gaps before room() is asked again
+SUSPECT_LOST: Final = 2  # with this many deaths a request is a suspect: it runs in quarantine, on trial
 
 _CREATED, _ENTRY, _DONE = 0, 1, 2
 
 
 class Draft:
-    """The ledger as it will be if a transaction commits. Every change names an open offset that was received."""
+    """The ledger as it will be if a transaction commits. Every change names a received offset that is open."""
 
     __slots__ = ("_changes", "_closed", "_ledger", "_stamp", "state")
 
@@ -56,9 +56,9 @@ class Draft:
         self._closed = False
 
     def created(self, offset: int) -> None:
-        """CREATED of `offset` is in this transaction. In order of offset: what is open below has its own already.
+        """CREATED of `offset` is in this transaction. Call it in order of offset: open requests below must have theirs.
 
-        One that is started (or ends) in the same transaction needs no call: its entry (or its end) says so.
+        A request that starts or ends in the same transaction needs no call: its entry or its end records it.
         """
         assert not self._closed, f"CREATED of {offset} comes after the draft was closed"
         assert offset < self._ledger.received, f"CREATED of {offset}, which was not received"
@@ -67,7 +67,7 @@ class Draft:
         self._changes.append((_CREATED, offset, NOTHING))
 
     def started(self, offset: int, attempt: int, mark: int = Mark.RUNNING, trial: int = 0) -> None:
-        """RUNNING with this attempt. mark: RUNNING or TRIAL; trial: its number (core/suspects.py), 0 keeps what it has."""
+        """RUNNING with this attempt. mark: RUNNING or TRIAL; trial: its number (core/suspects.py); 0 keeps the present one."""
         assert mark != Mark.NONE, f"{offset} starts without a mark"
         assert attempt <= ATTEMPT_MAX, f"attempt {attempt} of {offset}: end it instead"
         old = self._entry(offset)
@@ -75,10 +75,10 @@ class Draft:
         self._put(offset, entry_of(attempt, old.failed, old.lost, mark, trial or old.trial))
 
     def waiting(self, offset: int, failed: int, lost: int | None = None, trial: int | None = None) -> None:
-        """The attempt ended and another one will come: no mark, so that a death is not charged to a waiting task.
+        """The attempt ended and another one will follow. The mark is cleared, so a waiting task is not charged for a death.
 
-        lost   given when the attempt ended by the death of its child: with this one, if it was alone in there; else it stays
-        trial  given when it was not: how narrow its next trial is
+        lost   given when the attempt ended with its child's death: its deaths, counting this one if it ran alone there
+        trial  given when it did not run alone: how narrow its next trial is
         """
         old = self._entry(offset)
         assert lost is None or lost >= old.lost, f"{offset}: deaths fell from {old.lost} to {lost}"
@@ -86,18 +86,18 @@ class Draft:
         self._put(offset, entry_of(old.attempt, failed, lost, Mark.NONE, trial))
 
     def cleared(self, offset: int) -> None:
-        """A clean hand-over: it runs nowhere."""
+        """A clean hand-over: the request runs nowhere."""
         old = self._entry(offset)
         self._put(offset, entry_of(old.attempt, old.failed, old.lost, Mark.NONE, old.trial))
 
     def acquitted(self, offset: int) -> None:
-        """Its trial is over and it runs on: its deaths are forgiven."""
+        """It outlived its trial and runs on: its deaths are forgiven."""
         old = self._entry(offset)
         assert old.mark == Mark.TRIAL, f"{offset} is not on trial"
         self._put(offset, entry_of(old.attempt, old.failed, 0, Mark.RUNNING, suspects.acquitted(old.trial)))
 
     def done(self, offset: int) -> None:
-        """Its terminal event (or dead letter) is in this transaction."""
+        """Its terminal event (or its dead letter) is in this transaction."""
         assert not self._closed, f"{offset} ends after the draft was closed"
         assert offset < self._ledger.received, f"{offset} ends, which was not received"
         finished = self.state.finish(offset)
@@ -109,7 +109,7 @@ class Draft:
         return self.state.position
 
     def close(self, head: Head | None = None) -> tuple[int, str]:
-        """(offset, text) to commit. No more changes; settle or drop it."""
+        """Return (offset, text) to commit. After this the draft takes no more changes: settle it or drop it."""
         self._closed = True
         assert self.state.position >= self._ledger.position, f"{self.state.position} is behind {self._ledger.position}"
         return self.state.position, self._ledger.text_of(self.state, head)
@@ -118,11 +118,11 @@ class Draft:
         return iter(self._changes)
 
     def changed(self) -> bool:
-        """True when it says something that the ledger does not."""
+        """True when the draft differs from the ledger."""
         return bool(self._changes)
 
     def is_current(self, stamp: int) -> bool:
-        """True when the ledger is still as it was when the draft was made, but for records received behind its end."""
+        """True when the ledger has not changed since the draft was made, except for records received at its end."""
         return self._stamp == stamp
 
     def _entry(self, offset: int) -> Entry:
@@ -137,11 +137,11 @@ class Draft:
 
 
 class Ledger:
-    """See the module. text_max: budget in characters of its text without the head.
+    """See the module docstring. text_max: budget of its text without the head, in characters.
 
     received  next offset expected from the log; a smaller one is a repeat
-    state     the map; drafts replace it
-    vanished  open offsets that were known and did not come back from the log: reported by the caller, who clears it
+    state     the map; settling a draft replaces it
+    vanished  known open offsets that did not come back from the log; the caller reports and clears them
     """
 
     __slots__ = ("_caps", "_recall", "_stamp", "_unfetched", "received", "state", "text_max", "vanished")
@@ -153,12 +153,12 @@ class Ledger:
         self.vanished: list[int] = []
         self._caps = caps(text_max)
         self._recall: Recall | None = None
-        self._unfetched = 0  # open, known from the text, not received yet
+        self._unfetched = 0  # open offsets known from the text and not received yet
         self._stamp = 0
 
     @classmethod
     def restored(cls, state: OffsetMap, *, text_max: int = TEXT_MAX) -> Ledger:
-        """The ledger as its text told (offset_map.decode); records come again from the position on."""
+        """A ledger restored from its text (offset_map.decode). Records come again from the position on."""
         ledger = cls(state.position, text_max=text_max)
         ledger.state = state
         ledger._unfetched = state.count
@@ -177,7 +177,7 @@ class Ledger:
 
     @property
     def entries(self) -> dict[int, Entry]:
-        """{offset: Entry} of started requests. Read it, never keep it."""
+        """{offset: Entry} of started requests. Read it, but never keep a reference."""
         return self.state.entries
 
     @property
@@ -186,21 +186,21 @@ class Ledger:
 
     @property
     def known_end(self) -> int:
-        """End of the last open request that is known, from the text or from tasks.status; 0: none."""
+        """End of the last open request known from the text or from tasks.status; 0 if there is none."""
         ends = self.state.ends
         recalled = max(self._recall.known, default=-1) + 1 if self._recall is not None else 0
         return max(ends[-1] if ends else 0, recalled)
 
     @property
     def recalling(self) -> bool:
-        """True while facts from tasks.status are needed that no text of this ledger could tell yet."""
+        """True while the ledger needs facts from tasks.status that its text cannot hold yet."""
         return self._recall is not None
 
     def entry(self, offset: int) -> Entry:
         return self.state.entries.get(offset, NOTHING)
 
     def is_open(self, offset: int) -> bool:
-        """Received and not done."""
+        """True for an offset that was received and is not done."""
         return offset < self.received and self.state.is_open(offset)
 
     def is_created(self, offset: int) -> bool:
@@ -209,34 +209,34 @@ class Ledger:
         return offset < state.created or offset in state.entries or (recall is not None and offset in recall.known)
 
     def open_offsets(self) -> list[int]:
-        """Received and not done, ascending."""
+        """Offsets that were received and are not done, ascending."""
         return self.state.offsets(0, self.received)
 
     @property
     def claims_max(self) -> int:
-        """How many may be open while the span is below 2**20 offsets."""
+        """How many requests may be open while the span is below 2**20 offsets."""
         return self._caps[20]
 
     def room(self) -> int:
-        """How many more may be received now, such that the text fits whatever happens later.
+        """How many more records may be received now so that the text fits whatever happens later.
 
-        Holds for so many records below received + GAP_ROOM and one beyond it; ask again then. Requests known from the
-        text are always let in: they are in it already.
+        The answer holds for that many records below received + GAP_ROOM and one beyond it; then ask again. Requests known
+        from the text always fit: the text already contains them.
         """
         state = self.state
         cap = self._caps[(state.end - state.position + GAP_ROOM).bit_length()]
         return max(cap - state.count, 0) + self._unfetched
 
     def text(self, head: Head | None = None) -> str:
-        """The text as it is now, without any draft (claims)."""
+        """The text of the present state, without any draft (used by claims)."""
         return self.text_of(self.state, head)
 
-    # --- Changes that the log makes ---
+    # --- Changes caused by the log ---
 
     def receive(self, offset: int, task_id: str) -> bool:
-        """Take note of a record. False: nothing to do for it (a repeat, or done). Offsets left out are done.
+        """Take note of a record. False: nothing to do for it (a repeat, or done). Skipped offsets count as done.
 
-        task_id: empty when the record has none that can be used; no event was ever written about such a record
+        task_id: empty when the record has no usable one; no event was ever written about such a record
         """
         if offset < self.received:
             return False
@@ -274,14 +274,14 @@ class Ledger:
         return state.is_open(offset)
 
     def over(self, offset: int) -> None:
-        """This open record, of which nothing is published, was over before its text was lost (core/intake.py)."""
+        """This open record, whose CREATED was never published, had ended before its text was lost (core/intake.py)."""
         assert offset not in self.entries, f"{offset} has started"
         self._stamp += 1
         self.state.finish(offset)
         self._absorb()
 
     def skip_to(self, offset: int) -> list[int]:
-        """The log now starts at `offset`: nothing below it can come any more. Returns the open offsets dropped."""
+        """The log now starts at `offset`: no record below it can come any more. Returns the open offsets that were dropped."""
         self._stamp += 1
         state = self.state
         dropped = state.offsets(0, offset)
@@ -297,7 +297,7 @@ class Ledger:
         return dropped
 
     def truncate(self, log_end: int) -> list[int]:
-        """The log ends at `log_end`: new records will stand there. Forgets what was beyond; returns the open ones."""
+        """The log ends at `log_end`: new records will stand there. Forgets what was beyond; returns what was open there."""
         self._stamp += 1
         state = self.state
         dropped = state.offsets(log_end, max(state.end, log_end))
@@ -316,9 +316,10 @@ class Ledger:
     # --- Recovery from tasks.status ---
 
     def recall(self, offset: int, task_id: str, ended: bool, attempt: int) -> None:
-        """What an event in tasks.status says about the request at `offset`, if that is this task_id's: it has ended, or it
-        is known (CREATED is published) and was granted this attempt. In the order of the events, before anything is
-        received. Call truncate(log_end) behind the last."""
+        """Note what an event in tasks.status says about the request at `offset`, if that request has this task_id: it has
+        ended, or its CREATED is published and it was granted this attempt. Call it in the order of the events, before
+        anything is received, and truncate(log_end) after the last one.
+        """
         assert self.received <= self.state.position, f"{offset} is recalled after the first receive"
         assert attempt >= 0, f"attempt {attempt} of {offset}"
         if offset >= self.received:
@@ -327,7 +328,7 @@ class Ledger:
             self._recall.add(offset, task_id, ended, min(attempt, ATTEMPT_MAX))
 
     def _absorb(self) -> None:
-        """Move `created` over what is done or recalled as known, and drop the facts that the text can tell now."""
+        """Move `created` over requests that are done or recalled, and drop the facts that the text can hold now."""
         recall, state = self._recall, self.state
         if recall is None:
             return
@@ -336,7 +337,7 @@ class Ledger:
             self._recall = None
 
     def publish(self, state: OffsetMap, offset: int) -> None:
-        """CREATED of `offset` in this map, the ledger's own or a draft's."""
+        """Record CREATED of `offset` in this map, which is the ledger's own or a draft's."""
         known = self._recall.known if self._recall is not None else {}
         assert offset >= state.created, f"CREATED of {offset} was published before"
         assert offset not in known, f"CREATED of {offset} was published before, tasks.status says"
@@ -353,8 +354,11 @@ class Ledger:
         return Draft(self, self._stamp)
 
     def settle(self, draft: Draft) -> None:
-        """The transaction of `draft` has committed. Records that came since are open in it, too. Right also when more was
-        changed since (a doubtful commit that turned out to have landed): then its changes are made again on what is there."""
+        """The transaction of `draft` has committed. Records received since then are open in it too.
+
+        If the ledger changed in other ways since (a doubtful commit turned out to have landed), the changes of the draft are
+        applied again to the present state.
+        """
         before = self.state.position
         if draft.is_current(self._stamp):
             since, self.state = self.state, draft.state
@@ -365,7 +369,7 @@ class Ledger:
             state = self.state
             for kind, offset, entry in draft.changes():
                 if not state.is_open(offset):
-                    continue  # dropped meanwhile: skip_to, truncate
+                    continue  # dropped meanwhile by skip_to or truncate
                 if kind == _DONE:
                     state.finish(offset)
                 elif kind == _ENTRY:
@@ -384,25 +388,25 @@ class Ledger:
 
 
 def _created_beyond(state: OffsetMap, created: int, known: dict[int, int], received: int) -> int:
-    """`created`, moved over everything that is done or started, and over received requests whose CREATED is known."""
+    """`created`, moved over every offset that is done or started, and over received requests whose CREATED is known."""
     starts, ends = state.starts, state.ends
     while created < state.end:
         at = bisect_right(starts, created) - 1
-        if at < 0 or created >= ends[at]:  # done: on to the next open run
+        if at < 0 or created >= ends[at]:  # done: continue at the next open run
             created = starts[at + 1] if at + 1 < len(starts) else state.end
         elif (created in known and created < received) or created in state.entries:
-            created += 1  # a start says so too: urgent ones may overtake the CREATED of others
+            created += 1  # a start implies CREATED: urgent requests may overtake the CREATED of others
         else:
             break
     return created
 
 
 def charge(ledgers: Sequence[Ledger]) -> list[tuple[int, int]]:
-    """The owner of these cells (one shard, all of them) died: charge the deaths to who was running, clear all marks.
+    """The owner of these cells (all cells of one shard) died: charge the running requests with its death, and clear all marks.
 
-    If anyone stood trial alone in that worker, the death is that one's. Otherwise each one that ran is charged, but none
-    beyond SUSPECT_LOST: from there on only a death in its own child, or in a trial that it stands alone, is surely its own.
-    Who stood trial is not charged, but stands the next one beside fewer others (suspects.narrowed).
+    If a request stood trial alone in that worker, the death is charged to it. Otherwise each request that ran is charged, but
+    not beyond SUSPECT_LOST: from there on only a death in its own child, or in a trial that it stood alone, is certainly its
+    own. The other requests on trial are not charged, but share their next trial with fewer (suspects.narrowed).
 
     Returns (index of the ledger, offset) of each request whose `lost` rose.
     """
@@ -431,7 +435,7 @@ def _stood_alone(entry: Entry) -> bool:
 
 
 def unmark(ledgers: Sequence[Ledger]) -> None:
-    """Nothing of these cells runs any more, and nobody died."""
+    """Clear all marks: nothing of these cells runs any more, and no process died."""
     for ledger in ledgers:
         for offset, entry in ledger.entries.items():
             ledger.entries[offset] = entry_of(entry.attempt, entry.failed, entry.lost, Mark.NONE, entry.trial)

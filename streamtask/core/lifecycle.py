@@ -1,6 +1,6 @@
-"""Which status may follow which. Strict and one-way: a terminal status is never left.
+"""Which status may follow which. The order is strict: a task never leaves a terminal status.
 
-The table is the truth; docs/states.md is drawn from it (a test holds them equal).
+This table is the source; docs/states.md is drawn from it (a test compares them).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ assert {status for status, after in NEXT.items() if not after} == ENDED, "the te
 
 
 class IllegalStep(StreamtaskError):
-    """A history that does not walk the machine."""
+    """A history that breaks the state machine."""
 
 
 def may_follow(before: TaskStatus | None, after: TaskStatus) -> bool:
-    """True when a history whose last status is `before` (None: it is empty) may go on with `after`."""
+    """True when a history whose last status is `before` (None if empty) may continue with `after`."""
     return after is TaskStatus.CREATED if before is None else after in NEXT[before]
 
 
 def advance(before: TaskStatus | None, after: TaskStatus) -> TaskStatus:
-    """`after`, or IllegalStep when it may not follow."""
+    """Return `after`; raise IllegalStep when it may not follow."""
     if not may_follow(before, after):
         raise IllegalStep(f"{after.name} may not follow {before.name if before else 'nothing'}")
     return after

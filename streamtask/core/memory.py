@@ -1,18 +1,18 @@
-"""What a worker holds, in bytes: weighed when it comes in, taken off when it goes, and kept within two shares of its budget.
+"""What a worker holds, in bytes: counted when it arrives, subtracted when it leaves, and kept within two shares of its budget.
 
-    waiting  every record from its fetch until its end is committed: its bytes and what the worker keeps beside them
-    active   decoded parameters of what runs, results and long texts that are not committed yet
+    waiting  every record from its fetch until its end is committed: its bytes and what the worker keeps with them
+    active   decoded parameters of running tasks; results and long texts that are not committed yet
 
 A cell is paused when its band may hold no more (`Share.full`), and resumed once a quarter of that is free again. Two rules
-keep everything moving. Each band has a part of a share that no other band can take: a flood of low requests leaves room for
-high ones, and the other way round. And what is empty may always have one: a cell that holds nothing is never left paused,
-and a task is started when none runs, however heavy they are. So `waiting` may exceed its share by what one fetch brings plus
-one request of each cell (of a shard that is taken over: by what lies before the requests that its earlier owner had open),
-and `active` by the task of each band that was started last, and by the first results of a type.
+guarantee progress. Each band has a part of a share that no other band can take: a flood of low requests leaves room for high
+ones, and the other way round. And an empty holder may always have one: a cell that holds nothing is never left paused, and a
+task is started when none runs, however heavy they are. So `waiting` may exceed its share by what one fetch brings plus one
+request of each cell (in a shard that is taken over: by what comes before the requests that its earlier owner had open), and
+`active` by the task of each band that was started last, and by the first results of a type.
 
-Weights are bounds, not measurements: counted on the bytes of a record without decoding them, and at least what CPython takes
-for the same values. What a result will weigh is not known before it is there: a type's tasks are expected to return as much
-as its largest result of late.
+Weights are bounds, not measurements: they are computed from the bytes of a record without decoding them, and are at least what
+CPython takes for the same values. The size of a result is not known in advance: a task is expected to return as much as the
+largest recent result of its type.
 
 Always true: the totals are the sums of what is held; they are 0 when nothing is.
 """
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from streamtask.core.shard import LastEvent as End
     from streamtask.domain.ports import Cell
 
-# One waiting request beside its value: record, model, claim, ledger entry, schedule (2,600 bytes measured over 15,840 open
-# ones), and texts up to TEXT_FREE.
+# One waiting request without its value: record, model, claim, ledger entry, schedule (2,600 bytes measured over 15,840 open
+# requests), and texts up to TEXT_FREE.
 OVERHEAD: Final = 3_072
 TEXT_FREE: Final = 512
-SMALL: Final = 256  # so few bytes decode to less than what OVERHEAD has to spare
+SMALL: Final = 256  # so few bytes decode to less than the slack in OVERHEAD
 # CPython 3.11-3.14: an empty list takes 56 bytes and a slot in its parent, a dict with up to five entries 184, a number 24
-# to 32 and a slot of 8, a short string 49 and its characters. Rounded up to what the allocator hands out.
+# to 32 and a slot of 8, a short string 49 plus its characters. Rounded up to the sizes that the allocator hands out.
 LIST_BYTES: Final = 72
 DICT_BYTES: Final = 240
 ITEM_BYTES: Final = 48
 STRING_BYTES: Final = 64
-DECAY: Final = 16  # a smaller result lowers what is expected of its type by a sixteenth
+DECAY: Final = 16  # a smaller result lowers the expectation of its type by a sixteenth
 _ASTRAL: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD]")
 
 
 def record_weight(record: RequestRecord) -> int:
-    """Bytes that this record takes from its fetch to its end, its parameters not decoded. Also fills `opened`."""
+    """Bytes that this record takes from its fetch to its end, without decoded parameters. Also fills `opened`."""
     size = len(record.value)
     weight = OVERHEAD + size
     text = record.text
     if text is not None:
         record.opened = opened_weight(text)
-        if text is not record.value:  # it came in another format than JSON
+        if text is not record.value:  # it came in a format other than JSON
             weight += len(text)
     elif size > SMALL and record.request is not None:
         weight += opened_weight(record.value)  # it stays decoded
@@ -66,11 +66,11 @@ def record_weight(record: RequestRecord) -> int:
 
 
 def opened_weight(text: bytes) -> int:
-    """At least what the values of this JSON text take in memory (1 MB of `[[],[],…]`: 40 MB)."""
+    """An upper bound of the memory that the values of this JSON text take (1 MB of `[[],[],…]`: 40 MB)."""
     count = text.count
     if text.isascii() and rb"\u" not in text:
         width = 1
-    else:  # one character beyond the BMP makes all of its string four bytes wide
+    else:  # one character beyond the BMP makes the whole string four bytes wide
         width = 4 if _ASTRAL.search(text) else 2
     return (
         width * len(text)
@@ -82,7 +82,7 @@ def opened_weight(text: bytes) -> int:
 
 
 def end_weight(final: End) -> int:
-    """Bytes of an end that is owed, beyond what OVERHEAD has room for."""
+    """Bytes of an owed end beyond the slack in OVERHEAD."""
     size = len(final.result) if final.result is not None else 0
     if final.error is not None or final.traceback is not None:
         size += 2 * (len(final.error or "") + len(final.traceback or ""))
@@ -90,7 +90,7 @@ def end_weight(final: End) -> int:
 
 
 def text_weight(owed: Owed | None) -> int:
-    """The same of a progress report or the wait for a retry."""
+    """The same for a progress report or the wait for a retry."""
     message = owed.message if owed is not None else None
     return 2 * len(message) if message is not None and len(message) > TEXT_FREE // 2 else 0
 
@@ -98,7 +98,7 @@ def text_weight(owed: Owed | None) -> int:
 class Share:
     """One share of the budget, divided among the bands.
 
-    A quarter is the first band's alone, a quarter is divided among the others, and half goes to whoever needs it.
+    A quarter belongs to the first band alone, a quarter is divided among the others, and any band may use the other half.
     """
 
     __slots__ = ("_common", "limit", "own", "safe", "total", "used")
@@ -120,11 +120,11 @@ class Share:
         assert self.used[band] >= 0, f"band {band} holds {self.used[band]} bytes"
 
     def full(self, band: int) -> bool:
-        """This band may take no more: its own part is used up, and so is the common one."""
+        """True when this band may take no more: its own part and the common part are used up."""
         return self.used[band] >= self.own[band] and self._beyond() >= self._common
 
     def roomy(self, band: int) -> bool:
-        """A quarter of what made it full is free again."""
+        """True when a quarter of what made it full is free again."""
         return 4 * self.used[band] < 3 * self.own[band] or 4 * self._beyond() < 3 * self._common
 
     def _beyond(self) -> int:
@@ -141,29 +141,29 @@ class Memory:
         self.waiting = Share(waiting_max, bands)
         self.active = Share(active_max, bands)
         self.heavy: set[Cell] = set()  #: cells that are paused for what their band holds
-        self.pauses = 0  #: how often one was
-        self.parked = 0  #: weight of requests that wait for a time or for a type that no handler knows
-        self.expected: dict[str, int] = {}  #: task type → bytes of a result, of types whose results count
+        self.pauses = 0  #: how often a cell was paused for that
+        self.parked = 0  #: weight of requests that wait for a time or for an unknown task type
+        self.expected: dict[str, int] = {}  #: task type → expected bytes of a result, for types with large results
 
     @property
     def held(self) -> int:
-        """Bytes that count, now."""
+        """Bytes held now, as counted here."""
         return self.waiting.total + self.active.total
 
     @property
     def budget(self) -> int:
-        """Bytes that may."""
+        """Bytes that may be held."""
         return self.waiting.limit + self.active.limit
 
     @property
     def crowded(self) -> bool:
-        """Requests that only wait take half of their share: no further one may, else they would stop what could run."""
+        """True when requests that only wait use half of their share: if more waited, they would block those that can run."""
         return self.parked >= self.waiting.limit // 2
 
     # --- Records ---
 
     def fetched(self, shard: Shard, record: RequestRecord) -> bool:
-        """It is held from now on. True: its band may take no more."""
+        """Count a fetched record as held. True: its band may take no more."""
         band, waiting = record.band, self.waiting
         weight = record.weight or record_weight(record)
         shard.held[band] += weight
@@ -173,40 +173,41 @@ class Memory:
         return used[band] >= waiting.own[band] and waiting.full(band)
 
     def released(self, shard: Shard, record: RequestRecord) -> None:
-        """Its end is committed, or it had ended before it came."""
+        """The record is no longer held: its end is committed, or it had ended before it was fetched."""
         shard.held[record.band] -= record.weight
         self.waiting.add(record.band, -record.weight)
 
     def forgotten(self, shard: Shard) -> None:
-        """All that is held for this shard goes with it, but what its running executions hold until they end."""
+        """Stop counting what is held for this shard, except what its running executions hold until they end."""
         for band, weight in enumerate(shard.held):
             self.waiting.add(band, -weight)
             shard.held[band] = 0
             self.heavy.discard((band, shard.number))
 
     def may_have(self, shard: Shard, band: int) -> bool:
-        """Whether a paused cell may have another request: there is room for its band again, or it holds nothing, or what it
-        holds can only go once others have come back that an earlier owner had open (Shard.unsettled_cells)."""
+        """Whether a paused cell may fetch another request: its band has room again, the cell holds nothing, or what it holds
+        can only leave after others come back that an earlier owner had open (Shard.unsettled_cells).
+        """
         return not shard.held[band] or self.waiting.roomy(band) or bool(shard.known_to[band] and not shard.claims)
 
     # --- Claims ---
 
     def picked(self, claim: Claim) -> None:
-        """It will run: what its parameters take, and its result, which may be as large as others of its type."""
+        """Reserve memory for a task that will run: its parameters, and a result as large as is expected of its type."""
         record = claim.record
-        # For a child the worker packs the bytes; the values exist in the child alone.
+        # For a child the worker only packs the bytes; the decoded values exist in the child alone.
         opened = 2 * len(record.value) if claim.kind is HandlerKind.PROCESS and record.opened else record.opened
         self.hold(claim, opened + self.expected.get(claim.task_type, 0))
 
     def hold(self, claim: Claim, weight: int) -> None:
-        """What it holds beside its record, from now on."""
+        """Set what the claim holds besides its record."""
         more = weight - claim.load
         if more:
             claim.load = weight
             self.active.add(claim.band, more)
 
     def ended(self, claim: Claim, result: bytes | None) -> None:
-        """Its execution has ended: its parameters have gone, and what its type returns is known better."""
+        """Its execution has ended: release its parameters and update the expected result size of its type."""
         if claim.load:
             self.hold(claim, 0)
         size, task_type = len(result) if result is not None else 0, claim.task_type
@@ -220,7 +221,7 @@ class Memory:
             self.expected.pop(task_type, None)
 
     def owes(self, claim: Claim, final: End) -> None:
-        """Its end is owed: a result or the texts of a failure."""
+        """The claim owes its end: hold the result, or the texts of a failure."""
         result = final.result
         if final.error is None and not claim.load and (result is None or len(result) <= TEXT_FREE):
             return
@@ -229,7 +230,7 @@ class Memory:
             self.hold(claim, weight)
 
     def replaced(self, claim: Claim, before: Owed | None, after: Owed | None) -> None:
-        """The text that it owes (progress, or why it runs again) is another one now."""
+        """The text that the claim owes (progress, or why it runs again) was replaced."""
         more = text_weight(after) - text_weight(before)
         if more:
             self.hold(claim, max(0, claim.load + more))
@@ -238,14 +239,14 @@ class Memory:
         """Its end is committed."""
         if claim.load:
             self.hold(claim, 0)
-        # As `released`, without a call: it runs for every task.
+        # The same as `released`, inlined because it runs for every task.
         band, weight, waiting = claim.band, claim.record.weight, self.waiting
         claim.owner_shard.held[band] -= weight
         waiting.used[band] -= weight
         waiting.total -= weight
 
     def closed(self) -> tuple[int, ...]:
-        """Bands of which no further task may start."""
+        """Bands in which no further task may start."""
         active = self.active
         if active.total < active.safe:
             return ()

@@ -1,8 +1,8 @@
 """What one request partition remembers, and its text in the offset metadata (text format 1).
 
-The map: which offsets from the position on are open, which are done, how far CREATED is published, and the counters
-of every started request. The position is the lowest open offset, and it is the offset that is committed; the text
-travels with it and means nothing without it.
+The map records which offsets from the position on are open, which are done, how far CREATED is published, and the counters
+of every started request. The position is the lowest open offset, and it is the offset that is committed; the text is
+committed with it and means nothing without it.
 
     st1|<created>|<runs>|<entries>                                             every cell
     st1|<created>|<runs>|<entries>|<state>|<sequence>|<clock_ms>|<owner>       the lead cell, which carries the head
@@ -10,16 +10,16 @@ travels with it and means nothing without it.
 number    base-32 digits, lowest first, in the base64url alphabet A-Z a-z 0-9 - _; +32 on every digit but the last
 created   number: (highest offset whose CREATED is published) + 1 - position
 runs      the position is open; from there open and done runs alternate up to the last done offset. Each pair of an
-          open run of length o and the done run of length d behind it is number((d - 1) * 2 + (o > 1)), then
-          number(o - 2) if o > 1. What comes behind the last pair is open.
+          open run of length o and the done run of length d after it is number((d - 1) * 2 + (o > 1)), then
+          number(o - 2) if o > 1. Everything after the last pair is open.
 entries   over the open requests in order of offset. A started one: one flag character, mark * 16 + 1 if attempt
           follows + 2 if failed + 4 if lost + 8 if trial, and these as numbers (zeroes cost nothing). n > 0 requests
-          that are not started: the character 48 + (n - 1) % 8, + 8 if number((n - 1) // 8) follows. What comes behind
-          the last entry is not started.
+          that are not started: the character 48 + (n - 1) % 8, + 8 if number((n - 1) // 8) follows. Requests after
+          the last entry are not started.
 state     open | clean | recovering; sequence and clock_ms decimal; owner the transactional id
 
 Always true: starts and ends are sorted, disjoint and never touch (two runs that touch are one); every entry is open;
-a text that was read writes itself again character by character, else it is unreadable. An unreadable text never
+encoding a text that was read gives the same characters, otherwise the text is unreadable. An unreadable text never
 skips work: the caller recovers from tasks.status. Decision record: docs/decisions/0002-ledger-text.md.
 Idea: parallel-consumer, OffsetEncoding; the bound over every order of completion (`cap`) is ours.
 """
@@ -35,10 +35,10 @@ from typing import Final, Literal
 from streamtask.errors import StreamtaskError
 
 VERSION: Final = 1
-TEXT_MAX: Final = 4_000  # the broker takes 4,095 characters; one more aborts every later transaction
+TEXT_MAX: Final = 4_000  # the broker accepts 4,095 characters; one more aborts every later transaction
 OWNER_MAX: Final = 160  # prefix 60, ".workers", slot, random
 HEAD_MAX: Final = 1 + len("recovering") + 1 + 19 + 1 + 19 + 1 + OWNER_MAX
-LEAD_TEXT_MAX: Final = TEXT_MAX - HEAD_MAX  # budget of the lead cell's map
+LEAD_TEXT_MAX: Final = TEXT_MAX - HEAD_MAX  # budget for the map of the lead cell
 
 ATTEMPT_MAX: Final = 32_767  # 3 digits
 FAILED_MAX: Final = 1_023  # 2 digits; saturates
@@ -50,16 +50,16 @@ OFFSET_CHARS_MAX: Final = 13  # an offset has 63 bits
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _VALUES: Final = {character: value for value, character in enumerate(_ALPHABET)}
 _TAG: Final = re.compile(r"st(\d{1,9})\|")
-_UNSTARTED: Final = 48  # flag characters from here on count requests that are not started
+_UNSTARTED: Final = 48  # flag characters from here on count requests that have not started
 _ENTRIES_KEPT: Final = 4_096
 
 
 class LedgerUnreadable(StreamtaskError):
-    """A text with our tag that cannot be true: the caller recovers from tasks.status."""
+    """A text with our tag that cannot be correct: the caller recovers from tasks.status."""
 
 
 class UnknownVersion(StreamtaskError):
-    """A text written by another release. Its shard is not claimed: neither read wrongly nor overwritten."""
+    """A text written by another release. Its shard is not claimed, so the text is neither misread nor overwritten."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"ledger text version {version}; this release reads {sorted(_READERS)}")
@@ -67,7 +67,7 @@ class UnknownVersion(StreamtaskError):
 
 
 class Mark:
-    """What an execution under way stands for when its worker dies."""
+    """What an execution in progress means if its worker dies."""
 
     NONE: Final = 0
     RUNNING: Final = 1
@@ -80,7 +80,7 @@ _HEAD_STATES: Final[dict[str, HeadState]] = {"open": "open", "clean": "clean", "
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Who owns the shard: written on the lead cell only.
+    """The owner of the shard. Written on the lead cell only.
 
     owner     transactional id
     sequence  rises by one with every claim and every batch of this owner
@@ -100,11 +100,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Counters of a started request. A value: changes make another one (`entry_of`).
+    """Counters of a started request. A value: a change makes another one (`entry_of`).
 
     attempt  executions granted
-    failed   of these: handler errors and timeouts
-    lost     deaths of a worker charged to it
+    failed   how many of them ended with a handler error or a timeout
+    lost     deaths of a process charged to it
     mark     see Mark
     trial    how narrow its next or present trial is, and how long (core/suspects.py)
     """
@@ -132,7 +132,7 @@ _entries: dict[tuple[int, int, int, int, int], Entry] = {}
 
 
 def entry_of(attempt: int, failed: int, lost: int, mark: int, trial: int) -> Entry:
-    """The entry with these counters, shared: most requests of a busy worker are (1, 0, 0, RUNNING, 0)."""
+    """The entry with these counters. Entries are shared: most requests of a busy worker are (1, 0, 0, RUNNING, 0)."""
     key = (attempt, failed, lost, mark, trial)
     entry = _entries.get(key)
     if entry is None:
@@ -157,7 +157,7 @@ _SMALL: Final = tuple(map(_digits, range(1_024)))
 
 
 def number(value: int) -> str:
-    """`value` >= 0 in base 32, lowest digit first."""
+    """Encode `value` >= 0 in base 32, lowest digit first."""
     return _SMALL[value] if 0 <= value < 1_024 else _digits(value)
 
 
@@ -209,7 +209,7 @@ class OffsetMap:
         return at >= 0 and offset < self.ends[at]
 
     def append(self, offset: int) -> None:
-        """Open `offset` >= end; what lies between is done."""
+        """Open `offset` >= end; offsets between are done."""
         assert offset >= self.end, f"{offset} is below the end {self.end}"
         ends = self.ends
         if ends and ends[-1] == offset:
@@ -252,14 +252,14 @@ class OffsetMap:
 
 
 def encode(state: OffsetMap, head: Head | None = None) -> str:
-    """The text of `state`. It fits as long as cap() was respected; longer ones are a broken invariant."""
+    """The text of `state`. It fits as long as the caller respected cap(); a longer text is a broken invariant."""
     text = f"st{VERSION}|{number(max(state.created - state.position, 0))}|{_runs(state)}|{_codes(state)}"
     assert len(text) <= TEXT_MAX, f"a ledger of {len(text)} characters for {state.count} open requests"
     return text if head is None else with_head(text, head)
 
 
 def with_head(text: str, head: Head) -> str:
-    """The text of a lead cell: its map's, followed by the head."""
+    """The text of a lead cell: the text of its map, followed by the head."""
     assert _is_owner(head.owner), f"{head.owner!r} cannot be written as an owner"
     text = f"{text}|{head}"
     assert len(text) <= TEXT_MAX, f"{len(text)} characters: the map left no room for the head"
@@ -275,7 +275,7 @@ def _runs(state: OffsetMap) -> str:
     if not starts:
         return ""
     out: list[str] = []
-    small = _SMALL  # number() spelled out: this is the inner loop of every commit
+    small = _SMALL  # number() inlined: this is the inner loop of every commit
     for low, high, following in zip(starts, ends, [*starts[1:], state.end], strict=True):
         done = following - high
         if not done:  # only the last run can end where the map ends
@@ -297,10 +297,10 @@ def _codes(state: OffsetMap) -> str:
     assert offsets[-1] < ends[-1], f"entry of {offsets[-1]}, which is not open"
     run = bisect_right(starts, offsets[-1]) - 1
     if sum(ends[:run]) - sum(starts[:run]) + offsets[-1] - starts[run] == len(offsets) - 1:
-        return "".join([entries[offset].code for offset in offsets])  # all up to the last one are started
+        return "".join([entries[offset].code for offset in offsets])  # every request up to the last entry has started
     out: list[str] = []
     run = index = 0  # index: the open request to describe next
-    high, shift = ends[0], -starts[0]  # of this run: its end, and what makes an offset the index of an open request
+    high, shift = ends[0], -starts[0]  # of this run: its end, and offset + shift = index of the open request
     for offset in offsets:
         while offset >= high:
             run += 1
@@ -322,7 +322,7 @@ def text_worst(count: int, span: int) -> int:
     from the position on and whatever their counters become, plus room for one offset beyond any span.
 
     Every request may be a run of its own (an open run of o > 1 costs at most o - 1 characters more than a single
-    one: never more than o runs), with a done run of d behind it. A digit more for a run costs 16, then 496, then 15,872
+    one: never more than o runs), with a done run of d after it. A digit more for a run costs 16, then 496, then 15,872
     done offsets, ...: ever more, so the worst case buys the cheapest digits first.
     """
     total = len("st1|") + OFFSET_CHARS_MAX + len("||") + OFFSET_CHARS_MAX + count * (1 + ENTRY_CHARS_MAX)
@@ -354,25 +354,25 @@ def caps(text_max: int) -> tuple[int, ...]:
 
 
 def tag_version(text: str | None) -> int | None:
-    """The version in our tag, whatever follows; None: not ours (nothing committed, or somebody else's words)."""
+    """The version in our tag, whatever follows. None: the text is not ours (nothing committed, or another program's)."""
     found = _TAG.match(text) if text else None
     return int(found[1]) if found else None
 
 
 def head_of(text: str | None) -> Head | None:
-    """The head of a lead cell's text; None when there is none. Raises UnknownVersion, LedgerUnreadable."""
+    """The head in the text of a lead cell, or None if it has none. Raises UnknownVersion, LedgerUnreadable."""
     parts = _parts(text)
     return None if parts is None else _head(parts)
 
 
 def decode(text: str | None, offset: int, *, log_start: int, log_end: int) -> tuple[OffsetMap, Head | None] | None:
-    """Read the text that was committed with `offset`. None: not ours.
+    """Read the text that was committed with `offset`. None: the text is not ours.
 
-    log_start, log_end  bounds of the log seen after the offset was. A position below log_start is left to the caller
-                        (Ledger.skip_to); nothing may lie at or beyond log_end: new records will stand there, and
-                        to take one of them for done would lose it.
+    log_start, log_end  bounds of the log, read after the offset was. A position below log_start is left to the caller
+                        (Ledger.skip_to). Nothing may stand at or beyond log_end: new records will stand there, and
+                        taking one of them as done would lose it.
 
-    An offset beyond log_end is unreadable too: look at that first. Raises UnknownVersion, LedgerUnreadable.
+    An offset beyond log_end is unreadable too, so check that first. Raises UnknownVersion, LedgerUnreadable.
     """
     assert 0 <= log_start <= log_end, f"log {log_start}..{log_end}"
     parts = _parts(text)
@@ -458,7 +458,7 @@ def _read_1(parts: list[str], offset: int, log_end: int) -> OffsetMap:
         state.ends.append(high)
         state.count += high - at
         at = high + (pair >> 1) + 1
-        if at > log_end:  # checked at every step: no implausible run is ever walked over
+        if at > log_end:  # checked at every step, so an implausible run is never walked
             raise LedgerUnreadable(f"a run reaches {at}; the log ends at {log_end}")
     counters, last = _read_entries(_Reader(parts[3]), state, at)
     state.end = max(at, state.created, last + 1)
@@ -473,7 +473,7 @@ def _read_1(parts: list[str], offset: int, log_end: int) -> OffsetMap:
 
 
 def _read_entries(codes: _Reader, state: OffsetMap, tail: int) -> tuple[dict[int, Entry], int]:
-    """The entries, and the offset of the last one. The open requests are those of the runs, then all from `tail` on."""
+    """Return the entries, and the offset of the last one. The open requests are those of the runs, then all from `tail` on."""
     entries: dict[int, Entry] = {}
     index = run = before = 0
     offset = -1
@@ -497,4 +497,4 @@ def _read_entries(codes: _Reader, state: OffsetMap, tail: int) -> tuple[dict[int
     return entries, offset
 
 
-_READERS: Final = {VERSION: _read_1}  # this version and the one before; there is none before the first
+_READERS: Final = {VERSION: _read_1}  # this version and the one before; version 1 has none before it

@@ -1,8 +1,8 @@
-"""Shards come and go: what a claim, a revoke, a loss and a recovery do to the engine's state.
+"""Shards are assigned and taken away: what a claim, a revoke, a loss and a recovery do to the engine's state.
 
-The broker calls between these steps, and their order, are core/protocol.py's. A shard is forgotten as a whole: its claims,
-its place in the schedule, its debts. Executions that go on after that keep their slot until they end; what they return is
-dropped.
+core/protocol.py makes the broker calls between these steps and decides their order. A shard is forgotten as a whole: its
+claims, its place in the schedule, its debts. Executions that run on after that keep their slot until they end; their results
+are dropped.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from streamtask.domain.ports import (
     StopReason,
 )
 
-LEADERLESS_MIN_MS, LEADERLESS_MAX_MS = 500, 8_000  # a claim that waits for a leader is made again after so long
+LEADERLESS_MIN_MS, LEADERLESS_MAX_MS = 500, 8_000  # pause before a claim that waits for a leader is tried again
 
 
 def own(state: State, numbers: Iterable[int]) -> None:
-    """The group gave us these shards; nothing is known of them yet."""
+    """The group assigned these shards to us; nothing is known of them yet."""
     for number in numbers:
         assert number not in state.shards, f"shard {number} was assigned twice"
         _new(state, number)
@@ -45,23 +45,27 @@ def _new(state: State, number: int) -> Shard:
 
 
 def torn(state: State) -> tuple[int, ...]:
-    """Shards of which a log was cut while we owned them."""
+    """Shards with a log that was cut while we owned them."""
     return tuple(n for n, s in state.shards.items() if s.torn and s.standing in (Standing.OPEN, Standing.CLAIMED))
 
 
 def own_again(state: State, numbers: Iterable[int]) -> None:
-    """Forget these shards and claim them anew, whose logs were cut and whose executions have ended."""
+    """Forget these shards and claim them again: their logs were cut, and their executions have ended."""
     cut = {number: state.shards[number].torn for number in numbers}
     forget(state, cut)
     own(state, cut)
     for number, bands in cut.items():
         state.shards[number].distrusted = bands
         cells = tuple((band, number) for band in range(len(state.config.bands)))
-        state.effects.append(Resume(cells))  # the backlog that had paused one is gone
+        state.effects.append(Resume(cells))  # the backlog that had paused a cell is gone
 
 
 def unclaimed(state: State, now: Now) -> tuple[int, ...]:
-    """Shards whose claim has to be made (again) now, less those that this release cannot read or that wait for a leader."""
+    """Shards to claim (again) now, except those that this release cannot read or that wait for a leader.
+    The shards among these whose request partitions all have a leader.
+
+    The others wait without blocking these: their claim is retried after a pause that doubles up to LEADERLESS_MAX_MS.
+    """
     return tuple(
         n
         for n, s in state.shards.items()
@@ -91,7 +95,7 @@ def with_leaders(state: State, numbers: Iterable[int], settled: Mapping[Cell, Se
 
 
 def refuse(state: State, number: int, why: str) -> None:
-    """This shard cannot be claimed by this release; it is left alone and shown."""
+    """This release cannot claim this shard: leave it alone and report it."""
     shard = state.shards[number]
     if shard.refused is None:
         shard.refused = why
@@ -99,13 +103,13 @@ def refuse(state: State, number: int, why: str) -> None:
 
 
 def ids_to_fence(state: State, heads: Mapping[int, Head | str | None]) -> tuple[str, ...]:
-    """Recorded owners that may still write: every id that is not clean and not the one in use here."""
+    """Recorded owners that may still write: every id whose head is not clean, except the one in use here."""
     ids = {h.owner for h in heads.values() if isinstance(h, Head) and h.state != "clean"}
     return tuple(sorted(ids - {state.owner, "-"}))
 
 
 def renewed(state: State, owner: str) -> None:
-    """A new transactional id: every shard is to be claimed again under it before anything is committed."""
+    """A new transactional id: every shard must be claimed again under it before anything is committed."""
     state.owner = owner
     state.own_ids.add(owner)
     state.fenced = False
@@ -114,13 +118,13 @@ def renewed(state: State, owner: str) -> None:
 
 
 def resolve(state: State, settled: Mapping[Cell, Settled], now: Now) -> None:
-    """The batch in doubt: the committed id and sequence of its shards tell whether it landed."""
+    """Settle or drop the batch in doubt: the committed ids and sequences of its shards show whether it landed."""
     batch = state.doubt
     if batch is None:
         return
     held = [n for n, shard in batch.shards.items() if state.shards.get(n) is shard]
     if any((0, n) not in settled for n in held):
-        return  # a claim of other shards, in between
+        return  # this claim is for other shards
     state.doubt = None
     landed = [n for n in held if _head(settled[0, n]) == (batch.owner, batch.sequences[n])]
     if landed:
@@ -139,9 +143,9 @@ def _head(cell: Settled) -> tuple[str, int] | None:
 def adopt(
     state: State, numbers: Sequence[int], settled: Mapping[Cell, Settled]
 ) -> tuple[list[OffsetCommit], dict[Cell, int]]:
-    """Claim step 4: what to commit for these shards, and where to read those that are new to us.
+    """Claim step 4: what to commit for these shards, and where to start reading those that are new to us.
 
-    A shard that we had already (a new id after a recovery) keeps its memory, if nobody else has recorded it meanwhile.
+    A shard that we had already (a new id after a recovery) keeps its memory, unless another owner was recorded meanwhile.
     """
     commits: list[OffsetCommit] = []
     seats: dict[Cell, int] = {}
@@ -199,7 +203,7 @@ def control_read(state: State, numbers: Iterable[int]) -> None:
 
 
 def recalled(state: State, number: int, epoch: int, facts: Iterable[Recalled], *, done: bool) -> None:
-    """A slice of the shard's partition of tasks.status; `done`: it was the last one. Ignored for an earlier ownership."""
+    """Take a slice of the shard's partition of tasks.status (`done`: the last), unless it belongs to an earlier ownership."""
     shard = state.shards.get(number)
     if shard is None or shard.epoch != epoch or not shard.awaits_recall:
         return
@@ -218,7 +222,7 @@ def _open_if_ready(shard: Shard) -> None:
 
 
 def expected(state: State) -> dict[Cell, Expected]:
-    """What is to come of each cell that is being read, for whoever watches whether it does."""
+    """How far each cell that is being read has come, for the code that watches whether more records arrive."""
     found = {}
     for number, shard in state.shards.items():
         if shard.standing not in (Standing.CLAIMED, Standing.OPEN):
@@ -232,14 +236,15 @@ def expected(state: State) -> dict[Cell, Expected]:
 
 
 def recommit(state: State) -> None:
-    """Commit every cell again, changed or not: the group is not subscribed to all of its topics, so idle offsets of the
-    others would expire (KIP-211)."""
+    """Commit every cell again, changed or not: the group is not subscribed to all topics, so idle offsets of the others
+    would expire (KIP-211).
+    """
     for shard in state.shards.values():
         shard.owes_head = shard.owes_cells = True
 
 
 def close(state: State, numbers: Iterable[int]) -> tuple[int, ...]:
-    """Revoke begins: nothing of these shards starts any more; what runs is told to end. Returns its tokens."""
+    """A revoke begins: nothing of these shards starts any more, and running tasks are stopped. Returns their tokens."""
     tokens = []
     for number in numbers:
         shard = state.shards.get(number)
@@ -259,7 +264,7 @@ def close(state: State, numbers: Iterable[int]) -> tuple[int, ...]:
 
 
 def forget(state: State, numbers: Iterable[int]) -> None:
-    """These shards are not ours any more. Nothing is committed for them; late results are dropped."""
+    """These shards are no longer ours. Nothing is committed for them; late results are dropped."""
     for number in numbers:
         shard = state.shards.pop(number, None)
         if shard is None:

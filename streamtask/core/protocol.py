@@ -1,13 +1,13 @@
 """The flows between a worker and the broker, as generators: they yield an ask (ports.py) and are sent its answer.
 
-Every rule about the order of broker calls is in this file, and nothing else is: claim, commit, revoke, recovery. A process
-that drives a flow may crash, freeze or lose the shard between any two asks; the formal model and tests/sim do. A flow never
-raises for an operating error: it leaves the engine in a state from which `step` goes on.
+This file holds every rule about the order of broker calls, and nothing else: claim, commit, revoke, recovery. A process that
+drives a flow may crash, freeze or lose the shard between any two asks; the formal model and tests/sim do exactly that. A flow
+never raises for an operating error: it leaves the engine in a state from which `step` continues.
 
     assigned   the group gave us shards (inside a poll)           claim them, at once and together
     revoked    the group takes shards away (inside a poll)        end, commit clean, see it committed, forget
-    lost       the group has taken them already                   forget
-    step       one turn of the owner loop                         recover if fenced, claim what is not (torn: again), commit
+    lost       the group has already taken them                   forget
+    step       one turn of the owner loop                         recover if fenced, claim what is unclaimed or torn, commit
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from streamtask.domain.ports import (
 )
 
 Clock = Callable[[], Now]
-Flow = Generator[Ask, Answer, bool]  # returns True when it did what it is for
+Flow = Generator[Ask, Answer, bool]  # returns True when it achieved its purpose
 
-CLOSING_TRIES = 3  # a revoke commits clean within its deadline or not at all
-SLICE_MS = 250  # of a flush: cancels, endings and signs of life between two
+CLOSING_TRIES = 3  # tries of a revoke: it commits clean within its deadline or not at all
+SLICE_MS = 250  # length of one flush slice: between two slices come cancels, endings and signs of life
 
 
 def assigned(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
-    """on_assign. A claim that does not succeed now is made again by `step`."""
+    """on_assign. A claim that fails now is retried by `step`."""
     ownership.own(engine, numbers)
     return (yield from claim(engine, tuple(numbers), clock))
 
 
 def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
-    """Steps 1 to 4 for all these shards at once; False: begin again at 1, after a poll."""
+    """Steps 1 to 4 for all these shards at once; False: start again at 1, after a poll."""
     listed = yield ListOffsets(tuple(numbers))  # 1
     if isinstance(listed, Fault):
         return _claim_fault(engine, listed, "list")
@@ -68,7 +68,7 @@ def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
     numbers = tuple(n for n in numbers if not isinstance(found.get(n), str))
     ids = ownership.ids_to_fence(engine, {n: h for n, h in found.items() if n in numbers and isinstance(h, Head)})
     if ids:
-        answer = yield FenceIds(ids)  # 2: aborts what the dead or frozen owners have open; else 3 waits 10-20 s
+        answer = yield FenceIds(ids)  # 2: aborts open transactions of dead or frozen owners; else 3 waits 10-20 s
         if isinstance(answer, Fault):
             return _claim_fault(engine, answer, "fence")
     if not numbers:
@@ -81,10 +81,10 @@ def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
     commits, seats = ownership.adopt(engine, numbers, settled)
     if not commits:
         return True
-    answer = yield CommitPlain(tuple(commits))  # 4: a plain commit leaves nothing open under an unrecorded id
+    answer = yield CommitPlain(tuple(commits))  # 4: a plain commit leaves no transaction open under an unrecorded id
     if isinstance(answer, Fault):
         if answer.kind is FaultKind.DOUBT:
-            # A late copy of this commit must not land over a newer ledger: it is void in the next generation.
+            # A late copy of this commit must not land over a newer ledger: a new generation makes it void.
             yield Rejoin()
             ownership.forget(engine, tuple(engine.shards))
         else:
@@ -97,7 +97,7 @@ def claim(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
 
 
 def _unadopt(engine: Engine, seats: dict[tuple[int, int], int]) -> None:
-    """What was read but not recorded is read again by the next try (its deaths are charged there)."""
+    """Forget what was read but not recorded: the next try reads it again (and charges its deaths)."""
     for _, number in seats:
         shard = engine.shards.get(number)
         if shard is not None:
@@ -112,8 +112,8 @@ def _claim_fault(engine: Engine, fault: Fault, step: str) -> bool:
 def revoked(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
     """on_revoke: end what is open first, then commit what is done and the cleared marks, then see it committed.
 
-    The other order would not count the death of a process whose handlers still run under a clean record. Returning before
-    the clean record is visible would let the next owner see `open` and fence a healthy worker.
+    In the other order, the death of a process whose handlers still run under a clean record would not be counted. Returning
+    before the clean record is visible would let the next owner see `open` and fence a healthy worker.
     """
     tokens = ownership.close(engine, numbers)
     if tokens:
@@ -134,7 +134,7 @@ def revoked(engine: Engine, numbers: Sequence[int], clock: Clock) -> Flow:
 
 
 def lost(engine: Engine, numbers: Sequence[int]) -> None:
-    """on_lost: somebody else may own them already. Nothing is committed."""
+    """on_lost: another member may own them already. Nothing is committed."""
     ownership.forget(engine, numbers)
 
 
@@ -143,8 +143,8 @@ def step(engine: Engine, clock: Clock) -> Flow:
     if engine.fenced and not (yield from recover(engine)):
         return False
     if torn := ownership.torn(engine):
-        # A ledger takes what stands now at its offsets for repeats. End what is open first: nobody will be charged for it.
-        # Nothing is committed before the claim: the offsets would lie beyond the log.
+        # A ledger would take the records that now stand at its offsets for repeats. End what is open first: no task will be
+        # charged for it. Nothing is committed before the claim: the offsets would lie beyond the log.
         if tokens := ownership.close(engine, torn):
             yield AwaitEnded(tokens)
         ownership.own_again(engine, torn)
@@ -161,9 +161,10 @@ def step(engine: Engine, clock: Clock) -> Flow:
 
 
 def recover(engine: Engine) -> Flow:
-    """The id is over. Poll first (serve revoke and lost: what is no longer ours must not be claimed), then a new id.
+    """The transactional id is over: poll, then get a new one.
 
-    `step` then claims every shard again under it; that claim's read-back resolves the batch in doubt.
+    The poll comes first, to serve revoke and lost: shards that are no longer ours must not be claimed. `step` claims every
+    shard again under the new id; that claim's read-back resolves the batch in doubt.
     """
     yield Poll()
     answer = yield RenewProducer(engine.size.slow)
@@ -175,10 +176,10 @@ def recover(engine: Engine) -> Flow:
 
 
 def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
-    """One transaction: events, flush, offsets last, end. What comes in during the flush is the next batch's.
+    """One transaction: events, flush, offsets last, end. What arrives during the flush belongs to the next batch.
 
-    Offsets last: should a late copy of an EndTxn end it early, it publishes events without offsets (run again), never
-    offsets without events.
+    Offsets last: if a late copy of an EndTxn ends the transaction early, it publishes events without offsets (the tasks run
+    again), never offsets without events.
     """
     engine.sent = batch
     some = True
@@ -212,7 +213,7 @@ def commit(engine: Engine, batch: Batch, clock: Clock) -> Flow:
 
 
 def _flush(engine: Engine, batch: Batch, clock: Clock) -> Generator[Ask, Answer, tuple[Fault | None, bool]]:
-    """In slices, for as long as a batch of its size may take. Returns the answer, and whether some of it was acknowledged."""
+    """Flush in slices, for as long as a batch of its size may take. Returns (answer, whether any record was acknowledged)."""
     size, began = engine.size, clock().mono_ms
     moved, left, produced = began, -1, 0
     while True:
@@ -234,13 +235,13 @@ def _flush(engine: Engine, batch: Batch, clock: Clock) -> Generator[Ask, Answer,
 
 
 def _doubtful(engine: Engine, batch: Batch, fault: Fault, *, certain: bool = False) -> bool:
-    """The id is over; the batch is kept with the id and the sequences it was sent under until a read-back tells.
+    """The id is no longer usable. The batch is kept, with its id and sequences, until a read-back shows its fate.
 
-    certain  it was never ended, and never will be: nothing of it can land
+    certain  it was never ended and never will be: nothing of it can land
     """
     engine.fenced = True
     engine.sent = None
-    if not batch.closing and not certain:  # what is handed over is forgotten; its next owner reads what landed
+    if not batch.closing and not certain:  # a shard that is handed over is forgotten; its next owner reads what landed
         assert engine.doubt is None, "a batch was sent while another one was in doubt"
         engine.doubt = batch
     engine.effects.append(Note("producer_lost", {"fault": fault.kind.value, "why": fault.text}))

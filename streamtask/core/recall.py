@@ -1,12 +1,12 @@
-"""What tasks.status told about request records of one cell that have not been received yet.
+"""What tasks.status says about request records of one cell that have not been received yet.
 
-A fact is about one record: it counts for the offset *and* the task_id that its event names. A request topic that was made
-anew, or cut, has other records at the same offsets; the facts that are left of the former ones must not call those done.
+A fact is about one record: it counts for the offset *and* the task_id that its event names. If a request topic was recreated
+or cut, other records stand at the same offsets; facts about the former records must not mark those as done.
 
-One conclusion goes further. tasks.status is compacted by task_id: where an id was used again after its end, only the events
-of the later record may be left. The records of a cell are taken in their order, and one with the id of an open task has no
-events. So a terminal event of a *later* record of the cell with the same task_id proves that the earlier one is over, although
-nothing is left that says so.
+One conclusion goes further. tasks.status is compacted by task_id: where an id was reused after its end, only the events of
+the later record may remain. The records of a cell are taken in order, and a record with the id of an open task has no events.
+So a terminal event of a *later* record of the cell with the same task_id proves that the earlier record has ended, although
+no event of it remains.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-_EMPTY: Final = bytes(array("I").itemsize << 10)  # keys of a page with nothing in it
+_EMPTY: Final = bytes(array("I").itemsize << 10)  # keys of an empty page
 
 
 _BUCKETS: Final = 14  # bits of a hash that choose a bucket of later ends
-_PART: Final = (1 << 40) - 1  # bits that are kept there
-_PAGE: Final = (1 << 24) - 1  # and of the page of the offset: enough to compare within 8 billion offsets
+_PART: Final = (1 << 40) - 1  # bits of the hash that an entry keeps
+_PAGE: Final = (1 << 24) - 1  # bits of the page number that it keeps: enough to compare within 8 billion offsets
 
 
 def _key(task_id: str) -> int:
-    """32 bits of the task_id, never 0. Not of its digits: those of a UUIDv7 begin, those of a UUIDv1 end alike."""
+    """A 32-bit hash of the task_id, never 0. Not its digits: UUIDv7s begin alike, UUIDv1s end alike."""
     return hash(task_id) & 0xFFFF_FFFF or 1
 
 
 def _entry(task_id: str, page: int) -> tuple[int, int]:
-    """(bucket, what stands there) of an id that has ended in this page."""
+    """(bucket, its entry) for an id that has ended in this page."""
     hashed = hash(task_id) & 0xFFFF_FFFF_FFFF_FFFF
     return hashed >> 64 - _BUCKETS, (hashed >> 10 & _PART) << 24 | page & _PAGE
 
 
 class Recall:
-    """Facts from tasks.status about offsets that have not been received yet. May be many: four bytes and a bit for each
-    offset from the first ended one to the last, in pages of 1,024 (4 KB for a page with a single one in it).
+    """Facts from tasks.status about offsets that have not been received yet.
 
-    A new record where a stranger has ended is taken for that one with a chance of 2**-32: one in 4,300 that a topic made
-    anew loses any of its first million requests. Whole ids would be 60 bytes each.
+    There may be many: they take four bytes and a bit for each offset from the first ended one to the last, in pages of
+    1,024 (4 KB for a page with a single one in it).
 
-    Beside it, eight bytes for each ended one, to find a later end of an id: 54 bits of its hash, because a record without
-    a fact of its own is compared with all of them. A million facts and a million such records: with a chance of one in
-    18,000 any of the records is taken for over.
+    If a different task has ended at the offset of a new record, the record is mistaken for it with a chance of 2**-32: one
+    in 4,300 that a recreated topic loses any of its first million requests. Whole ids would be 60 bytes each.
+
+    Another eight bytes for each ended request serve to find a later end of an id: 54 bits of its hash, because a record
+    without a fact of its own is compared with all of them. With a million facts and a million such records, the chance that
+    any record is wrongly taken as ended is one in 18,000.
 
     known  {offset: attempt} of requests that have not ended; kept until `created` has passed the last of them
     """
@@ -52,15 +54,16 @@ class Recall:
     def __init__(self) -> None:
         self.known: dict[int, int] = {}
         self._known_keys: dict[int, int] = {}
-        self._last: int | None = None  # highest key of known, once it is asked for
+        self._last: int | None = None  # highest key of known, computed on demand
         self._pages: dict[int, int] = {}  # offset // 1024 → bits
         self._keys: dict[int, array[int]] = {}  # offset // 1024 → keys of those that have ended
-        self._page = 0  # pages below are gone
-        self._ends: dict[int, array[int]] = {}  # bucket → part of the hash and page of each ended one
+        self._page = 0  # pages below have been dropped
+        self._ends: dict[int, array[int]] = {}  # bucket → partial hash and page of each ended request
 
     def add(self, offset: int, task_id: str, ended: bool, attempt: int) -> None:
-        """The newest fact about an offset is about the record that stands there, if any is: what another task_id's
-        events said before belongs to a record that the log has lost."""
+        """Add a fact. The newest fact about an offset is about the record that stands there, if there is one: earlier
+        events of another task_id belong to a record that the log has lost.
+        """
         self._last = None
         key = _key(task_id)
         if self._key_at(offset) not in (0, key):
@@ -85,7 +88,7 @@ class Recall:
         return bool(self._pages.get(offset >> 10, 0) >> (offset & 1_023) & 1)
 
     def ended_later(self, offset: int, task_id: str) -> bool:
-        """True when a record behind `offset` with this task_id has ended."""
+        """True when a record after `offset` with this task_id has ended."""
         page = offset >> 10
         bucket, mine = _entry(task_id, 0)
         for entry in self._ends.get(bucket, ()):
@@ -95,7 +98,7 @@ class Recall:
         return False
 
     def _ended_in(self, page: int, offset: int, task_id: str) -> bool:
-        """The same of one page: a stranger's fact may have taken the place of one since."""
+        """Check that page: a fact of another task may have replaced the one that was added."""
         keys, key, first = self._keys.get(page), _key(task_id), page << 10
         if keys is None or key not in keys:
             return False
@@ -104,13 +107,13 @@ class Recall:
         )
 
     def keep_own(self, offset: int, task_id: str) -> None:
-        """The record at `offset` is this task_id's: what is known there about another one does not count."""
+        """The record at `offset` has this task_id: drop what is known there about another one."""
         held = self._key_at(offset)
         if held and held != _key(task_id):
             self._drop(offset)
 
     def _key_at(self, offset: int) -> int:
-        """0: nothing is known about this offset."""
+        """The key of the fact about this offset; 0 if there is none."""
         if self.has_ended(offset):
             return self._keys[offset >> 10][offset & 1_023]
         return self._known_keys.get(offset, 0)
@@ -126,8 +129,9 @@ class Recall:
                 del self._pages[page], self._keys[page]
 
     def beyond(self, received: int, created: int) -> bool:
-        """True while a text cannot tell everything: an ended one is done in it once received, a known one is in it
-        once it is received and below `created`. Called for every record: no walk but where a page begins."""
+        """True while the ledger text cannot hold all facts yet. It holds an ended request once that is received, and a
+        known one once that is received and below `created`. Called for every record, so it walks only where a page begins.
+        """
         page = received >> 10
         if page != self._page:
             self._page = page
@@ -140,7 +144,7 @@ class Recall:
         return any(at > page or bits >> (received & 1_023) for at, bits in self._pages.items())
 
     def drop_from(self, end: int) -> None:
-        """Nothing at or beyond `end` is true any more."""
+        """Drop every fact about offsets from `end` on: they are no longer true."""
         self._last = None
         self.known = {offset: attempt for offset, attempt in self.known.items() if offset < end}
         self._known_keys = {offset: key for offset, key in self._known_keys.items() if offset < end}

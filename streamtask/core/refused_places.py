@@ -1,6 +1,6 @@
-"""Partitions that take nothing at the moment: which they are, when each is asked again, and what waits for them. Data.
+"""Partitions that accept no records at the moment: which they are, when each is probed again, and what waits for them.
 
-What follows for shards and claims is in set_aside.py, which says what such a place is.
+Data only. What follows for shards and claims is in set_aside.py, which also explains what such a place is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from streamtask.domain.ports import DEAD, LETTERS, STATUS, Cell, CommitPlan, Fau
 
 FIRST_PAUSE_MS: Final = 500
 PAUSE_MAX_MS: Final = 30_000
-RELAPSE_MS: Final = 60_000  # refused again so soon after it came back: the pause goes on growing
-PROBE_LOST_MS: Final = 60_000  # a probe without an answer is forgotten, and made again
+RELAPSE_MS: Final = 60_000  # refused again this soon after recovering: the pause keeps growing
+PROBE_LOST_MS: Final = 60_000  # a probe without an answer is forgotten, and repeated
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Sick:
 
 
 class SetAside:
-    """All places that are set aside, and the claims that are out of the schedule for it."""
+    """All places that are set aside, and the claims that left the schedule because of it."""
 
     def __init__(self) -> None:
         self.places: dict[Place, Sick] = {}
@@ -47,7 +47,7 @@ class SetAside:
         return DEAD not in self.places
 
     def avoid(self) -> frozenset[int]:
-        """Partitions of tasks.dead that letters are kept away from."""
+        """Partitions of tasks.dead that must get no letters."""
         return frozenset(number for topic, number in self.places if topic == LETTERS and number >= 0)
 
     def has_shard(self, number: int) -> bool:
@@ -58,7 +58,7 @@ class SetAside:
         return self.has_shard(claim.shard) or (not self.letters and needs_letter(claim))
 
     def refuse(self, place: Place, why: str, now: Now) -> Sick | None:
-        """Set it aside. None when it was already."""
+        """Set the place aside. None if it was already."""
         if place in self.places:
             return None
         pause_ms = FIRST_PAUSE_MS
@@ -69,7 +69,7 @@ class SetAside:
         return sick
 
     def answered(self, place: Place, now: Now) -> Sick | None:
-        """It takes records again. Returns what was known of it."""
+        """The place accepts records again. Returns what was known of it."""
         sick = self.places.pop(place, None)
         if sick is not None:
             self._back[place] = (now.mono_ms, sick.pause_ms)
@@ -84,7 +84,7 @@ class SetAside:
             sick.due_ms = now.mono_ms + sick.pause_ms
 
     def due(self, now: Now) -> tuple[Place, ...]:
-        """Places to be asked now; they count as asked."""
+        """Places to probe now; they are marked as asked."""
         due = tuple(place for place, sick in self.places.items() if now.mono_ms >= sick.due_ms)
         for place in due:
             self.places[place].asked = True
@@ -92,14 +92,14 @@ class SetAside:
         return due
 
     def park(self, claim: Claim) -> bool:
-        """True when its shard is set aside: it is queued here, and not in the schedule."""
+        """Park a queued claim here instead of in the schedule, if its shard is set aside. Returns whether it is."""
         if not self.has_shard(claim.shard):
             return False
         self.parked.setdefault(claim.shard, {})[claim] = None
         return True
 
     def forget(self, number: int) -> None:
-        """The shard is not ours any more."""
+        """The shard is no longer ours."""
         self.places.pop((STATUS, number), None)
         self._back.pop((STATUS, number), None)
         self.parked.pop(number, None)
@@ -107,7 +107,8 @@ class SetAside:
 
 def blamed(plan: CommitPlan, fault: Fault, *, some: bool) -> frozenset[Place]:
     """The places that this fault sets aside: those that a refusal names, or those that were silent while others answered
-    (`some`). Silence of all is an outage or a slow link, unless nothing but dead letters was sent."""
+    (`some`). Silence of all is an outage or a slow link, unless only dead letters were sent.
+    """
     if fault.kind is FaultKind.FENCED and not some and plan.events:
         return frozenset()
     return fault.places if fault.kind in (FaultKind.FENCED, FaultKind.ABORT) else frozenset()

@@ -1,4 +1,4 @@
-"""What a failure or a death leads to: run again after a while, give up, isolate, quarantine. Pure functions."""
+"""What follows a failure or a death: another attempt after a wait, the end, isolation, or quarantine. Pure functions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ GIVE_UP = GiveUpNow()
 
 
 def decide(retry: Retry, outcome: Outcome, failed: int, rand: float) -> Again | GiveUpNow:
-    """What follows an attempt that failed (an error or a timeout).
+    """Decide what follows an attempt that failed (an error or a timeout).
 
-    failed  failed attempts, this one included; retry.attempts bounds it
-    rand    0 <= rand < 1: full jitter, the wait is drawn evenly from 0 to the bound, which doubles with each failure.
-            The handler's own wish (outcome.after_ms) is taken as it is
+    failed  failed attempts, including this one; retry.attempts bounds it
+    rand    0 <= rand < 1. Full jitter: the wait is drawn evenly from 0 to the bound, which doubles with each failure.
+            A wait that the handler asked for (outcome.after_ms) is used as it is
     """
     assert failed >= 1, f"{failed} failed attempts"
     assert 0.0 <= rand < 1.0, f"rand {rand}"
@@ -42,14 +42,14 @@ def decide(retry: Retry, outcome: Outcome, failed: int, rand: float) -> Again | 
 
 
 def after_death(retry: Retry, lost: int, rand: float) -> Again:
-    """The wait after a death of its own, as long as that after the same number of failures. lost: this one included."""
+    """The wait after a death of its own: as long as after the same number of failures. lost: includes this death."""
     again = decide(replace(retry, attempts=lost + 1), Outcome(Ending.LOST), lost, rand)
     assert isinstance(again, Again), f"{lost} deaths leave no attempt of {lost + 1}"
     return again
 
 
 def death(policy: TaskPolicy, lost: int) -> Literal["run", "suspect", "quarantine"]:
-    """How a request goes on under which a process has died `lost` times: as before, in quarantine, or not at all."""
+    """How a request continues after a process has died `lost` times under it: as before, in quarantine, or not at all."""
     if policy.lost_max and lost >= policy.lost_max:
         return "quarantine"
     return "suspect" if lost >= SUSPECT_LOST else "run"

@@ -1,29 +1,29 @@
 """Which request starts next: bands, priorities, slots, ordering keys, limits per task type, trials.
 
-A claim comes in by `add`, is handed out by `pick` (it holds a slot from then on), gives slot and type back by `release`
-when its handler has really ended, and its ordering key by `finish` when its end is settled. In between it may come back
-(`add` again: a retry), still holding its key.
+A claim enters by `add`, is handed out by `pick` (it holds a slot from then on), gives back its slot and its place in the type
+limit by `release` when its handler has really ended, and its ordering key by `finish` when its end is settled. In between it
+may return (`add` again: a retry), still holding its key.
 
 Order between bands: weighted deficit round robin. In each round a band has as many turns as its weight (16:4:1), and
 one more for every ageing_ms that its oldest runnable claim has waited (at most AGED_TURNS_MAX more). A pick takes the
-first band, from high to low, that has a turn left and a claim that may run; when none that has such a claim has a turn
-left, a new round begins. Inside a band: priority, then who was queued first.
+first band, from high to low, that has a turn left and a claim that may run; when no band with such a claim has a turn
+left, a new round begins. Inside a band: priority, then the order of queueing.
 
 Bound: while slots are free to it, the best runnable claim of a band is picked after at most twice the turns that all
 other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 + 16) = 104 when all of them have aged
-(the rest of the round in which low has used its turn, then a whole one). While all have work one pick in 21 is low's.
+(the rest of the round in which low has used its turn, then a whole one). While all bands have work, one pick in 21 is low's.
 
 Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
-executions of threads and children share slots (core/slot_sharing.py): a claim is picked while less than all slots are taken.
-Suspects start in groups (core/suspects.py), and those on trial hold at most half of the slots of their kind, so that
-others go on. One whose trial no other suspect may be on beside goes first: no other goes on trial, for at most alone_ms,
-while it waits for those that are. Beside one that is to be *alone* nothing at all starts, nor while it waits for what runs.
-Claims of the same (shard, band, ordering_key) run one at a time, in the order in which they were first shown to the
-schedule, which is that of their offsets. A claim whose type is at its limit, or a suspect that no group has room for, is
-put aside, and comes back in its place when what it lacks is given back.
+executions of threads and children share slots (core/slot_sharing.py): a claim is picked while any part of a slot is free.
+Suspects start in groups (core/suspects.py), and those on trial hold at most half of the slots of their kind, so that others
+can run. A suspect that must be the only one on trial goes first: for at most alone_ms no other suspect goes on trial while it
+waits for those that are. A suspect that must be *alone* also keeps everything else from starting while it waits, and later
+while it stands its trial. Claims of the same (shard, band, ordering_key) run one at a time, in the order in which they first
+reached the schedule, which is the order of their offsets. A claim whose type is at its limit, or a suspect for which no group
+has room, is put aside, and returns to its place when what it lacks is given back.
 
-Always true: slots in use = claims picked and not released, each with what it took; claims with a whole slot are at most
-as many as the slots; what `remove` leaves behind in the heaps is at most as much as what is queued, plus a constant.
+Always true: slots in use = claims picked and not released, each with the parts it took; claims with a whole slot are at most
+as many as the slots; stale heap entries left by `remove` are at most as many as the queued claims, plus a constant.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ assert KINDS == (ASYNC, THREAD, HandlerKind.PROCESS), "see _index, which is spel
 class _Lane(Generic[T]):
     """Claims of one band that need more than a slot of their kind: a limited type, a group of this stage, or both.
 
-    Only its best one is in the band's heap, and only while the lane may go: `shown` is its key there, 0 = none.
+    Only the best of them is in the band's heap, and only while the lane may run: `shown` is its key there, 0 = none.
     """
 
     __slots__ = ("heap", "home", "kind", "shown", "stage", "task_type")
@@ -91,7 +91,7 @@ class _Lane(Generic[T]):
 
 
 class Schedule(Generic[T]):
-    """See the module. slots: executions at once per kind; limits: per task type, None or absent = no limit."""
+    """See the module docstring. slots: parallel executions per kind; limits: per task type, None or absent = no limit."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Schedule(Generic[T]):
         self._ageing_ms = ageing_ms
         self._alone_ms = alone_ms
         self.pace = Pace()
-        # In parts, by _index(kind). shared: what all bands but the first may use together.
+        # Counted in parts, indexed by _index(kind). shared: what all bands but the first may use together.
         self._slots = [slots.get(kind, 0) * WHOLE for kind in KINDS]
         self._shared = [(total - _kept(total)) * WHOLE for total in (slots.get(kind, 0) for kind in KINDS)]
         self._used = [0] * len(KINDS)
@@ -116,26 +116,26 @@ class Schedule(Generic[T]):
         self._types = dict.fromkeys(self._limits, 0)  # executions of limited types
         self._turns = list(self._weights)
         self._sequence = 0
-        self._keys: dict[T, int] = {}  # claims queued → their place: (10 - priority, sequence) in one number
+        self._keys: dict[T, int] = {}  # queued claims → their place: (10 - priority, sequence) in one number
         self._held: dict[T, int] = {}  # claims that hold a slot → the parts of it that they took
         self._heaps: list[list[list[tuple[int, T]]]] = [[[] for _ in KINDS] for _ in bands]  # by band and kind
-        self._since: list[deque[tuple[int, T]]] = [deque() for _ in bands]  # runnable ones in the order they became it
+        self._since: list[deque[tuple[int, T]]] = [deque() for _ in bands]  # runnable claims, longest runnable first
         self._queued = [0] * len(bands)
         self._lanes: dict[tuple[int, HandlerKind, str | None, int | None], _Lane[T]] = {}
         self._lanes_of_type: dict[str, list[_Lane[T]]] = {}
-        self._lane_of: dict[T, _Lane[T]] = {}  # of claims that are shown or aside in one
-        self._lines: dict[tuple[int, int, str], dict[T, bool]] = {}  # first one holds the key; True: it is queued
+        self._lane_of: dict[T, _Lane[T]] = {}  # for claims that are shown or aside in a lane
+        self._lines: dict[tuple[int, int, str], dict[T, bool]] = {}  # the first claim holds the key; True: it is queued
         self._groups = groups
         self._narrow: dict[T, int] = {}  # queued, of stage ONLY or ALONE → until when others wait; 0: not yet
         self._spared = False  # suspects wait for one of these
         self._garbage = 0
-        self.closed: tuple[int, ...] = ()  #: bands of which nothing is picked for now (no memory for it)
+        self.closed: tuple[int, ...] = ()  #: bands from which nothing is picked for now (no memory for it)
 
-    # --- What is ---
+    # --- Queries ---
 
     @property
     def busy(self) -> bool:
-        """Somebody holds a slot."""
+        """Whether any claim holds a slot."""
         return bool(self._held)
 
     @property
@@ -144,28 +144,28 @@ class Schedule(Generic[T]):
         return self._groups.tried
 
     def group_of(self, item: T) -> int:
-        """The number of the group that it was picked into; 0: it is no suspect."""
+        """The number of the group that it was picked into; 0 if it is not a suspect."""
         return self._groups.number_of(item)
 
     def free(self, kind: HandlerKind) -> int:
-        """Slots of this kind that nobody holds, nor a part of them (the kept one included)."""
+        """Slots of this kind of which no part is held (including the kept one)."""
         return max(0, self._slots[_index(kind)] - self._used[_index(kind)]) // WHOLE
 
     def parts_of(self, item: T) -> int:
-        """What it holds of a slot, of WHOLE; 0: nothing."""
+        """How many of the WHOLE parts of a slot it holds; 0 if none."""
         return self._held.get(item, 0)
 
     @property
     def waiting(self) -> int:
-        """Claims added and not picked yet, of all bands."""
+        """Claims of all bands that were added and not picked yet."""
         return len(self._keys)
 
     def queued(self, band: int) -> int:
-        """Claims added and not picked yet, also those that wait for their key or their type."""
+        """Claims that were added and not picked yet, including those that wait for their key or their type."""
         return self._queued[band]
 
     def oldest(self, band: int) -> T | None:
-        """The runnable claim that has been so for longest; None: there is none."""
+        """The claim that has been runnable longest, or None."""
         since, keys = self._since[band], self._keys
         while since:
             key, item = since[0]
@@ -175,20 +175,21 @@ class Schedule(Generic[T]):
         return None
 
     def oldest_ms(self, band: int) -> int | None:
-        """Its queued_ms."""
+        """The queued_ms of the oldest runnable claim."""
         found = self.oldest(band)
         return None if found is None else found.queued_ms
 
     # --- In ---
 
     def hold(self, item: T) -> None:
-        """It waits without being queued, and keeps its place in the line of its key (a retry that an earlier owner
-        let wait). Claims without a key need no call."""
+        """The claim waits without being queued, and keeps its place in the line of its key (a retry that was waiting under an
+        earlier owner). Claims without a key need no call.
+        """
         if item.ordering_key is not None:
             self._lines.setdefault((item.shard, item.band, item.ordering_key), {}).setdefault(item, False)
 
     def add(self, item: T, now_ms: int) -> None:
-        """Queue it: it may run now as far as it knows. A retry comes back in its place at the front of its key."""
+        """Queue the claim: nothing of its own keeps it from running. A retry returns to the front of the line of its key."""
         assert item not in self._keys, f"{item} is queued already"
         assert item not in self._held, f"{item} holds a slot"
         assert item.queued_ms <= now_ms, f"{item} was queued in the future"
@@ -203,7 +204,7 @@ class Schedule(Generic[T]):
         self._show(item, key)
 
     def _show(self, item: T, key: int) -> None:
-        """Nothing that is its own holds it back any more: into the heap of its kind, or into its lane."""
+        """The claim is runnable by itself: put it into the heap of its kind, or into its lane."""
         band, task_type = item.band, item.task_type
         since = self._since[band]
         since.append((key, item))
@@ -264,7 +265,7 @@ class Schedule(Generic[T]):
     # --- Out ---
 
     def pick(self, now_ms: int) -> T | None:
-        """The next claim to start; it holds a slot (and is in a group, if it is a suspect) from now on."""
+        """The next claim to start. From now on it holds a slot (and is in a group, if it is a suspect)."""
         if not self._keys:
             return None
         (async_, thread, process), slots = self._used, self._slots
@@ -276,7 +277,7 @@ class Schedule(Generic[T]):
             item, waited_for = self._next_narrow(now_ms)
             if item is not None or waited_for:
                 return None if item is None else self._take(item)
-        elif self._spared:  # who they waited for is gone
+        elif self._spared:  # the one they waited for is gone
             self._spared = False
             self._show_suspects()
         turns, closed = self._turns, self.closed
@@ -294,8 +295,9 @@ class Schedule(Generic[T]):
         return self._take(heapq.heappop(idle[1])[1])
 
     def _next_narrow(self, now_ms: int) -> tuple[T | None, bool]:
-        """The first of those that no other suspect may be on trial beside, if it goes now; else whether everything waits for
-        it. The end of a wait needs no wake-up: something runs meanwhile."""
+        """The first suspect that no other may be on trial beside, if it starts now; and whether everything else waits for it.
+        The end of that wait needs no wake-up, because something runs meanwhile.
+        """
         item = next(iter(self._narrow))
         until = self._narrow[item] = self._narrow[item] or now_ms + self._alone_ms
         alone = stage_of(item.trial) == ALONE
@@ -326,7 +328,7 @@ class Schedule(Generic[T]):
             self._turns[band] = weight + min(aged, AGED_TURNS_MAX)
 
     def _best(self, band: int) -> list[tuple[int, T]] | None:
-        """The heap of this band whose first one is the band's best among those that have a slot."""
+        """The heap of this band whose first claim is the best of the band among those with a free slot."""
         best: list[tuple[int, T]] | None = None
         keys, lanes = self._keys, self._lane_of
         for kind, home in enumerate(self._heaps[band]):
@@ -345,7 +347,7 @@ class Schedule(Generic[T]):
         return best
 
     def _clean(self, home: list[tuple[int, T]]) -> None:
-        """Make the first of this heap one that may run now."""
+        """Drop entries until the first claim of this heap may run now."""
         keys, lanes = self._keys, self._lane_of
         while home:
             key, item = home[0]
@@ -393,7 +395,7 @@ class Schedule(Generic[T]):
     # --- Back ---
 
     def release(self, item: T) -> None:
-        """Its handler has ended, or will not start: slot and type are free. It goes on holding its key."""
+        """Its handler has ended, or will not start: free its slot and its place in the type limit. It still holds its key."""
         assert item in self._held, f"{item} holds no slot"
         parts = self._held.pop(item)
         named = item.kind
@@ -407,18 +409,19 @@ class Schedule(Generic[T]):
                 self._show_lane(lane)
 
     def acquit(self, item: T) -> None:
-        """It has outlived its trial: others may go on trial. It was not on trial: nothing happens."""
+        """It has outlived its trial, so others may go on trial. Does nothing if it was not on trial."""
         if self._groups.acquit(item):
             self._show_suspects()
 
     def leave(self, item: T) -> None:
-        """A suspect runs here no longer, and the ledger says so. It was none: nothing happens."""
+        """A suspect no longer runs here, and the ledger says so. Does nothing if it was not a suspect."""
         if self._groups.leave(item):
             self._show_suspects()
 
     def remove(self, item: T) -> None:
-        """Out of the queue (cancelled, expired). It keeps its key until `finish`, so that the next one in line starts
-        after its end is told."""
+        """Take it out of the queue (cancelled, expired). It keeps its key until `finish`, so that the next one in line starts
+        after its end is published.
+        """
         key = self._keys.pop(item, None)
         if key is None:
             return
@@ -437,7 +440,7 @@ class Schedule(Generic[T]):
             self._sweep()
 
     def finish(self, item: T) -> None:
-        """Its end is settled: its key, its trial, its place in the queue are given up; the next in line may run."""
+        """Its end is settled: release its key, trial and place in the queue; the next in line may run."""
         if item in self._keys:
             self.remove(item)
         self.leave(item)
@@ -457,7 +460,7 @@ class Schedule(Generic[T]):
                 self._show(following, self._keys[following])
 
     def forget_shard(self, shard: int) -> None:
-        """Drop what is queued or in line there. What holds a slot keeps it until `release`."""
+        """Drop what is queued or in line for this shard. Claims that hold a slot keep it until `release`."""
         for item in [item for item in self._keys if item.shard == shard]:
             del self._keys[item]
             self._queued[item.band] -= 1
@@ -466,7 +469,7 @@ class Schedule(Generic[T]):
         self._sweep()
 
     def _sweep(self) -> None:
-        """Rebuild the heaps without what is not queued any more."""
+        """Rebuild the heaps without claims that are no longer queued."""
         keys = self._keys
         self._garbage = 0
         self._narrow = {item: until for item, until in self._narrow.items() if item in keys}
@@ -487,7 +490,7 @@ class Schedule(Generic[T]):
 
 
 def _index(kind: HandlerKind) -> int:
-    # Not a dict: the hash of an enum member is a Python call, and this runs several times a task.
+    # Not a dict: hashing an enum member is a Python call, and this runs several times per task.
     return 0 if kind is ASYNC else 1 if kind is THREAD else 2
 
 

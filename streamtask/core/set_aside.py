@@ -1,17 +1,17 @@
-"""Partitions that take nothing at the moment, and what waits for them meanwhile.
+"""Partitions that accept no records at the moment, and what waits for them meanwhile.
 
-A partition below its min ISR, without a leader or deleted is not an error of the record nor of the producer: librdkafka
-retries in silence until the transaction is over. Its place (ports.Place) is set aside: units that need it stay owed,
-everything else commits. It is asked again after a pause that doubles, by a probe of its own (Probe effect) that costs the
-other shards nothing, and comes back with the first answer.
+A partition below its min ISR, without a leader or deleted is an error neither of the record nor of the producer: librdkafka
+retries silently until the transaction is over. Its place (ports.Place) is set aside: units that need it stay owed,
+everything else commits. After a pause that doubles, the place is probed separately (Probe effect), at no cost to the other
+shards, and comes back with the first answer.
 
-    ("status", N)  shard N: starts nothing, admits nothing, commits offsets only; what runs goes on, its end stays owed
+    ("status", N)  shard N: starts nothing, admits nothing, commits offsets only; tasks run on, and their ends stay owed
     ("dead", N)    dead letters go to the other partitions of tasks.dead
     DEAD           no dead letter can be written: tasks that failed keep their end, refusals their record
 
-Ledger rule: the mark of CREATED never passes a refusal (a record that is nothing but a dead letter) that cannot be written:
-after a take-over a duplicate below the mark would be admitted before the first record of its task. So the CREATED of requests
-above such a refusal waits for their start, which has an entry of its own.
+Ledger rule: the mark of CREATED never passes a refusal (a record that is only a dead letter) that cannot be written: after a
+take-over a duplicate below the mark would be admitted before the first record of its task. So the CREATED of requests above
+such a refusal waits for their start, which has an entry of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streamtask.domain.ports import STATUS, Note, Now, Place, Probe
 
 
 def set_aside(state: State, places: Iterable[Place], why: str, now: Now) -> None:
-    """These places take nothing. Batches built from now on do without them."""
+    """These places accept no records. Batches built from now on avoid them."""
     for place in sorted(places, reverse=True):
         sick = state.aside.refuse(place, why, now)
         if sick is None:
@@ -41,7 +41,7 @@ def set_aside(state: State, places: Iterable[Place], why: str, now: Now) -> None
 
 
 def _park(state: State, shard: Shard) -> None:
-    """Nothing of this shard starts: what is queued or picked leaves the schedule, and its slots are free for others."""
+    """Nothing of this shard starts: queued and picked claims leave the schedule, and their slots are free for others."""
     parked = state.aside.parked.setdefault(shard.number, {})
     for claim in shard.claims.values():
         if claim.phase is Phase.PICKED and not transitions.in_doubt(state, claim):
@@ -57,14 +57,14 @@ def _park(state: State, shard: Shard) -> None:
 
 
 def tick(state: State, now: Now) -> None:
-    """Ask the places whose pause is over."""
+    """Probe the places whose pause is over."""
     due = state.aside.due(now)
     if due:
         state.effects.append(Probe(due))
 
 
 def probed(state: State, place: Place, why: str | None, now: Now) -> None:
-    """What a probe found. why: None when the place takes records, else the reason why it does not."""
+    """Apply the result of a probe. why: None when the place accepts records, otherwise the reason why it does not."""
     if why is not None:
         state.aside.silent(place, why, now)
         return
@@ -102,13 +102,14 @@ def owing(state: State, heads: Sequence[Shard], refusals: Iterable[Refusal]) -> 
     waits = [claim for claim in urgent if needs_letter(claim)]
     fresh += [claim for claim in waits if not claim.created]
     fresh = [claim for claim in fresh if claim.offset < floors.get((claim.band, claim.shard), claim.offset + 1)]
-    fresh.sort(key=lambda claim: (claim.band, claim.shard, claim.offset))  # one mark a cell
+    fresh.sort(key=lambda claim: (claim.band, claim.shard, claim.offset))  # one mark per cell
     return Owing(heads, (), [claim for claim in urgent if not needs_letter(claim)], fresh, aside.avoid())
 
 
 def closing(state: State, shards: Sequence[Shard]) -> list[Claim]:
-    """What a hand-over pays. Of a shard that is set aside only its ledger goes over: that needs no partition of
-    tasks.status. Its ends are lost here, and its tasks run again there as attempts that are not counted as deaths."""
+    """What a hand-over pays. A shard that is set aside hands over only its ledger, which needs no partition of tasks.status:
+    its ends are lost here, and its tasks run again at the next owner, as attempts that do not count as deaths.
+    """
     aside = state.aside
     return [
         claim

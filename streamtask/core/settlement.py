@@ -1,7 +1,7 @@
-"""What the broker's answer to a batch means: what was paid is no longer owed, and what has a committed start begins.
+"""What the broker's answer to a batch means: what was paid is no longer owed, and tasks with a committed start begin.
 
-An aborted batch needs no undo. Where a record was the reason, batches shrink until the offender is alone, and it is written
-shorter.
+An aborted batch needs no undo. If one of its records was the reason, batches shrink until the offending record is alone, and
+it is then written shorter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamtask.domain.ports import Note, Now, Start
 
 
 def settle(state: State, landed: Batch, now: Now) -> None:
-    """The broker said yes (or a doubtful batch turned out to have landed): what was paid is no longer owed."""
+    """The batch committed (or, if it was in doubt, turned out to have landed): what was paid is no longer owed."""
     for (band, number), draft in landed.drafts.items():
         if state.shards.get(number) is landed.shards[number]:
             landed.shards[number].ledgers[band].settle(draft)
@@ -43,7 +43,7 @@ def settle(state: State, landed: Batch, now: Now) -> None:
 def aborted(state: State, plan: Batch, *, record: bool) -> None:
     """The transaction was aborted; everything is still owed. `record`: one of its records is the reason.
 
-    After two such aborts the batch is halved until the offender is alone, and then said shorter.
+    After two such aborts the batch is halved until the offending record is alone, which is then written shorter.
     """
     if not record:
         return
@@ -86,14 +86,14 @@ def _settle(state: State, step: Step, now: Now) -> None:
             claim.wait = None
             if claim.load and claim.phase in (Phase.WAITING, Phase.QUEUED):
                 state.memory.hold(claim, 0)
-        if claim.phase is not Phase.PICKED:  # else it is in its next group already
+        if claim.phase is not Phase.PICKED:  # otherwise it is in its next group already
             state.schedule.leave(claim)
     if pays & START:
         claim.attempt, claim.started_ms = step.attempt, step.at_ms
         _start(state, claim, now)
     if pays & ACQUIT:
         state.schedule.acquit(claim)
-        if claim.phase is Phase.RUNNING:  # else its child has died since: it is a suspect again
+        if claim.phase is Phase.RUNNING:  # otherwise its child has died since: it is a suspect again
             claim.acquitted = claim.on_trial = False
             claim.lost, claim.trial = 0, acquitted(claim.trial)
     if pays & REPORT:
@@ -113,7 +113,7 @@ def _start(state: State, claim: Claim, now: Now) -> None:
     claim.fraction = None
     if claim.armed:
         timers.landed(state, claim, now)
-    if claim.final is not None:  # cancelled while it was not known whether its start had landed, or expired
+    if claim.final is not None:  # expired, or cancelled while it was unknown whether its start had landed
         state.schedule.release(claim)
         claim.phase = Phase.ENDING
         state.memory.owes(claim, claim.final)

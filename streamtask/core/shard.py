@@ -1,16 +1,16 @@
-"""One shard: partition N of every band and of tasks.status, owned by one worker; and the claims, its open requests.
+"""One shard: partition N of every band and of tasks.status, owned by one worker; and its claims, which are its open requests.
 
-Owns the ledgers (one per band), the head (owner id, sequence, clock floor), the open claims by task_id, the records held
-beyond the ledgers' caps, and the shard's phase. Invariants: a claim is in `claims` exactly while its offset is open in its
-ledger and known by its record; nothing of a shard is committed unless it is OPEN or closing; `sequence` is the one that the
-broker holds.
+A shard owns the ledgers (one per band), the head (owner id, sequence, clock floor), the open claims by task_id, the records
+held beyond the ledgers' caps, and its standing. Invariants: a claim is in `claims` exactly while its offset is open in its
+ledger and its record has been read; nothing of a shard is committed unless it is OPEN or closing; `sequence` is the one that
+the broker holds.
 
-Where it goes on after a claim («Positions») is decided here: from our own ledger text, from the log's bounds, or from
+This module decides where the shard continues after a claim: from our own ledger text, from the log's bounds, or from
 tasks.status when the committed metadata is missing or not ours.
 
-Of a claim, committed facts (created, attempt, failed, lost) change only when a batch has settled. Owed things (start,
-progress, wait, final) are set at any time and cleared when the transaction that carries them has settled, so an aborted
-transaction needs no undo: what is owed is still owed.
+The committed facts of a claim (created, attempt, failed, lost) change only when a batch has settled. What it owes (start,
+progress, wait, final) may be set at any time and is cleared when the transaction that carries it has settled, so an aborted
+transaction needs no undo: everything is still owed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from streamtask.domain.identity import TRACE_HEADERS, Origin
 from streamtask.domain.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
 from streamtask.domain.ports import Cell, Committed, Note, OffsetCommit, Recalled, Settled
 
-NOBODY = "-"  # owner of a shard that was handed over while it recovered
-SECONDS_MAX = 1e9  # of a time limit: 31 years; longer ones are none
+NOBODY = "-"  # owner of a shard that was handed over while it was recovering
+SECONDS_MAX = 1e9  # of a time limit: 31 years; a longer limit counts as none
 
 
 class Phase(IntEnum):
-    """Where a claim is on its way, as the engine drives it."""
+    """The phase of a claim in the engine."""
 
     QUEUED = 0  #: in the schedule
     WAITING = 1  #: not_before, unknown type, backoff: holds no slot
@@ -51,7 +51,7 @@ class Phase(IntEnum):
 
 
 class Wait(IntEnum):
-    """Why a claim is WAITING (and the kinds of deadlines)."""
+    """Why a claim is WAITING (also the kinds of deadlines)."""
 
     NOT_BEFORE = 0
     UNKNOWN_TYPE = 1
@@ -60,7 +60,7 @@ class Wait(IntEnum):
 
 @dataclass(slots=True)
 class LastEvent:
-    """The last event of a task, before it has a time."""
+    """The last event of a task, without its time."""
 
     status: TaskStatus
     code: str = ""
@@ -75,8 +75,8 @@ class LastEvent:
 class Owed:
     """A RUNNING event without a new attempt: progress, or the wait for a retry (`failed` given: the mark is cleared).
 
-    lost: its deaths, when the child that it ran in died; None: as many as before
-    trial: how narrow its next trial is, when others ran in there; None: as before
+    lost: its deaths, if the child that it ran in died; None: unchanged
+    trial: how narrow its next trial is, if others ran in that child; None: unchanged
     """
 
     fraction: float | None = None
@@ -145,7 +145,7 @@ class Claim:
         self.policy = policy
         self.kind: HandlerKind = policy.kind
         self.headers = trace_headers(record.headers) if record.headers else ()
-        self.event_bytes = self.label_bytes = 0  # weighed when first needed (core/weight.py)
+        self.event_bytes = self.label_bytes = 0  # computed when first needed (core/weight.py)
         # committed
         self.created = False
         self.attempt = 0
@@ -158,20 +158,20 @@ class Claim:
         self.progress: Owed | None = None
         self.wait: Owed | None = None
         self.final: LastEvent | None = None
-        self.acquitted = False  #: its trial is over and it lives: the ledger is to say so
+        self.acquitted = False  #: it outlived its trial: the ledger must record that
         # in this process
         self.phase = Phase.QUEUED
         self.wait_reason = Wait.RETRY
         self.suspect = False  #: two processes have died under it: its next start is a trial
         self.on_trial = False
-        self.group = 0  #: that it runs in, when it began as a suspect; also after its trial
+        self.group = 0  #: the group that it runs in, if it started as a suspect; kept after its trial
         self.token = 0
         self.stop: object | None = None
         self.queued_ms = 0
-        self.armed = False  #: some deadline of it may be armed
+        self.armed = False  #: one of its deadlines may be armed
         self.progress_mono_ms = 0
-        self.load = 0  #: bytes that it holds beside its record (core/memory.py)
-        self.bare = 0  #: 1: without result, 2: without anything long: the broker refused its records
+        self.load = 0  #: bytes that it holds besides its record (core/memory.py)
+        self.bare = 0  #: the broker refused its records. 1: write no result, 2: write nothing long
 
     @property
     def timeout_ms(self) -> int | None:
@@ -186,7 +186,7 @@ class Claim:
 
     @property
     def alone(self) -> bool:
-        """The trial that it is to stand is one that nothing else of this worker runs beside."""
+        """True when nothing else of this worker may run beside its next trial."""
         return self.suspect and stage_of(self.trial) == ALONE
 
     def __repr__(self) -> str:
@@ -199,17 +199,17 @@ def trace_headers(headers: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, by
 
 
 class Standing(IntEnum):
-    """How far a shard's claim is."""
+    """How far the claim of a shard is."""
 
-    UNCLAIMED = 0  #: assigned, nothing read yet (or a claim that has to begin again)
+    UNCLAIMED = 0  #: assigned, nothing read yet (or a claim that has to start again)
     CLAIMED = 1  #: recorded as ours; tasks.control or tasks.status still to be read
-    OPEN = 2  #: works
+    OPEN = 2  #: in operation
     CLOSING = 3  #: being revoked: nothing starts
-    GONE = 4  #: forgotten: whatever still refers to it is late
+    GONE = 4  #: forgotten: anything that still refers to it is late
 
 
 class Backlog:
-    """Records of one cell beyond its ledger's cap: bounded by pausing the cell."""
+    """Records of one cell beyond its ledger's cap. Pausing the cell bounds it."""
 
     __slots__ = ("bytes", "paused", "records")
 
@@ -220,7 +220,7 @@ class Backlog:
 
 
 class Shard:
-    """State of one owned shard. `epoch` tells this ownership from an earlier or later one of the same number."""
+    """State of one owned shard. `epoch` distinguishes this ownership from others of the same number."""
 
     __slots__ = (
         "awaits_control",
@@ -260,54 +260,54 @@ class Shard:
         self.ledgers: list[Ledger] = []  # empty until the first claim
         self.backlogs = [Backlog() for _ in range(bands)]
         self.claims: dict[str, Claim] = {}
-        self.charged = 0  # deaths that the claim under way charges
-        self.left_by = ""  # the owner that the claim under way has found recorded
+        self.charged = 0  # deaths that the claim in progress charges
+        self.left_by = ""  # the recorded owner that the claim in progress found
         self.log_ends = [0] * bands  # as seen by the claim
-        self.waiting = [0] * bands  # claims of a cell that wait without a slot (retries not counted)
-        self.held = [0] * bands  # bytes of what was fetched of a cell and has not ended (core/memory.py)
+        self.waiting = [0] * bands  # claims of a cell that wait without a slot (without retries)
+        self.held = [0] * bands  # bytes of fetched records of a cell that have not ended (core/memory.py)
         self.sequence = 0
         self.clock_ms = 0
         self.awaits_control = False
         self.awaits_recall = False
-        self.owes_head = False  # the head is to be written though nothing happens
+        self.owes_head = False  # the head must be written even if nothing else changes
         self.head_recovering = False  # what the last committed head says
-        self.owes_cells = False  # so are all of its cells
+        self.owes_cells = False  # all of its cells must be written
         self.refused: str | None = None  # why it cannot be claimed at all
-        self.leaderless: tuple[int, ...] = ()  # bands whose partition nobody leads: its claim waits for them
+        self.leaderless: tuple[int, ...] = ()  # bands whose partition has no leader: the claim waits for them
         self.leaderless_since_ms = 0  # monotonic
-        self.claim_at_ms = 0  # not to be claimed again before, monotonic
-        # Open requests that the ledgers know but whose records have not come back yet, per cell: until all have, nothing
-        # new is admitted, else a second record of a task_id could overtake the first one in another band.
+        self.claim_at_ms = 0  # do not claim again before this time, monotonic
+        # Open requests that the ledgers know but whose records have not come back yet, per cell. Nothing new is admitted until
+        # all have, or a second record of a task_id could overtake the first one in another band.
         self.known_to = [0] * bands
         self.unsettled_cells = 0
-        # Records that came back before all had, and of which nothing is published: the first record of their task_id may
-        # be still to come from another cell. (A second one is open in the ledger while its dead letter is owed.)
+        # Records that came back before the others, with nothing published: the first record of their task_id may still
+        # come from another cell. (A second record is open in the ledger while its dead letter is owed.)
         self.deferred: list[RequestRecord] = []
-        # Of those that did come back with something published, while others were missing: the highest offset of each id in
-        # its band. A deferred record of the same id below it is over: two of them are never open at once.
+        # For records that came back with something published, while others were missing: the highest offset of each id in its
+        # band. A deferred record of the same id below it has ended: two of them are never open at once.
         self.resumed: dict[tuple[int, str], int] = {}
         self.torn: set[int] = set()  # bands whose log was cut since the claim: claim again, and
-        self.distrusted: set[int] = set()  # do not believe what is committed of these
+        self.distrusted: set[int] = set()  # distrust what is committed for these
 
     @property
     def recovering(self) -> bool:
-        """True while what tasks.status told does not yet stand in the ledgers."""
+        """True while the ledgers do not yet contain everything that tasks.status said."""
         return self.awaits_recall or any(ledger.recalling for ledger in self.ledgers)
 
     def stamp(self, wall_ms: int, created_ms: int) -> int:
-        """updated_at of the next event: never falls within the shard, not before the task's created_at.
+        """updated_at of the next event: it never falls within the shard, and is not before the task's created_at.
 
-        The floor of created_at (up to 24 h ahead, by a producer's wrong clock) stays with its own task: it must not
-        drag the clock of the whole shard along.
+        The floor of created_at (up to 24 h ahead, because of a producer's wrong clock) applies only to its own task: it must
+        not advance the clock of the whole shard.
         """
         if wall_ms > self.clock_ms:
             self.clock_ms = wall_ms
         return self.clock_ms if self.clock_ms >= created_ms else created_ms
 
     def head(self, owner: str, *, closing: bool = False) -> Head:
-        """The head of the next commit (the sequence counts up by one)."""
+        """The head of the next commit (with the next sequence)."""
         if self.recovering:
-            # A clean hand-over of a recovering shard names nobody: there is nothing to fence, but status is to be read.
+            # A clean hand-over of a recovering shard names no owner: there is nothing to fence, but tasks.status must be read.
             return Head(NOBODY if closing else owner, self.sequence + 1, self.clock_ms, "recovering")
         return Head(owner, self.sequence + 1, self.clock_ms, "clean" if closing else "open")
 
@@ -317,7 +317,8 @@ class Shard:
         """Take the shard over from what is committed: ledgers, head, positions; deaths are charged.
 
         settled  one Settled per cell of this shard
-        own_ids  transactional ids that this process has used: what one of them left was fenced or lost, and has not died
+        own_ids  transactional ids of this process: an owner among them was fenced or lost its shards, but did not die
+
         Returns what the operator should know. Raises UnknownVersion when another release wrote the text.
         """
         notes: list[Note] = []
@@ -329,7 +330,7 @@ class Shard:
             self.log_ends[band] = cell.log_end
             self.ledgers.append(self._restore(band, cell, notes))
         if self.distrusted or self.left_by in own_ids:
-            unmark(self.ledgers)  # what ran was ended, here, before
+            unmark(self.ledgers)  # its executions were ended earlier, by this process
         self.charged = len(charge(self.ledgers))
         return notes
 
@@ -362,7 +363,7 @@ class Shard:
                     notes.append(_lost(where, cell.offset, cell.log_start, len(dropped), text))
                 return ledger
         if cell.log_end > cell.log_start:
-            # Everything that the log still holds, less what tasks.status knows to be finished.
+            # Start with everything that the log still holds, except what tasks.status knows to be finished.
             self.awaits_recall = True
             name = "position_unknown" if cell.offset is None else "position_recovered"
             notes.append(Note(name, {**where, "why": why, "from": cell.log_start}))
@@ -375,7 +376,7 @@ class Shard:
         self.awaits_recall = self.awaits_recall or head.state == "recovering"
 
     def _take_clock(self, text: str | None) -> None:
-        """The map cannot be believed (the log is shorter than it says); the head may still be read: time never falls."""
+        """The map is not credible (the log is shorter than it says), but the head may be readable: time never falls."""
         try:
             head = head_of(text)
         except LedgerUnreadable:
@@ -384,7 +385,7 @@ class Shard:
             self._take_head(head)
 
     def claim_commit(self, owner: str) -> list[OffsetCommit]:
-        """Claim step 4: every cell with its ledger, the lead cell with my id and `open` (or `recovering`)."""
+        """Claim step 4: every cell with its ledger, the lead cell with our id and `open` (or `recovering`)."""
         head = self.head(owner)
         return [
             OffsetCommit(band, self.number, ledger.position, ledger.text(head if band == 0 else None))
@@ -400,12 +401,12 @@ class Shard:
         self.unsettled_cells = sum(1 for known in self.known_to if known)
 
     def cell_is_back(self, band: int) -> None:
-        """All that was known of this cell has been read again (or is gone from the log)."""
+        """Everything known of this cell has been read again (or is gone from the log)."""
         self.known_to[band] = 0
         self.unsettled_cells = sum(1 for known in self.known_to if known)
 
     def recovered_since_head(self) -> bool:
-        """True when the broker still holds `recovering` although all of it stands in the ledgers now."""
+        """True when the broker still holds `recovering` although the ledgers now contain everything."""
         return self.head_recovering and not self.recovering
 
     def recall_done(self) -> None:
@@ -415,20 +416,20 @@ class Shard:
         self.awaits_recall = False
 
     def recall(self, facts: Iterable[Recalled], bands: Mapping[str, int]) -> None:
-        """What tasks.status tells about requests of this shard while it recovers, in its order."""
+        """Apply what tasks.status says about requests of this shard while it recovers, in the order of that topic."""
         for fact in facts:
             origin = Origin.parse(fact.origin)
             if origin is None or origin.partition != self.number or origin.band not in bands:
                 continue
             if origin.offset >= self.log_ends[bands[origin.band]]:
-                continue  # of no record that the log holds; `recall_done` would drop it
+                continue  # no record in the log has this offset; `recall_done` would drop the fact
             self.ledgers[bands[origin.band]].recall(origin.offset, fact.task_id, fact.ended, fact.attempt)
             if fact.updated_ms > self.clock_ms:
                 self.clock_ms = fact.updated_ms
 
 
 def heads(listed: Mapping[Cell, Committed]) -> dict[int, Head | str | None]:
-    """Per shard of a listing: the head on its lead cell, None when there is none of ours, or why it cannot be claimed."""
+    """For each listed shard: the head on its lead cell, None if none of ours is there, or why it cannot be claimed."""
     out: dict[int, Head | str | None] = {}
     for (band, number), found in listed.items():
         try:

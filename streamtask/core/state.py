@@ -1,7 +1,7 @@
-"""Everything that a worker's engine knows: its shards, what runs, what is owed, the batch under way. Data, no behaviour.
+"""Everything that a worker's engine knows: its shards, running tasks, debts, the batch in flight. Data without behaviour.
 
-One object for each worker process, used by one thread. Functions of the core take it as their first argument and change it;
-`Engine` is the same object with the facts that come from outside as methods.
+There is one object per worker process, used by one thread. Functions of the core take it as their first argument and change
+it; `Engine` is the same object with methods for the facts that come from outside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class State:
         self.rng = rng
         self.shards: dict[int, Shard] = {}
         limits = {name: policy.concurrency for name, policy in config.policies.items()}
-        self.children = config.slots.get(HandlerKind.PROCESS, 0) > 0  # else suspects run beside the others
+        self.children = config.slots.get(HandlerKind.PROCESS, 0) > 0  # otherwise suspects run beside the others
         groups: Groups[Claim] = Groups(GROUPS_ON_TRIAL if self.children else 1)
         times = (config.ageing_ms, config.alone_ms)
         self.schedule: Schedule[Claim] = Schedule(config.bands, config.slots, limits, *times, groups)
@@ -40,25 +40,25 @@ class State:
         self.mono: Deadlines[Claim] = Deadlines()
         self.running: dict[int, Claim] = {}  # by token; executions of shards that have gone stay until they really end
         self.urgent: dict[Claim, None] = {}  # claims that owe more than their CREATED
-        self.fresh: dict[Claim, None] = {}  # claims that owe only that, in the order of their offsets
+        self.fresh: dict[Claim, None] = {}  # claims that owe only their CREATED, in order of offset
         self.refusals: dict[Refusal, None] = {}
-        self.throttled: dict[Claim, None] = {}  # progress told too soon after the last one
+        self.throttled: dict[Claim, None] = {}  # progress reported too soon after the last event
         self.backlogged: set[Cell] = set()
         self.aside = SetAside()
         self.size = BatchSize(config.batch_bytes_max)
         self.cancels = Cancels(config.cancels_max)
         self.memory = Memory(config.waiting_bytes_max, config.active_bytes_max, len(config.bands))
         self.effects: list[Effect] = []
-        self.sent: Batch | None = None  # under way; facts may come in, nothing is built
-        self.fenced = False  # the transactional id is over: recover before anything else is committed
-        self.doubt: Batch | None = None  # sent under an id that is over; whether it landed is not known yet
+        self.sent: Batch | None = None  # in flight; facts may come in, no other batch is built
+        self.fenced = False  # the transactional id is no longer usable: recover before the next commit
+        self.doubt: Batch | None = None  # sent under an id that is no longer usable; unknown yet whether it landed
         self.draining = False
         self.held_until_ms = 0  # monotonic; see hold
         self.late_results = 0
-        self.deaths = 0  # charged here: of workers before, of children of this one
+        self.deaths = 0  # charged here: of earlier workers, and of children of this one
         self.epochs = 0
         self.refresh_mono_ms = 0
         self.settled_mono_ms = -(1 << 40)  # when the last batch was settled
         self.tokens = 0
         self.refused_batches = 0
-        self.units_max = 0  # of the next batch, while an offending record is being looked for; 0 = no limit
+        self.units_max = 0  # of the next batch, while searching for an offending record; 0 = no limit

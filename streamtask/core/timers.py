@@ -1,12 +1,12 @@
-"""What is armed for a claim, and what follows when it is due.
+"""The timers of a claim, and what happens when they expire.
 
     on the wall clock       not before, expires
     on the monotonic clock  the grace of an unknown type, the backoff of a retry, the time limit of an attempt, a trial, and
                             how long a child may take to begin
 
-The time of an attempt counts from the beginning of its handler. Coroutines and threads begin when they are handed over; a
-child may have to be started first, and tells when it begins (`Start.timed`). One that does not within `begin_ms` is stopped,
-and its task runs again: nothing of it has failed.
+The time of an attempt counts from the start of its handler. Coroutines and threads start when they are handed over; a child
+may have to be started first, and reports when it begins (`Start.timed`). An execution that does not begin within `begin_ms` is
+stopped, and its task runs again: this is not a failure.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ _NOT_STARTED = (Phase.QUEUED, Phase.WAITING, Phase.PICKED)
 
 
 def expiry(state: State, claim: Claim, expires_ms: int) -> None:
-    """Not started by then: never started."""
+    """A task that has not started by then never starts."""
     claim.armed = True
     state.wall.arm(claim, expires_ms, EXPIRES)
 
 
 def wait(state: State, claim: Claim, judged: admission.WaitFor, now: Now) -> None:
-    """The end of a wait that admission decided on."""
+    """Arm the end of a wait that admission decided on."""
     claim.armed = True
     if judged.reason is Wait.NOT_BEFORE:
         state.wall.arm(claim, judged.due_ms, NOT_BEFORE)
     elif judged.reason is Wait.UNKNOWN_TYPE:
-        state.schedule.hold(claim)  # later ones with its key must not pass it
+        state.schedule.hold(claim)  # later requests with its key must not pass it
         state.mono.arm(claim, now.mono_ms + judged.in_ms, UNKNOWN_TYPE)
-    else:  # a retry that an earlier owner let wait: its due time is not in the ledger, so it is drawn anew
+    else:  # a retry that was waiting under an earlier owner: the ledger has no due time, so it is drawn again
         again = decide(claim.policy.retry, Outcome(Ending.RAISED), max(1, claim.failed), state.rng.random())
         state.schedule.hold(claim)
         retry(state, claim, again.wait_ms if isinstance(again, Again) else 0, now)
 
 
 def retry(state: State, claim: Claim, wait_ms: int, now: Now) -> None:
-    """The end of a backoff."""
+    """Arm the end of a backoff."""
     claim.armed = True
     state.mono.arm(claim, now.mono_ms + wait_ms, RETRY)
 
 
 def start(state: State, claim: Claim, handed: Start, now: Now) -> None:
-    """It is handed over."""
+    """The execution is handed over: arm what applies from now on."""
     if not handed.in_child:
         run(state, claim, handed.timeout_ms, now)
     elif handed.timed:
@@ -61,7 +61,7 @@ def start(state: State, claim: Claim, handed: Start, now: Now) -> None:
 
 
 def run(state: State, claim: Claim, timeout_ms: int | None, now: Now) -> None:
-    """Its handler begins: its time limit counts from here, and the trial that it stands, if any."""
+    """Its handler begins: start its time limit, and the trial that it stands, if any."""
     if timeout_ms is not None:
         claim.armed = True
         state.mono.arm(claim, now.mono_ms + timeout_ms, TIMEOUT)
@@ -72,14 +72,14 @@ def run(state: State, claim: Claim, timeout_ms: int | None, now: Now) -> None:
 
 
 def begun(state: State, claim: Claim, now: Now) -> None:
-    """Its child begins with it."""
+    """Its child process begins to run it."""
     if claim.stop is None:
         state.mono.disarm(claim, BEGIN)
         run(state, claim, claim.timeout_ms, now)
 
 
 def due(state: State, now: Now) -> None:
-    """What has become due."""
+    """Handle every deadline that is due."""
     for claim, kind in state.wall.due(now.wall_ms):
         if kind == NOT_BEFORE:
             transitions.to_queue(state, claim, now)
@@ -105,8 +105,11 @@ def due(state: State, now: Now) -> None:
 
 
 def _expire(state: State, claim: Claim) -> None:
-    """End what has not started by its expires_at. A picked one gives its slot back, unless it is not known whether its RUNNING
-    has landed: it is looked at again until that is, and `landed` ends it if it has."""
+    """End a task that has not started by its expires_at.
+
+    A picked task gives its slot back, unless it is unknown whether its RUNNING has landed: then it is checked again until that
+    is known, and `landed` ends it if it has.
+    """
     if claim.phase is Phase.PICKED and transitions.in_doubt(state, claim):
         state.wall.put_off(claim, EXPIRES)
     elif claim.phase in _NOT_STARTED and not claim.attempt:
@@ -115,15 +118,16 @@ def _expire(state: State, claim: Claim) -> None:
 
 
 def landed(state: State, claim: Claim, now: Now) -> None:
-    """The RUNNING of an armed claim is committed: no deadline is left from before it, and its handler is called unless it is
-    `too_late`."""
+    """The RUNNING of an armed claim is committed: its earlier deadlines are removed, and its handler is called unless it is
+    `too_late`.
+    """
     transitions.disarm(state, claim)
     if claim.final is None and too_late(claim, now):
         claim.final = admission.cancelled(ErrorCode.EXPIRED, NOT_STARTED)
 
 
 def too_late(claim: Claim, now: Now) -> bool:
-    """True when its first attempt was granted in time and is known to be only now: its handler must not begin any more.
+    """True when its first attempt was granted in time but this is known only after the expiry: its handler must not begin.
 
     Its RUNNING may have been committed minutes ago, by a transaction whose answer was lost.
     """

@@ -1,7 +1,7 @@
-"""What may happen to a claim: it is queued, waits, ends, is withdrawn, is cancelled, is gone. Each keeps the schedule, the
-memory, the deadlines and what is owed in step with its phase.
+"""What may happen to a claim: it is queued, waits, ends, is withdrawn, is cancelled, is gone.
 
-A step is chosen by others (timers, endings, intake, settlement, ownership); what it does to the state is here, once.
+Each transition keeps the schedule, the memory, the deadlines and the debts consistent with the phase of the claim. Other
+modules choose a transition (timers, endings, intake, settlement, ownership); this one alone defines its effect on the state.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ UNKNOWN_TYPE, RETRY, TIMEOUT, TRIAL, BEGIN = 2, 3, 4, 5, 6  # on the monotonic c
 
 
 def touch(state: State, claim: Claim) -> None:
-    """It owes more than its CREATED."""
+    """The claim owes more than its CREATED."""
     state.fresh.pop(claim, None)
     state.urgent[claim] = None
 
 
 def owes(claim: Claim) -> bool:
-    """Whether a batch has something to write for it, beside its CREATED."""
+    """Whether a batch has something to write for the claim besides its CREATED."""
     return bool(
         claim.final is not None
         or claim.wait is not None
@@ -36,13 +36,13 @@ def owes(claim: Claim) -> bool:
 
 
 def in_doubt(state: State, claim: Claim) -> bool:
-    """True when a batch pays something of this claim that is in doubt or under way."""
+    """True when a batch that is in doubt or in flight pays something of this claim."""
     batches = (state.doubt, state.sent)
     return any(step.claim is claim for batch in batches if batch is not None for step in batch.steps)
 
 
 def end(state: State, claim: Claim, final: LastEvent) -> None:
-    """Its last event is owed from now on. A claim that has just been judged may come from any phase but RUNNING."""
+    """From now on the claim owes its last event. A claim that has just been judged may be in any phase except RUNNING."""
     claim.final = final
     if claim.phase is not Phase.PICKED:  # PICKED: its start is in a doubtful batch; see _start
         claim.phase = Phase.ENDING
@@ -51,7 +51,7 @@ def end(state: State, claim: Claim, final: LastEvent) -> None:
 
 
 def queue(state: State, claim: Claim, now: Now) -> None:
-    """Into the schedule, unless it has had as many attempts as a ledger can count."""
+    """Put the claim into the schedule, unless it has had as many attempts as a ledger can count."""
     if claim.attempt >= ATTEMPT_MAX:
         end(state, claim, admission.failed(ErrorCode.WORKER_LOST, f"{claim.attempt} attempts, and no end"))
         return
@@ -62,7 +62,7 @@ def queue(state: State, claim: Claim, now: Now) -> None:
 
 
 def to_queue(state: State, claim: Claim, now: Now) -> None:
-    """Its wait is over."""
+    """The wait of the claim is over."""
     if claim.phase is not Phase.WAITING:
         return
     if claim.wait_reason is not Wait.RETRY:
@@ -71,7 +71,7 @@ def to_queue(state: State, claim: Claim, now: Now) -> None:
 
 
 def wait(state: State, claim: Claim, reason: Wait) -> None:
-    """It holds no slot until its deadline (timers.py); where a retry is not the reason, it counts as parked."""
+    """The claim holds no slot until its deadline (timers.py). Unless it waits for a retry, it counts as parked."""
     claim.phase = Phase.WAITING
     claim.wait_reason = reason
     if reason is not Wait.RETRY:
@@ -82,11 +82,11 @@ def wait(state: State, claim: Claim, reason: Wait) -> None:
 def _unpark(state: State, claim: Claim) -> None:
     claim.owner_shard.waiting[claim.band] -= 1
     state.memory.parked -= claim.record.weight
-    claim.wait_reason = Wait.RETRY  # it is parked no more, whatever phase it is given when its slot is taken back
+    claim.wait_reason = Wait.RETRY  # no longer parked, whatever phase it gets when its slot is taken back
 
 
 def unpick(state: State, claim: Claim) -> None:
-    """Give the slot back: it will not start here."""
+    """Give the slot back: the claim will not start here."""
     state.schedule.release(claim)
     if claim.load:
         state.memory.hold(claim, 0)
@@ -97,7 +97,7 @@ def unpick(state: State, claim: Claim) -> None:
 
 
 def withdraw(state: State, claim: Claim) -> None:
-    """Out of the schedule or out of its wait; a picked one gives its slot back."""
+    """Take the claim out of the schedule or end its wait; a picked one gives its slot back."""
     if claim.phase is Phase.PICKED:
         unpick(state, claim)
     elif claim.phase is Phase.QUEUED:
@@ -109,13 +109,13 @@ def withdraw(state: State, claim: Claim) -> None:
 
 
 def cancel(state: State, claim: Claim) -> None:
-    """Stop it where it runs; else it ends without a call of its handler."""
+    """Stop the task if it runs; otherwise it ends without calling its handler."""
     if claim.final is not None or claim.stop is StopReason.CANCEL:
         return
     if claim.phase is Phase.RUNNING:
         if claim.stop is None:
             state.effects.append(Stop(claim.token, StopReason.CANCEL))
-        if claim.stop is not StopReason.REVOKE:  # it is being stopped for its time, and might run again
+        if claim.stop is not StopReason.REVOKE:  # a task stopped for its timeout might run again
             claim.stop = StopReason.CANCEL
         return
     if claim.phase is Phase.PICKED and in_doubt(state, claim):
@@ -126,7 +126,7 @@ def cancel(state: State, claim: Claim) -> None:
 
 
 def gone(state: State, claim: Claim) -> None:
-    """Its end has settled: nothing of it is left."""
+    """Its end has settled: remove the claim."""
     del claim.owner_shard.claims[claim.task_id]
     state.memory.gone(claim)
     state.urgent.pop(claim, None)
@@ -136,7 +136,7 @@ def gone(state: State, claim: Claim) -> None:
 
 
 def disarm(state: State, claim: Claim) -> None:
-    """No deadline of this claim is left."""
+    """Remove every deadline of this claim."""
     if not claim.armed:
         return
     if claim.record.expires_ms is not None or claim.record.not_before_ms is not None:

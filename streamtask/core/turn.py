@@ -1,9 +1,9 @@
-"""What the owner of a worker's shards does and in which order: which facts are taken when, and when effects are handed over.
+"""The loop of the owner of a worker's shards: when it takes which facts, and when it hands over effects.
 
-Generators, as the flows of protocol.py are, which they drive: they yield an ask (ports.py) and are sent its answer. What
-performs them decides no order of its own: worker/loop.py on Kafka and real handlers, tests/sim on a model.
+These are generators, like the flows of protocol.py that they drive: they yield an ask (ports.py) and are sent its answer. The
+code that performs the asks decides no order of its own: worker/loop.py with Kafka and real handlers, tests/sim with a model.
 
-    turn                      once around: fetch, take what has come in, one step of the protocol, hand over what follows
+    turn                      one iteration: fetch, take what has come in, one step of the protocol, hand over the effects
     assigned, revoked, lost   the group's callbacks; they run inside a Fetch or a Poll
 """
 
@@ -33,24 +33,24 @@ from streamtask.domain.ports import (
 
 Turn = Generator[Ask | LocalAsk, Answer, bool]
 
-REVOKE_WAIT_MS = 3_000  # what handlers get to end in when their shard goes elsewhere
-AWAIT_MS = 50  # at a time
+REVOKE_WAIT_MS = 3_000  # how long handlers may take to end when their shard moves
+AWAIT_MS = 50  # per wait
 
 
 def turn(engine: Engine, clock: Clock) -> Turn:
-    """Once around. True when something came in or was committed: the next turn may have work at once."""
+    """One iteration. True when something came in or was committed: the next one may have work at once."""
     fetched = yield Fetch()
-    # Under load the rest is decoded while a flush is waited for, later in this turn.
+    # Under load the rest is decoded later in this turn, while waiting for a flush.
     engine.fetched((yield TakeRecords(bands=1 if engine.supplied else None)))
-    told = _told(engine, (yield TakeFacts()), clock())
+    changed = _apply_facts(engine, (yield TakeFacts()), clock())
     committed = yield from _performed(engine, protocol.step(engine, clock), clock)
     engine.fetched((yield TakeRecords()))
     yield HandOver(engine.take_effects())
-    return bool(fetched or told or committed)
+    return bool(fetched or changed or committed)
 
 
 def assigned(engine: Engine, shards: Sequence[int], clock: Clock) -> Turn:
-    """on_assign. True when they were claimed; else the next turn claims them."""
+    """on_assign. True when the shards were claimed; else the next turn claims them."""
     return (yield from _performed(engine, protocol.assigned(engine, shards, clock), clock))
 
 
@@ -63,19 +63,19 @@ def revoked(engine: Engine, shards: Sequence[int], clock: Clock) -> Turn:
 
 
 def lost(engine: Engine, shards: Sequence[int]) -> Turn:
-    """on_lost: they are forgotten, and what runs for them is told to stop."""
+    """on_lost: the shards are forgotten, and their running tasks are stopped."""
     protocol.lost(engine, shards)
     yield HandOver(engine.take_effects())
     return True
 
 
 def unfinished(engine: Engine) -> bool:
-    """Whether a worker that drains has something to wait for: what runs, and ends that are not committed yet."""
+    """Whether a draining worker must still wait: for running tasks, or for ends that are not committed yet."""
     return bool(engine.running or engine.urgent)
 
 
 def _performed(engine: Engine, flow: Flow, clock: Clock) -> Turn:
-    """A flow of the protocol, with what comes in while it waits. Returns what the flow returns."""
+    """Perform a flow of the protocol, and take what comes in while it waits. Returns what the flow returns."""
     answer: Answer = None
     while True:
         try:
@@ -86,7 +86,7 @@ def _performed(engine: Engine, flow: Flow, clock: Clock) -> Turn:
             yield from _await_ended(engine, ask, clock)
             answer = None
             continue
-        if isinstance(ask, Flush):  # the broker is busy for 5 to 20 ms: time to decode and to admit what comes next
+        if isinstance(ask, Flush):  # the broker is busy for 5 to 20 ms: time to decode and admit the next records
             engine.fetched((yield TakeRecords()))
             _executed(engine, (yield TakeExecutions()), clock())
             engine.prepare(clock())
@@ -94,7 +94,7 @@ def _performed(engine: Engine, flow: Flow, clock: Clock) -> Turn:
 
 
 def _await_ended(engine: Engine, ask: AwaitEnded, clock: Clock) -> Generator[LocalAsk, Answer, None]:
-    yield HandOver(engine.take_effects())  # they have to hear that they are to stop
+    yield HandOver(engine.take_effects())  # running tasks must receive their stop first
     deadline_ms = clock().mono_ms + REVOKE_WAIT_MS
     while any(token in engine.running for token in ask.tokens):
         left_ms = deadline_ms - clock().mono_ms
@@ -104,8 +104,8 @@ def _await_ended(engine: Engine, ask: AwaitEnded, clock: Clock) -> Generator[Loc
         _executed(engine, (yield TakeExecutions()), clock())
 
 
-def _told(engine: Engine, facts: Facts, now: Now) -> bool:
-    """Facts into the engine. True when there were any that another turn may follow from."""
+def _apply_facts(engine: Engine, facts: Facts, now: Now) -> bool:
+    """Pass facts to the engine. True when there were any that may give another turn work."""
     if facts.cancelled:
         engine.cancel_read(facts.cancelled, now)
     if facts.controlled:

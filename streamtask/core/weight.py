@@ -1,7 +1,7 @@
-"""How many bytes a unit of a batch sends: every event, every dead letter, with all that is repeated in each of them.
+"""How many bytes a unit of a batch sends: every event and dead letter, with everything that is repeated in each of them.
 
-Estimates from above, without encoding anything: a batch is cut before its texts exist. What a task repeats in every event
-(its labels, trace headers and type) is weighed once and kept with the claim. Not weighed: compression, which only helps, and
+These are upper estimates made without encoding: a batch is cut before its texts exist. What a task repeats in every event (its
+labels, trace headers and type) is computed once and kept with the claim. Not included: compression, which only helps, and
 ledger texts, which travel with the offsets and not with the flush.
 """
 
@@ -13,14 +13,14 @@ from streamtask.core.shard import Claim, LastEvent
 from streamtask.domain.model import DeadLetter
 
 EVENT_BYTES = (
-    512  # of an event without labels, texts and result: ids, times, names of fields, key, headers, record overhead
+    512  # an event without labels, texts and result: ids, times, names of fields, key, headers, record overhead
 )
-LETTER_BYTES = 1_024  # of a dead letter beside its record, texts and traceback: its key and a dozen headers
-ENTRY_BYTES = 8  # around one label or header: quotes, colon, comma; or two lengths
+LETTER_BYTES = 1_024  # a dead letter without its record, texts and traceback: its key and a dozen headers
+ENTRY_BYTES = 8  # overhead of one label or header: quotes, colon, comma; or two lengths
 
 
 def text_bytes(text: str | None) -> int:
-    """In UTF-8, without the escapes of JSON."""
+    """Length in UTF-8, without JSON escapes."""
     if not text:
         return 0
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
@@ -37,7 +37,7 @@ def headers_bytes(headers: tuple[tuple[str, bytes], ...]) -> int:
 
 
 def event_bytes(claim: Claim) -> int:
-    """What each event of this task weighs before its own result and texts."""
+    """Size of each event of this task, without its own result and texts."""
     if not claim.event_bytes:
         claim.event_bytes = EVENT_BYTES + text_bytes(claim.task_type) + headers_bytes(claim.headers)
         request = claim.record.request
@@ -46,7 +46,7 @@ def event_bytes(claim: Claim) -> int:
 
 
 def claim_bytes(claim: Claim, events: int) -> int:
-    """All that a batch sends for this claim in so many events."""
+    """Size of everything that a batch sends for this claim in this many events."""
     size = event_bytes(claim) * events
     if claim.wait is not None:
         size += text_bytes(claim.wait.message)
@@ -61,13 +61,13 @@ def claim_bytes(claim: Claim, events: int) -> int:
 
 
 def final_bytes(final: LastEvent) -> int:
-    """The result, or the texts of a failure: these stand in the event and in the headers of the dead letter."""
+    """Size of the result, or of the texts of a failure, which are in the event and in the headers of the dead letter."""
     texts = text_bytes(final.error) + text_bytes(final.exception)
     return len(final.result or b"") + text_bytes(final.traceback) + texts * (2 if final.dead else 1)
 
 
 def record_bytes(claim: Claim) -> int:
-    """The dead letter of a claim, without its texts."""
+    """Size of the dead letter of a claim, without its texts."""
     record = claim.record
     return (
         LETTER_BYTES
@@ -78,7 +78,7 @@ def record_bytes(claim: Claim) -> int:
 
 
 def letter_bytes(letter: DeadLetter) -> int:
-    """A dead letter without a task."""
+    """Size of a dead letter without a task."""
     record = letter.record
     size = LETTER_BYTES + text_bytes(letter.text) + len(record.key or b"") + headers_bytes(record.headers)
     return size if letter.reference else size + len(record.value)

@@ -1,1 +1,1 @@
-"""The words of the contract, known to every other folder: requests, status events, identity, and the border of the core."""
+"""The vocabulary of the contract, shared by every folder: requests, status events, identity, the border of the core."""

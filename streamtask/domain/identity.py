@@ -1,7 +1,7 @@
-"""Who a task is: its id, and the request record that its history belongs to.
+"""Identifies a task: its id, and the request record that its history belongs to.
 
-Format decisions that outlive every release (docs/decisions/0003): the namespace below, the order of the five parts of
-a derived id, and the text of an origin. Worker, view and audit call these functions, so they cannot differ.
+Three format decisions outlive every release (docs/decisions/0003): the namespace below, the order of the five parts of a
+derived id, and the text of an origin. Worker, view and audit call these functions, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Never change it: every derived task_id of every cluster depends on it.
+# Never change this: every derived task_id of every cluster depends on it.
 DERIVED_NAMESPACE = uuid.UUID("6f1d5c1e-6d0e-5b8a-9a51-73747265616d")
-# Nor this one: a redrive that broke off finds by it what it has done.
+# Never change this either: an interrupted redrive uses it to find what it has already done.
 REDRIVE_NAMESPACE = uuid.UUID("6f1d5c1e-6d0e-5b8a-9a51-726564726976")
 
-_TAILS = 256  # drawn at once
+_TAILS = 256  # tails generated at once
 _TAIL = "7...-....-............ "  # what follows the time, and a space
 _BLANK = _TAIL.encode() * _TAILS
-_PLACES = tuple(place for place, letter in enumerate(_TAIL) if letter not in "- ")  # of its 20 digits
-_VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))  # what the first of the 10 random bytes becomes
-_VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))  # and the third
+_PLACES = tuple(place for place, letter in enumerate(_TAIL) if letter not in "- ")  # positions of its 20 digits
+_VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))  # maps the first of the 10 random bytes
+_VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))  # maps the third
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-|\Z)")
@@ -31,7 +31,7 @@ _ORIGIN = re.compile(r"([A-Za-z0-9_.]+)-(\d{1,10})@(\d{1,19})\Z")
 
 
 def canonical(text: str) -> str | None:
-    """The task_id in its one spelling (lower case, hyphens), or None when `text` is no UUID."""
+    """The task_id in its canonical spelling (lower case, hyphens), or None if `text` is not a UUID."""
     if _UUID.match(text):
         return text
     lowered = text.lower()
@@ -41,24 +41,24 @@ def canonical(text: str) -> str | None:
 
 
 def derived(cluster_id: str, topic: str, partition: int, offset: int, timestamp_ms: int) -> str:
-    """The task_id of a request record that names none: UUIDv5 of «cluster id/topic/partition/offset/timestamp»."""
+    """The task_id of a request record without one: the UUIDv5 of `cluster id/topic/partition/offset/timestamp`."""
     return str(uuid.uuid5(DERIVED_NAMESPACE, f"{cluster_id}/{topic}/{partition}/{offset}/{timestamp_ms}"))
 
 
 def redriven(topic: str, partition: int, offset: int, timestamp_ms: int) -> str:
-    """The task_id of the task that redrives a dead letter: UUIDv5 of «topic/partition/offset/timestamp» of the letter."""
+    """The task_id of the task that redrives a dead letter: UUIDv5 of `topic/partition/offset/timestamp` of the letter."""
     return str(uuid.uuid5(REDRIVE_NAMESPACE, f"{topic}/{partition}/{offset}/{timestamp_ms}"))
 
 
 def new_task_id() -> str:
-    """A fresh UUIDv7: 48 bits of milliseconds, then 74 random bits; sorts by time of creation."""
+    """A new UUIDv7: 48 bits of milliseconds, then 74 random bits. It sorts by time of creation."""
     global _moment
     try:
         tail = _tails.pop()
     except IndexError:
         tail = _refill()
     now_ms = time.time_ns() // 1_000_000
-    known_ms, head = _moment  # read once: another thread may put a later one in its place
+    known_ms, head = _moment  # read once: another thread may replace it with a later one
     if now_ms != known_ms:
         text = f"{now_ms:012x}"
         head = f"{text[:8]}-{text[8:]}-"
@@ -66,17 +66,20 @@ def new_task_id() -> str:
     return head + tail
 
 
-_moment = (-1, "")  # the last millisecond, and how every id of it begins
+_moment = (-1, "")  # the last millisecond, and the start of every id of it
 
 
-# Random parts of the next ids, from the system's generator: asked for one id at a time it is half of what an id costs.
-_tails: list[str] = []  # each is popped once, by whichever thread
+# Random parts of the next ids, from the system's generator. To draw them one by one would be half of the cost of an id.
+_tails: list[str] = []  # each is popped once, by any thread
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tails.clear)  # a forked process must not use the same ones
+    os.register_at_fork(after_in_child=_tails.clear)  # a forked process must not use the same tails
 
 
 def _refill() -> str:
-    """More of them, and one beside. All at once, column by column: 0.1 us each, and 0.33 by slices of each one's text."""
+    """Generate _TAILS more, and return one of them.
+
+    Column by column each takes 0.1 us; by slices of each text 0.33 us.
+    """
     drawn = bytearray(os.urandom(10 * _TAILS))
     drawn[0::10] = drawn[0::10].translate(_VERSION)
     drawn[2::10] = drawn[2::10].translate(_VARIANT)
@@ -89,11 +92,11 @@ def _refill() -> str:
     return tail
 
 
-TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context: of a request, and of every status event of it
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context: of a request, copied to its status events
 
 
 def trace_id(headers: Iterable[tuple[str, bytes]]) -> str | None:
-    """The trace id in a request's W3C `traceparent` header: 32 hex digits, not all zero; None when there is none."""
+    """The trace id in a request's W3C `traceparent` header: 32 hex digits, not all zero. None if there is none."""
     for name, value in headers:
         if name == "traceparent" and (found := _TRACEPARENT.match(value)) is not None:
             return found[1].decode()
@@ -101,7 +104,7 @@ def trace_id(headers: Iterable[tuple[str, bytes]]) -> str | None:
 
 
 def origin_text(band: str, partition: int, offset: int) -> str:
-    """An Origin as it is written."""
+    """The text of an Origin."""
     return f"{band}-{partition}@{offset}"
 
 
@@ -117,6 +120,6 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Origin | None:
-        """The origin that `text` spells, or None."""
+        """Parse an origin. None if `text` is not one."""
         found = _ORIGIN.match(text)
         return cls(found[1], int(found[2]), int(found[3])) if found else None

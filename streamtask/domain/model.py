@@ -1,9 +1,8 @@
 """The models of the contract: requests, status events, control messages, and the values that modules exchange.
 
-Wire models (pydantic): TaskRequest, TaskResponse, ErrorDetails, ControlMessage. A field that is null is left out when
-written; absent and null are the same when read; unknown fields are ignored here and refused at the doors
-(`unknown_fields`). Times are RFC 3339 in UTC with milliseconds on the wire and integer milliseconds since the epoch
-inside (`…_ms`).
+Wire models (pydantic): TaskRequest, TaskResponse, ErrorDetails, ControlMessage. Null fields are left out when written; absent
+and null mean the same when read; unknown fields are ignored here and rejected at the entry points (`unknown_fields`). Times
+are RFC 3339 in UTC with milliseconds on the wire, and integer milliseconds since the epoch inside (`…_ms`).
 
 Inner values (slotted, cheap): RequestRecord, StatusEvent, DeadLetter, Outcome. They hold no Kafka object.
 """
@@ -36,9 +35,9 @@ PRIORITY_MIN, PRIORITY_MAX, PRIORITY_DEFAULT = 1, 10, 5
 TASK_TYPE_MAX = 255
 LABELS_MAX = 64
 LABEL_TEXT_MAX = 1_024
-MESSAGE_TEXT_MAX = 1_000  # characters of a message; longer ones are cut
+MESSAGE_TEXT_MAX = 1_000  # characters of a message; longer ones are truncated
 ERROR_TEXT_MAX = 4_000  # characters of an error text or exception name
-TRACEBACK_TEXT_MAX = 16_000  # characters of a traceback, its end kept
+TRACEBACK_TEXT_MAX = 16_000  # characters of a traceback; its end is kept
 
 
 @public
@@ -70,7 +69,7 @@ class ErrorCode(StrEnum):
 
 
 class HandlerKind(StrEnum):
-    """How a handler runs; each kind has slots of its own."""
+    """How a handler runs. Each kind has its own slots."""
 
     ASYNC = "async"  #: a coroutine on the event loop
     THREAD = "thread"  #: a synchronous function in a thread of the pool
@@ -78,7 +77,7 @@ class HandlerKind(StrEnum):
 
 
 def _whole_number(value: Any) -> Any:
-    """5.0 is 5; "5", true and 5.5 are refused."""
+    """Accept 5.0 as 5; reject "5", true and 5.5."""
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -98,12 +97,12 @@ def _number(value: Any) -> Any:
 
 
 def rfc3339(when: datetime) -> str:
-    """`2026-11-24T07:26:00.123Z`."""
+    """For example `2026-11-24T07:26:00.123Z`."""
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_ms(when: datetime) -> int:
-    """Milliseconds since the epoch, rounded down (exact: no float is involved)."""
+    """Milliseconds since the epoch, rounded down (exact: no float is used)."""
     delta = when - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000 + delta.microseconds // 1_000
 
@@ -226,7 +225,7 @@ def message_of(status: TaskStatus, locale: str) -> str:
 
 
 def unknown_fields(model: type[BaseModel], names: Iterable[str]) -> dict[str, str]:
-    """{unknown name: advice naming the nearest known one}; {} when all are known."""
+    """{unknown name: advice with the nearest known name}; {} if all are known."""
     known = list(model.model_fields)
     out = {}
     for name in names:
@@ -241,21 +240,21 @@ def unknown_fields(model: type[BaseModel], names: Iterable[str]) -> dict[str, st
 
 @dataclass(slots=True)
 class RequestRecord:
-    """A request record as the worker sees it: place, bytes, and what the codec made of them.
+    """A request record as the worker sees it: its position, its bytes, and what the codec made of them.
 
-    band, partition, offset  where it lies; `band` is the index of the band, 0 = lead
+    band, partition, offset  its position; `band` is the index of the band, 0 = lead
     timestamp_ms             the record's own timestamp
-    task_id                  canonical; "" when it has no usable one (then `request` is None)
-    request                  None when it could not be decoded; then `problem` says why
+    task_id                  canonical; "" if it has no usable one (then `request` is None)
+    request                  None if it could not be decoded; then `problem` says why
     problem                  (code, text) for tasks.dead, or None
-    priority                 the one that its events carry (the request's own, else the band's middle)
+    priority                 the one in its events (the request's own, otherwise the band's middle)
     created_ms, expires_ms, not_before_ms   resolved by the codec; None = not given
     headers                  as received; traceparent and tracestate pass through
     value                    the bytes of the record, for its dead letter
-    text                     the request as JSON when its `parameters` and `description` were dropped from `request` while it
-                             waits (codec.reopened reads them again); None: `request` is whole
-    weight, opened           bytes that it holds here, and that its parameters take while it runs (core/memory.py); 0: not
-                             weighed yet
+    text                     the request as JSON if its `parameters` and `description` were dropped from `request` while it
+                             waits (codec.reopened reads them again); None: `request` is complete
+    weight, opened           bytes that it holds here, and bytes that its parameters take while it runs (core/memory.py);
+                             0: not computed yet
     """
 
     band: int
@@ -279,7 +278,7 @@ class RequestRecord:
 
 @dataclass(slots=True)
 class StatusEvent:
-    """One status event before it is encoded. `result` is JSON text in bytes; `message` None: the default one.
+    """One status event before it is encoded. `result` is JSON text in bytes; `message` None means the default one.
 
     partition is the shard: a status event keeps the partition number of its request.
     """
@@ -308,9 +307,9 @@ class StatusEvent:
 
 @dataclass(slots=True)
 class DeadLetter:
-    """A record for tasks.dead: the original bytes, the reason and where they came from.
+    """A record for tasks.dead: the original bytes, the reason, and where they came from.
 
-    task_id is the key when there is one, else the record's own key (which may be None: `delete` topics take it).
+    task_id is the key if there is one, otherwise the record's own key (which may be None: `delete` topics accept that).
     """
 
     record: RequestRecord
@@ -320,7 +319,7 @@ class DeadLetter:
     task_id: str = ""
     attempt: int | None = None
     reference: bool = False  #: the bytes are left out because the broker rejected them
-    traceback: str | None = None  #: of the failure, where it is kept here and not in the event
+    traceback: str | None = None  #: of the failure, if it is kept here and not in the event
 
 
 class Ending(Enum):
@@ -328,9 +327,9 @@ class Ending(Enum):
 
     RETURNED = "returned"
     RAISED = "raised"
-    STOPPED = "stopped"  #: it was told to stop (Stop effect) and did
-    INVALID = "invalid"  #: its parameters do not fit; the handler was not called
-    LOST = "lost"  #: its child process died without having been told to stop
+    STOPPED = "stopped"  #: it was stopped (Stop effect)
+    INVALID = "invalid"  #: its parameters do not match; the handler was not called
+    LOST = "lost"  #: its child process died without having been stopped
 
 
 @dataclass(slots=True)
@@ -340,10 +339,10 @@ class Outcome:
     result     JSON text of the returned value (RETURNED only)
     code       error code of a failure (model.ErrorCode)
     retryable  False: retry_on / give_up_on / GiveUp forbid another attempt
-    after_ms   the delay that the handler asked for (RetryLater), else None
+    after_ms   the delay that the handler asked for (RetryLater), otherwise None
     ran_ms     how long it occupied its thread or child; None: it shares neither with others
-    begun      False: it was told to stop while it waited behind others, and was never called
-    beside     others that ran in the process that died (LOST only); 0: its death is its own
+    begun      False: it was stopped while it waited behind others, and was never called
+    beside     how many others ran in the process that died (LOST only); 0: the death is its own
     """
 
     ending: Ending
@@ -370,7 +369,7 @@ class Band:
 
     @property
     def middle(self) -> int:
-        """The priority of a request that names none: 9, 5, 2."""
+        """The priority of a request without one: 9, 5, 2."""
         return (self.priority_min + self.priority_max) // 2
 
 
@@ -395,7 +394,7 @@ class Retry:
 class TaskPolicy:
     """What the engine needs to know about a task type.
 
-    concurrency  executions of this type at once on this worker; None: only its kind's slots bound it
+    concurrency  concurrent executions of this type on this worker; None: limited only by the slots of its kind
     lost_max     deaths of its own after which a task is FAILED `worker_lost`; 0 = never
     """
 

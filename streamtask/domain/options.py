@@ -1,7 +1,7 @@
-"""What a submit can say about a request, each option stated once; and what becomes of an option that there is none of.
+"""The options of a submit, each declared once, and the error for an unknown option.
 
-`client.submit("census", {"path": "a.py"}, priority=8)` and `census.options(priority=8)` take the same options: the keys of
-RequestOptions. Always true: an option is named as a field of TaskRequest is, except `timeout`, which is `timeout_seconds`
+`client.submit("census", {"path": "a.py"}, priority=8)` and `census.options(priority=8)` accept the same options: the keys of
+RequestOptions. Always true: an option has the name of its field in TaskRequest, except `timeout`, which is `timeout_seconds`
 there; an option that is None counts as not given.
 """
 
@@ -54,12 +54,11 @@ class SubmitOptions(RequestOptions, total=False):
 
 
 def request_fields(call: str, options: Mapping[str, Any], known: type = RequestOptions) -> dict[str, Any]:
-    """The fields of a TaskRequest that options give.
+    """The fields of a TaskRequest that these options set.
 
     call     the call that took the options, as a message names it
     known    the TypedDict that lists them
-
-    Raises TypeError for an option that there is none of.
+    Raises TypeError for an unknown option.
     """
     refuse_unknown(call, options, known)
     fields = {name: value for name, value in options.items() if value is not None}
@@ -72,9 +71,9 @@ def request_fields(call: str, options: Mapping[str, Any], known: type = RequestO
 
 
 def refuse_unknown(call: str, given: Mapping[str, Any], known: type) -> None:
-    """Raises TypeError, as Python does for a keyword that a function does not take, and names the nearest that it takes.
+    """Raises TypeError, as Python does for an unknown keyword argument, and names the nearest known one.
 
-    known  the TypedDict of the keywords that the call takes
+    known  the TypedDict of the keywords that the call accepts
     """
     names = known.__annotations__
     for name in given:

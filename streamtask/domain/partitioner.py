@@ -1,6 +1,6 @@
-"""Where a key belongs: murmur2, as Kafka's Java client and librdkafka's `murmur2_random` place it.
+"""The partition of a key: murmur2, as in Kafka's Java client and librdkafka's `murmur2_random`.
 
-Used to notice producers that place keys otherwise; producing itself leaves this to librdkafka.
+Used to notice producers that partition differently. For its own records streamtask leaves this to librdkafka.
 """
 
 from __future__ import annotations

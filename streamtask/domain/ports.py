@@ -1,11 +1,11 @@
-"""The border of the core: what it asks the outside to do, what it is told, and the effects it leaves behind.
+"""The border of the core: what it asks of the outside, what it receives, and the effects it leaves behind.
 
-Two ways lead out of the core.
+The core talks to the outside in two ways.
 
-**Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke, recovery, and what
+**Asks** are steps whose answer decides the next step: the broker calls of a claim, transaction, revoke or recovery, and what
 has come in since the last turn. The flows in core/protocol.py and core/turn.py are generators that *yield* an ask and are
-*sent* its answer: the order is the core's, and whoever drives them (worker/loop.py on a real broker, tests/sim on a model)
-only performs. Between any two asks of the broker the world may change; the simulation cuts there.
+*sent* its answer. The core decides the order; its driver (worker/loop.py with a real broker, tests/sim with a model) only
+performs. Between any two asks of the broker the world may change; the simulation interrupts there.
 
 **Effects** have no answer: start a handler, stop one, pause a partition, note a fact for the operator.
 
@@ -32,8 +32,11 @@ class Now(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What the engine expects of one cell. received: next offset from the log; backlog: records of it that are not admitted
-    yet; held: why nothing is to come of it now, "" when it is to deliver."""
+    """What the engine expects of one cell.
+
+    received: next offset from the log; backlog: its records that are not admitted yet; held: why nothing should come from it
+    now, "" if it should deliver.
+    """
 
     received: int
     backlog: int = 0
@@ -44,14 +47,14 @@ class Expected(NamedTuple):
 
 
 class FaultKind(Enum):
-    """What went wrong with an ask, in the terms of what may be done next."""
+    """What went wrong with an ask, classified by what may be done next."""
 
     RETRY = "retry"  #: nothing was changed (or nothing that matters); the same ask may be repeated after a poll
-    UNSTABLE = "unstable"  #: committed offsets are held back by somebody's open transaction until the deadline
+    UNSTABLE = "unstable"  #: an open transaction blocks the committed offsets until its deadline
     ABORT = "abort"  #: the transaction has to be aborted; its batch can be rebuilt and sent again
-    RECORD = "record"  #: as ABORT, and a record is the reason (too large, refused): the same batch would fail again
+    RECORD = "record"  #: as ABORT, but caused by a record (too large, refused): the same batch would fail again
     STALE = "stale"  #: as ABORT: the broker no longer knows this member or its generation; poll
-    FENCED = "fenced"  #: this transactional id is over (somebody claimed a shard, or a fatal error): a new id is needed
+    FENCED = "fenced"  #: this transactional id is over (another owner claimed a shard, or a fatal error): renew it
     DOUBT = "doubt"  #: the call may or may not have taken effect, or a copy of it may still arrive later
 
 
@@ -64,7 +67,7 @@ DEAD: Place = (LETTERS, -1)
 class Fault:
     """The answer to an ask that failed. `text` is for the operator.
 
-    places  the partitions that refused a record, or did not answer, where that is known
+    places  the partitions that refused a record or did not answer, if known
     """
 
     kind: FaultKind
@@ -85,10 +88,10 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A stable committed offset with its metadata, and the bounds of the log seen after it.
+    """A stable committed offset with its metadata, and the bounds of the log, read after it.
 
-    log_start, log_end  first offset held, and the high watermark (the *uncommitted* end); UNKNOWN while no broker leads the
-                        partition
+    log_start, log_end  first offset held, and the high watermark (the *uncommitted* end); UNKNOWN while the partition has no
+                        leader
     """
 
     offset: int | None
@@ -98,12 +101,12 @@ class Settled:
 
     @property
     def led(self) -> bool:
-        """Whether a broker leads the partition, so that its log is known."""
+        """Whether the partition has a leader, so that the bounds of its log are known."""
         return self.log_end != UNKNOWN
 
 
 class OffsetCommit(NamedTuple):
-    """An offset to commit for one cell with its ledger text."""
+    """An offset to commit for one cell, with its ledger text."""
 
     band: int
     shard: int
@@ -115,9 +118,9 @@ class OffsetCommit(NamedTuple):
 class CommitPlan:
     """One transaction: produce `events` and `dead`, flush, send `offsets`, commit.
 
-    Fence rule: `offsets` holds the lead cell of every shard that `events` or `dead` touches.
+    Fence rule: `offsets` contains the lead cell of every shard that `events` or `dead` touches.
 
-    avoid  partitions of tasks.dead that take nothing at the moment: the letters go to the others
+    avoid  partitions of tasks.dead that accept no records at the moment: dead letters go to the others
     """
 
     events: list[StatusEvent] = field(default_factory=list)
@@ -132,7 +135,7 @@ class CommitPlan:
 
 @dataclass(frozen=True, slots=True)
 class ListOffsets:
-    """Claim 1: what is committed now, pending transactions ignored. Answer: {cell: Committed}."""
+    """Claim 1: what is committed now, ignoring pending transactions. Answer: {cell: Committed}."""
 
     shards: tuple[int, ...]
 
@@ -166,21 +169,21 @@ class CommitPlain:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Read these cells from these offsets from now on. Answer: None."""
+    """From now on read these cells from these offsets. Answer: None."""
 
     positions: Mapping[Cell, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Produce:
-    """Begin a transaction, hand the plan's events and dead letters to the client. Answer: None or a Fault."""
+    """Begin a transaction and give the plan's events and dead letters to the client. Answer: None or a Fault."""
 
     plan: CommitPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The answer to a Flush that is not done yet: of `produced` records the broker has acknowledged all but `left`."""
+    """The answer to a Flush that is not done yet: the broker has acknowledged all of `produced` records but `left`."""
 
     left: int
     produced: int
@@ -190,10 +193,10 @@ class Waiting:
 class Flush:
     """Wait until the broker has the plan's records. Answer: None, Waiting or a Fault.
 
-    wait_ms  how long this call may wait; then the answer is Waiting, and the flow asks again
-    last     True: what is not acknowledged by then never will be: the answer is Fault(FENCED) with the places of those records
+    wait_ms  how long this call may wait; after that the answer is Waiting, and the flow asks again
+    last     True: stop waiting for good; unacknowledged records give Fault(FENCED) with their places
 
-    Records and what executions tell come in during this wait (core/turn.py). What they owe is the next batch's.
+    Records and reports of executions arrive during this wait (core/turn.py). What they owe belongs to the next batch.
     """
 
     plan: CommitPlan
@@ -210,7 +213,7 @@ class SendOffsets:
 
 @dataclass(frozen=True, slots=True)
 class EndTransaction:
-    """Commit. Answer: None; Fault(DOUBT) when it timed out or outlasted the socket timeout, even if it succeeded."""
+    """Commit. Answer: None; Fault(DOUBT) if it timed out or took longer than the socket timeout, even if it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +223,9 @@ class AbortTransaction:
 
 @dataclass(frozen=True, slots=True)
 class RenewProducer:
-    """Throw the transactional producer away and make one with a new id. Answer: the id (str), or Fault(RETRY).
+    """Replace the transactional producer by one with a new id. Answer: the id (str), or Fault(RETRY).
 
-    patient  the link is slow: its transactions may last for as long as the slowest flush
+    patient  the link is slow: its transactions may last as long as the slowest flush
     """
 
     patient: bool = False
@@ -235,14 +238,14 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Leave the group and join again: a late copy of a claim commit must not land later. Answer: None."""
+    """Leave the group and join again, so that a late copy of a claim commit cannot land later. Answer: None."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitEnded:
-    """Revoke: these executions were told to stop; wait for them within the revoke's deadline (core/turn.py does).
+    """Revoke: these executions were stopped; wait for them within the revoke's deadline (core/turn.py does).
 
-    Their endings reach the engine (Engine.ended) before the answer, which is None even if some go on.
+    Their endings reach the engine (Engine.ended) before the answer, which is None even if some still run.
     """
 
     tokens: tuple[int, ...]
@@ -264,7 +267,7 @@ Ask = (
     | Rejoin
     | AwaitEnded
 )
-Answer = Any  # the type that the ask's docstring names, or Fault
+Answer = Any  # the type that the docstring of the ask names, or Fault
 
 
 # --- Effects ----------------------------------------------------------------------------------------------------------
@@ -273,20 +276,20 @@ Answer = Any  # the type that the ask's docstring names, or Fault
 class StopReason(Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
-    NOT_BEGUN = "not begun"  #: no child has begun with it in time: it runs again
-    REVOKE = "revoke"  #: the shard goes elsewhere; the attempt is given up here
+    NOT_BEGUN = "not begun"  #: no child process has started it in time: it runs again
+    REVOKE = "revoke"  #: the shard moves elsewhere; the attempt is given up here
 
 
 @dataclass(slots=True)
 class Start:
     """Start a handler: RUNNING with this attempt is committed.
 
-    token      names this execution for Ended and Progress; never used twice in a process
-    timeout_ms the attempt's time limit as resolved by the engine (the engine keeps the clock), None = none: from the start
-               of its handler, which a child tells (Engine.begun)
-    group      two processes have died under it: run it in the quarantine child of this number, with all others that have it,
-               whatever its kind, so that it cannot take the worker along; 0: it runs as its kind does
-    shares     its type is short, and it shares its slot: a child may be handed several of these at once
+    token      identifies this execution in Executions and Stop; never reused in a process
+    timeout_ms the attempt's time limit, resolved by the engine, which also keeps the clock; None: no limit. It counts from
+               the start of the handler, which a child reports (Engine.begun)
+    group      two processes have died under it: run it, whatever its kind, in the quarantine child of this number, with all
+               others of this group, so that it cannot take the worker down; 0: it runs as its kind does
+    shares     its type is short, and it shares its slot: a child may receive several of these at once
     """
 
     token: int
@@ -299,18 +302,18 @@ class Start:
 
     @property
     def timed(self) -> bool:
-        """Whether it matters when its handler begins: it has a time limit, or may stand a trial."""
+        """Whether the start time of its handler matters: it has a time limit, or may be on trial."""
         return self.timeout_ms is not None or self.group > 0
 
     @property
     def in_child(self) -> bool:
-        """Whether its handler begins in a child, and so later than it is handed over."""
+        """Whether its handler starts in a child process, and therefore later than it is handed over."""
         return self.kind is HandlerKind.PROCESS or self.group > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End this execution: async is cancelled, a process killed, a thread told. Its slot is busy until it has ended."""
+    """Stop this execution: cancel a coroutine, kill a process, notify a thread. Its slot is busy until it has ended."""
 
     token: int
     reason: StopReason
@@ -328,15 +331,16 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class ReadControl:
-    """Read tasks.control to the high watermark that it has now, then answer with these shards (Facts.controlled)."""
+    """Read tasks.control to its present high watermark, then answer with these shards (Facts.controlled)."""
 
     shards: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RecallStatus:
-    """Read the shard's partition of tasks.status from its start to the high watermark that it has now, and answer in slices
-    (Facts.recalled); other shards go on."""
+    """Read the shard's partition of tasks.status from its start to its present high watermark, and answer in slices
+    (Facts.recalled). Other shards keep working.
+    """
 
     shard: int
     epoch: int
@@ -344,14 +348,14 @@ class RecallStatus:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask these partitions, beside the transactions of this worker, whether they take records; answered by Facts.probed."""
+    """Ask these partitions, outside this worker's transactions, whether they accept records; answered by Facts.probed."""
 
     places: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A fact for the operator: a telemetry event name (observability/event_log.py) and its fields."""
+    """A fact for the operator: the name of a log event (observability/event_log.py) and its fields."""
 
     name: str
     fields: Mapping[str, Any]
@@ -361,7 +365,7 @@ Effect = Start | Stop | Pause | Resume | ReadControl | RecallStatus | Probe | No
 
 
 class Recalled(NamedTuple):
-    """One status event read back from tasks.status while a shard recovers its position."""
+    """One status event, read back from tasks.status while a shard recovers its position."""
 
     origin: str
     task_id: str
@@ -372,20 +376,19 @@ class Recalled(NamedTuple):
 
 # --- Asks within the process ------------------------------------------------------------------------------------------
 #
-# What core/turn.py yields besides: no broker answers these, and none of them fails.
+# core/turn.py also yields these: no broker answers them, and none of them fails.
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Serve the group as Poll does, then fetch requests, for as long as whoever performs it sees fit. Answer: whether any
-    came (bool)."""
+    """Serve the group as Poll does, then fetch requests. The performer decides how long. Answer: whether any came (bool)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeRecords:
     """What has been fetched. Answer: [RequestRecord].
 
-    bands  only what is of the first so many bands, the rest at the next ask; None: all of it
+    bands  take only records of the first so many bands, the rest at the next ask; None: take all
     """
 
     bands: int | None = None
@@ -393,24 +396,24 @@ class TakeRecords:
 
 @dataclass(frozen=True, slots=True)
 class TakeExecutions:
-    """What the executions have had to tell since the last such ask. Answer: Executions."""
+    """What the executions have reported since the last such ask. Answer: Executions."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeFacts:
-    """Everything but records that has come in since the last such ask. Answer: Facts."""
+    """Everything except records that has come in since the last such ask. Answer: Facts."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitExecutions:
-    """Sleep until an execution has something to tell, for at most so long. Answer: None."""
+    """Sleep until an execution reports something, at most this long. Answer: None."""
 
     wait_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Perform these effects, in their order. Answer: None."""
+    """Perform these effects in order. Answer: None."""
 
     effects: list[Effect]
 
@@ -419,8 +422,11 @@ LocalAsk = Fetch | TakeRecords | TakeExecutions | TakeFacts | AwaitExecutions | 
 
 
 class Executions(NamedTuple):
-    """begun: tokens of `timed` executions that a child began with; progress: (token, fraction, message); ended: (token,
-    outcome). In this order: one that has ended may have begun and progressed since the last ask, too."""
+    """Reports of executions.
+
+    begun: tokens of `timed` executions that a child has started; progress: (token, fraction, message); ended: (token,
+    outcome). In this order: one that has ended may also have begun and progressed since the last ask.
+    """
 
     begun: Sequence[int] = ()
     progress: Sequence[tuple[int, float | None, str | None]] = ()
@@ -428,13 +434,13 @@ class Executions(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What came in beside the log of requests.
+    """What has come in from elsewhere than the request topics.
 
-    cancelled   task ids that tasks.control cancels, in its order
+    cancelled   task ids that tasks.control cancels, in the order of that topic
     controlled  shards whose ReadControl is done
     recalled    slices of a RecallStatus: (shard, epoch, facts, done)
-    probed      what a Probe found: (partition, why it takes nothing or None)
-    hold_ms     for so long a broker lets what is sent wait
+    probed      results of a Probe: (partition, why it accepts no records, or None)
+    hold_ms     how long a broker throttles what is sent
     """
 
     cancelled: Sequence[str] = ()

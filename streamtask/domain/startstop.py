@@ -1,10 +1,10 @@
-"""The one contract of whatever runs in threads or processes of its own: started once, stopped once, in any order of calls.
+"""The one contract of everything that runs in its own threads or processes: started once, stopped once, in any order of calls.
 
     executor.start()        # a second start is an error, and so is a start after a stop
-    executor.stop(5.0)      # a second stop waits for the first; a stop before the start is all that ever happens
+    executor.stop(5.0)      # a second stop waits for the first; a stop before the start prevents any start
 
-Always true: what `start` began, `stop` ends; a stop that comes while a start is under way ends what that has begun. The
-idea is that of River's start/stop services; tests/unit/test_startstop.py holds every implementation to it.
+Always true: `stop` ends what `start` began, even if the stop comes during the start. The idea is that of River's start/stop
+services; tests/unit/test_startstop.py checks every implementation.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import Protocol
 
 
 class StartStop(Protocol):
-    """Something that runs between `start` and `stop`; both may be called by any thread."""
+    """Something that runs between `start` and `stop`. Any thread may call both."""
 
     @property
     def started(self) -> bool:
-        """True from the beginning of its start on."""
+        """True as soon as its start has begun."""
 
     @property
     def stopped(self) -> bool:
-        """True when a stop is through: it will never run (again)."""
+        """True when its stop is complete: it will never run (again)."""
 
     def start(self) -> None:
-        """Raises RuntimeError when it was started or stopped before."""
+        """Raises RuntimeError if it was started or stopped before."""
 
     def stop(self, timeout_s: float = ..., /) -> object:
-        """End it, and return when it has ended or the time is over."""
+        """End it, and return when it has ended or the time is up."""
 
 
 class Lifecycle:
     """The state of one StartStop, for its implementation.
 
-    what  names it in errors
+    what  its name in errors
     """
 
     def __init__(self, what: str) -> None:
@@ -50,7 +50,7 @@ class Lifecycle:
 
     @property
     def stopping(self) -> bool:
-        """True from the beginning of its stop on."""
+        """True as soon as its stop has begun."""
         return self._stopping
 
     @property
@@ -58,7 +58,7 @@ class Lifecycle:
         return self._through.is_set()
 
     def start(self, begin: Callable[[], None]) -> None:
-        """Call `begin`, for which a stop waits: it must not block. Raises RuntimeError: see StartStop."""
+        """Call `begin`, which must not block because a stop waits for it. Raises RuntimeError: see StartStop."""
         with self._lock:
             if self._stopping:
                 raise RuntimeError(f"{self._what} was stopped before, and cannot start any more. Make another one.")
@@ -68,7 +68,7 @@ class Lifecycle:
             begin()
 
     def stop(self, end: Callable[[], None], timeout_s: float) -> None:
-        """Call `end` if no other call does or did; else wait for that one. `end` asks `started` what there is to end."""
+        """Call `end` unless another call does or did; then wait for that one. `end` reads `started` to see what to end."""
         with self._lock:
             first, self._stopping = not self._stopping, True
         if not first:
@@ -81,16 +81,16 @@ class Lifecycle:
 
 
 class HasLifecycle:
-    """What a StartStop says of itself, from its Lifecycle `_life`."""
+    """The properties of a StartStop, from its Lifecycle `_life`."""
 
     _life: Lifecycle
 
     @property
     def started(self) -> bool:
-        """True from the beginning of its start on."""
+        """True as soon as its start has begun."""
         return self._life.started
 
     @property
     def stopped(self) -> bool:
-        """True when a stop is through."""
+        """True when its stop is complete."""
         return self._life.stopped

@@ -1,4 +1,4 @@
-"""One execution as this process holds it: what its handler sees (Context), and what the executor keeps of it."""
+"""One execution in this process: what its handler sees (Context), and what the executor keeps about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
 class Execution(LiveContext):
-    """Belongs to the executor. `task` and `cancel_sent` are of the loop's side, `thread_id` of the thread that runs it."""
+    """Belongs to the executor. The loop uses `task` and `cancel_sent`; the thread that runs it sets `thread_id`."""
 
     __slots__ = ("cancel_sent", "handler", "pool", "span", "task", "thread_id", "told", "woke_s")
 
@@ -38,13 +38,13 @@ class Execution(LiveContext):
         self.task: asyncio.Task[None] | None = None
         self.thread_id: int | None = None
         self.cancel_sent = False
-        self.pool: Pool | None = None  #: whose child runs it
-        self.told = False  # that it goes on in spite of its stop
+        self.pool: Pool | None = None  #: the pool whose child runs it
+        self.told = False  # whether the operator was told that it runs on after its stop
         self.woke_s = 0.0
         self.span: Attempt | None = None
 
     def fields(self) -> dict[str, Any]:
-        """For the operator."""
+        """Fields for the operator."""
         return {
             "task_id": self.task_id,
             "task_type": self.handler.name,

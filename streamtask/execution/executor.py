@@ -1,12 +1,12 @@
-"""Runs handlers: one event loop in a thread of its own, and a pool of plain threads. One execution in, one Outcome out.
+"""Runs handlers: one event loop in its own thread, and a pool of plain threads. One execution in, one Outcome out.
 
-The owner thread hands over batches (`submit`, `stop`) and takes batches back (`drain`); `wait` is where it sleeps.
-Both hand-overs are bounded, because an execution is in at most one of them and the engine bounds executions by slots.
+The owner thread hands over batches (`submit`, `stop_executions`) and takes batches back (`drain`); it sleeps in `wait`. Both
+hand-overs are bounded, because an execution is in at most one of them and the engine bounds executions by slots.
 
-Always true: every execution that was submitted yields exactly one Outcome, whatever its handler does, unless the
-process dies; the loop outlives every handler; an execution is open (its slot is busy) until its handler has really
-ended, but for a coroutine that was abandoned (event_loop.py); parameters are validated right before the call; the app's
-lifespan opens before the first call and closes after the last.
+Always true: every submitted execution yields exactly one Outcome, whatever its handler does, unless the process dies; the
+loop outlives every handler; an execution is open (its slot is busy) until its handler has really ended, except for an
+abandoned coroutine (event_loop.py); parameters are validated right before the call; the app's lifespan opens before the
+first call and closes after the last.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from streamtask.observability.tracing import Attempts
 Done = list[tuple[int, Outcome]]
 Progress = list[tuple[int, float, str | None]]
 
-PATIENCE_S = 5.0  # an execution that goes on this long after its stop is told to the operator; a coroutine is abandoned
-LOOK_S = 0.25  # between two looks at who was told to stop, and at the loop
-STOP_SPARE_S = 10.0  # beyond its time: children that are killed, a lifespan that hangs
-PROGRESS_WAKE_S = 0.05  # one execution's progress wakes the owner at most so often
+PATIENCE_S = 5.0  # an execution that runs on this long after its stop is reported; a coroutine is abandoned
+LOOK_S = 0.25  # between two checks of stopped executions and of the loop
+STOP_SPARE_S = 10.0  # extra time: children that are killed, a lifespan that hangs
+PROGRESS_WAKE_S = 0.05  # progress of one execution wakes the owner at most this often
 
 
 class Executor(HasLifecycle):
-    """The handlers of one worker process at work.
+    """The handlers of one worker process.
 
     handlers  by task type (app.registry)
-    threads   plain functions at once
-    lifespan  opened on the loop; what it yields is ctx.state
-    on_event  told facts for the operator; from any thread; default: structlog warnings
-    children  where process handlers run, and what is to be isolated; None: there are none
-    attempts  makes the spans of what runs; None: nobody does
+    threads   how many plain functions run at once
+    lifespan  opened on the loop; the value that it yields is ctx.state
+    on_event  receives facts for the operator, from any thread; default: structlog warnings
+    children  child processes for process handlers and quarantined tasks; None: there are none
+    attempts  makes the spans of executions; None: no spans
 
-    submit, stop_executions, drain and wait belong to the owner thread; the rest is anybody's.
+    submit, stop_executions, drain and wait belong to the owner thread; any thread may call the rest.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class Executor(HasLifecycle):
         self._begun: deque[int] = deque()  # bounded by the slots of children
         self._progress: dict[int, tuple[float, str | None]] = {}
         self._thread_work: SimpleQueue[Execution | None] = SimpleQueue()  # bounded by the slots of its kind
-        self._waiting: dict[int, Execution] = {}  # in there; whoever pops one, a thread or a stop, has it
+        self._waiting: dict[int, Execution] = {}  # still queued there; the thread or the stop that pops one owns it
         self._threads: list[threading.Thread] = []
         self._patience_s = patience_s
-        self._look_s = 0.0  # when to look again
-        self._told: deque[tuple[float, Execution]] = deque()  # (overdue at, execution), of threads and children
+        self._look_s = 0.0  # when the next look is due
+        self._stopped: deque[tuple[float, Execution]] = deque()  # of threads and children: (overdue at, execution)
         self._overdue: dict[int, Execution] = {}
         self._blocked_s = 0.0
         self._blocked_at = ""
-        self._bell = threading.Lock()  # held while nothing rang; a Lock is woken 5 times faster than an Event
+        self._bell = threading.Lock()  # held while there is no signal; waking a Lock is 5 times faster than an Event
         self._bell.acquire()
         self._rung = False
         self._coroutines = Coroutines(
@@ -104,14 +104,14 @@ class Executor(HasLifecycle):
         self._life = Lifecycle("The executor")
         self._loop_ends = False
         self._all_ended = threading.Event()
-        self.failure: BaseException | None = None  #: the lifespan broke: no handler should be started any more
+        self.failure: BaseException | None = None  #: the lifespan broke: from now on no handler should be started
 
     # --- The owner's side ---------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 60.0) -> None:
         """Start the loop and open the lifespan. Raises LifespanError; then nothing runs any more.
 
-        Raises RuntimeError when it was started or stopped before.
+        Raises RuntimeError if it was started or stopped before.
         """
         self._life.start(self._begin)
         opened = self._coroutines.await_opened(timeout_s)
@@ -135,7 +135,7 @@ class Executor(HasLifecycle):
         return [pool for pool in (self.pool, self._quarantine) if pool is not None]
 
     def submit(self, starts: Sequence[Start]) -> None:
-        """Start these executions: one wake of the loop for all."""
+        """Start these executions, with one wake-up of the loop for all."""
         assert not self._loop_ends, "submit after stop"
         now = time.monotonic()
         batch: list[Execution] = []
@@ -162,7 +162,7 @@ class Executor(HasLifecycle):
             self._coroutines.begin(batch)
 
     def stop_executions(self, stops: Sequence[Stop]) -> None:
-        """Tell these executions to end; those that have ended already are left alone."""
+        """Stop these executions; those that have already ended are ignored."""
         batch: list[Execution] = []
         overdue_s = time.monotonic() + self._patience_s
         for stop in stops:
@@ -171,33 +171,34 @@ class Executor(HasLifecycle):
                 execution.stop(stop.reason)
                 if execution.pool is not None:
                     execution.pool.stop_job(stop.token, stop.reason)
-                    self._told.append((overdue_s, execution))
+                    self._stopped.append((overdue_s, execution))
                 elif execution.handler.kind is HandlerKind.ASYNC:
                     batch.append(execution)
                 elif self._waiting.pop(stop.token, None) is not None:
                     self.execution_ended(execution, outcomes.not_begun(stop.reason))
                 else:
-                    self._told.append((overdue_s, execution))
+                    self._stopped.append((overdue_s, execution))
         if batch and not self._loop_ends:
             self._coroutines.cancel(batch)
 
     @property
     def state(self) -> Any:
-        """What the lifespan yielded."""
+        """The value that the lifespan yielded."""
         return self._coroutines.state
 
     @property
     def ended(self) -> bool:
-        """True when `drain` has an outcome to give."""
+        """True when `drain` has an outcome to return."""
         return bool(self._done)
 
     def drain(self) -> tuple[Done, Progress]:
-        """What has ended since the last call, and the latest progress of what goes on (of what has just ended, too:
-        drop it)."""
+        """Return what has ended since the last call, and the latest progress of the others (sometimes also of one that has
+        just ended: ignore that).
+        """
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look(now_s)
-        # Popped one by one, not swapped for an empty one: a thread that is about to append holds the old object.
+        # Popped one by one, not swapped for an empty deque: a thread that is about to append holds the old object.
         take_done = self._done.popleft
         done = [take_done() for _ in range(len(self._done))]
         return done, self._take_progress() if self._progress else []
@@ -208,38 +209,37 @@ class Executor(HasLifecycle):
             try:
                 token, (fraction, message) = take()
             except KeyError:
-                break  # executions that have just ended took theirs out: there are fewer than there were
+                break  # executions that have just ended removed theirs: there are fewer than before
             taken.append((token, fraction, message))
         return taken
 
     def begun(self) -> list[int]:
-        """Which of the `timed` executions have been begun in a child since the last call. Before drain: they may have
-        ended, too."""
+        """The `timed` executions that a child has begun since the last call. Call it before drain: they may have ended."""
         return [self._begun.popleft() for _ in range(len(self._begun))] if self._begun else []
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until something has ended or progressed, or wake() was called. False: the time is over."""
+        """Sleep until something has ended or progressed, or wake() was called. False: the time is up."""
         sleep = timeout_s > 0 and not self._done
         woken = self._bell.acquire(timeout=timeout_s) if sleep else self._bell.acquire(blocking=False)
-        # Cleared before the caller drains: whoever rings from now on has added what the drain may not see.
+        # Cleared before the caller drains: a thread that signals from now on may have added what that drain misses.
         self._rung = False
         return woken or bool(self._done)
 
     def wake(self) -> None:
-        """End a wait(), now or the next one. From any thread and from signal handlers."""
+        """End a wait(), now or the next one. Safe in any thread and in signal handlers."""
         if not self._rung:
             self._rung = True
             try:
                 self._bell.release()
             except RuntimeError:
-                pass  # two rang at once: it rings
+                pass  # two threads signalled at once: it is signalled
 
     def __len__(self) -> int:
-        """Open executions."""
+        """The number of open executions."""
         return len(self._executions)
 
     def running(self) -> list[Running]:
-        """Every open execution and where it is, for stack dumps; the places are a best effort."""
+        """Every open execution and where it is, for stack dumps. The places are a best effort."""
         now = time.monotonic()
         frames = sys._current_frames()
         return [
@@ -257,19 +257,19 @@ class Executor(HasLifecycle):
         ]
 
     def stragglers(self) -> Stragglers:
-        """Who goes on although it should not, as of the last look."""
+        """Executions that should have ended but run on, as of the last look."""
         loop = self._coroutines
         return Stragglers(len(self._overdue), loop.abandoned, loop.abandoned_total, self._blocked_s, self._blocked_at)
 
     def _look(self, now_s: float) -> None:
-        """At those that were told to stop, and at the loop; tells what is overdue, once."""
+        """Check stopped executions and the loop; report what is overdue, once."""
         self._look_s = now_s + LOOK_S
-        while self._told and self._told[0][0] <= now_s:
-            _, execution = self._told.popleft()
+        while self._stopped and self._stopped[0][0] <= now_s:
+            _, execution = self._stopped.popleft()
             if not execution.ended and not execution.told:
                 execution.told = True
                 self._overdue[execution.token] = execution
-                if execution.ended:  # just now, by another thread that saw nothing to take out
+                if execution.ended:  # just now, by another thread that found nothing to remove
                     self._overdue.pop(execution.token, None)
                     continue
                 place = where(execution.thread_id, None, sys._current_frames())
@@ -288,10 +288,10 @@ class Executor(HasLifecycle):
             self._on_event("loop_blocked", {**whose, "seconds": round(blocked_s, 3), "where": self._blocked_at})
 
     def stop(self, timeout_s: float = 0.0) -> bool:
-        """End everything: what is open is stopped and waited for, then the lifespan is closed.
+        """End everything: open executions are stopped and awaited, then the lifespan is closed.
 
-        Outcomes stay there to be drained. True when every handler had ended in time; threads and tasks that go on are
-        left behind (they die with the process).
+        Outcomes remain available to drain. True if every handler ended in time; threads and tasks that run on are left
+        behind (they die with the process).
         """
         deadline = time.monotonic() + timeout_s
         self._life.stop(lambda: self._end(deadline), timeout_s + STOP_SPARE_S)
@@ -321,7 +321,7 @@ class Executor(HasLifecycle):
         self.wake()
 
     def execution_ended(self, execution: Execution, outcome: Outcome) -> None:
-        """See LoopListener; from the thread that ran it."""
+        """See LoopListener; called by the thread that ran it."""
         if execution.ended:
             return
         execution.end()
@@ -371,8 +371,10 @@ class Executor(HasLifecycle):
         self._thread_work.put(execution)
 
     def _work(self) -> None:
-        """One thread: takes work until there is none, sleeps, takes again. One by one: a batch taken by one thread
-        would wait behind its slowest, and taking costs 0.1 µs while anything is there."""
+        """One thread: takes work until there is none, sleeps, takes again.
+
+        It takes one at a time: a batch would wait behind its slowest execution, and taking costs 0.1 µs while there is work.
+        """
         take = self._thread_work.get
         ident = threading.get_ident()
         while True:
@@ -381,25 +383,25 @@ class Executor(HasLifecycle):
                 return
             if self._waiting.pop(execution.token, None) is None:
                 del execution
-                continue  # told to stop before its turn
+                continue  # stopped before its turn
             execution.thread_id = ident
             began_s = time.perf_counter()
-            # A context of its own: what a handler binds there must not reach the next one (0.1 µs).
+            # Its own context: what a handler binds there must not reach the next one (0.1 µs).
             context = contextvars.Context() if execution.span is None else execution.span.context
             outcome = context.run(outcomes.of_call, execution.handler, execution)
             outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
             self.execution_ended(execution, outcome)
-            del execution, outcome, context  # else the last task is held while this thread sleeps
+            del execution, outcome, context  # otherwise the last task stays in memory while this thread sleeps
 
     # --- Children -----------------------------------------------------------------------------------------------------
 
     def _to_child(self, execution: Execution, start: Start, handler: Handler) -> None:
-        """Process handlers into the pool; suspects among them alone, others into the child of their group."""
+        """Process handlers go to the pool (suspects among them alone), other suspects to the child of their group."""
         alone = handler.kind is HandlerKind.PROCESS
         pool = execution.pool = self.pool if alone else self._quarantine
         assert pool is not None, f"{handler.name!r} needs a child, and there are none"
         carried = () if execution.span is None else execution.span.carried
-        # Not beside others where the child may have to go after it.
+        # Do not share a child that may have to be replaced after this execution.
         shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
         pool.submit(
             Job(
@@ -415,7 +417,7 @@ class Executor(HasLifecycle):
         )
 
     def child_ended(self, token: int, outcome: Outcome) -> None:
-        """See Listener, as the next two."""
+        """See Listener; the same for the next two."""
         execution = self._executions.get(token)
         if execution is not None:
             self.execution_ended(execution, outcome)

@@ -1,6 +1,6 @@
-"""A handler's context as those see it who run that handler: they tell it to stop, and when it has ended.
+"""A handler's context for the code that runs the handler: it can stop the handler and end the context.
 
-Always true: the first reason to stop is the reason; after `end` the context reports nothing more.
+Always true: the first stop reason is kept; after `end` the context reports nothing more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from streamtask.handlers.registry import Context
 
 
 class LiveContext(Context):
-    """A Context of a handler that runs, or will. Its handler sees no more of it than a Context has."""
+    """The Context of a handler that runs, or will. The handler sees only the Context part."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class LiveContext(Context):
         return self._ended
 
     def stop(self, reason: StopReason) -> None:
-        """Its handler must stop."""
+        """Ask its handler to stop."""
         self._stopped = self._stopped or reason
 
     def end(self) -> None:
@@ -39,6 +39,6 @@ class LiveContext(Context):
         self._ended = True
 
     def reopen(self) -> None:
-        """Decode the parameters of a request that waited as text. Called right before the handler, where it runs."""
+        """Decode the parameters of a request that waited as text. Called right before the handler, where that runs."""
         if self.record.text is not None:
             self.request = reopened(self.record.text)

@@ -1,7 +1,7 @@
-"""Calls a plain handler, and says what came of any handler, as the Outcome that the engine reads.
+"""Calls a plain handler, and converts the end of any handler to the Outcome that the engine reads.
 
-Always true: nothing here raises, whatever a handler returned or raised: a hostile `__str__`, a result that refers to
-itself, SystemExit. Texts are bounded (model.py) and sayable in UTF-8.
+Always true: nothing here raises, whatever a handler returned or raised: a hostile `__str__`, a result that refers to itself,
+SystemExit. Texts are bounded (model.py) and can be encoded in UTF-8.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _OURS = (
     "streamtask.execution.event_loop",
     "streamtask.execution.process_pool",
     "streamtask.execution.outcomes",
-)  # who calls handlers
-_FRAMES_MAX = 50  # frames kept of one traceback, the innermost ones
+)  # modules that call handlers
+_FRAMES_MAX = 50  # innermost frames kept of one traceback
 
 
 def of_call(handler: Handler, context: LiveContext) -> Outcome:
-    """Call a plain function here and now, its parameters validated right before."""
+    """Call a plain function in this thread, validating its parameters right before."""
     try:
         context.reopen()
     except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
@@ -51,8 +51,9 @@ def of_call(handler: Handler, context: LiveContext) -> Outcome:
 
 
 def broken_off(handler: Handler, context: LiveContext, error: BaseException) -> Outcome:
-    """The outcome of a handler that raised; one that had been told to stop has stopped: libraries turn a cancellation
-    into errors of their own."""
+    """The outcome of a handler that raised. If it was stopped, it counts as stopped: libraries turn a cancellation into their
+    own errors.
+    """
     reason = context.stop_reason
     if reason is None:
         return raised(error, handler.retry)
@@ -60,23 +61,23 @@ def broken_off(handler: Handler, context: LiveContext, error: BaseException) -> 
 
 
 def returned(value: Any) -> Outcome:
-    """The outcome of a handler that returned `value`; None has no result (null is left out on the wire)."""
+    """The outcome of a handler that returned `value`; None means no result (null is left out on the wire)."""
     if value is None:
-        # A fresh one each time: outcomes are mutable and belong to whoever drains them.
+        # A new one each time: outcomes are mutable and belong to the code that drains them.
         return Outcome(Ending.RETURNED)
     if inspect.iscoroutine(value):
-        value.close()  # else Python warns, far from here, that it was never awaited
+        value.close()  # otherwise Python warns, far from here, that it was never awaited
         return _not_serializable("the handler returned a coroutine; await it, or make the handler async def")
     try:
         return Outcome(Ending.RETURNED, result=codec.encode_result(value))
     except DecodeError as error:
         return _not_serializable(str(error))
-    except BaseException as error:  # noqa: BLE001 a value's own methods ran: whatever they raise, it is no JSON
+    except BaseException as error:  # noqa: BLE001 a value's own methods ran: whatever they raise, it is not JSON
         return _not_serializable(f"{_name(type(error))}: {_text(error)}")
 
 
 def invalid(error: ParametersInvalid) -> Outcome:
-    """The outcome of parameters that do not fit; the handler was not called."""
+    """The outcome for parameters that do not match; the handler was not called."""
     return Outcome(
         Ending.INVALID,
         code=ErrorCode.INVALID_PARAMETERS.value,
@@ -86,7 +87,7 @@ def invalid(error: ParametersInvalid) -> Outcome:
 
 
 def unreadable(error: BaseException) -> Outcome:
-    """The outcome when the parameter model's own code broke (a validator raised something that is no ValueError)."""
+    """The outcome when code of the parameter model failed (a validator raised something other than ValueError)."""
     outcome = raised(error, Retry(attempts=1))
     outcome.ending = Ending.INVALID
     outcome.code = ErrorCode.INVALID_PARAMETERS.value
@@ -96,13 +97,12 @@ def unreadable(error: BaseException) -> Outcome:
 
 
 def refused(code: ErrorCode, text: str) -> Outcome:
-    """The outcome of an execution that has no handler to call."""
+    """The outcome of an execution without a handler to call."""
     return Outcome(Ending.INVALID, code=code.value, error=bounded(text, ERROR_TEXT_MAX), retryable=False)
 
 
 def stopped(reason: StopReason, error: BaseException | None = None) -> Outcome:
-    """The outcome of an execution that was told to stop and did. `error`: what it raised on the way, if it tells
-    more than that it was cancelled."""
+    """The outcome of a stopped execution. `error`: what it raised on the way, if that says more than that it was cancelled."""
     outcome = Outcome(Ending.STOPPED) if error is None else raised(error, Retry(attempts=1))
     outcome.ending = Ending.STOPPED
     outcome.code = ErrorCode.TIMEOUT.value if reason is StopReason.TIMEOUT else ErrorCode.CANCELLED.value
@@ -113,14 +113,14 @@ def stopped(reason: StopReason, error: BaseException | None = None) -> Outcome:
 
 
 def not_begun(reason: StopReason) -> Outcome:
-    """The outcome of an execution that was told to stop while it waited behind others."""
+    """The outcome of an execution that was stopped while it waited behind others."""
     outcome = stopped(reason)
     outcome.begun = False
     return outcome
 
 
 def abandoned(reason: StopReason, seconds: float) -> Outcome:
-    """The outcome of a coroutine that goes on in spite of its cancel. No other attempt: it would run beside this one."""
+    """The outcome of a coroutine that runs on despite its cancel. No other attempt: it would run beside this one."""
     outcome = stopped(reason)
     outcome.error = f"it went on for {seconds:g} s after it was cancelled, and was abandoned"
     outcome.retryable = False
@@ -168,10 +168,10 @@ def _text(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str | None:
     try:
-        told = traceback.TracebackException(
+        formatted = traceback.TracebackException(
             type(error), error, _from_handler(error.__traceback__), limit=-_FRAMES_MAX, compact=True
         )
-        return bounded("".join(told.format()), TRACEBACK_TEXT_MAX, keep_end=True)
+        return bounded("".join(formatted.format()), TRACEBACK_TEXT_MAX, keep_end=True)
     except BaseException:  # noqa: BLE001 __str__, __repr__ or __notes__ of the exception or its causes ran
         return None
 

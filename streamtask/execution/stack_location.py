@@ -12,13 +12,13 @@ from streamtask.domain.ports import StopReason
 
 
 class Stragglers(NamedTuple):
-    """Handlers that go on although they were told to stop, and a loop that does not answer.
+    """Handlers that run on although they were stopped, and a loop that does not answer.
 
-    overdue          open executions, told so a while ago; each holds its slot
-    abandoned        coroutines that were given up and are still on the loop
+    overdue          open executions that were stopped a while ago; each holds its slot
+    abandoned        coroutines that were given up and still exist on the loop
     abandoned_total  all that were given up since the start
-    blocked_s        for how long the handlers' event loop has not answered
-    blocked_at       where it is meanwhile
+    blocked_s        how long the handlers' event loop has not answered
+    blocked_at       where it is blocked
     """
 
     overdue: int = 0
@@ -29,7 +29,7 @@ class Stragglers(NamedTuple):
 
 
 class Running(NamedTuple):
-    """One open execution, for stack dumps. where: the line its handler is at, "" when it cannot be told."""
+    """One open execution, for stack dumps. where: the line its handler is at, "" if unknown."""
 
     token: int
     task_id: str
@@ -42,7 +42,7 @@ class Running(NamedTuple):
 
 
 def where(thread_id: int | None, task: asyncio.Task[None] | None, frames: Mapping[int, FrameType]) -> str:
-    """`file:line in function` of a handler in a thread or on the loop; "" when it cannot be told."""
+    """`file:line in function` of a handler in a thread or on the loop; "" if unknown."""
     frame: FrameType | None = None
     if thread_id is not None:
         frame = frames.get(thread_id)

@@ -1,1 +1,1 @@
-"""."""
+"""Everything that talks to a broker: clients, transactions, claims, topics, permissions."""

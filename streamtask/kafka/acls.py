@@ -1,8 +1,8 @@
-"""The least that each role has to be allowed on a broker that enforces ACLs: one table, with the reason for every row.
+"""The least permissions that each role needs on a broker that enforces ACLs: one table, with the reason for every row.
 
-Pure. docs/security.md is written from it, `streamtask topics acls` prints it as commands, `streamtask doctor --role` holds
-what a client is really allowed against it (permissions.py), and an acceptance test gives each role exactly this. READ, WRITE
-and ALTER imply DESCRIBE, ALTER_CONFIGS implies DESCRIBE_CONFIGS: those are not repeated.
+Pure. docs/security.md is written from it, `streamtask topics acls` prints it as commands, `streamtask doctor --role` compares
+it with what a client is really allowed (permissions.py), and an acceptance test gives each role exactly this. READ, WRITE and
+ALTER imply DESCRIBE, and ALTER_CONFIGS implies DESCRIBE_CONFIGS, so those are not repeated.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from streamtask.config import TopicNames
 class Role(Enum):
     """A kind of Kafka client. The value is its name on the command line."""
 
-    PRODUCER = "producer"  #: submits, waits for ends, cancels: a service, the client library
+    PRODUCER = "producer"  #: submits, waits for tasks to end, cancels: a service, the client library
     WORKER = "worker"  #: runs handlers
-    SUPERVISOR = "supervisor"  #: parent of the workers, `workers list|evict`; a worker's principal can do it all
+    SUPERVISOR = "supervisor"  #: parent of the workers, `workers list|evict`; a worker's permissions include these
     VIEW = "view"  #: the query service, without what POST writes
     OPERATOR = (
         "operator"  #: audit, dead letters and their redrive, `status`, `list` and `watch` without a query service
@@ -32,7 +32,7 @@ class Resource(Enum):
     TOPIC = "TOPIC"
     GROUP = "GROUP"
     TRANSACTIONAL_ID = "TRANSACTIONAL_ID"
-    CLUSTER = "BROKER"  #: as clients call it; its only name is kafka-cluster
+    CLUSTER = "BROKER"  #: the clients' term; its only name is kafka-cluster
 
 
 class Operation(Enum):
@@ -57,7 +57,7 @@ class Acl:
     """One permission.
 
     without  what happens when it is missing
-    must     False: the role does its work without it, only worse
+    must     False: the role works without it, with limits
     """
 
     resource: Resource
@@ -79,7 +79,7 @@ def acls_of(role: Role, names: TopicNames) -> tuple[Acl, ...]:
 
 
 def transactional_ids(names: TopicNames) -> str:
-    """What every transactional id of this prefix begins with."""
+    """The common start of every transactional id of this prefix."""
     return f"{names.group}."
 
 
@@ -181,13 +181,13 @@ assert set(_ROWS) == set(Role), "every role needs rows"
 
 
 def acls_command(role: Role, names: TopicNames, principal: str = "User:NAME") -> str:
-    """The command of ours that prints them."""
+    """The streamtask command that prints these ACLs."""
     prefix = f" --prefix {names.prefix}" if names.prefix != "tasks" else ""
     return f"streamtask topics acls {role.value} --principal {principal}{prefix}"
 
 
 def commands(acls: Iterable[Acl], principal: str, bootstrap: str) -> list[str]:
-    """What Kafka's own tool has to be told, one command for all resources of a kind that are allowed the same."""
+    """Commands for Kafka's own tool, one for all resources of a kind with the same permissions."""
     by_resource: dict[tuple[Resource, str, bool], list[str]] = {}
     for acl in acls:
         operations = by_resource.setdefault((acl.resource, acl.name, acl.prefixed), [])

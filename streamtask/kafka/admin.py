@@ -1,10 +1,8 @@
-"""Asks a cluster about the topics of a prefix, makes them, and mends their settings.
+"""Queries a cluster about the topics of a prefix, creates them, and fixes their settings.
 
-Nothing is created or changed but by `ensure_topics`. Every call ends within its time limit: a broker that does not
-answer is `Unreachable`, with the last error that the client saw (wrong passwords show nowhere else). What the facts
-mean is judge.py's; what the topics need is in topics.py.
-
-`settings` is a KafkaSettings, or a plain dict of client settings.
+Only `ensure_topics` and `delete_topics` change anything. Every call ends within its time limit: without an answer it raises
+`Unreachable`, with the last error that the client saw (the only place where a wrong password shows). What the facts mean is
+in topic_checks.py; what the topics need is in topics.py. `settings` is a KafkaSettings, or a plain dict of client settings.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ from streamtask.kafka.topic_checks import (
 from streamtask.kafka.topics import DEAD_ROOM_BYTES, config_of, replication, rules_of, sharded
 
 TIMEOUT_S = 10.0
-AGAIN_S = 0.05  # between two looks at a cluster that is not yet as it is waited for
+AGAIN_S = 0.05  # between two looks at a cluster that has not reached the awaited state
 CREATE_TIMEOUT_S = 30.0  # three brokers agreeing on 84 partitions on a loaded machine
-MESSAGE_MAX_BYTES = 1_048_588  # Kafka's default, where the broker's own may not be read
+MESSAGE_MAX_BYTES = 1_048_588  # Kafka's default, used when the broker's own may not be read
 
 BROKER_SETTINGS = (
     "offsets.retention.minutes",
@@ -81,7 +79,7 @@ T = TypeVar("T")
 
 
 class AdminSettings(Protocol):
-    """What KafkaSettings offers here."""
+    """The part of KafkaSettings used here."""
 
     def admin(self) -> dict[str, Any]:
         """Settings for an AdminClient."""
@@ -93,11 +91,11 @@ Settings = AdminSettings | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """What ensure_topics did, and what it leaves to be judged by people.
+    """What ensure_topics did, and what is left for people to decide.
 
     created, grown  topic names
     fixed           settings that were set
-    findings        what is still not as needed
+    findings        what still does not meet the requirements
     """
 
     created: tuple[str, ...]
@@ -110,13 +108,13 @@ class Ensured:
 
 
 def cluster_id(settings: Settings, *, timeout_s: float = TIMEOUT_S) -> str:
-    """The cluster's own id: part of every derived task_id."""
+    """The cluster's own id, which is part of every derived task_id."""
     with conversation(settings, timeout_s) as session:
         return session.cluster()[0]
 
 
 def topic_ids(settings: Settings, topics: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
-    """{topic: its id}; a topic that was deleted and made again has another one. Raises TopicsMissing."""
+    """{topic: its id}; a topic that was deleted and recreated has a new id. Raises TopicsMissing."""
     wanted = tuple(topics)
     with conversation(settings, timeout_s) as session:
         there = session.topics(wanted)
@@ -125,7 +123,7 @@ def topic_ids(settings: Settings, topics: Iterable[str], *, timeout_s: float = T
 
 
 def partition_count(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> int:
-    """The number of shards that can be worked: those whose partitions all exist. Raises TopicsMissing."""
+    """The number of complete shards: those whose partitions all exist. Raises TopicsMissing."""
     with conversation(settings, timeout_s) as session:
         there = session.topics(names.all)
     _refuse_missing(names.all, there, names)
@@ -133,7 +131,7 @@ def partition_count(settings: Settings, names: TopicNames, *, timeout_s: float =
 
 
 def smallest_max_message_bytes(settings: Settings, topics: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> int:
-    """The smallest max.message.bytes of these topics; Kafka's default when none may be read. Raises TopicsMissing."""
+    """The smallest max.message.bytes of these topics; Kafka's default if none may be read. Raises TopicsMissing."""
     wanted = tuple(topics)
     with conversation(settings, timeout_s) as session:
         there = session.topics(wanted)
@@ -144,7 +142,7 @@ def smallest_max_message_bytes(settings: Settings, topics: Iterable[str], *, tim
 
 
 def cluster_facts(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> ClusterFacts:
-    """Everything that judge() looks at. What may not be read is listed, not raised."""
+    """Everything that judge() needs. What may not be read is listed, not raised."""
     with conversation(settings, timeout_s) as session:
         return session.facts(names)
 
@@ -161,13 +159,13 @@ class GroupMember(NamedTuple):
 def group_members(
     settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S
 ) -> tuple[str, tuple[GroupMember, ...]]:
-    """(state of the workers' group, its members by client id). A group that nobody ever joined is empty."""
+    """(state of the workers' group, its members by client id). A group without any member ever is empty."""
     with conversation(settings, timeout_s) as session:
         return session.group(names)
 
 
 def check_topics(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> list[Finding]:
-    """What about the cluster is not as the topics of this prefix need it; errors first, [] when all is well."""
+    """Every finding about the topics of this prefix; errors first, [] if all is well."""
     return judge(cluster_facts(settings, names, timeout_s=timeout_s), names)
 
 
@@ -183,12 +181,12 @@ def ensure_topics(
     fix: bool = False,
     timeout_s: float = CREATE_TIMEOUT_S,
 ) -> Ensured:
-    """Create the topics that are missing; with `grow` add partitions, with `fix` mend settings.
+    """Create the topics that are missing; with `grow` add partitions, with `fix` correct settings.
 
     partitions  of new topics, unless some exist already: then new ones get as many as those have. With `grow` every
-                sharded topic gets at least so many (keys then fall on other partitions: only when asked for)
+                sharded topic gets at least this many (this moves keys to other partitions, so only on request)
 
-    Returns when every partition has a leader. May be called by several processes at once.
+    Returns when every partition has a leader. Several processes may call it at once.
     """
     with conversation(settings, timeout_s) as session:
         before = session.facts(names)
@@ -207,8 +205,7 @@ def ensure_topics(
 
 
 def delete_topics(settings: Settings, names: TopicNames, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Delete every topic of the prefix with all that is in it; returns when a broker no longer shows them. For tests and
-    demos under a prefix of their own."""
+    """Delete every topic of the prefix with its records; returns when a broker no longer lists them. For tests and demos."""
     with conversation(settings, timeout_s) as session:
         there = session.topics(names.all)
         if there:
@@ -245,12 +242,12 @@ class Session:
         self.bootstrap = str(given.get("bootstrap.servers", ""))
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        given.setdefault("log_level", 0)  # librdkafka prints every refused connection; errors are in our text
+        given.setdefault("log_level", 0)  # librdkafka prints every refused connection; our errors contain them
         self._heard = Heard(given.get("error_cb"))
         self.client = AdminClient(given | {"error_cb": self._heard})
 
     def left(self) -> float:
-        """Seconds until the deadline, at least a little: the call itself then says that the time is over."""
+        """Seconds until the deadline, but at least 0.1: the call itself then reports that the time is up."""
         return max(0.1, self._deadline - time.monotonic())
 
     @property
@@ -258,7 +255,7 @@ class Session:
         return time.monotonic() < self._deadline
 
     def answer(self, future: Future[T], *, ignore: tuple[int, ...] = ()) -> T | None:
-        """The answer; None for an error that is ignored."""
+        """The answer, or None for an error that is ignored."""
         try:
             return future.result(self.left() + 1.0)  # the client's own limit comes first and says more
         except KafkaException as error:
@@ -267,7 +264,7 @@ class Session:
             raise
 
     def translated(self, error: KafkaException | FutureTimeout) -> ClusterError:
-        """The same in the words of errors.py."""
+        """Translate the error to a class of errors.py."""
         self.client.poll(0)  # serves error_cb
         if isinstance(error, FutureTimeout) or error.args[0].code() in _UNREACHABLE:
             return Unreachable(
@@ -279,10 +276,10 @@ class Session:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def cluster(self) -> tuple[str, tuple[int, ...]]:
-        """(cluster id, ids of the brokers that are up), as soon as there are brokers and a controller.
+        """(cluster id, ids of running brokers), as soon as there are brokers and a controller.
 
-        To be asked before DescribeCluster: librdkafka 2.16 aborts the process when the answer to that names no broker, as one
-        that was just thawed or started gives for a moment; and it waits for a controller without asking again (30 s seen).
+        Call it before DescribeCluster: librdkafka 2.16 aborts the process when that answer names no broker, which happens
+        for a moment after a broker has thawed or started. And it waits for a controller without asking again (30 s seen).
         """
         while True:
             found = self.client.list_topics(timeout=self.left())
@@ -293,7 +290,7 @@ class Session:
             time.sleep(AGAIN_S)
 
     def topics(self, wanted: Iterable[str]) -> dict[str, TopicFacts]:
-        """Those that exist. Raises NotAllowed when one may not be seen."""
+        """The topics that exist. Raises NotAllowed if one may not be seen."""
         out, hidden = {}, []
         futures = self.client.describe_topics(TopicCollection(list(wanted)), request_timeout=self.left())
         for name, future in futures.items():
@@ -311,7 +308,7 @@ class Session:
         return out
 
     def topic_configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-        """{topic: effective settings}: {} for one whose settings may not be read; one that is gone is left out."""
+        """{topic: effective settings}: {} if they may not be read; deleted topics are left out."""
         out: dict[str, dict[str, str]] = {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
         if not resources:
@@ -327,14 +324,14 @@ class Session:
         return out
 
     def broker_config(self, broker: int) -> dict[str, str]:
-        resource = ConfigResource(ResourceType.BROKER, str(broker))  # one broker a call: each answers for itself
+        resource = ConfigResource(ResourceType.BROKER, str(broker))  # one broker per call: each answers only for itself
         futures = self.client.describe_configs([resource], request_timeout=self.left())
         found = self.answer(futures[resource], ignore=(KafkaError.CLUSTER_AUTHORIZATION_FAILED,))
         values = _values(found or {})
         return {name: values[name] for name in BROKER_SETTINGS if name in values}
 
     def members(self, names: TopicNames) -> tuple[tuple[MemberFacts, ...], tuple[str, ...]]:
-        """(members of any group that hold partitions of the request topics, groups that could not be asked)."""
+        """(members of any group that hold partitions of the request topics, groups that could not be described)."""
         listing = self.answer(self.client.list_consumer_groups(states=_WORKING, request_timeout=self.left()))
         assert listing is not None
         groups = [group.group_id for group in listing.valid or ()]
@@ -391,8 +388,9 @@ class Session:
         )
 
     def facts_of_all(self, names: TopicNames) -> ClusterFacts:
-        """The facts, once whichever broker answers knows every topic: they learn of a new one one after the other, and
-        of three the next one asked may not know what the last one did. At the deadline: what is known then."""
+        """The facts, once the answering broker knows every topic: brokers learn of a new one one after the other, and the next
+        one asked may not know it yet. At the deadline: what is known then.
+        """
         while True:
             facts = self.facts(names)
             if all(name in facts.topics for name in names.all) or not self.in_time:
@@ -402,7 +400,7 @@ class Session:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def create(self, names: TopicNames, facts: ClusterFacts, count: int) -> tuple[str, ...]:
-        """Create what is missing, each with the settings of its rules. Returns the names made by this call."""
+        """Create what is missing, each topic with the settings of its rules. Returns the names that this call created."""
         replicas, in_sync = replication(len(facts.brokers))
         wanted = []
         for name, rules in rules_of(names).items():
@@ -435,7 +433,7 @@ class Session:
         return tuple(grown)
 
     def await_leaders(self, names: TopicNames, count: int) -> None:
-        """A created topic is known to the controller first: wait until its partitions have leaders."""
+        """Wait until all partitions have leaders: at first only the controller knows a new topic."""
         while True:
             there = self.topics(names.all)
             ready = [
@@ -452,7 +450,7 @@ class Session:
             time.sleep(AGAIN_S)
 
     def await_gone(self, topics: tuple[str, ...]) -> None:
-        """A deleted topic is gone at the controller first: wait until the broker that answers no longer shows it."""
+        """Wait until the answering broker no longer lists the topics: at first only the controller has removed them."""
         while left := self.topics(topics):
             if not self.in_time:
                 raise ClusterError(f"{', '.join(left)}: deleted, but still listed {self._timeout_s:g} s later.")
@@ -483,7 +481,7 @@ class Session:
 
 
 def _largest_request(facts: ClusterFacts, names: TopicNames) -> int:
-    """The largest record that a band takes, or will take once it is created."""
+    """The largest record that a band accepts, or will accept once it is created."""
     limits = [limit for name in names.requests if (limit := max_message_bytes(facts, (name,))) is not None]
     defaults = [
         int(config["message.max.bytes"]) for config in facts.broker_config.values() if "message.max.bytes" in config

@@ -1,8 +1,8 @@
 """The broker adapter of a worker: consumer, transactional producer and reader behind domain/ports.py.
 
-`perform(ask)` does what one ask says and answers it; the order of asks is the core's. Invariants: no call outlives its
-deadline by much (Deadlines says which), operating errors are answered as Fault and never raised, and a producer that is
-over is answered FENCED until RenewProducer. One owner thread calls everything here.
+`perform(ask)` performs one ask and answers it; the core decides the order. Invariants: no call exceeds its deadline by much
+(see Deadlines), operating errors are answered as Fault and never raised, and a producer that is over answers FENCED until
+RenewProducer. One owner thread makes all calls.
 """
 
 from __future__ import annotations
@@ -51,36 +51,37 @@ from streamtask.kafka.reseating import Reseating
 from streamtask.kafka.takeover_times import ClaimTimes
 from streamtask.kafka.transaction import EncodeDead, EncodeEvent, StatusTransaction, new_transactional_id
 
-UNLISTED_MAX = 3  # questions without an answer after which the reader is made anew
+UNLISTED_MAX = 3  # consecutive unanswered queries after which the reader is replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """Seconds that one ask may take. All but send_offsets keep theirs; that one is left behind half a second after it,
-    with its producer."""
+    """Seconds that one ask may take. All keep their limit except send_offsets, which is abandoned, with its producer, half a
+    second after it.
+    """
 
     list_s: float = 3.0
     fence_s: float = 5.0
     settled_s: float = 3.0
     plain_s: float = 3.0
     produce_s: float = 5.0
-    offsets_s: float = 2.0  # milliseconds where the coordinator lives
-    commit_s: float = 5.0  # below the socket timeout: a copy of EndTxn is not sent before
+    offsets_s: float = 2.0  # takes milliseconds while the coordinator lives
+    commit_s: float = 5.0  # below the socket timeout: no copy of EndTxn is sent before
     abort_s: float = 5.0
-    renew_s: float = 8.0  # of the watchdog's 20
+    renew_s: float = 8.0  # out of the watchdog's 20
     serve_s: float = 0.02
     close_s: float = 5.0
 
 
 class BrokerAdapter:
-    """One worker process's clients. The producer exists from the start; the group is joined by join().
+    """The clients of one worker process. The producer exists from the start; join() joins the group.
 
-    slot            names the process within the group's transactional ids: `<group>.<slot>.<random>`
+    slot            identifies the process within the group's transactional ids: `<group>.<slot>.<random>`
     decode          codec.RequestDecoder.decode
-    encode_event    the value of a status event; encode_dead: (key, value, headers) of a dead letter
-    listener        told what the group does with its shards
+    encode_event    returns the value of a status event; encode_dead: (key, value, headers) of a dead letter
+    listener        notified of what the group does with its shards
 
-    Raises Unreachable when no producer could be initialised, NotAllowed when its ACLs forbid it.
+    Raises Unreachable if no producer could be initialised, NotAllowed if its ACLs forbid it.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class BrokerAdapter:
         }
         self._reader = takeover.reader(settings, names.group)
         self._claim_times = ClaimTimes()
-        self._unlisted = 0  # questions in a row that it got no answer to
-        self._leaderless = False  # a request partition was without a leader when logs were asked for the last time
+        self._unlisted = 0  # consecutive queries without an answer
+        self._leaderless = False  # whether a request partition had no leader when the log bounds were last read
         self._transaction: StatusTransaction | None = None
         self.probes = Probes(settings, names, slot)
         self.consumer = ShardConsumer(
@@ -137,25 +138,25 @@ class BrokerAdapter:
             raise Unreachable(f"No transactional producer on {settings.bootstrap}: {answer.text}")
 
     def join(self) -> None:
-        """Become a member of the group; the callbacks come from poll()."""
+        """Become a member of the group; the callbacks come during fetch() and Poll."""
         self.consumer.join()
 
     def leave(self) -> None:
-        """Leave the group; shards_revoked hands everything over in here."""
+        """Leave the group; shards_revoked hands everything over during this call."""
         self.consumer.leave(self._deadlines.close_s)
 
-    # --- what the owner loop calls ------------------------------------------------------------------------------------
+    # --- called by the owner loop -------------------------------------------------------------------------------------
 
     def fetch(self, timeout_s: float, records_max: int) -> int:
         """Serve the group, then fetch up to records_max requests of seated shards. Raises what a callback raised."""
         return self.consumer.fetch(timeout_s, records_max)
 
     def take(self, bands: int | None = None) -> list[RequestRecord]:
-        """What was fetched, decoded; at once only what is of the first so many bands, the rest at the next call."""
+        """The fetched records, decoded; bands: only those of the first so many bands, the rest with the next call."""
         return self.consumer.take(bands)
 
     def perform(self, ask: Ask) -> Answer:
-        """The answer that the ask's docstring names, or a Fault."""
+        """Return the answer that the docstring of the ask names, or a Fault."""
         step = self._perform.get(type(ask))
         assert step is not None, f"{type(ask).__name__} is not one of the adapter's asks"
         began_s = time.monotonic()
@@ -171,21 +172,21 @@ class BrokerAdapter:
 
     @property
     def member_id(self) -> str:
-        """ "" while not a member of the group."""
+        """The member id, "" while not a member of the group."""
         return self.consumer.member_id()
 
     @property
     def transactional_id(self) -> str:
-        """ "" after a RenewProducer that has failed."""
+        """The id in use, "" after a failed RenewProducer."""
         return self._transaction.transactional_id if self._transaction is not None else ""
 
     @property
     def throttled_s(self) -> float:
-        """For how long a broker lets our records wait, under a quota."""
+        """How long a broker delays our records because of a quota."""
         return self._transaction.throttled_s if self._transaction is not None else 0.0
 
     def partition_counts(self, timeout_s: float = 3.0) -> dict[str, int] | Fault:
-        """{topic: partitions} of the prefix's topics that exist: a shard is claimed only when all of its are there."""
+        """{topic: partitions} of the prefix's existing topics: a shard is claimed only if all its partitions exist."""
         try:
             topics = self._reader.list_topics(timeout=timeout_s).topics
         except KafkaException as error:
@@ -193,13 +194,13 @@ class BrokerAdapter:
         return {name: len(topics[name].partitions) for name in self._names.all if name in topics}
 
     def close(self) -> None:
-        """Leave the group (the revoke is served here) and let everything go, within close_s."""
+        """Leave the group (the revoke is served here) and close all clients, within close_s."""
         try:
             self.consumer.close(self._deadlines.close_s)
         finally:
             if self._transaction is not None:
                 self._transaction.discard()
-            # A daemon: the end of a client may hang when brokers are gone.
+            # A daemon: closing a client may hang when brokers are gone.
             threading.Thread(target=self._reader.close, name="close-reader", daemon=True).start()
 
     # --- claim --------------------------------------------------------------------------------------------------------
@@ -212,8 +213,11 @@ class BrokerAdapter:
         return answer
 
     def _renew_reader(self) -> None:
-        """A reader that has not been answered may never be again: seen after a freeze of all brokers, in which it lost its
-        coordinator; the member beside it was served, and every claim timed out."""
+        """Replace a reader that got no answer, because it may never get one again.
+
+        Seen after a freeze of all brokers, in which it lost its coordinator: the member next to it was served, and every claim
+        timed out.
+        """
         self._unlisted = 0
         holder = [self._reader]
         self._reader = takeover.reader(self._settings, self._names.group)
@@ -263,7 +267,7 @@ class BrokerAdapter:
             return live
         owned = self.consumer.owned
         foreign = sorted({item.shard for item in ask.plan.offsets} - owned)
-        # Kafka fences members, not partitions: it would take the offsets of a shard that is somebody else's.
+        # Kafka fences members, not partitions: it would accept offsets for a shard that belongs to another member.
         metadata = None if foreign else self.consumer.group_metadata()
         answer = live.send_offsets(ask.plan, metadata, self._deadlines.offsets_s)
         if foreign and answer is not None and answer.kind is FaultKind.STALE:
@@ -284,7 +288,7 @@ class BrokerAdapter:
             self._transaction = None
         made = self._new_transaction(patient=ask.patient)
         if isinstance(made, Fault) and ask.patient and "INVALID_TRANSACTION_TIMEOUT" in made.text:
-            made = self._new_transaction(patient=False)  # the broker's transaction.max.timeout.ms is below it
+            made = self._new_transaction(patient=False)  # the broker's transaction.max.timeout.ms is lower
         if isinstance(made, Fault):
             return made
         self._transaction = made
@@ -303,7 +307,7 @@ class BrokerAdapter:
     # --- group --------------------------------------------------------------------------------------------------------
 
     def _poll_group(self, ask: Poll) -> Answer:
-        if not self.consumer.in_callback:  # inside one the group is being served already
+        if not self.consumer.in_callback:  # inside a callback the group is being served already
             self.consumer.serve(self._deadlines.serve_s)
         return None
 

@@ -1,8 +1,8 @@
-"""Why a client cannot reach its brokers, in the words of a person who has to mend it.
+"""Explains why a client cannot reach its brokers, for the person who has to fix it.
 
-librdkafka raises nothing when a password is wrong or a certificate does not fit: it goes on trying, and the call that waits
-for it only says that the time is over. The reason is told to the client's error callback alone. `Heard` is that callback:
-it keeps the reason for whoever runs out of time.
+librdkafka raises nothing when a password is wrong or a certificate does not match: it keeps trying, and the waiting call only
+reports a timeout. Only the client's error callback learns the reason. `Heard` is that callback: it keeps the reason for the
+call that times out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from confluent_kafka.admin import AdminClient, TopicDescription, TopicMetadata
 from streamtask.errors import ClusterError, ConfigError, NotAllowed, StreamtaskError, TopicsMissing, Unreachable
 
 ASK_S = 5.0
-TOLD_EVERY_S = 60.0  # librdkafka reports each of its attempts, several a second
+TOLD_EVERY_S = 60.0  # librdkafka reports each of its attempts, several per second
 
-# (a part of what librdkafka or OpenSSL says, what to look at), the first that fits. `sasl.…` and `ssl.…` are raw settings.
+# (part of a message of librdkafka or OpenSSL, advice); the first match counts. `sasl.…` and `ssl.…` are raw settings.
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
         "certificate required",
@@ -45,7 +45,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ),
 )
 _LOOK = "List the missing ACLs: streamtask doctor --role producer (or another role)"
-# By an ACL that is missing.
+# Errors caused by a missing ACL.
 DENIED = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -58,15 +58,15 @@ _REFUSED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 def advice(text: str) -> str:
-    """What to look at when a client heard this; "" when nobody knows."""
-    return next((told for part, told in _ADVICE if part in text), "")
+    """Advice for a client that received this message; "" if there is none."""
+    return next((advised for part, advised in _ADVICE if part in text), "")
 
 
 class Heard:
-    """An `error_cb` that remembers.
+    """An `error_cb` that remembers the reason.
 
-    also  another one, told everything too
-    tell  told each kind of trouble in words, at most once a minute
+    also  another callback, which receives every error too
+    tell  receives each kind of error as a sentence, at most once a minute
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Heard:
     ) -> None:
         self._also, self._tell = also, tell
         self._text = ""
-        self._refused = False  # what is kept says who refused us, and not only that nobody is there
-        self._told: dict[int, float] = {}  # error code → when, monotonic
+        self._refused = False  # the kept text says who refused us, not only that no broker answers
+        self._reported_s: dict[int, float] = {}  # error code → when, monotonic
 
     def __call__(self, error: KafkaError) -> None:
         if self._also is not None:
@@ -86,17 +86,17 @@ class Heard:
         if refused or not self._refused:
             self._text, self._refused = text, refused
         now_s = time.monotonic()
-        if self._tell is not None and now_s - self._told.get(code, -TOLD_EVERY_S) >= TOLD_EVERY_S:
-            self._told[code] = now_s
+        if self._tell is not None and now_s - self._reported_s.get(code, -TOLD_EVERY_S) >= TOLD_EVERY_S:
+            self._reported_s[code] = now_s
             self._tell(_sentence(f"{error.name()}: {text}"))
 
     def why(self) -> str:
-        """` (reason). What to look at.`, to be put behind a sentence; "" when nothing was heard."""
+        """` (reason). Advice.`, to be appended to a sentence; "" if no error was reported."""
         return f" ({_sentence(self._text)})" if self._text else ""
 
 
 def failed(what: str, error: KafkaException | KafkaError, heard: Heard | None = None) -> ClusterError:
-    """The error of a question that got no answer. what: `no broker of 127.0.0.1:9092 answered`."""
+    """The error for a query without an answer. what: `no broker of 127.0.0.1:9092 answered`."""
     held = error if isinstance(error, KafkaError) else error.args[0]
     text = f"{what[0].upper()}{what[1:]}: {held.str()} ({held.name()})"
     if held.code() in DENIED:
@@ -107,7 +107,7 @@ def failed(what: str, error: KafkaException | KafkaError, heard: Heard | None = 
 def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], admin: AdminClient | None = None) -> None:
     """Raises NotAllowed for topics that may not be seen, TopicsMissing for those that do not exist.
 
-    admin  needed when all topics were listed: a list leaves out what may not be seen, only the question by name tells
+    admin  required if all topics were listed: a list leaves out hidden topics, only a query by name distinguishes them
     """
     hidden: list[str] = []
     missing = []
@@ -141,9 +141,9 @@ def hidden_topics(topics: Iterable[str]) -> NotAllowed:
 
 
 def hopeless(text: str, group: str, session_timeout_ms: int, *, joined: bool) -> StreamtaskError | None:
-    """Why a worker that hears this can never work, or None: librdkafka would ask again for ever.
+    """Why a worker that receives this error can never work, or None. librdkafka would retry it for ever.
 
-    joined  it has been a member: what it was allowed then is waited for, not given up
+    joined  it has been a member, so its permissions may come back: it waits instead of giving up
     """
     if text.startswith("INVALID_SESSION_TIMEOUT"):
         bounds = "group.min.session.timeout.ms and group.max.session.timeout.ms"
@@ -159,5 +159,5 @@ def hopeless(text: str, group: str, session_timeout_ms: int, *, joined: bool) ->
 
 
 def _sentence(text: str) -> str:
-    told = advice(text)
-    return f"{text}. {told}" if told else text
+    advised = advice(text)
+    return f"{text}. {advised}" if advised else text

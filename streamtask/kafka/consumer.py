@@ -1,14 +1,14 @@
 """Membership through the lead topic, and the requests of the shards that are seated here.
 
-The group is subscribed to the lead topic alone (cooperative-sticky); partition N of the other bands comes and goes with
-the lead's N in the same callbacks, so a shard never lies on two members. What stays true:
+The group is subscribed only to the lead topic (cooperative-sticky). Partition N of the other bands comes and goes with the
+lead's partition N in the same callbacks, so a shard never belongs to two members. Always true:
 
-- Nothing is fetched of a shard before it is seated at explicit positions, nothing returned after it was revoked.
-- A record whose schema is being asked for holds its cell back, and no other: nothing behind it is returned before it.
-- No record of an earlier assignment is returned after a later seat: a gap it would leave would be read as «done».
-- `group_metadata()` is what was captured after the last poll or at the entry of a callback, and None whenever the
-  client is not surely a member: the broker accepts the metadata of a consumer that never joined.
-- Callbacks are total: an exception waits and is raised by poll().
+- Nothing of a shard is fetched before it is seated at explicit positions, or returned after it was revoked.
+- A record whose schema is still being fetched blocks only its own cell: no later record of that cell is returned before it.
+- No record of an earlier assignment is returned after a later seat: the ledger would take the gap it leaves as done.
+- `group_metadata()` was captured after the last poll or at the start of a callback, and is None whenever the client may not
+  be a member: the broker accepts the metadata of a consumer that never joined.
+- Callbacks never raise: poll() raises their exception later.
 
 Only the owner thread calls it: confluent-kafka serialises a Consumer, and a second thread inside a callback deadlocks.
 """
@@ -38,16 +38,16 @@ from streamtask.kafka.silent_cells import Standing
 # codec.RequestDecoder.decode: (band, partition, offset, timestamp_ms, key, value, headers)
 Decode = Callable[[int, int, int, int, "bytes | None", "bytes | None", Any], RequestRecord]
 
-HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond it they are read again
+HELD_MAX = 5_000  # records kept by serve() for the next poll; beyond that they are read again
 CHUNK = 1_000
-LEAVE_S = 1.0  # the time a handle that was left has to tell the group
+LEAVE_S = 1.0  # how long a client that was left may take to tell the group
 
 
 class ShardConsumer:
     """One member of the workers' group.
 
-    decode            makes a RequestRecord of one record; raises SchemaPending when that is too early
-    listener  told what the group does with its shards
+    decode            makes a RequestRecord of one record; raises SchemaPending if that is too early
+    listener  notified of what the group does with its shards
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class ShardConsumer:
         self._settings, self._names, self._decode = settings, names, decode
         self._listener = listener
         self._topics, self._bands = names.requests, {topic: band for band, topic in enumerate(names.requests)}
-        self._owned: set[int] = set()  # shards the group gave us
+        self._owned: set[int] = set()  # shards that the group gave us
         self._seated: dict[Cell, int] = {}  # cell: the offset it was last seated at
         self._held: list[Message] = []  # fetched by serve(), for the next fetch
         self._fetched: list[Message] = []  # for take(), bounded by records_max of a fetch
-        self._moved: set[int] = set()  # shards seated or taken away since it was last cleared
-        self._again: set[Cell] = set()  # cells to be sought anew before anything of them is returned
-        self._waiting: dict[Cell, int] = {}  # cells whose assignment failed: tried again at each poll
-        self._astray: dict[Cell, int] = {}  # cells whose position the log does not hold
-        self._blocked: dict[Cell, Callable[[], bool]] = {}  # cells held back by their next record, until it says True
-        self._paused: set[Cell] = set()  # cells that pause() stopped: they stay so when they are held back no more
-        # An unassign outside a callback acknowledges a revoke that is queued and not served yet. Until the queue was
-        # seen empty, no metadata is handed out, and a revoke counts as lost.
+        self._moved: set[int] = set()  # shards seated or taken away since the last clear
+        self._again: set[Cell] = set()  # cells that need a new seek before any record of them is returned
+        self._waiting: dict[Cell, int] = {}  # cells whose assignment failed: retried at each poll
+        self._astray: dict[Cell, int] = {}  # cells whose position is not in the log
+        self._blocked: dict[Cell, Callable[[], bool]] = {}  # cells blocked by their next record, until this is True
+        self._paused: set[Cell] = set()  # cells that pause() stopped: they stay paused when they are no longer blocked
+        # An unassign outside a callback acknowledges a queued revoke that was not served yet. Until the queue was seen empty,
+        # no metadata is handed out, and a revoke counts as lost.
         self._unsure = False
         self._depth = 0  # > 0: inside a callback
-        self._asked: set[str] = set()  # topics to ask a broker for once the callback has returned
+        self._asked: set[str] = set()  # topics to query once the callback has returned
         self._left = self._assign_called = self._rejoin_due = False
         self._failure: BaseException | None = None
         self._metadata: Any | None = None
@@ -86,14 +86,14 @@ class ShardConsumer:
     # --- membership ---------------------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Become a member; the callbacks come from poll()."""
+        """Become a member; the callbacks come during poll()."""
         self._consumer.subscribe(
             [self._topics[0]], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone_lost
         )
 
     @property
     def handle(self) -> Consumer:
-        """The client itself, for the broker calls of claim.py. Owner thread only."""
+        """The client itself, for the broker calls of takeover.py. Owner thread only."""
         return self._consumer
 
     @property
@@ -106,14 +106,14 @@ class ShardConsumer:
         return frozenset(self._owned)
 
     def member_id(self) -> str:
-        """ "" while not a member."""
+        """The member id, "" while not a member."""
         return self._member_id
 
     def group_metadata(self) -> Any | None:
         return self._metadata
 
     def _capture(self) -> None:
-        """Take the group metadata, if we are surely a member: the id is the same before and after."""
+        """Take the group metadata, if we are certainly a member: the id is the same before and after."""
         before = self._consumer.memberid() or ""
         metadata = self._consumer.consumer_group_metadata()
         after = self._consumer.memberid() or ""
@@ -135,7 +135,7 @@ class ShardConsumer:
             self._depth -= 1
 
     def _assigned(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
-        if consumer is not self._consumer:  # a handle that was left
+        if consumer is not self._consumer:  # a client that was left
             consumer.incremental_assign([])
             return
         shards = tuple(sorted(part.partition for part in parts))
@@ -146,8 +146,8 @@ class ShardConsumer:
         if shards:
             self._guarded(self._listener.shards_assigned, shards)
         if not self._assign_called:
-            # Not assigning the lead partitions of shards that are not seated keeps their membership and fetches
-            # nothing; without any call the client would assign them all at no position.
+            # Not assigning the lead partitions of unseated shards keeps their membership and fetches nothing. Without any
+            # call the client would assign them all, without positions.
             consumer.incremental_assign([])
 
     def _revoked(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
@@ -181,12 +181,12 @@ class ShardConsumer:
             self._paused.discard(cell)
         self._owned -= gone
         self._forget(gone)
-        # The call itself is the acknowledgement, also when nothing of these shards was read. Never outside a callback:
-        # it would acknowledge a revoke that was not served yet.
+        # This call is the acknowledgement, even if nothing of these shards was read. Never call it outside a callback: it
+        # would acknowledge a revoke that was not served yet.
         consumer.incremental_unassign([TopicPartition(self._topics[band], shard) for band, shard in cells])
 
     def _forget(self, shards: set[int]) -> None:
-        """Whatever was fetched of these shards belongs to an earlier assignment."""
+        """Drop whatever was fetched of these shards: it belongs to an earlier assignment."""
         self._moved |= shards
         self._again = {cell for cell in self._again if cell[1] not in shards}
         self._astray = {cell: at for cell, at in self._astray.items() if cell[1] not in shards}
@@ -197,8 +197,9 @@ class ShardConsumer:
         self._fetched = [message for message in self._fetched if message.partition() not in shards]
 
     def seat(self, positions: Mapping[Cell, int]) -> None:
-        """Read these cells from these offsets from now on. Shards that went meanwhile are left out; what the client
-        refuses for the moment is tried again at each poll, and nothing of it is returned before."""
+        """From now on read these cells from these offsets. Shards that have gone meanwhile are left out. If the client
+        refuses at the moment, the seat is retried at each poll, and no record is returned before.
+        """
         own = {cell: offset for cell, offset in positions.items() if cell[1] in self._owned}
         self._forget({cell[1] for cell in own})
         for cell, offset in own.items():
@@ -207,7 +208,7 @@ class ShardConsumer:
                 self._again.add(cell)
             else:
                 self._waiting[cell] = offset
-        self.resume([cell for cell in own if cell in self._paused])  # whoever wanted the pause is gone
+        self.resume([cell for cell in own if cell in self._paused])  # what asked for the pause is gone
         self._seat_waiting()
         self._seek_again()
 
@@ -217,8 +218,8 @@ class ShardConsumer:
         waiting = self._waiting
         parts = [TopicPartition(self._topics[band], shard, at) for (band, shard), at in waiting.items()]
         try:
-            # A pause outlives the assignment. Resumed before it: of a resume and the start of an assignment at one time
-            # librdkafka may drop either, and answers success for both.
+            # A pause outlives the assignment. Resume first: if a resume and the start of an assignment meet, librdkafka may
+            # drop either, and returns success for both.
             self._consumer.resume(parts)
             self._consumer.incremental_assign(parts)
             self._assign_called = True
@@ -229,9 +230,10 @@ class ShardConsumer:
             self._listener.kafka_error(fault(error, Call.SEAT).text)
 
     def rejoin(self) -> None:
-        """Leave the group and join again with a new handle. Inside a callback: when it has returned, within poll().
+        """Leave the group and join again with a new client. Inside a callback this happens after it has returned, within
+        poll().
 
-        A new handle, because a plain commit that waits in the old one for its coordinator would be sent with whatever
+        A new client, because a plain commit that waits in the old one for its coordinator would be sent with whatever
         generation that has by then.
         """
         if self._depth:
@@ -251,7 +253,7 @@ class ShardConsumer:
         self._consumer.unsubscribe()
         deadline = time.monotonic() + timeout_s
         while self._owned and time.monotonic() < deadline:
-            self._consumer.poll(0.05)  # whatever it fetched is of shards that are going
+            self._consumer.poll(0.05)  # whatever it fetched belongs to shards that are leaving
         self._be("", None)
         if self._owned:
             self._guarded(self._listener.shards_lost, tuple(sorted(self._owned)))
@@ -260,16 +262,16 @@ class ShardConsumer:
             one.clear()
 
     def leave(self, timeout_s: float) -> None:
-        """Leave the group and serve the revoke: shards_revoked hands everything over. What is not served by timeout_s is
-        lost."""
+        """Leave the group and serve the revoke: shards_revoked hands everything over. Shards left at timeout_s are lost."""
         assert not self._depth, "leave() inside a callback"
         self._left = True
         self._leave(timeout_s)
         self._raise_failure()
 
     def close(self, timeout_s: float) -> None:
-        """Leave, if that was not done, and let the client go: that hangs when brokers are gone, so in a thread which
-        has until timeout_s."""
+        """Leave, unless that was done, and close the client. Closing hangs when brokers are gone, so a thread does it, and
+        this waits for it until timeout_s.
+        """
         assert not self._depth, "close() inside a callback"
         deadline = time.monotonic() + timeout_s
         if not self._left:
@@ -282,8 +284,9 @@ class ShardConsumer:
     # --- records ------------------------------------------------------------------------------------------------------
 
     def fetch(self, timeout_s: float, records_max: int) -> int:
-        """Serve the group, then fetch up to records_max records for take(); returns how many. 0 when none came within
-        timeout_s. Raises what a callback raised."""
+        """Serve the group, then fetch up to records_max records for take(). Returns how many; 0 if none came within timeout_s.
+        Raises what a callback raised.
+        """
         assert not self._depth, "fetch() inside a callback"
         assert not self._fetched, "take() what was fetched before"
         self._fetched = self._fetch(timeout_s, records_max)
@@ -291,7 +294,7 @@ class ShardConsumer:
         return len(self._fetched)
 
     def take(self, bands: int | None = None) -> list[RequestRecord]:
-        """The records that were fetched. bands: only those of so many, the others are there at the next call."""
+        """The records that were fetched. bands: only those of the first so many; the rest come with the next call."""
         messages, self._fetched = self._fetched, []
         if bands is not None:
             first, fetched, messages = set(self._topics[:bands]), messages, []
@@ -320,9 +323,9 @@ class ShardConsumer:
         return records
 
     def serve(self, timeout_s: float) -> None:
-        """Serve the group once; records that come meanwhile wait for the next poll()."""
+        """Serve the group once; records that arrive meanwhile are kept for the next fetch()."""
         assert not self._depth, "serve() inside a callback"
-        # Rebalance events queue behind fetched records: all of those have to be taken.
+        # Rebalance events queue behind fetched records, so all of those must be taken.
         while True:
             before = len(self._held)
             self._held = self._fetch(timeout_s, before + CHUNK)
@@ -335,7 +338,7 @@ class ShardConsumer:
         self._settle_poll()
 
     def _fetch(self, timeout_s: float, records_max: int) -> list[Message]:
-        """Held records and new ones. What a callback made stale is left out."""
+        """Return held and new records, without those that a callback made stale."""
         if self._waiting or self._astray or self._again:
             self._seat_waiting()
             self._find_again()
@@ -375,8 +378,8 @@ class ShardConsumer:
             raise failure
 
     def _read_again(self) -> None:
-        """Too many are held: forget them and seek back to the first of each cell."""
-        sought = frozenset(self._again)  # these go back to where they are seated anyway
+        """Too many records are held: drop them and seek back to the first of each cell."""
+        sought = frozenset(self._again)  # these return to their seated position anyway
         for message in reversed(self._held):
             shard, offset = message.partition(), message.offset()
             if shard is None or offset is None or message.error() is not None:
@@ -389,7 +392,7 @@ class ShardConsumer:
         self._seek_again()
 
     def _hold_back(self, cell: Cell, offset: int, settled: Callable[[], bool]) -> None:
-        """Read nothing of this cell until `settled`, then this record again."""
+        """Read nothing of this cell until `settled`, then read this record again."""
         self._seated[cell] = offset
         self._again.add(cell)
         self._blocked[cell] = settled
@@ -407,27 +410,27 @@ class ShardConsumer:
             try:
                 self._consumer.seek(TopicPartition(self._topics[cell[0]], cell[1], self._seated[cell]))
             except KafkaException:
-                continue  # its fetcher is not up yet: tried again at the next poll, nothing of it is returned before
+                continue  # its fetcher is not running yet: retried at the next poll, no record is returned before
             self._again.discard(cell)
-            if self._held:  # what serve() took meanwhile lies behind what is read now
+            if self._held:  # records that serve() took meanwhile come after those read now
                 place = (self._topics[cell[0]], cell[1])
                 self._held = [message for message in self._held if (message.topic(), message.partition()) != place]
 
     def _find_again(self) -> None:
-        """Go on where the log is: at its start if that has passed our position, at its end if it ends before."""
+        """Continue where the log is: at its start if that has passed our position, or at its end if that is lower."""
         for cell, found in positions_held(
             self._consumer, self._topics, self._astray, self._listener.kafka_error
         ).items():
             band, shard = cell
             part = TopicPartition(self._topics[band], shard, found)
             try:
-                # After this error the client neither seeks nor resumes (measured): assigned anew.
+                # After this error the client neither seeks nor resumes (measured), so assign again.
                 self._unsure = True
                 self._consumer.incremental_unassign([part])
                 self._consumer.incremental_assign([part])
             except KafkaException as error:
                 self._listener.kafka_error(fault(error, Call.SEAT).text)
-                continue  # tried again at the next poll
+                continue  # retried at the next poll
             wanted = self._astray.pop(cell)
             self._again.discard(cell)
             if cell in self._blocked:
@@ -437,7 +440,7 @@ class ShardConsumer:
                 self._listener.position_lost(band, shard, found)
 
     def _hear(self, message: Message) -> None:
-        """An event in place of a record."""
+        """Handle an event in place of a record."""
         error = message.error()
         assert error is not None
         code = error.code()
@@ -450,7 +453,7 @@ class ShardConsumer:
             self._listener.kafka_error(f"{error.name()}: {error.str()}")
 
     def pause(self, cells: Iterable[Cell]) -> None:
-        """Stop fetching; what was prefetched is thrown away and fetched again after the resume."""
+        """Stop fetching. Prefetched records are thrown away and fetched again after the resume."""
         cells = tuple(cells)
         self._paused.update(cell for cell in cells if cell in self._seated)
         self._each(cells, self._consumer.pause)
@@ -461,7 +464,7 @@ class ShardConsumer:
         self._each([cell for cell in cells if cell not in self._blocked], self._consumer.resume)
 
     def reseat(self, positions: Mapping[Cell, int]) -> None:
-        """Assign these cells anew, at these offsets: the client has lost a resume or a start of theirs."""
+        """Assign these cells again, at these offsets: the client has lost a resume or a start of theirs."""
         self._unsure = True
         self._each(positions, self._consumer.incremental_unassign)
         for cell in positions:
@@ -470,7 +473,7 @@ class ShardConsumer:
         self._seat_waiting()
 
     def standings(self, expected: Mapping[Cell, Expected]) -> dict[Cell, Standing]:
-        """How the seated ones of these cells stand. Asks no broker."""
+        """How those of these cells stand that are seated. Queries no broker."""
         held = dict.fromkeys(self._again, "seek") | dict.fromkeys(self._astray, "astray")
         held |= dict.fromkeys(self._blocked, "schema")
         cells = [cell for cell in self._seated if cell in expected]

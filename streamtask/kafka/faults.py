@@ -1,10 +1,10 @@
-"""What a Kafka error means for the call that met it: a table, from error codes to ports.FaultKind.
+"""What a Kafka error means for the call that received it: a table from error codes to ports.FaultKind.
 
-The order of judgement: fatal errors end the transactional id; then the tables by code; then the three flags that
-librdkafka sets on transactional errors; then the call's own default. Each call answers only the kinds of ALLOWED, so a
-flow never meets one that it has no step for (tested over every code and flag).
+Order of judgement: fatal errors end the transactional id; then the tables by code; then the three flags that librdkafka sets
+on transactional errors; then the call's own default. Each call returns only the kinds in ALLOWED, so a flow never receives
+one that it has no step for (tested over every code and flag).
 
-Errors of a local produce() carry none of the three flags and never end the producer: the record is the reason.
+Errors of a local produce() have none of the three flags and never end the producer: the record is the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamtask.domain.ports import Fault, FaultKind
 
 
 class Call(Enum):
-    """The calls that can fail, in the terms of ports.py."""
+    """The calls that can fail, with their names in fault texts."""
 
     LIST_OFFSETS = "list offsets"
     FENCE = "fence"
@@ -34,7 +34,7 @@ class Call(Enum):
 _RETRY, _UNSTABLE, _ABORT, _RECORD = FaultKind.RETRY, FaultKind.UNSTABLE, FaultKind.ABORT, FaultKind.RECORD
 _STALE, _FENCED, _DOUBT = FaultKind.STALE, FaultKind.FENCED, FaultKind.DOUBT
 
-# What each call may answer. A record that the broker refused may show only at the next call of its transaction.
+# What each call may return. A refused record may show only at the next call of its transaction.
 ALLOWED: dict[Call, frozenset[FaultKind]] = {
     Call.LIST_OFFSETS: frozenset({_RETRY}),
     Call.FENCE: frozenset({_RETRY}),
@@ -49,8 +49,8 @@ ALLOWED: dict[Call, frozenset[FaultKind]] = {
 }
 assert set(ALLOWED) == set(Call), "every call needs a row"
 
-# No flag and no code says more: what is safe to believe. Of the transactional calls the INTRODUCTION of librdkafka says
-# «none of the three: discard the producer»; a commit may have taken effect.
+# When neither a flag nor a code says more: the safe assumption. For transactional calls librdkafka's INTRODUCTION says: with
+# none of the three flags, discard the producer; a commit may have taken effect.
 _DEFAULT: dict[Call, FaultKind] = {
     Call.LIST_OFFSETS: _RETRY,
     Call.FENCE: _RETRY,
@@ -69,15 +69,15 @@ assert set(_DEFAULT) == set(Call), "every call needs a row"
 _NO_ANSWER: dict[Call, FaultKind] = _DEFAULT | {
     Call.COMMIT_PLAIN: _DOUBT,
     Call.PRODUCE: _ABORT,
-    Call.SEND_OFFSETS: _FENCED,  # an abort would do, but the producer would go on asking the coordinator that has died
+    Call.SEND_OFFSETS: _FENCED,  # an abort would do, but the producer would keep asking the dead coordinator
     Call.COMMIT: _DOUBT,
     Call.ABORT: _RETRY,
 }
-# Answered by somebody, who asks us to come again: the producer knows the right one.
+# A broker answered and asks us to retry: the producer knows the right one.
 _COME_AGAIN: dict[Call, FaultKind] = _NO_ANSWER | {Call.SEND_OFFSETS: _ABORT}
 
 _K = KafkaError
-# Somebody else initialised this id, or the producer can never be used again.
+# Another client initialised this id, or the producer can never be used again.
 FENCED_CODES = frozenset(
     {
         _K._FENCED,
@@ -107,7 +107,7 @@ STALE_CODES = frozenset(
         _K._ASSIGNMENT_LOST,
     }
 )
-# The same record would be refused again.
+# The broker would refuse the same record again.
 RECORD_CODES = frozenset(
     {
         _K.MSG_SIZE_TOO_LARGE,
@@ -149,8 +149,8 @@ NO_ANSWER_CODES = frozenset(
         _K.UNKNOWN,
     }
 )
-# Not the record's fault and not the producer's end: the cluster is not as needed right now. The same batch may pass
-# later (a leader moves, metadata is read again, an ACL is given).
+# Neither the record's fault nor the end of the producer: the cluster has a problem at the moment. The same batch may pass
+# later (a leader moves, metadata is refreshed, an ACL is granted).
 CLUSTER_CODES = frozenset(
     {
         _K._QUEUE_FULL,
@@ -185,17 +185,17 @@ CLUSTER_CODES = frozenset(
 _TABLES = (FENCED_CODES, STALE_CODES, RECORD_CODES, NO_ANSWER_CODES, CLUSTER_CODES)
 assert sum(map(len, _TABLES)) == len(frozenset().union(*_TABLES)), "a code stands in two tables"
 
-# A pending offset of somebody's open transaction.
+# A pending offset of another client's open transaction.
 UNSTABLE_CODE = _K.UNSTABLE_OFFSET_COMMIT
 
 _TRANSACTIONAL = frozenset({Call.PRODUCE, Call.SEND_OFFSETS, Call.COMMIT})
 
 
 def error_of(error: KafkaError | BaseException) -> KafkaError | None:
-    """The KafkaError inside, or None when there is none.
+    """The KafkaError inside, or None if there is none.
 
-    Also inside a SystemError: the binding raises a fatal error out of whatever is served next, and if a delivery report
-    runs in the same call, Python finds an exception set where none may be.
+    Also looks inside a SystemError: the binding raises a fatal error from whatever is served next, and if a delivery report
+    runs in the same call, Python finds an exception set where none is allowed.
     """
     if isinstance(error, KafkaError):
         return error
@@ -208,7 +208,8 @@ def error_of(error: KafkaError | BaseException) -> KafkaError | None:
 
 def is_lost(error: BaseException) -> bool:
     """Whether the binding had an error to raise and lost it: "returned NULL without setting an exception" (confluent-kafka
-    2.16; seen once in some thousand flushes, of a producer that had been fenced). What it was is not known any more."""
+    2.16; seen once in some thousand flushes, of a fenced producer). The original error is unknown.
+    """
     return isinstance(error, SystemError) and error_of(error) is None and "without setting an exception" in str(error)
 
 
@@ -242,7 +243,7 @@ def _judge(error: KafkaError, call: Call) -> FaultKind:
 
 
 def fault(error: KafkaError | BaseException, call: Call) -> Fault:
-    """The answer to an ask that met this error."""
+    """The answer to an ask that failed with this error."""
     held = error_of(error)
     text = f"{held.name()}: {held.str()}" if held is not None else str(error)
     return Fault(classify(error, call), f"{call.value}: {text}")

@@ -1,14 +1,15 @@
-"""Step 2 of a claim: abort what dead or frozen owners have open, by `init_transactions` once with each of their ids.
+"""Step 2 of a claim: abort what dead or frozen owners have open, by calling `init_transactions` once with each of their ids.
 
-A fresh client that asks for its id and meets a moment at which nothing is connected yet, or the markers of the transaction
-that it has just aborted are not written, waits 500 ms before it asks again, whatever its settings say (librdkafka; on an
-idle broker one in thirty, one in seven where it has connected before; always behind an open transaction). That was half of
-a take-over. So another client asks the same beside it, HEDGE_S later: the id belongs to nobody who lives, its epoch may rise
-any number of times, and the first answer says that nothing of it is open any more.
+A fresh client waits 500 ms before it retries, whatever its settings say, if it asks for its id before anything is
+connected, or before the markers of the transaction that it has just aborted are written (librdkafka; on an idle broker one
+in thirty, one in seven if it has connected before; always after an open transaction). That was half of a take-over. So a
+second client sends the same request HEDGE_S later: the id belongs to no live process, its epoch may rise any number of
+times, and the first answer proves that nothing of it is open any more.
 
-An id that answers CONCURRENT_TRANSACTIONS for DECIDED_S counts as fenced. What it had open is decided, and only markers are
-missing, of a partition that takes none at the moment: waiting for that would keep every shard of the claim from its owner
-(decision 0014). Offsets that are still pending hold the next step back (claim.read_settled); nothing else matters here.
+An id that answers CONCURRENT_TRANSACTIONS for DECIDED_S counts as fenced. The outcome of its transaction is decided, and only
+the markers of a partition that accepts none at the moment are missing: to wait for them would keep every shard of the claim
+from its owner (decision 0014). Offsets that are still pending delay the next step (takeover.read_settled); nothing else
+matters here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from streamtask.domain.ports import Fault, FaultKind
 from streamtask.kafka.faults import Call, error_of, fault
 
 FENCES_AT_ONCE = 32  # threads; more ids wait for a free one
-HEDGE_S = 0.06  # an answer takes 15 ms; doubled each time
+HEDGE_S = 0.06  # an answer takes 15 ms; the delay doubles each time
 RETRY_S = 0.02
-DECIDED_S = 0.7  # an open transaction is aborted, a decided one complete, after less unless a marker cannot be written
+DECIDED_S = 0.7  # to abort an open transaction, or complete a decided one, takes less if its markers can be written
 TRIES_MAX = 4  # clients that ask for one id: at 0, 60, 180 and 420 ms
 
 
@@ -39,15 +40,15 @@ class _Fence:
     failed: int = 0
     again_s: float = 0.0  # when the next client asks, monotonic
     error: KafkaException | None = None
-    done: bool = False  # another client has done it
+    done: bool = False  # another client has fenced this id
 
 
 def fence_ids(
     settings: KafkaSettings, ids: Sequence[str], *, timeout_s: float, on_refused: Callable[[str], None] | None = None
 ) -> Fault | None:
-    """Fence these ids in parallel. Answer: None, or a Fault when not all of them were in time.
+    """Fence these ids in parallel. Answer: None, or a Fault if not all of them were fenced in time.
 
-    on_refused  told of an id that the ACLs do not let us use: the claim then waits for its transaction's end instead
+    on_refused  called for an id that the ACLs do not let us use: the claim then waits for its transaction to end instead
     """
     deadline = time.monotonic() + timeout_s
     answers: queue.SimpleQueue[tuple[_Fence, KafkaException | None]] = queue.SimpleQueue()  # bounded by the tries
@@ -55,7 +56,7 @@ def fence_ids(
     running = 0
 
     def ask(fence: _Fence) -> None:
-        # The producer's end may block when brokers are gone: it is this thread's alone.
+        # Closing the producer may block when brokers are gone, so only this thread holds it.
         error: KafkaException | None = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not asked in time"))
         decided = time.monotonic() + DECIDED_S
         try:
@@ -72,7 +73,7 @@ def fence_ids(
                     if held.code() == KafkaError.CONCURRENT_TRANSACTIONS and time.monotonic() >= decided:
                         error = None
                         break
-                time.sleep(RETRY_S)  # the markers of what was open are being written
+                time.sleep(RETRY_S)  # the markers of the open transaction are being written
         except KafkaException as raised:
             error = raised
         answers.put((fence, error))
@@ -86,7 +87,7 @@ def fence_ids(
                 threading.Thread(target=ask, args=(fence,), name="fence", daemon=True).start()
         due_s = min((one.again_s for one in waiting.values() if one.tries < TRIES_MAX), default=deadline)
         if running >= FENCES_AT_ONCE:
-            due_s = deadline  # the next client is made when another one has its answer
+            due_s = deadline  # the next client starts when another one has its answer
         try:
             fence, error = answers.get(timeout=max(min(due_s, deadline) - time.monotonic(), 0.001))
         except queue.Empty:

@@ -1,7 +1,6 @@
-"""Who is told what the group does with a worker's shards, and what else its clients have to say.
+"""The interface through which a worker learns what the group does with its shards, and of its clients' errors.
 
-Always true: every call comes inside poll(), on the thread that polls; what has to be performed for it is performed before it
-returns.
+Always true: every call comes inside poll(), on the thread that polls; what it requires is done before it returns.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ class GroupListener(Protocol):
     """The worker behind a BrokerAdapter, as its consumer sees it."""
 
     def shards_assigned(self, shards: Shards) -> None:
-        """The group gave us these: seat them now or later."""
+        """The group gave us these shards: seat them now or later."""
 
     def shards_revoked(self, shards: Shards) -> None:
-        """These go elsewhere: commit inside the call; they are still ours until it returns."""
+        """These shards move elsewhere: commit inside the call; they are still ours until it returns."""
 
     def shards_lost(self, shards: Shards) -> None:
-        """These are gone already: commit nothing."""
+        """These shards are already gone: commit nothing."""
 
     def position_lost(self, band: int, shard: int, offset: int) -> None:
-        """The log did not hold the position of this cell (retention, truncation); reading goes on at `offset`."""
+        """The log did not hold the position of this cell (retention, truncation); reading continues at `offset`."""
 
     def kafka_error(self, text: str) -> None:
-        """An error that needs no step."""
+        """An error that needs no action."""
 
     def member_changed(self, member_id: str) -> None:
-        """Our member id is another one; "" while not a member."""
+        """Our member id has changed; "" while not a member."""

@@ -1,9 +1,9 @@
-"""Where the logs of some cells end, asked now and then by a thread that is not the owner.
+"""Where the logs of some cells end, queried periodically by a thread that is not the owner.
 
-A client of its own that never joins, reads or commits. What the owner's consumer knows of the ends is not enough: of a paused
-cell, which is where the backlog is, it learns nothing. Always true: no call outlives `timeout_s` by much, and no operating
-error is raised: the last answer stays, and its age is told. It is also who knows for how long no broker has answered: an
-idle owner asks nothing.
+It has its own client, which never joins, reads or commits. What the owner's consumer knows of the ends is not enough: it
+learns nothing of a paused cell, which is where the backlog is. Always true: no call exceeds `timeout_s` by much, and no
+operating error is raised: the last answer stays, with its age. It also knows how long no broker has answered: an idle owner
+queries none.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from streamtask.kafka import takeover
 
 EVERY_S = 5.0
 TIMEOUT_S = 3.0
-_LATEST = -1  # the protocol's special timestamp: the end of the log
+_LATEST = -1  # the protocol's special timestamp for the end of the log
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What is known of the log ends at one moment.
 
-    ends      {cell: offset behind its last record}, as of the last answer
+    ends      {cell: offset after its last record}, from the last answer
     age_s     since that answer; None: there was none yet
-    silent_s  since the first question that no broker has answered; 0: the last one was answered
+    silent_s  since the first query that no broker has answered; 0: the last one was answered
     """
 
     ends: Mapping[Cell, int] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Seen:
 
 
 class LogEnds(HasLifecycle):
-    """Follows the ends of the cells that `wanted` names, from start() to close()."""
+    """Follows the ends of the cells that `wanted` returns, from start() to stop()."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LogEnds(HasLifecycle):
         self._thread = threading.Thread(target=self._follow, name="streamtask-log-ends", daemon=True)
 
     def seen(self) -> Seen:
-        """From any thread."""
+        """The present state. May be called from any thread."""
         now_s, answered_s, since_s = time.monotonic(), self._answered_s, self._silent_since_s
         return Seen(
             self._ends,
@@ -69,11 +69,11 @@ class LogEnds(HasLifecycle):
         )
 
     def start(self) -> None:
-        """Raises RuntimeError when it was started or stopped before."""
+        """Raises RuntimeError if it was started or stopped before."""
         self._life.start(self._thread.start)
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """The thread ends by itself. A call to a broker that is under way is waited for until the time is over."""
+        """Tell the thread to end, and wait for a broker call in progress until the time is up."""
         self._life.stop(self._stop.set, timeout_s)
         if self.started:
             self._thread.join(timeout_s)
@@ -89,9 +89,9 @@ class LogEnds(HasLifecycle):
                 if cells:
                     self._ends = self._ask(reader, cells)
                     self._answered_s = time.monotonic()
-                else:  # nothing to learn but that somebody is there
+                else:  # nothing to learn except that a broker answers
                     reader.list_topics(self._names.requests[0], timeout=TIMEOUT_S)
-            except KafkaException:  # asked again in a while
+            except KafkaException:  # asked again later
                 if self._silent_since_s is None:
                     self._silent_since_s = asked_s
             else:
@@ -99,7 +99,7 @@ class LogEnds(HasLifecycle):
         reader.close()
 
     def _ask(self, reader: Consumer, cells: Iterable[Cell]) -> Mapping[Cell, int]:
-        """Raises KafkaException when no broker answered for any of them."""
+        """Raises KafkaException if no broker answered for any of them."""
         topics = self._names.requests
         asked = [TopicPartition(topics[band], shard, _LATEST) for band, shard in cells]
         found = reader.offsets_for_times(asked, timeout=TIMEOUT_S)

@@ -1,9 +1,8 @@
-"""Where logs begin and end, asked without waiting: the questions of an owner thread, which must not stand still.
+"""Where logs begin and end, queried without waiting, for an owner thread that must not block.
 
-`ask` sends a question and returns; `Asked.look` collects the answers that have come, each partition's by itself, and sends
-again what failed. What stays true: no call here waits for a broker, so brokers that are frozen cost their caller nothing;
-a partition without a leader holds back its own answer and no other one. One AdminClient for all questions of a process,
-connected before the first one.
+`ask` sends a query and returns. `Asked.look` collects the answers that have arrived, each partition's separately, and resends
+what failed. Always true: no call here waits for a broker, so frozen brokers cost the caller nothing; a partition without a
+leader delays only its own answer. One AdminClient makes all queries of a process, and connects before the first one.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from streamtask.kafka.connection_errors import Heard
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.tail import LEADER_ELSEWHERE, MOVING, Place, look_at_leaders, offset_of
 
-QUESTION_S = 3.0  # one request; an answer takes milliseconds
-OVERDUE_S = QUESTION_S + 2.0  # a future that is not done by then is given up: librdkafka owes its timeout
-RECHECK_S = 0.05  # before a question that failed is sent again
-LEADERS_S = 3.0  # one look at who leads, in a thread of its own
+QUESTION_S = 3.0  # per request; an answer takes milliseconds
+OVERDUE_S = QUESTION_S + 2.0  # a future that is not done by then is given up: librdkafka's timeout is overdue
+RECHECK_S = 0.05  # before a failed query is sent again
+LEADERS_S = 3.0  # for one look-up of leaders, in its own thread
 
 
 class LogBounds:
-    """Asks for first offsets and log ends of any partition. Used by one thread.
+    """Queries first offsets and log ends of any partition. Used by one thread.
 
-    topics    the client meets the leaders of these first: a client that has not connected yet says nothing for 3 s, one
+    topics    the client contacts the leaders of these first: a client that has not connected yet fails to answer for 3 s, one
               time in eight
-    on_error  text of what the client cannot get over by itself
+    on_error  receives the text of an error that the client cannot recover from by itself
     """
 
     def __init__(
@@ -47,12 +46,13 @@ class LogBounds:
         self.look_at_leaders(topics)
 
     def ask(self, places: Collection[Place], *, earliest: bool, read_committed: bool = False) -> Asked:
-        """Send the question for the first offset held (earliest), else for the end of each log: the high watermark, or
-        the last stable offset (read_committed)."""
+        """Send the query for the first offset held (earliest), or else for the end of each log: the high watermark, or the
+        last stable offset (read_committed).
+        """
         return Asked(self, places, earliest, read_committed)
 
     def look_at_leaders(self, topics: Collection[str]) -> None:
-        """Have the client learn who leads these topics; what is asked meanwhile is sent afterwards."""
+        """Have the client learn the leaders of these topics; queries made meanwhile are sent afterwards."""
         if self._admin is None or (self._looking is not None and self._looking.is_alive()):
             return
         admin, wanted = self._admin, tuple(topics)
@@ -61,10 +61,10 @@ class LogBounds:
         )
 
     def send(self, places: Collection[Place], earliest: bool, read_committed: bool) -> dict[Place, Future[Any]]:
-        """One request per leader; {} while the client looks who leads."""
+        """Send one request per leader; {} while the client looks up the leaders."""
         if self._admin is None or (self._looking is not None and self._looking.is_alive()):
             return {}
-        self._admin.poll(0)  # serves error_cb, or what it heard would pile up
+        self._admin.poll(0)  # serves error_cb, whose errors would pile up otherwise
         spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()  # type: ignore[no-untyped-call]
         level = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
         wanted = {TopicPartition(*place): spec for place in places}
@@ -72,13 +72,13 @@ class LogBounds:
         return {(part.topic, part.partition): future for part, future in sent.items()}
 
     def close(self) -> None:
-        """Let the client go, in the background: its end may wait for brokers that are gone."""
+        """Close the client in the background, because closing may wait for brokers that are gone."""
         holder, self._admin = [self._admin], None
         in_background("close-log-bounds", holder.clear)
 
 
 class Asked:
-    """One question for some places.
+    """One query for some places.
 
     known  {place: offset} of the answers so far
     """
@@ -94,7 +94,7 @@ class Asked:
         self.look()
 
     def look(self) -> bool:
-        """Take what has been answered, send again what failed; True when every place is known. Never waits."""
+        """Take new answers and resend what failed. True when every place is known. Never waits."""
         now = time.monotonic()
         overdue = now > self._sent_s + OVERDUE_S
         moved: set[str] = set()

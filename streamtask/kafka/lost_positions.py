@@ -1,7 +1,7 @@
-"""Cells whose position their log does not hold: where they are to go on. One deadline for all cells of a turn.
+"""Finds where to continue reading cells whose position is not in their log. One deadline for all cells of a turn.
 
-Brokers that are frozen answer none of the questions: asked one after the other with a second each, 36 cells kept the owner
-thread for 36 s, and its watchdog ends the process after 20.
+Frozen brokers answer no query: one after the other, with a second each, 36 cells blocked the owner thread for 36 s, and its
+watchdog ends the process after 20.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from streamtask.domain.ports import Cell
 from streamtask.kafka.faults import Call, fault
 
-ASTRAY_S = 1.0  # of one turn
+ASTRAY_S = 1.0  # per turn
 
 
 def positions_held(
     consumer: Consumer, topics: Sequence[str], astray: dict[Cell, int], on_error: Callable[[str], None]
 ) -> dict[Cell, int]:
-    """{cell: the position nearest to the wanted one that its log holds}, of those that a broker answers for in time.
+    """{cell: the position nearest to the wanted one that its log holds}, for cells that a broker answers in time.
 
-    astray  {cell: wanted position}; cells without an answer are moved behind the others, which come first next time
+    astray  {cell: wanted position}; cells without an answer are moved to the end, so the others come first next time
     """
     deadline, found = time.monotonic() + ASTRAY_S, {}
     for (band, shard), wanted in list(astray.items()):

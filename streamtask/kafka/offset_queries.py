@@ -1,7 +1,6 @@
-"""Questions about offsets: where logs begin and end, where they were at a time, what a group has committed.
+"""Queries about offsets: where logs begin and end, where they were at a time, what a group has committed.
 
-The brokers are asked; no record is read, nothing is claimed or changed. Each question raises Unreachable when no broker
-answers in time.
+They read no record, and claim or change nothing. Each query raises Unreachable if no broker answers in time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from streamtask.kafka.tail import MOVING, MOVING_WAIT_S, Place, asking, log_offs
 
 
 def topic_ends(settings: KafkaSettings, topics: Iterable[str], *, timeout_s: float = 10.0) -> dict[Place, int]:
-    """{(topic, partition): high watermark}. Whatever is written from now on lies there or behind.
+    """{(topic, partition): high watermark}. Whatever is written from now on is there or after it.
 
     Raises Unreachable, TopicsMissing or NotAllowed.
     """
@@ -36,7 +35,7 @@ def topic_ends(settings: KafkaSettings, topics: Iterable[str], *, timeout_s: flo
             return log_offsets(admin, places, earliest=False, timeout_s=timeout_s)
         except KafkaException as error:
             held = error_of(error)
-            # A leader that moved, or whose topic is a moment old: the next look at the metadata tells.
+            # The leader has moved, or the topic is very new: the next look at the metadata shows it.
             if held is None or held.code() not in MOVING or time.monotonic() > deadline:
                 admin.poll(0)  # serves error_cb
                 raise failed(f"no broker of {settings.bootstrap} answered", error, heard) from None
@@ -46,11 +45,11 @@ def topic_ends(settings: KafkaSettings, topics: Iterable[str], *, timeout_s: flo
 def offsets_at(
     settings: KafkaSettings, topics: Iterable[str], timestamp_ms: int, *, timeout_s: float = 10.0
 ) -> dict[Place, int]:
-    """{place: first offset whose record is of that time or younger}; the end of the log where there is none.
+    """{place: first offset whose record has this time or a later one}; the end of the log if there is none.
 
     Raises Unreachable or TopicsMissing.
     """
-    ends = topic_ends(settings, topics, timeout_s=timeout_s)  # asked first: what is written meanwhile is younger
+    ends = topic_ends(settings, topics, timeout_s=timeout_s)  # queried first: what is written meanwhile is newer
     admin = AdminClient(settings.admin())
     spec = OffsetSpec.for_timestamp(timestamp_ms)
     deadline = time.monotonic() + timeout_s
@@ -67,15 +66,14 @@ def group_offsets(
 ) -> dict[Place, int]:
     """{place: committed offset}; places without one are left out.
 
-    Offsets of open transactions are not seen: what is returned is the last committed state. Raises Unreachable,
-    NotAllowed.
+    Offsets of open transactions are not visible: it returns the last committed state. Raises Unreachable, NotAllowed.
     """
     wanted = [TopicPartition(*place) for place in places]
     if not wanted:
         return {}
-    # A consumer that never joins, and not the admin client: on a broker that has never had a group that one waits for
-    # an answer which does not come, and crashed the process (SIGSEGV in 3 of 16 runs) when it ended with the question
-    # open. Reading uncommitted is what makes the question an unstable one.
+    # A consumer that never joins, not the admin client: on a broker that has never had a group the latter waits for an
+    # answer that does not come, and crashed the process (SIGSEGV in 3 of 16 runs) when it ended with the query open.
+    # Reading uncommitted makes the query an unstable one.
     heard = Heard(settings.on_error)
     properties = settings.tail(read_committed=False) | {"group.id": group, "error_cb": heard}
     consumer = Consumer(properties)
@@ -86,10 +84,10 @@ def group_offsets(
                 raise KafkaException(part.error)
         return {(part.topic, part.partition): part.offset for part in parts if part.offset >= 0}
     except KafkaException as error:
-        # A group that may not be seen is not refused: the question waits, and only an event in place of a record tells.
+        # A hidden group is not refused: the query waits, and only an event in place of a record reports it.
         event = consumer.poll(0)
-        told = error if event is None else event.error() or error
-        raise failed(f"no offsets of group {group} from {settings.bootstrap}", told, heard) from None
+        reported = error if event is None else event.error() or error
+        raise failed(f"no offsets of group {group} from {settings.bootstrap}", reported, heard) from None
     finally:
         consumer.close()
 

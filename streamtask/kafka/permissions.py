@@ -32,14 +32,14 @@ _ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_F
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """lacking: what the role needs and this client may not do; unknown: what could not be checked."""
+    """lacking: permissions that the role needs and this client does not have; unknown: what could not be checked."""
 
     lacking: tuple[Acl, ...]
     unknown: tuple[Acl, ...]
 
 
 def granted(settings: KafkaSettings, names: TopicNames, role: Role, *, timeout_s: float = TIMEOUT_S) -> Granted:
-    """Hold what this client may do against the whole table of a role. Raises Unreachable, ClusterError."""
+    """Compare what this client may do with the whole table of a role. Raises Unreachable, ClusterError."""
     wanted = acls_of(role, names)
     with conversation(settings, timeout_s) as session:
         allowed = _of_topics(session, _names(wanted, Resource.TOPIC))
@@ -53,7 +53,7 @@ def granted(settings: KafkaSettings, names: TopicNames, role: Role, *, timeout_s
 
 
 def partition_count(settings: KafkaSettings, names: TopicNames, role: Role, *, timeout_s: float = TIMEOUT_S) -> int:
-    """The number of shards that can be worked, of a client that is allowed on the topics what its role must be.
+    """The number of complete shards. Checks first that the client has every required permission of its role on the topics.
 
     Raises NotAllowed, TopicsMissing, Unreachable.
     """
@@ -108,7 +108,7 @@ def _names(wanted: Iterable[Acl], resource: Resource) -> tuple[str, ...]:
 
 
 def _compared(wanted: Iterable[Acl], allowed: dict[tuple[Resource, str], frozenset[str] | None]) -> Granted:
-    """None of `allowed`: it could not be found out."""
+    """None in `allowed` means that it could not be determined."""
     lacking, unknown = [], []
     for acl in wanted:
         operations = allowed[acl.resource, acl.name]
@@ -125,11 +125,11 @@ _Allowed = dict[tuple[Resource, str], "frozenset[str] | None"]
 
 
 def _operations(found: Any) -> frozenset[str] | None:
-    """Of a description; an empty set is one that may not even be seen. None: not there, or a broker that does not say."""
+    """The operations in a description; empty if it may not even be seen. None: it does not exist, or the broker hides them."""
     if found is None or found is _HIDDEN:
         return None if found is None else frozenset()
-    told = found.authorized_operations
-    return None if told is None else frozenset(operation.name for operation in told)
+    reported = found.authorized_operations
+    return None if reported is None else frozenset(operation.name for operation in reported)
 
 
 _HIDDEN: Any = object()  # in place of a description: we may not see it
@@ -157,7 +157,7 @@ def _of_topics(session: Session, topics: Collection[str]) -> _Allowed:
 
 
 def _of_group(session: Session, settings: KafkaSettings, names: TopicNames, group: str) -> frozenset[str] | None:
-    """Asked for an offset first: a cluster that has never had a group answers that question and not the other one."""
+    """Query an offset first: a cluster that has never had a group answers only that query."""
     asker = takeover.reader(settings, group)
     try:
         if not _may_describe(session, asker, names.requests[0]):
@@ -171,15 +171,15 @@ def _of_group(session: Session, settings: KafkaSettings, names: TopicNames, grou
 
 
 def _may_describe(session: Session, asker: Consumer, topic: str) -> bool:
-    """A group that may not be seen is not refused: the question waits, and only an event in place of a record tells."""
+    """A hidden group is not refused: the query waits, and only an event in place of a record reports it."""
     while True:
         try:
             asker.committed([TopicPartition(topic, 0)], timeout=min(ASK_S, session.left()))
             return True
         except KafkaException as error:
             event = asker.poll(0)
-            told = error.args[0] if event is None else event.error()
-            if told is not None and told.code() in DENIED:
+            reported = error.args[0] if event is None else event.error()
+            if reported is not None and reported.code() in DENIED:
                 return False
             if not session.in_time:
                 raise
@@ -188,7 +188,7 @@ def _may_describe(session: Session, asker: Consumer, topic: str) -> bool:
 def _of_cluster(session: Session) -> frozenset[str] | None:
     session.cluster()
     future = session.client.describe_cluster(include_authorized_operations=True, request_timeout=session.left())
-    return _operations(_answer(session, future)) or frozenset()  # it is there: none told is none allowed
+    return _operations(_answer(session, future)) or frozenset()  # the cluster exists: none reported means none allowed
 
 
 def _of_transactional_ids(settings: KafkaSettings, names: TopicNames, timeout_s: float) -> frozenset[str] | None:

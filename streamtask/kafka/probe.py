@@ -1,9 +1,9 @@
-"""Does this partition take records? Asked by a transaction that is always aborted, beside those of the worker.
+"""Checks whether a partition accepts records, by a transaction that is always aborted, separate from those of the worker.
 
-The partition gets what the worker would send it: a record in a transaction, acknowledged by all in-sync replicas. The abort
-keeps it from every reader. A probe has a producer, a transactional id and a thread of its own, because the markers of a
-transaction on a sick partition cannot be written: its id is stuck until the partition is back (measured: abort_transaction
-and init_transactions of that id do not return meanwhile).
+The partition receives what the worker would send: a record in a transaction, acknowledged by all in-sync replicas. The abort
+hides it from every reader. A probe has its own producer, transactional id and thread, because the markers of a transaction on
+a sick partition cannot be written: its id is stuck until the partition recovers (measured: abort_transaction and
+init_transactions of that id do not return until then).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from streamtask.domain.ports import LETTERS, Place
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.transaction import new_transactional_id
 
-PROBES_AT_ONCE = 4  # each is a client with its connections; the others wait
-INIT_S, ANSWER_S, ABORT_S = 10.0, 5.0, 1.0  # nobody waits for it
-# What a probe leaves open holds readers of its partition back for so long at most. Not below the socket timeout: librdkafka
-# refuses that.
+PROBES_AT_ONCE = 4  # each is a client with its connections; more probes wait
+INIT_S, ANSWER_S, ABORT_S = 10.0, 5.0, 1.0  # nothing waits for them
+# A transaction that a probe leaves open blocks readers of its partition for at most this long. It must not be below the
+# socket timeout: librdkafka refuses that.
 TRANSACTION_MS = SOCKET_TIMEOUT_MS
 KEY, VALUE = b"streamtask.probe", b"{}"
 
@@ -40,12 +40,12 @@ class Probes:
         self._answers: queue.SimpleQueue[tuple[Place, str | None]] = queue.SimpleQueue()  # bounded by _running
 
     def ask(self, places: Iterable[Place]) -> None:
-        """Have these places asked; one that is being asked is not asked twice."""
+        """Probe these places; a place that is being probed is not probed twice."""
         self._waiting.update(dict.fromkeys(place for place in places if place not in self._running))
         self._begin()
 
     def answers(self) -> list[tuple[Place, str | None]]:
-        """(place, None when it takes records, else why not), each once."""
+        """(place, None if it accepts records, otherwise why not), each once."""
         if not self._running:
             return []
         found = []
@@ -70,10 +70,10 @@ class Probes:
         clients: list[Producer] = []
         try:
             why = self._probe(place, clients)
-        except Exception as error:  # noqa: BLE001 a place without an answer would never be asked again
+        except Exception as error:  # noqa: BLE001 a place without an answer would never be probed again
             why = str(error_of(error) or error)
         self._answers.put((place, why))
-        clients.clear()  # only now: the end of a client may block for as long as its partition takes nothing
+        clients.clear()  # only now: closing a client may block for as long as its partition accepts no records
 
     def _probe(self, place: Place, clients: list[Producer]) -> str | None:
         failed: dict[int, KafkaError] = {}
@@ -88,7 +88,7 @@ class Probes:
             return f"{topic} does not exist"
         if place[0] == LETTERS and place[1] not in there:
             numbers = (
-                there  # all of it; or one that is no more, the topic was made anew: nothing is to be kept away from it
+                there  # all of the topic; or the topic was recreated without this partition, so no letter must avoid it
             )
         else:
             numbers = [place[1]]
@@ -100,7 +100,7 @@ class Probes:
             pass
         producer.purge(in_queue=True, in_flight=True, blocking=False)
         producer.flush(0.2)
-        if len(failed) < len(numbers):  # all but one may be sick where any of them will do
+        if len(failed) < len(numbers):  # all but one may be sick if any of them will do
             self._abort(producer)
             return None
         return _why(producer, topic, place[1]) or str(next(iter(failed.values())).name())
@@ -124,7 +124,7 @@ def _partitions(producer: Producer, topic: str) -> list[int]:
 
 
 def _why(producer: Producer, topic: str, number: int) -> str:
-    """What the cluster says about the partition, for the operator; "" when it says that all is well."""
+    """What the cluster says about the partition, for the operator; "" if it reports no problem."""
     try:
         found = producer.list_topics(topic, timeout=ANSWER_S).topics.get(topic)
     except KafkaException as error:

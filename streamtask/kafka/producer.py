@@ -1,13 +1,13 @@
 """The idempotent producer of clients: requests and control messages, acknowledged by all in-sync replicas.
 
-Two lanes over one contract. `send` reports each record to its own callback; `produce_bulk` only counts, which makes it
-several times as fast. What stays true: a record is reported exactly once, delivered or not; nothing is dropped when the
-queue is full, the caller waits or is told. Safe to call from any thread; callbacks run on the poll thread.
+It has two paths with one contract. `send` reports each record to its own callback; `produce_bulk` only counts, which makes it
+several times as fast. Always true: each record is reported exactly once, delivered or not; a full queue drops nothing: the
+caller waits or gets an error. Any thread may call it; callbacks run on the poll thread.
 
-A client of librdkafka may keep the leaders of a topic that was deleted and made anew for as long as it lives, and deliver
-nothing to some partitions (tests/contract/test_topics_made_anew.py). So once a record has timed out, the next one goes
-through a new client; the old one reports what it still holds, and is dropped. A record that it holds then may be overtaken
-by a later one of the same key, unless the caller waits for each.
+A librdkafka client may keep the leaders of a topic that was deleted and recreated for as long as it lives, and deliver nothing
+to some partitions (tests/contract/test_topics_made_anew.py). So once a record has timed out, the next one goes through a new
+client; the old one reports what it still holds, and is dropped. A record that it still holds may be overtaken by a later
+one with the same key, unless the caller waits for each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIMED_OUT = "_MSG_TIMED_OUT"
 
 
 class Delivery(NamedTuple):
-    """What became of one record. `error` is None when every in-sync replica has it; else `code` names it."""
+    """The fate of one record. `error` is None when every in-sync replica has it; otherwise `code` names the error."""
 
     topic: str
     partition: int
@@ -43,8 +43,9 @@ class Delivery(NamedTuple):
 
 @dataclass(slots=True)
 class BulkResult:
-    """sent: handed over; failed: of these, not acknowledged (some may be in the log all the same); errors: {name:
-    how many} of the failed; pending: not yet reported when the deadline came."""
+    """sent: records handed over; failed: those not acknowledged (some may be in the log anyway); errors: {name: count} of
+    the failed; pending: not yet reported at the deadline.
+    """
 
     sent: int = 0
     failed: int = 0
@@ -57,7 +58,7 @@ class QueueFull(SubmitError):
 
 
 class ClientProducer:
-    """Sends records; use as a context manager, or call close().
+    """Sends records. Use it as a context manager, or call close().
 
     linger_ms  0: a single record leaves at once; 5: many share a batch
     """
@@ -65,12 +66,12 @@ class ClientProducer:
     def __init__(self, settings: KafkaSettings, *, linger_ms: int = 5) -> None:
         self._settings = settings
         self._linger_ms = linger_ms
-        self.denied = False  # it may write no topic at all: the end of an idempotent producer
+        self.denied = False  # it may not write to any topic: an idempotent producer does not recover from that
         self._heard = Heard(settings.on_error)
         self._producer = self._client()
-        self._retired: list[Producer] = []  # they report what they still hold
+        self._retired: list[Producer] = []  # they still report what they hold
         self._renewing = threading.Lock()
-        self._timed_out = False  # a record of the client in use has
+        self._timed_out = False  # whether a record of the present client has timed out
         self._bulk: Producer | None = None
         self._bulk_lock = threading.Lock()
         self._bulk_result = BulkResult()
@@ -121,10 +122,10 @@ class ClientProducer:
     ) -> None:
         """Hand one record over.
 
-        on_delivery  called once from the poll thread, unless this call raises; it must not raise, nor block
+        on_delivery  called once from the poll thread, unless this call raises; it must neither raise nor block
         block_s      how long to wait for room in the queue; 0: not at all
 
-        Raises QueueFull, or SubmitError when the record cannot be sent as it is (too large, no such topic).
+        Raises QueueFull, or SubmitError if the record cannot be sent as it is (too large, no such topic).
         """
         if self._timed_out:
             self._renew()
@@ -186,12 +187,12 @@ class ClientProducer:
         partition: int | None = None,
         timeout_s: float = 60.0,
     ) -> BulkResult:
-        """Send (key, value, headers) records in their order and wait until each is acknowledged or refused.
+        """Send (key, value, headers) records in order and wait until each is acknowledged or refused.
 
-        Raises QueueFull or SubmitError at the record that could not be handed over; those before it are on their way.
+        Raises QueueFull or SubmitError at a record that could not be handed over; the records before it are still sent.
         """
         deadline = time.monotonic() + timeout_s
-        with self._bulk_lock:  # one at a time: failures are counted, not told apart
+        with self._bulk_lock:  # one call at a time: failures are counted, not distinguished
             producer = self._bulk
             if producer is None:
                 settings = self._settings.idempotent(reports=False, linger_ms=max(self._linger_ms, 5))
@@ -209,7 +210,7 @@ class ClientProducer:
             result.sent = sent
             result.pending = producer.flush(max(deadline - time.monotonic(), 0.05))
             if TIMED_OUT in result.errors and not result.pending:
-                self._bulk = None  # see the module
+                self._bulk = None  # see the module docstring
             return result
 
     def _count_failure(self, error: KafkaError | None, message: Message) -> None:
@@ -221,13 +222,13 @@ class ClientProducer:
             result.errors[name] = result.errors.get(name, 0) + 1
 
     def flush(self, timeout_s: float) -> int:
-        """Wait until all that was sent is reported. Returns how many are not."""
+        """Wait until everything sent is reported. Returns how many records are not."""
         deadline = time.monotonic() + timeout_s
         left = self._producer.flush(timeout_s)
         return left + sum(one.flush(max(deadline - time.monotonic(), 0)) for one in list(self._retired))
 
     def partitions(self, topic: str, timeout_s: float = 10.0) -> int:
-        """How many partitions the topic has. Raises TopicsMissing, NotAllowed, Unreachable."""
+        """The number of partitions of the topic. Raises TopicsMissing, NotAllowed, Unreachable."""
         try:
             known = self._producer.list_topics(topic, timeout=timeout_s).topics
         except KafkaException as error:

@@ -1,12 +1,12 @@
-"""Watches over the cells of one member and assigns anew those that have gone silent (silent_cells.py decides).
+"""Watches the cells of one member and assigns those again that have gone silent (silent_cells.py decides).
 
-Where that has not helped twice, the member leaves the group and joins it with a new client: an old one may stay with the
-leaders that a topic had before it was deleted and made anew.
+If that has failed twice, the member leaves the group and rejoins with a new client: an old one may stay with the leaders that
+a topic had before it was deleted and recreated.
 
-The owner thread looks once a second, which asks no broker. Where logs end is asked by a thread that lives for one question,
-with the reader of the claims, so an idle owner waits for nobody; only a cell that is about to be assigned anew is asked for
-once more here, for at most CONFIRM_S, by the member itself: it reads committed, so its answer leaves out records of a
-transaction that is still open. A claim that begins meanwhile waits for the reader for ASK_TIMEOUT_S at most.
+The owner thread looks once a second, which queries no broker. A thread that lives for one query asks where logs end, with the
+reader of the claims, so an idle owner waits for nothing. Only a cell that is about to be assigned again is queried once more
+here, for at most CONFIRM_S, by the member itself: it reads committed, so its answer leaves out records of a transaction that
+is still open. A claim that begins meanwhile waits for the reader for ASK_TIMEOUT_S at most.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from streamtask.observability import event_log
 LOOK_S = 1.0
 ASK_TIMEOUT_S = 1.0
 CONFIRM_S = 0.5
-_LATEST = -1  # the protocol's special timestamp: the end of the log
+_LATEST = -1  # the protocol's special timestamp for the end of the log
 
 
 class Reseating:
     """look() belongs to the owner thread."""
 
     def __init__(self, consumer: ShardConsumer, reader: Callable[[], Consumer], names: TopicNames) -> None:
-        self.due_s = 0.0  # when to look again
+        self.due_s = 0.0  # when the next look is due
         self._consumer, self._reader, self._names = consumer, reader, names
         self._cells: SilentCells[Cell] = SilentCells()
         self._asking: threading.Thread | None = None
-        self._ends: Mapping[Cell, int] = {}  # what the last question found; {}: nobody answered
+        self._ends: Mapping[Cell, int] = {}  # the result of the last query; {}: no broker answered
 
     def look(self, expected: Mapping[Cell, Expected], now_s: float) -> None:
         """expected: what the engine knows of the cells that it owns."""
@@ -59,7 +59,7 @@ class Reseating:
         self._ends = self._ends_of(self._reader(), cells, ASK_TIMEOUT_S)
 
     def _ends_of(self, client: Consumer, cells: Iterable[Cell], timeout_s: float) -> dict[Cell, int]:
-        """Those that a broker answered for in time."""
+        """The ends that a broker returned in time."""
         cells = tuple(cells)
         topics = self._names.requests
         try:
@@ -77,8 +77,8 @@ class Reseating:
             return
         stubborn = [cell for cell in anew if self._cells.stubborn(cell)]
         if stubborn:
-            told = {f"{band}-{shard}": standings[band, shard].received for band, shard in stubborn}
-            event_log.emit("member_renewed", {"cells": told})
+            reported = {f"{band}-{shard}": standings[band, shard].received for band, shard in stubborn}
+            event_log.emit("member_renewed", {"cells": reported})
             self._consumer.rejoin()
             return
         self._consumer.reseat({cell: standings[cell].received for cell in anew})

@@ -1,21 +1,21 @@
-"""Which cells have gone silent: they deliver nothing although their logs go on. Pure: facts and times in, cells out.
+"""Detects cells that have gone silent: they deliver nothing although their logs grow. Pure: facts and times in, cells out.
 
-librdkafka answers success for a pause, resume or seek and then drops it when its version has been overtaken by another
-one (its issues #2190 and #5591). Such a cell is never fetched again, without an error. Nothing but a comparison with the
-log can tell it from an idle cell.
+librdkafka returns success for a pause, resume or seek and then drops it if another one has overtaken its version (its issues
+#2190 and #5591). Such a cell is never fetched again, and no error is reported. Only a comparison with the log can distinguish
+it from an idle cell.
 
-A log that ends before our position is another one: its topic was deleted and made anew. A client notices that by itself,
+A log that ends before our position is a different one: its topic was deleted and recreated. A client notices that by itself,
 unless it stays with a leader of the old topic.
 
-A cell is *quiet* when it should deliver (nobody holds it back) and has not moved for QUIET_S; the ends of quiet logs are
-asked for every ASK_S. It is *silent* when it has been seen behind its log end and has not moved for another SILENT_S, so
-between 10 and 16 s after the record that it does not deliver. What stays true:
+A cell is *quiet* when it should deliver (nothing blocks it) and has not moved for QUIET_S; the ends of quiet logs are queried
+every ASK_S. It is *silent* when it has been seen behind its log end and has not moved for another SILENT_S: between 10 and
+16 s after the record that it does not deliver. Always true:
 
-- A cell that is held back on purpose (paused, waiting for a schema or for a seek, astray, not claimed) is never silent.
-- A question that no broker answered starts every count again: reading anew from a broker that is away is pointless.
+- A cell that is blocked on purpose (paused, waiting for a schema or for a seek, astray, not claimed) is never silent.
+- A query that no broker answered restarts every count: to assign again while a broker is away is pointless.
 - So does a gap between two looks: an owner that was frozen, or waited in a transaction, could not have received anything.
-- A cell that was seated again and still does not move is seated again after twice the time, up to AGAIN_MAX_S: a single
-  batch may take longer than SILENT_S over a slow link, and a log may end in records that compaction has removed.
+- A cell that was seated again and still does not move is seated again after twice the time, up to AGAIN_MAX_S: a single batch
+  may take longer than SILENT_S over a slow link, and a log may end in records that compaction has removed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ QUIET_S = 5.0
 ASK_S = 5.0
 SILENT_S = 10.0
 AGAIN_MAX_S = 320.0
-STUBBORN = 2  # seated again so often in vain: the client itself is at fault (tests/contract/test_topics_made_anew.py)
-LOOK_MAX_S = 3.0  # a longer time between two looks: nobody polled
+STUBBORN = 2  # after this many seats in vain the client itself is at fault (tests/contract/test_topics_made_anew.py)
+LOOK_MAX_S = 3.0  # after a longer time between two looks, no polls happened
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Standing:
     """What is known of one seated cell at one moment.
 
     received  next offset that the engine expects from the log
-    position  next offset that the client would deliver; it passes over transaction markers. None: not known
+    position  next offset that the client would deliver, past transaction markers; None: not known
     backlog   records that were received and not admitted yet
-    held      why it delivers nothing on purpose; "" when it should deliver
-    paused    this process paused it at the client: evidence only, `held` says whether that is meant
+    held      why it delivers nothing on purpose; "" if it should deliver
+    paused    this process paused it at the client: evidence only, `held` says whether that is intended
     """
 
     received: int
@@ -55,7 +55,7 @@ class Standing:
 
     @classmethod
     def of(cls, expected: Expected, position: int, held: str, *, paused: bool) -> Standing:
-        """position: as the client tells it, negative before the first record of an assignment or after a seek."""
+        """position: as reported by the client, negative before the first record of an assignment or after a seek."""
         known = position if position >= 0 else None
         return cls(expected.received, known, expected.backlog, expected.held or held, paused)
 
@@ -63,14 +63,14 @@ class Standing:
 @dataclass(slots=True)
 class _Watched:
     mark: tuple[int, int | None]
-    since_s: float  # it has not moved since
+    since_s: float  # time of its last move
     behind_s: float | None = None  # when an answer first showed it behind
     end: int = 0
     patience_s: float = SILENT_S
 
 
 class SilentCells(Generic[C]):
-    """Told how the cells stand, about once a second, and where their logs end, now and then."""
+    """Receives the state of the cells about once a second, and from time to time the ends of their logs."""
 
     def __init__(self) -> None:
         self._cells: dict[C, _Watched] = {}
@@ -78,7 +78,7 @@ class SilentCells(Generic[C]):
         self._asked_s = float("-inf")
 
     def look(self, standings: Mapping[C, Standing], now_s: float) -> None:
-        """How every seated cell stands now."""
+        """Take the present state of every seated cell."""
         if self._looked_s is None or now_s - self._looked_s > LOOK_MAX_S:
             self._start_again(now_s)
         self._looked_s = now_s
@@ -95,7 +95,7 @@ class SilentCells(Generic[C]):
                 self._cells[cell] = _Watched(mark, now_s, patience_s=patience_s)
 
     def to_ask(self, now_s: float) -> tuple[C, ...]:
-        """The cells whose log ends are to be asked for now; () when it is too early."""
+        """The cells whose log ends should be queried now; () if it is too early."""
         if now_s - self._asked_s < ASK_S:
             return ()
         quiet = tuple(cell for cell, watched in self._cells.items() if now_s - watched.since_s >= QUIET_S)
@@ -104,7 +104,7 @@ class SilentCells(Generic[C]):
         return quiet
 
     def answered(self, ends: Mapping[C, int], now_s: float) -> None:
-        """Log ends that were asked for; {} when no broker answered. A cell without an end was not answered for."""
+        """Take the queried log ends; {} if no broker answered. A cell without an end got no answer."""
         if not ends:
             self._start_again(now_s)
             return
@@ -117,8 +117,9 @@ class SilentCells(Generic[C]):
                 watched.behind_s = now_s if watched.behind_s is None else watched.behind_s
 
     def silent(self, now_s: float) -> dict[C, int]:
-        """{cell: log end}: behind their ends, and not moving, for too long. Confirm each end before acting upon it: it
-        may count records of a transaction that is still open, which nobody may read yet."""
+        """{cell: log end} of cells that have been behind and not moving for too long. Confirm each end before acting on it:
+        it may count records of a transaction that is still open, which may not be read yet.
+        """
         return {
             cell: watched.end
             for cell, watched in self._cells.items()
@@ -126,7 +127,7 @@ class SilentCells(Generic[C]):
         }
 
     def confirmed(self, ends: Mapping[C, int], asked: Iterable[C], now_s: float) -> tuple[C, ...]:
-        """Of the cells that were asked about: those to be seated again, by the ends of what may be read."""
+        """Of the queried cells, those to seat again, judged by the ends of what may be read."""
         found = []
         for cell in asked:
             watched = self._cells.get(cell)
@@ -141,7 +142,7 @@ class SilentCells(Generic[C]):
         return tuple(found)
 
     def stubborn(self, cell: C) -> bool:
-        """Whether seating it again is of no use: that was done STUBBORN times in vain, or its log ends before our position."""
+        """Whether seating it again is useless: that failed STUBBORN times, or its log ends before our position."""
         watched = self._cells[cell]
         return watched.patience_s > SILENT_S * 2**STUBBORN or watched.end < _reached(watched)
 

@@ -1,8 +1,8 @@
-"""Reads whole topics to their ends, then follows; no group, nothing committed.
+"""Reads whole topics to their ends, then follows them; no group, no commits.
 
-Invariants: the position of a partition never falls, except where the log itself fell behind it (reported through
-on_gap); it passes over transaction markers, aborted records and compacted ends, so `caught_up(ends)` becomes true
-although the last offsets hold nothing. One thread owns a Tail; `ends` alone may be asked in another one, beside it.
+Invariants: the position of a partition never falls, except if the log itself fell behind it (reported through on_gap). The
+position passes over transaction markers, aborted records and compacted ends, so `caught_up(ends)` becomes true although the
+last offsets hold nothing. One thread owns a Tail; only `ends` may be called by another one at the same time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from streamtask.kafka.connection_errors import Heard, failed, refuse_absent
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.headers import headers_of
 
-# Another broker leads, or none yet: no client retries these by itself (seen one time in five on a topic just made). Or the
-# one that was asked is dead, because it led when the client last looked.
+# Another broker leads, or none yet: no client retries these by itself (seen one time in five on a new topic). Or the queried
+# broker is dead, because it led when the client last looked.
 LEADER_ELSEWHERE = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -43,14 +43,14 @@ LEADER_ELSEWHERE = (
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
 )
-STEP_RECORDS = 1_000  # taken at once where bytes are bounded: what comes may be heavier than what came
+STEP_RECORDS = 1_000  # taken at once when bytes are bounded: the next records may be larger than the last ones
 LEADER_RECHECK_S = 0.02
-LEADER_TRY_S = 3.0  # one question, of several that fit into the caller's time; an answer takes milliseconds
+LEADER_TRY_S = 3.0  # one query, of several that fit into the caller's time; an answer takes milliseconds
 
 Place = tuple[str, int]  # (topic, partition)
 Headers = tuple[tuple[str, bytes], ...]
 
-# No leader answers for a partition: one has just moved, or the topic is a moment old. The next look tells.
+# No leader answers for a partition: it has just moved, or the topic is very new. The next look shows.
 MOVING = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -76,7 +76,7 @@ class TailRecord(NamedTuple):
 
 
 def plain_headers(headers: Any) -> Headers:
-    """Headers as bytes: a null one is empty, none at all are ()."""
+    """Headers as bytes: a null value becomes empty, no headers become ()."""
     if not headers:
         return ()
     return tuple((name, value or b"") for name, value in headers)
@@ -85,11 +85,11 @@ def plain_headers(headers: Any) -> Headers:
 def log_offsets(
     admin: AdminClient, places: Iterable[Place], *, earliest: bool, timeout_s: float, read_committed: bool = False
 ) -> dict[Place, int]:
-    """The first offset held (earliest), else the end of each log, in one request per broker.
+    """The first offset held (earliest), or else the end of each log, in one request per broker.
 
-    read_committed  the end is the last stable offset, else the high watermark (the uncommitted end)
+    read_committed  the end is the last stable offset, otherwise the high watermark (the uncommitted end)
 
-    Raises KafkaException, also when no answer came in time.
+    Raises KafkaException, also if no answer came in time.
     """
     spec = OffsetSpec.earliest() if earliest else OffsetSpec.latest()  # type: ignore[no-untyped-call]
     places = list(places)
@@ -115,8 +115,9 @@ def log_offsets(
 
 
 def offset_of(answer: Any) -> int:
-    """The offset of one partition's answer. Raises KafkaException where there is none: after a broker has thawed, an answer
-    was seen that is no error and says -1001 (librdkafka's «invalid»). As a log end it would be reached at once."""
+    """The offset in one partition's answer. Raises KafkaException if there is none: after a broker has thawed, an answer
+    without an error was seen that says -1001 (librdkafka's "invalid"). As a log end it would be reached at once.
+    """
     offset = int(answer.offset)
     if offset < 0:
         raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"an answer without an offset ({offset})"))
@@ -124,46 +125,50 @@ def offset_of(answer: Any) -> int:
 
 
 def leader_try_s(deadline: float) -> float:
-    """How long one question to leaders may take, so that another one, after a look at who leads, fits before `deadline`."""
+    """How long one query to leaders may take, so that another one, after a look-up of the leaders, fits before `deadline`."""
     return max(min((deadline - time.monotonic()) / 2, LEADER_TRY_S), 0.05)
 
 
 def look_at_leaders(client: AdminClient | Consumer, topics: Iterable[str], deadline: float) -> None:
-    """Have the client ask who leads these topics now. Of topics that it does not read it goes on asking the broker that led
-    them before it died, or keeps «no leader», until its metadata is minutes old (librdkafka; a claim hung for as long)."""
+    """Have the client look up the leaders of these topics.
+
+    For topics that it does not read, a client keeps asking the broker that led them before it died, or keeps "no leader",
+    until its metadata is minutes old (librdkafka; a claim hung for that long).
+    """
     for topic in topics:
-        with contextlib.suppress(KafkaException):  # whoever asked us has an error of its own to tell
+        with contextlib.suppress(KafkaException):  # the caller has its own error to report
             client.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.25))
 
 
 def asking(properties: Mapping[str, Any], topics: Iterable[str], timeout_s: float) -> AdminClient:
-    """An AdminClient that has met its brokers, if there are any: asked for log offsets before, it says nothing for 3 s, one
-    time in eight."""
+    """An AdminClient that is connected to its brokers, if there are any: if queried for log offsets before that, it does
+    not answer for 3 s, one time in eight.
+    """
     admin = AdminClient(dict(properties))
     look_at_leaders(admin, islice(topics, 1), leader_try_s(time.monotonic() + timeout_s) + time.monotonic())
     return admin
 
 
 def result_of(future: Future[Any], deadline: float) -> Any:
-    """The future's result by `deadline` (monotonic seconds). Raises KafkaException, _TIMED_OUT when there is none."""
+    """The future's result by `deadline` (monotonic seconds). Raises KafkaException, _TIMED_OUT if there is none."""
     try:
-        # A little longer than the request's own timeout, so that its error is the one to be seen.
+        # A little longer than the request's own timeout, so that its error is the visible one.
         return future.result(max(0.0, deadline - time.monotonic()) + 0.25)
     except FutureTimeout:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer in time")) from None
 
 
 class Tail:
-    """Reads `sources` from their starts, then follows.
+    """Reads `sources` from their starts, then follows them.
 
-    sources       what to read whole, from its beginning: names of topics, or places (topic, partition); or a mapping
-                  {place: next offset}, where a negative offset is the beginning
-    with_headers  headers cost 0.3 µs a record; fetched only when asked for; or the names of the topics whose are
-    on_gap        on_gap(place, wanted, found): the log did not hold `wanted` any more (retention) or not yet
-                  (truncated); reading goes on at `found`
-    on_error      text of an error that the reader cannot mend; it goes on trying
-    log_starts    log_starts(places): the first offsets of places whose position the log does not hold, as far as they are
-                  known; asked again at each poll. For a thread that must not wait; without it a poll asks the brokers
+    sources       what to read whole: names of topics, or places (topic, partition); or a mapping {place: next offset},
+                  where a negative offset is the start
+    with_headers  False: none, because headers cost 0.3 µs a record; True: all; or the names of topics whose headers to read
+    on_gap        on_gap(place, wanted, found): the log did not hold `wanted` any more (retention) or not yet (truncated);
+                  reading continues at `found`
+    on_error      receives the text of an error that the reader cannot recover from; it keeps trying
+    log_starts    log_starts(places): the known first offsets of places whose position is not in the log; called again at
+                  each poll. For a thread that must not wait; without it a poll queries the brokers
     """
 
     def __init__(
@@ -181,14 +186,14 @@ class Tail:
         self._settings = settings
         self._read_committed = read_committed
         self._known_starts = log_starts
-        # Topics whose records bring their headers; None: all.
+        # Topics whose records are returned with headers; None: all.
         self._headed = None if with_headers is True else () if with_headers is False else frozenset(with_headers)
         self._timeout_s = timeout_s
         self._on_gap = on_gap
         self._on_error = on_error
         self._admin: AdminClient | None = None
         self._positions: dict[Place, int] = {}
-        self._lost: dict[Place, int] = {}  # places whose position the log does not hold: mended by poll
+        self._lost: dict[Place, int] = {}  # places whose position is not in the log; poll finds where to continue
         self._topics: tuple[str, ...] = ()
         self._heard = Heard(settings.on_error, tell=on_error)
         self._paused: set[Place] = set()
@@ -205,16 +210,16 @@ class Tail:
             self.close()
             raise
         if log_starts is not None:
-            self._admin = None  # whoever knows them has a client of its own
+            self._admin = None  # the caller who knows them has its own client
 
     def _client(self) -> Consumer:
         return Consumer(self._settings.tail(read_committed=self._read_committed) | {"error_cb": self._heard})
 
     def renew(self) -> None:
-        """Go on with a new client, at the same positions. No broker is asked. What the old one has fetched is fetched again.
+        """Continue with a new client, at the same positions. Queries no broker. What the old one has fetched is fetched again.
 
-        For a topic that was deleted and made anew: a client may keep the leaders that the old topic had for as long as it
-        lives (tests/contract/test_topics_made_anew.py).
+        For a topic that was deleted and recreated: a client may keep the leaders of the old topic for as long as it lives
+        (tests/contract/test_topics_made_anew.py).
         """
         old, self._consumer = self._consumer, self._client()
         in_background("close-tail", lambda: close(old))
@@ -222,7 +227,7 @@ class Tail:
         self.pause(self._paused)
 
     def refresh(self) -> list[Place]:
-        """Also read partitions that were added to the whole topics since; from their beginning. Returns them.
+        """Also read partitions that were added to the whole topics since, from their start. Returns them.
 
         Raises Unreachable or TopicsMissing.
         """
@@ -243,8 +248,8 @@ class Tail:
     def _assign(self, places: Mapping[Place, int]) -> None:
         if not places:
             return
-        # Explicit beginnings: a logical one is asked of the broker partition by partition, and an empty log would
-        # leave it unanswered in `positions`.
+        # Explicit starts: the client resolves a logical one partition by partition, and an empty log would leave it
+        # unresolved in `positions`.
         unknown = [place for place, offset in places.items() if offset < 0]
         begin = self._log_starts(unknown) if unknown else {}
         starts = {place: begin.get(place, offset) for place, offset in places.items()}
@@ -252,12 +257,12 @@ class Tail:
         self._positions.update(starts)
 
     def add(self, starts: Mapping[Place, int]) -> None:
-        """Also read these places from these offsets, none of them negative. No broker is asked."""
+        """Also read these places from these offsets, none of them negative. Queries no broker."""
         assert all(offset >= 0 for offset in starts.values()), f"{starts}: explicit offsets"
         self._assign(starts)
 
     def drop(self, places: Iterable[Place]) -> None:
-        """Read these places no more."""
+        """Stop reading these places."""
         gone = [place for place in places if place in self._positions]
         self._consumer.incremental_unassign([TopicPartition(*place) for place in gone])
         for place in gone:
@@ -266,17 +271,17 @@ class Tail:
             self._paused.discard(place)
 
     def pause(self, places: Collection[Place]) -> None:
-        """Fetch nothing of these places until `resume`; what was fetched before may still come."""
+        """Fetch nothing of these places until `resume`; records fetched before may still come."""
         self._paused.update(places)
         self._consumer.pause([TopicPartition(*place) for place in places])
 
     def resume(self, places: Collection[Place]) -> None:
-        """Go on where `pause` left off."""
+        """Continue where `pause` stopped."""
         self._paused.difference_update(places)
         self._consumer.resume([TopicPartition(*place) for place in places])
 
     def _log_starts(self, places: list[Place]) -> dict[Place, int]:
-        """Asked again while a leader moves (or its topic is a moment old). Raises Unreachable."""
+        """Retries while a leader moves (or its topic is very new). Raises Unreachable."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -288,8 +293,8 @@ class Tail:
                 if held is None or not (outdated or held.code() in MOVING) or time.monotonic() >= deadline:
                     raise self._failed("no log starts from {}", error) from None
                 if outdated:
-                    # A partition that was added since this client asked for its topic: it does not look again by itself
-                    # before minutes have passed.
+                    # The partition was added after this client looked up its topic: by itself it looks again only after
+                    # minutes.
                     self._admin = None
             time.sleep(MOVING_WAIT_S)
 
@@ -305,18 +310,18 @@ class Tail:
             named = (*topics, *self._topics, *(topic for topic, _ in self._positions))
             self._admin = asking(self._settings.admin() | {"error_cb": self._heard}, named, self._timeout_s)
         admin = self._admin
-        admin.poll(0)  # serves error_cb: nobody else does, and what it heard would pile up
+        admin.poll(0)  # serves error_cb: nothing else does, and its errors would pile up
         return admin
 
     def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> list[TailRecord]:
-        """Records in the order of their partitions; [] when none came within timeout_s.
+        """Records in the order of their partitions; [] if none came within timeout_s.
 
-        bytes_max  of their values, about: no more are taken once so many are there
+        bytes_max  approximate limit of their values: no more records are taken once it is reached
         """
         if self._lost:
-            self._mend()
+            self._find_again()
         consumer = self._consumer
-        # consume(n, t) returns only when n are there or t is over: wait for the first one alone.
+        # consume(n, t) returns only when n records are there or t is over, so wait for the first one alone.
         first = consumer.poll(timeout_s)
         if first is None:
             return []
@@ -346,30 +351,31 @@ class Tail:
         return records
 
     def _hear(self, message: Any) -> None:
-        """An event in place of a record: the end of a partition, a lost position, an error."""
+        """Handle an event in place of a record: the end of a partition, a lost position, an error."""
         error = message.error()
         place = (message.topic(), message.partition())
         if error.code() == KafkaError._PARTITION_EOF:
-            # Its offset is the next one to fetch: past markers and compacted ends, which no record tells.
+            # Its offset is the next one to fetch: past markers and compacted ends, which no record reports.
             if message.offset() > self._positions.get(place, 0):
                 self._positions[place] = message.offset()
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             if place in self._positions:
                 self._lost[place] = self._positions[place]
         elif self._on_error is not None and error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
-            # The client looks for a coordinator of the group that it is never a member of.
+            # Ignored: the client looks for a coordinator of the group that it is never a member of.
             self._on_error(f"{error.name()}: {error.str()}")
 
-    def _mend(self) -> None:
-        """Go on where the log is: at its start when that has passed our position, or when the log ends before it (a
-        topic restored or truncated: what it holds now is other than what was read)."""
+    def _find_again(self) -> None:
+        """Continue where the log is: at its start if that has passed our position, or if the log ends before it (a topic
+        restored or truncated: it now holds something other than what was read).
+        """
         try:
             if self._known_starts is not None:
                 begin: Mapping[Place, int] = self._known_starts(self._lost)
             else:
                 begin = log_offsets(self._admin_client(), self._lost, earliest=True, timeout_s=self._timeout_s)
             for place, wanted in [(place, wanted) for place, wanted in self._lost.items() if place in begin]:
-                # After this error the client neither seeks nor resumes (measured): assigned anew.
+                # After this error the client neither seeks nor resumes (measured), so assign again.
                 self._consumer.incremental_unassign([TopicPartition(*place)])
                 self._consumer.incremental_assign([TopicPartition(*place, begin[place])])
                 self._positions[place] = begin[place]
@@ -385,8 +391,9 @@ class Tail:
         return dict(self._positions)
 
     def ends(self, *, read_committed: bool | None = None) -> dict[Place, int]:
-        """{place: end of the log now}: the last stable offset when read_committed (default: as this Tail reads), else
-        the high watermark. Raises Unreachable."""
+        """{place: present end of the log}: the last stable offset if read_committed (default: as this Tail reads),
+        otherwise the high watermark. Raises Unreachable.
+        """
         level = self._read_committed if read_committed is None else read_committed
         try:
             return log_offsets(
@@ -401,7 +408,7 @@ class Tail:
         return all(positions.get(place, -1) >= end for place, end in ends.items())
 
     def close(self) -> None:
-        """Without a group there is nobody to leave: no broker is asked."""
+        """Without a group there is none to leave, so this queries no broker."""
         self._consumer.close()
         self._admin = None
 
@@ -413,7 +420,7 @@ class Tail:
 
 
 def _within(consumer: Consumer, records_max: int, bytes_max: int, held: int) -> list[Message]:
-    """What is there, without waiting, until about bytes_max are taken: `held` were before."""
+    """Take what is there, without waiting, until about bytes_max are taken, of which `held` were taken before."""
     messages: list[Message] = []
     while len(messages) < records_max and held < bytes_max:
         each = held // (len(messages) + 1) or 1

@@ -1,11 +1,11 @@
-"""The broker calls of a claim, one function each: texts in, texts out. Their order and meaning are the core's.
+"""The broker calls of a claim, one function each: texts in, texts out. The core decides their order and meaning.
 
-Every call ends by its deadline and answers a Fault instead of raising. Two clients that suggest themselves are avoided:
+Every call ends by its deadline and returns a Fault instead of raising. Two obvious clients are avoided:
 
-- The admin client's listings of groups: an answer that comes after their timeout, or an end while one is open, aborts the
+- The admin client's listings of groups: an answer that comes after their timeout, or closing while one is open, aborts the
   whole process (an assertion in librdkafka 2.16, seen after a frozen broker thawed). A consumer that never joins, the
-  *reader*, asks instead. It reads uncommitted: that makes its questions for offsets unstable ones, and its log ends the
-  high watermarks.
+  *reader*, makes these queries instead. It reads uncommitted: that makes its offset queries unstable ones, and its log ends
+  the high watermarks.
 - The member's own synchronous commit(): it waits as long as a frozen broker is frozen (28 s measured), and inside a
   rebalance callback no other thread can interrupt it.
 """
@@ -24,9 +24,9 @@ from streamtask.kafka.faults import Call, error_of, fault
 from streamtask.kafka.tail import LEADER_ELSEWHERE, LEADER_RECHECK_S, leader_try_s, look_at_leaders
 
 VISIBLE_RECHECK_S = 0.003  # a plain commit takes 0.5-8 ms
-PROBE_S = 0.5  # is it the broker that is away, or somebody's open transaction that holds the offsets back?
+PROBE_S = 0.5  # to tell whether the broker is away or an open transaction blocks the offsets
 # The reader keeps what it knew of a topic for minutes. After a freeze of all brokers it had seen the topics without their
-# partitions, and every claim failed for as long.
+# partitions, and every claim failed for that long.
 _METADATA_OLD = frozenset(
     {*LEADER_ELSEWHERE, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
 )
@@ -34,7 +34,7 @@ _EARLIEST, _LATEST = -2, -1  # the protocol's special timestamps: offsets_for_ti
 
 
 def reader(settings: KafkaSettings, group: str) -> Consumer:
-    """A consumer that asks for the group's offsets and the logs' bounds, and never joins, reads or commits."""
+    """A consumer that queries the group's offsets and the logs' bounds, and never joins, reads or commits."""
     return Consumer(settings.tail(read_committed=False) | {"group.id": group})
 
 
@@ -44,8 +44,9 @@ def cells_of(names: TopicNames, shards: Iterable[int]) -> dict[tuple[str, int], 
 
 
 def _offsets(consumer: Consumer, places: Iterable[tuple[str, int]], *, timeout_s: float) -> list[TopicPartition]:
-    """Committed offsets: stable ones if the consumer reads committed. Raises KafkaException: of the call, or the first
-    one of a partition."""
+    """Committed offsets: stable ones if the consumer reads committed. Raises KafkaException: of the call, or the first one
+    of a partition.
+    """
     parts = consumer.committed([TopicPartition(*place) for place in places], timeout=max(timeout_s, 0.05))
     for part in parts:
         if part.error is not None:
@@ -74,14 +75,14 @@ def _log_bound(
 
 
 def _committed(part: TopicPartition) -> tuple[int | None, str | None]:
-    """A negative offset is none at all; an empty text is as good as none."""
+    """A negative offset means none; an empty text counts as none."""
     return (part.offset, part.metadata or None) if part.offset >= 0 else (None, None)
 
 
 def list_offsets(
     asker: Consumer, names: TopicNames, shards: Sequence[int], *, timeout_s: float
 ) -> dict[Cell, Committed] | Fault:
-    """Claim 1: what is committed now, pending transactions not seen."""
+    """Claim 1: what is committed now, ignoring pending transactions."""
     cells = cells_of(names, shards)
     try:
         parts = _offsets(asker, cells, timeout_s=timeout_s)
@@ -96,9 +97,10 @@ def list_offsets(
 def _log_bounds(
     asker: Consumer, places: Iterable[tuple[str, int]], *, deadline: float, looks: bool
 ) -> dict[tuple[str, int], tuple[int, int]]:
-    """{place: (first offset held, end)} of those that a broker leads. Raises KafkaException.
+    """{place: (first offset held, end)} of the places with a leader. Raises KafkaException.
 
-    looks  ask first who leads: a question about a partition without a leader is answered for none, and only at its deadline
+    looks  look up the leaders first: a query that includes a partition without a leader gets no answer for any before its
+           deadline
     """
     asked = _led(asker, places) if looks else list(places)
     try:
@@ -112,7 +114,7 @@ def _log_bounds(
 
 
 def _led(asker: Consumer, places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those that have a leader, as far as brokers know. Raises KafkaException."""
+    """The places that have a leader, as far as brokers know. Raises KafkaException."""
     places = list(places)
     topics = {topic for topic, _ in places}
     found = {topic: asker.list_topics(topic, timeout=PROBE_S).topics[topic].partitions for topic in topics}
@@ -130,7 +132,7 @@ def read_settled(
 ) -> dict[Cell, Settled] | Fault:
     """Claim 3: the stable committed offsets, waiting for pending ones, then the bounds of each log.
 
-    looks  a partition was without a leader the last time
+    looks  a partition had no leader the last time
     """
     cells = cells_of(names, shards)
     deadline = time.monotonic() + timeout_s
@@ -142,7 +144,7 @@ def read_settled(
             return Fault(FaultKind.UNSTABLE, f"read settled: offsets are pending after {timeout_s} s")
         return fault(error, Call.READ_SETTLED)
     try:
-        # A stable read may have taken all of the time; the bounds take some milliseconds.
+        # A stable read may have taken all of the time; the bounds take a few milliseconds.
         deadline = max(deadline, time.monotonic() + PROBE_S)
         bounds = _log_bounds(asker, cells, deadline=deadline, looks=looks)
     except KafkaException as error:
@@ -155,7 +157,7 @@ def read_settled(
 
 
 def _answers(asker: Consumer, places: Iterable[tuple[str, int]]) -> bool:
-    """True when the coordinator answers the unstable question: then only pending offsets hold the stable one back."""
+    """True if the coordinator answers the unstable query: then only pending offsets delay the stable one."""
     try:
         _offsets(asker, places, timeout_s=PROBE_S)
     except KafkaException:
@@ -166,10 +168,10 @@ def _answers(asker: Consumer, places: Iterable[tuple[str, int]]) -> bool:
 def commit_plain(
     member: Consumer, asker: Consumer, names: TopicNames, offsets: Sequence[OffsetCommit], *, timeout_s: float
 ) -> Fault | None:
-    """Claim 4: a commit of the member, fenced by its generation, until the group shows exactly these texts.
+    """Claim 4: a commit of the member, fenced by its generation; then wait until the group shows exactly these texts.
 
     The caller's texts are unique (owner id and sequence), so seeing them proves the commit. A client that is no longer
-    the member it was is STALE: the group does not know it, no copy can land. Not seen by the deadline: DOUBT.
+    the member it was is STALE: the group does not know it, so no copy can land. Not visible by the deadline: DOUBT.
     """
     if not offsets:
         return None

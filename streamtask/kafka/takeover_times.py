@@ -1,4 +1,4 @@
-"""How long each step of a claim took: what `shards_claimed` tells, and where a take-over spends its time."""
+"""How long each step of a claim took, for the `shards_claimed` event: it shows where a take-over spends its time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _STEPS: dict[type, str] = {
 
 
 class ClaimTimes:
-    """Of one worker process. A claim that begins again counts all its tries."""
+    """The times of one worker process. A claim that starts again sums up all its tries."""
 
     def __init__(self) -> None:
         self._took: dict[str, float] = {}
         self._fenced = 0
 
     def performed(self, ask: Ask, seconds: float) -> None:
-        """Tell, when the last step of a claim of new shards was done."""
+        """Record a step; after the last step of a claim of new shards, log the times."""
         name = _STEPS.get(type(ask))
         if name is not None:
             self._took[name] = self._took.get(name, 0.0) + seconds * 1_000
@@ -32,4 +32,4 @@ class ClaimTimes:
             event_log.emit("shards_claimed", {"shards": shards, **spent, "fenced": self._fenced})
             self._took, self._fenced = {}, 0
         elif isinstance(ask, Produce):
-            self._took, self._fenced = {}, 0  # a claim of shards that it had before, which seats nothing
+            self._took, self._fenced = {}, 0  # a claim of shards that it already had, which seats nothing

@@ -1,7 +1,7 @@
-"""What a cluster has, judged against what the topics of a prefix need. Pure.
+"""Judges what a cluster has by what the topics of a prefix need. Pure.
 
-`judge(facts, names)` is a function of its arguments; admin.py gathers the facts. Every finding says what, where, what
-is now true, what is needed, and the command that mends it.
+`judge(facts, names)` depends only on its arguments; admin.py gathers the facts. Every finding says what, where, the current
+value, the required value, and the command that fixes it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Finding:
 
 
 class PartitionFacts(NamedTuple):
-    """leader: None when the partition has none now. replicas, in_sync: broker ids."""
+    """leader: None if the partition has none now. replicas, in_sync: broker ids."""
 
     leader: int | None
     replicas: tuple[int, ...]
@@ -65,7 +65,7 @@ class PartitionFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """A topic that exists. config: effective values; {} when this client may not read them."""
+    """A topic that exists. config: effective values; {} if this client may not read them."""
 
     name: str
     topic_id: str
@@ -74,7 +74,7 @@ class TopicFacts:
 
 
 class MemberFacts(NamedTuple):
-    """A member of any consumer group that has partitions of this prefix' request topics."""
+    """A member of any consumer group that has partitions of this prefix's request topics."""
 
     group: str
     client_id: str
@@ -83,9 +83,9 @@ class MemberFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """What a cluster is and has, as far as it concerns one prefix.
+    """What is known of a cluster that concerns one prefix.
 
-    broker_config  effective values by broker id; {} when they may not be read
+    broker_config  effective values by broker id; {} if they may not be read
     unreadable     what could not be read, with the broker's message
     """
 
@@ -99,8 +99,9 @@ class ClusterFacts:
 
 
 def app_of(client_id: str) -> str | None:
-    """The app's label in the client.id of a worker, `streamtask-<app>@<host>-<process>`; a foreign client.id is a label
-    of its own; None when it cannot be told."""
+    """The app's label in the client.id of a worker, `streamtask-<app>@<host>-<process>`. A foreign client.id is its own label;
+    None if there is no label in it.
+    """
     if not client_id.startswith(CLIENT_ID_PREFIX):
         return client_id
     name, at, _ = client_id.removeprefix(CLIENT_ID_PREFIX).partition("@")
@@ -129,7 +130,7 @@ def smallest(values: Iterable[int]) -> int | None:
 
 
 def max_message_bytes(facts: ClusterFacts, topics: Iterable[str]) -> int | None:
-    """The smallest max.message.bytes of these topics; None when it cannot be read."""
+    """The smallest max.message.bytes of these topics; None if it cannot be read."""
     return smallest(
         int(facts.topics[name].config["max.message.bytes"])
         for name in topics

@@ -1,6 +1,7 @@
 """What the topics of a prefix need: the settings of each, with the reason for every one. Pure.
 
-`streamtask topics create` sets `Rule.value`; `topics check` and `doctor` accept whatever `Rule.fits` does (judge.py).
+`streamtask topics create` sets `Rule.value`; `topics check` and `doctor` accept whatever `Rule.fits` accepts
+(topic_checks.py).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ REQUESTS_RETENTION_MS = 7 * DAY_MS
 STATUS_RETENTION_MS = 30 * DAY_MS
 CONTROL_RETENTION_MS = 7 * DAY_MS
 DEAD_RETENTION_MS = 30 * DAY_MS
-# A running or waiting task's last event is published again after a quarter of the status retention.
+# The last event of a running or waiting task is published again after a quarter of the status retention.
 REFRESH_MS = STATUS_RETENTION_MS // 4
-# A dead letter is the request's own bytes and a few headers: its topic takes this much more than the requests' do.
+# A dead letter is the request's own bytes and a few headers: the limit of its topic exceeds that of the requests by this
+# much.
 DEAD_ROOM_BYTES = 65_536
 REPLICAS, IN_SYNC = 3, 2
 
@@ -32,7 +34,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One topic setting: what `topics create` sets, and which values do as well."""
+    """One topic setting: the value that `topics create` sets, and which other values are acceptable."""
 
     name: str
     value: str
@@ -60,7 +62,7 @@ def _retention(ms: int, why: str, *, severity: Severity = Severity.WARNING) -> R
 
 _ERROR = Severity.ERROR
 _KEEP_SHORT = "The active segment is never compacted; a small one keeps restarts fast."
-# Applied to every compacted topic: Kafka's defaults (7 d, 0.5, no bound) let a restart read days of old states.
+# For every compacted topic: Kafka's defaults (7 d, 0.5, no bound) make a restart read days of old states.
 _COMPACTION = (
     Rule("segment.ms", str(HOUR_MS), _at_most(DAY_MS), Severity.WARNING, _KEEP_SHORT),
     Rule("segment.bytes", str(128 << 20), _at_most(1 << 30), Severity.WARNING, _KEEP_SHORT),
@@ -155,7 +157,7 @@ def rules_of(names: TopicNames) -> dict[str, tuple[Rule, ...]]:
 
 
 def sharded(names: TopicNames) -> tuple[str, ...]:
-    """The topics whose partition N belongs to shard N: their counts must be equal."""
+    """The topics whose partition N belongs to shard N: their partition counts must be equal."""
     return (*names.requests, names.status, names.schedule)
 
 

@@ -1,10 +1,10 @@
 """One transactional id: produce a batch, send its offsets last, commit or abort.
 
-Invariants: a transaction is never open while anything is waited for; no record without the offset of its shard's lead
-cell (the fence rule: a transaction without offsets is fenced by nobody); an illegal move poisons the object: after it,
-and after FENCED or DOUBT, nothing but `discard` is left. A transactional id is used by one object, once.
+Invariants: a transaction is never open while the caller waits for anything else; no record without the offset of its shard's
+lead cell (the fence rule: nothing fences a transaction without offsets); an illegal call makes the object unusable: after
+one, and after FENCED or DOUBT, only `discard` is allowed. A transactional id is used by one object, once.
 
-Every call is bounded and answers a Fault instead of raising; only a broken rule of the caller raises (AssertionError).
+Every call is bounded and returns a Fault instead of raising; only a caller that breaks a rule gets an AssertionError.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from streamtask.domain.model import DeadLetter, StatusEvent
 from streamtask.domain.ports import DEAD, LETTERS, STATUS, CommitPlan, Fault, FaultKind, Place, Waiting
 from streamtask.kafka.faults import NO_ANSWER_CODES, Call, classify, error_of, fault, is_lost
 
-# Where a coordinator has died, librdkafka stays inside the call whatever timeout was asked for: for the socket timeout
-# (6.1 s) or for ever. Waiting for that made a broker's death cost 11 s, when the next coordinator was there after 4.
+# If a coordinator has died, librdkafka stays inside the call whatever timeout was given: for the socket timeout (6.1 s) or
+# for ever. Waiting for that made a broker's death cost 11 s, although the next coordinator was there after 4.
 _OFFSETS_SPARE_S = 0.5
 _ABORTED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # reports of records that an abort threw away
-_PURGE_S = 0.2  # for the reports of what is given up
-_THROTTLE_MAX_S = 10.0  # of one answer under a quota; the window that brokers look at has 11 s
-# Of a partition that could not be added to the transaction: librdkafka gives up all of its records, and names none.
+_PURGE_S = 0.2  # for the reports of abandoned records
+_THROTTLE_MAX_S = 10.0  # per answer under a quota; brokers use a window of 11 s
+# A partition could not be added to the transaction: librdkafka gives up all its records, and names none.
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 
 
@@ -43,7 +43,7 @@ EncodeDead = Callable[[DeadLetter], "tuple[bytes | None, bytes | None, list[tupl
 
 
 def new_transactional_id(group: str, slot: str | int) -> str:
-    """`<group>.<slot>.<random>`: never used twice, so FENCED always means that somebody took a shard over."""
+    """`<group>.<slot>.<random>`: never reused, so FENCED always means that another owner took a shard over."""
     return f"{group}.{slot}.{secrets.token_hex(6)}"
 
 
@@ -52,8 +52,8 @@ class _State(Enum):
     READY = "ready"
     OPEN = "open"  #: begun; records produced
     FLUSHED = "flushed"  #: the broker has them
-    SENT = "sent"  #: offsets are in it
-    OVER = "over"  #: fenced, in doubt or poisoned
+    SENT = "sent"  #: it contains the offsets
+    OVER = "over"  #: fenced, in doubt, or after an illegal call
 
 
 class StatusTransaction:
@@ -75,7 +75,7 @@ class StatusTransaction:
         self._state = _State.NEW
         self._why = ""
         self._refused: list[tuple[KafkaError, Place]] = []
-        self._silent: set[Place] | None = None  # the places of what is given up, while it is
+        self._silent: set[Place] | None = None  # the places of abandoned records, while they are being given up
         self._produced = 0
         self._at_letters = False  # a dead letter is being handed over
         self._letters = False  # the open transaction has dead letters
@@ -99,7 +99,7 @@ class StatusTransaction:
             self._silent.add(self._place(message))
 
     def _place(self, message: Any) -> Place:
-        """A record whose partition was never chosen has partition -1: its topic is not there."""
+        """The place of a record. A record whose partition was never chosen has partition -1: its topic does not exist."""
         letter, number = message.topic() == self._names.dead, message.partition()
         return (LETTERS if letter else STATUS, -1 if number is None else number)
 
@@ -110,12 +110,12 @@ class StatusTransaction:
 
     @property
     def throttled_s(self) -> float:
-        """For how long a broker lets our records wait, under a quota; 0 = not at all."""
+        """How long a broker delays our records because of a quota; 0 = not at all."""
         return max(0.0, self._throttled_until - time.monotonic())
 
     @property
     def usable(self) -> bool:
-        """False before init, and after FENCED, DOUBT or an illegal move."""
+        """False before init, and after FENCED, DOUBT or an illegal call."""
         return self._state not in (_State.NEW, _State.OVER)
 
     # --- moves --------------------------------------------------------------------------------------------------------
@@ -132,13 +132,13 @@ class StatusTransaction:
         return answer
 
     def _ended(self) -> Fault | None:
-        """The answer of a call to an object that is over by an earlier Fault: the flow may ask once more."""
+        """The answer to a call after an earlier Fault ended the object: the flow may call it once more."""
         if self._state is _State.OVER:
             return Fault(FaultKind.FENCED, f"the producer is over: {self._why}")
         return None
 
     def init(self, timeout_s: float) -> Fault | None:
-        """init_transactions. Answer: None or Fault(RETRY): then make another one with a new id."""
+        """init_transactions. Answer: None or Fault(RETRY): then create another object with a new id."""
         producer = self._move("init", _State.NEW)
         try:
             producer.init_transactions(timeout_s)
@@ -150,8 +150,9 @@ class StatusTransaction:
         return None
 
     def produce(self, plan: CommitPlan, timeout_s: float) -> Fault | None:
-        """Begin and hand everything over; `flush` has what is left of timeout_s. Answer: None, Fault(ABORT | RECORD): abort,
-        or Fault(FENCED)."""
+        """Begin and hand everything over; `flush` has what remains of timeout_s. Answer: None; Fault(ABORT | RECORD):
+        abort; or Fault(FENCED).
+        """
         if over := self._ended():
             return over
         producer = self._move("produce", _State.READY)
@@ -178,9 +179,9 @@ class StatusTransaction:
         return None
 
     def flush(self, wait_s: float = 5.0, *, last: bool = True) -> Waiting | Fault | None:
-        """Wait until the broker has it. Answer: None, Fault(ABORT | RECORD): abort, or Fault(FENCED).
+        """Wait until the broker has the records. Answer: None; Fault(ABORT | RECORD): abort; or Fault(FENCED).
 
-        last  False: Waiting when not all is acknowledged after wait_s. True: what is not is given up, and with it this
+        last  False: Waiting if not all is acknowledged after wait_s. True: give up what is not acknowledged, and with it this
               producer: Fault(FENCED) with the places of those records
         """
         if over := self._ended():
@@ -195,16 +196,16 @@ class StatusTransaction:
         if left and not last:
             return Waiting(left, self._produced)
         if left:
-            # Not aborted: an abort waits for its markers, which a partition that takes nothing does not take either. And
-            # where a leader has died, a dead coordinator stays in the producer's memory: its next offsets would have nobody
-            # to go to (#5456), and wait. A new producer asks who is there: 7 s in place of 10 for a broker's death.
+            # Not aborted: an abort waits for its markers, which a partition that accepts nothing does not accept either. And
+            # if a leader has died, the producer remembers a dead coordinator: its next offsets could not be delivered
+            # (#5456), and would wait. A new producer looks up the brokers: 7 s instead of 10 for a broker's death.
             text = f"produce: {left} records not acknowledged in time"
             return self._over(Fault(FaultKind.FENCED, text, self._give_up(producer)))
         self._state = _State.FLUSHED
         return None
 
     def _give_up(self, producer: Producer) -> frozenset[Place]:
-        """The places of all that is not acknowledged. Nothing of it is sent any more."""
+        """Give up everything that is not acknowledged, and return its places. None of it is sent any more."""
         self._silent = set()
         producer.purge(in_queue=True, in_flight=True, blocking=False)
         try:
@@ -214,7 +215,7 @@ class StatusTransaction:
         return frozenset(self._silent)
 
     def _unproduced(self, producer: Producer, error: Exception) -> Fault:
-        if is_lost(error):  # a fatal one: others do not come out of a flush
+        if is_lost(error):  # a fatal one: no other error comes out of a flush
             return self._over(Fault(FaultKind.FENCED, f"produce: {error}"))
         found = error_of(error)
         if found is None:
@@ -227,15 +228,18 @@ class StatusTransaction:
         return self._over(answer)
 
     def _look_again(self, producer: Producer, deadline: float) -> None:
-        """Partitions were added since the producer looked: by itself it looks every five minutes, and until then every
-        batch with a record for one of them would be aborted, with all that it holds for other shards."""
+        """Make the producer notice partitions that were added since it last looked.
+
+        By itself it looks every five minutes, and until then every batch with a record for a new partition would be aborted,
+        with all that it holds for other shards.
+        """
         try:
             producer.list_topics(self._names.status, timeout=max(deadline - time.monotonic(), 0.05))
         except KafkaException:
-            pass  # the next batch asks again
+            pass  # the next batch tries again
 
     def _check(self, plan: CommitPlan) -> None:
-        """The fence rule."""
+        """Check the fence rule."""
         led = {item.shard for item in plan.offsets if item.band == 0}
         touched = {event.partition for event in plan.events}
         touched.update(letter.record.partition for letter in plan.dead)
@@ -244,7 +248,7 @@ class StatusTransaction:
             raise AssertionError(f"fence rule: shards {sorted(touched - led)} have records but no lead offset")
 
     def _worst(self, call: Call) -> Fault:
-        """Of the refused records: one that ends the producer, else one that would fail again, else any."""
+        """The worst of the refused records: one that ends the producer, else one that would fail again, else any."""
         order = (FaultKind.FENCED, FaultKind.RECORD)
         worst = min(
             self._refused,
@@ -252,13 +256,13 @@ class StatusTransaction:
         )[0]
         found = fault(worst, call)
         text = f"{found.text} ({len(self._refused)} records refused)"
-        if worst.code() in NO_ANSWER_CODES:  # not refused: nobody answered, as when a flush is given up
+        if worst.code() in NO_ANSWER_CODES:  # not refused: no broker answered, as when a flush is given up
             return Fault(FaultKind.FENCED, text, frozenset(place for _, place in self._refused))
         places = {place for _, place in self._refused} if found.kind is FaultKind.ABORT else set()
         return Fault(found.kind, text, frozenset(places))
 
     def _letter_places(self, producer: Producer, plan: CommitPlan, deadline: float) -> list[int] | None:
-        """Partitions of tasks.dead that may take letters; None: each by its key. Raises KafkaException."""
+        """Partitions of tasks.dead that may take letters; None: each goes by its key. Raises KafkaException."""
         if not plan.dead or not plan.avoid:
             return None
         found = producer.list_topics(self._names.dead, timeout=max(deadline - time.monotonic(), 0.05))
@@ -266,7 +270,7 @@ class StatusTransaction:
         return sorted(set(topic.partitions) - plan.avoid) if topic is not None else []
 
     def _enqueue(self, producer: Producer, plan: CommitPlan, deadline: float, places: list[int] | None) -> None:
-        """Raises KafkaException, or BufferError when the queue stays full until the deadline."""
+        """Raises KafkaException, or BufferError if the queue stays full until the deadline."""
         encode, topic, dead = self._encode_event, self._names.status, self._names.dead
         produce: Callable[..., None] = producer.produce
         for event in plan.events:
@@ -277,7 +281,7 @@ class StatusTransaction:
                 self._when_room(producer, deadline, topic, value, key, event.partition, headers=headers)
         self._at_letters = True
         for letter in plan.dead:
-            # Placed by key, not by the request's partition: tasks.dead is no part of a shard, and may have fewer
+            # Partitioned by key, not by the request's partition: tasks.dead belongs to no shard, and may have fewer
             # partitions than the bands after these have grown.
             dead_key, dead_value, dead_headers = self._encode_dead(letter)
             at = () if places is None else (places[zlib.crc32(dead_key or b"") % len(places)],)
@@ -299,11 +303,11 @@ class StatusTransaction:
                     raise
 
     def send_offsets(self, plan: CommitPlan, group_metadata: Any | None, timeout_s: float) -> Fault | None:
-        """The plan's offsets, as the last step before the commit.
+        """Send the plan's offsets, as the last step before the commit.
 
-        group_metadata  taken after the last poll; None: no member of the group, and the broker would accept anything
+        group_metadata  taken after the last poll; None: not a member of the group, and the broker would accept any offsets
 
-        Answer: None, Fault(STALE | ABORT | RECORD): abort, or Fault(FENCED).
+        Answer: None; Fault(STALE | ABORT | RECORD): abort; or Fault(FENCED).
         """
         if over := self._ended():
             return over
@@ -317,7 +321,7 @@ class StatusTransaction:
         def send() -> None:
             producer.send_offsets_to_transaction(parts, group_metadata, timeout_s)
 
-        timeout_s += self.throttled_s  # the answer comes on the connection that the broker lets wait
+        timeout_s += self.throttled_s  # the answer comes on the connection that the broker delays
         limit_s = timeout_s + _OFFSETS_SPARE_S
         try:
             failure = self._aside.call(send, limit_s)
@@ -327,7 +331,8 @@ class StatusTransaction:
         if failure is not None:
             found, error = fault(failure, Call.SEND_OFFSETS), error_of(failure)
             if self._letters and error is not None and error.code() in _NO_TOPIC:
-                # tasks.status is not named either, but if it is that one the next batch fails without letters too.
+                # The error does not name tasks.status either, but if that is the reason, the next batch fails without
+                # letters too.
                 found = Fault(found.kind, found.text, frozenset({DEAD}))
             return self._over(found)
         if self._refused:
@@ -336,8 +341,9 @@ class StatusTransaction:
         return None
 
     def commit(self, timeout_s: float) -> Fault | None:
-        """Answer: None; Fault(DOUBT) also when it succeeded but outlasted the socket timeout: a copy of its EndTxn may
-        still be under way, and would end the next transaction early. Else as the other calls."""
+        """Commit. Answer: None; Fault(DOUBT), even if it succeeded but took longer than the socket timeout, because a copy
+        of its EndTxn may still arrive and would end the next transaction early; otherwise as for the other calls.
+        """
         if over := self._ended():
             return over
         producer = self._move("commit", _State.SENT)
@@ -353,7 +359,7 @@ class StatusTransaction:
         return None
 
     def abort(self, timeout_s: float) -> Fault | None:
-        """Answer: None, Fault(RETRY): ask again, or Fault(FENCED)."""
+        """Abort. Answer: None; Fault(RETRY): call again; or Fault(FENCED)."""
         if over := self._ended():
             return over
         producer = self._move("abort", _State.OPEN, _State.FLUSHED, _State.SENT)
@@ -372,8 +378,9 @@ class StatusTransaction:
         return None
 
     def discard(self) -> None:
-        """Throw the producer away without waiting: its end may block as long as brokers are gone. What it left open is
-        fenced by the next claim of its shards, or ends with the transaction timeout."""
+        """Throw the producer away without waiting: closing it may block as long as brokers are gone. What it left open is
+        fenced by the next claim of its shards, or ends with the transaction timeout.
+        """
         producer, self._producer = self._producer, None
         self._state = _State.OVER
         self._aside.end()
@@ -386,7 +393,8 @@ class StatusTransaction:
 
 class _Aside:
     """Runs a call that may ignore its own timeout in a thread that can be left behind: librdkafka #5456, when the group's
-    coordinator dies inside send_offsets_to_transaction. One thread for all calls, started by the first."""
+    coordinator dies inside send_offsets_to_transaction. One thread for all calls, started by the first.
+    """
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # bounded by one call at a time
@@ -394,7 +402,7 @@ class _Aside:
         self._started = False
 
     def call(self, call: Callable[[], None], limit_s: float) -> KafkaException | None:
-        """None: it succeeded. Raises TimeoutError: it may never end, and nothing may be called here again."""
+        """None: it succeeded. Raises TimeoutError if it may never end: then nothing may be called here again."""
         if not self._started:
             self._started = True
             threading.Thread(target=self._run, name="send-offsets", daemon=True).start()
@@ -408,7 +416,7 @@ class _Aside:
         raise error
 
     def end(self) -> None:
-        """The thread ends when its last call has."""
+        """Make the thread end after its last call."""
         self._calls.put(None)
 
     def _run(self) -> None:

@@ -1,7 +1,7 @@
-"""A worker's own small HTTP endpoint: /metrics (Prometheus), /health, /ready. Reads snapshots, never the engine.
+"""A worker's own small HTTP endpoint: /metrics (Prometheus), /health, /ready. It reads snapshots, never the engine.
 
-Bound to loopback unless told otherwise; answers GET alone; at most CONNECTIONS_MAX requests are under way, and a client that
-does not speak is dropped after CLIENT_S. The metrics are tabled below; docs/reference/metrics.md is generated from the table.
+It listens on loopback unless configured otherwise and answers only GET and HEAD. It serves at most CONNECTIONS_MAX requests at
+a time, and drops a client that sends nothing for CLIENT_S. docs/reference/metrics.md is generated from the table below.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONNECTIONS_MAX = 16
 CLIENT_S = 5.0
 STOP_S = 5.0  # how long a second stop waits for the first
 
-#: name → (kind, labels, meaning). Kept apart by Prometheus' own labels `instance` and `job`; none is repeated here.
+#: name → (kind, labels, meaning). Prometheus' own labels `instance` and `job` distinguish workers; neither is repeated.
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     # tasks
     "streamtask_tasks_created_total": (COUNTER, (), "Requests admitted: CREATED was published."),
@@ -115,7 +115,10 @@ def _histogram(name: str, bounds: Sequence[float], samples: Iterable[tuple[Seque
 
 
 class WorkerCollector(Collector):
-    """The table above, of the last snapshot. beat_age_s: since the owner's last sign of life; ends: LogEnds.seen."""
+    """The metrics of the table above, from the last snapshot.
+
+    beat_age_s: time since the owner's last sign of life; ends: LogEnds.seen
+    """
 
     def __init__(
         self,
@@ -197,11 +200,11 @@ class WorkerCollector(Collector):
 
 
 class Endpoint(HasLifecycle):
-    """The HTTP side of one worker, in threads of its own.
+    """The HTTP side of one worker, in its own threads.
 
     host, port  where to listen; port 0: any free one (see `url`)
 
-    Raises ConfigError when it cannot listen there.
+    Raises ConfigError if it cannot listen there.
     """
 
     def __init__(self, collector: WorkerCollector, *, host: str, port: int) -> None:
@@ -225,11 +228,11 @@ class Endpoint(HasLifecycle):
         self._life = Lifecycle("The endpoint for metrics")
 
     def start(self) -> None:
-        """Raises RuntimeError when it was started or stopped before."""
+        """Raises RuntimeError if it was started or stopped before."""
         self._life.start(self._thread.start)
 
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """Take no more requests. Those under way are not waited for."""
+        """Accept no more requests. Requests in progress are not awaited."""
         self._life.stop(self._end, timeout_s)
 
     def _end(self) -> None:
@@ -248,7 +251,7 @@ def open_endpoint(
     host: str,
     port: int,
 ) -> tuple[str, Callable[[], None]]:
-    """A worker's endpoint and the follower of its log ends, running. Returns (url, close). Raises ConfigError."""
+    """Start a worker's endpoint and the follower of its log ends. Returns (url, close). Raises ConfigError."""
     ends = LogEnds(kafka, names, lambda: observer.snapshot.cells)
     endpoint = Endpoint(WorkerCollector(observer, beat_age_s, ends.seen), host=host, port=port)
     ends.start()
@@ -291,12 +294,12 @@ class _Server(ThreadingHTTPServer):
             self._room.release()
 
     def server_bind(self) -> None:
-        """Without the base class's look-up of the host's name: a resolver that is away would hold the start back."""
+        """Skip the host name look-up of the base class: an unreachable resolver would delay the start."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away or said nothing is its own affair; the rest is ours."""
+        """A client that disconnects or stays silent is not our error; report everything else."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -326,7 +329,7 @@ def _handler(routes: Mapping[str, Callable[[str], _Answer]]) -> type[BaseHTTPReq
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A probe every few seconds is no event."""
+            """Do not log: probes come every few seconds."""
 
     return Handler
 

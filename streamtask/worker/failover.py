@@ -1,11 +1,11 @@
-"""Fast failover: the member of a dead worker process is removed from the group, so that its shards move now.
+"""Fast failover: removes the member of a dead worker process from the group, so that its shards move now.
 
-Without it they move when the session timeout is over; that stays the guarantee, this is best effort. confluent-kafka has
-no such call, so a second client makes it: kafka-python, extra `[failover]`. What stays true: only ids that a dead process
-(or an operator) named are removed; nobody waits for it; what cannot work is said once, at the start, with its reason.
+Without it they move when the session timeout expires. That stays the guarantee; this is best effort. confluent-kafka has no
+such call, so a second client makes it: kafka-python, extra `[failover]`. Always true: only members that a dead process left
+(or an operator named) are removed; nothing waits for it; if it cannot work, it says so once, at the start, with the reason.
 
-A security setting is either mapped onto kafka-python's own or named as unmapped, and then this is off: a client that
-connects with less than it was told would be worse than a wait.
+Each security setting is either mapped to kafka-python's own or reported as unmapped, and then failover is off: to connect with
+less security than configured would be worse than a wait.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from streamtask.errors import ClusterError, ConfigError, StreamtaskError, Unreac
 from streamtask.observability import event_log
 
 INSTALL = "pip install 'streamtask[failover]'"
-CALL_S = 3.0  # one connect, and one request
+CALL_S = 3.0  # limit of one connect, and of one request
 RETRY_S, RETRY_MAX_S = 0.2, 2.0
-KEEP_S = 45.0  # between two looks at the connection: brokers and NATs drop what is idle for minutes
-DEATHS_MAX = 1_000  # waiting to be removed; far above any number of processes
+KEEP_S = 45.0  # between two checks of the connection: brokers and NATs drop one that is idle for minutes
+DEATHS_MAX = 1_000  # deaths in the queue; far above any number of processes
 
-# librdkafka's name → kafka-python's, where the value means the same.
+# librdkafka's name → kafka-python's, for settings with the same meaning.
 SAME: Mapping[str, str] = {
     "sasl.username": "sasl_plain_username",
     "sasl.password": "sasl_plain_password",
@@ -38,17 +38,17 @@ SAME: Mapping[str, str] = {
     "ssl.key.password": "ssl_password",
 }
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-# GSSAPI is not: tickets are kinit's, inside the other client.
+# Not GSSAPI: kinit gets its tickets inside the other client.
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
-# Belong to Kerberos and OAuth alone, which are refused as mechanisms; set beside another one they mean nothing.
+# These belong to Kerberos and OAuth, which are refused as mechanisms; with any other mechanism they mean nothing.
 IDLE_PARTS = ("sasl.kerberos.", "sasl.oauthbearer.", "enable.sasl.oauthbearer.")
 
 
 def mapped(properties: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """librdkafka's properties as kafka-python's configuration.
+    """Translate librdkafka's properties to kafka-python's configuration.
 
-    Returns (configuration, what cannot be mapped: each a name, with its value where that is no secret). Only what decides
-    about reaching the brokers is looked at, and of that only what the security protocol uses.
+    Returns (configuration, what cannot be mapped: names, with the value unless it is secret). It looks only at properties
+    that decide how to reach the brokers, and only at those that the security protocol uses.
     """
     servers = str(properties.get("bootstrap.servers") or properties.get("metadata.broker.list") or "")
     protocol = str(properties.get("security.protocol") or "PLAINTEXT").upper()
@@ -75,7 +75,7 @@ def _sasl(properties: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
     config["sasl_mechanism"] = mechanism
     unmapped = []
     if mechanism == "OAUTHBEARER":
-        # Tokens that librdkafka fetches by itself are inside it; those of the user's own function are for both.
+        # Tokens that librdkafka fetches itself stay inside it; the user's own function serves both clients.
         callback = properties.get("oauth_cb")
         if not callable(callback) or str(properties.get("sasl.oauthbearer.method") or "default").lower() != "default":
             return ["sasl.mechanism=OAUTHBEARER"]
@@ -89,7 +89,7 @@ def _sasl(properties: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
 
 
 def _tokens(callback: Callable[[str], tuple[Any, ...]], given: str) -> Any:
-    """kafka-python's way to ask for a token: it connects rarely, so a fresh one each time."""
+    """A token provider for kafka-python, which connects rarely, so it gets a fresh token each time."""
     from kafka.net.sasl.oauth import AbstractTokenProvider
 
     class Tokens(AbstractTokenProvider):  # type: ignore[misc]
@@ -97,8 +97,8 @@ def _tokens(callback: Callable[[str], tuple[Any, ...]], given: str) -> Any:
             return str(callback(given)[0])
 
         def extensions(self) -> dict[str, str]:
-            told = callback(given)
-            return dict(told[3]) if len(told) > 3 and told[3] else {}
+            reported = callback(given)
+            return dict(reported[3]) if len(reported) > 3 and reported[3] else {}
 
     return Tokens()
 
@@ -124,8 +124,9 @@ def _tls(properties: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
 
 
 def configuration(settings: KafkaSettings) -> dict[str, Any]:
-    """kafka-python's configuration for these brokers. Raises ConfigError when a setting cannot be mapped, or the extra
-    is not installed."""
+    """kafka-python's configuration for these brokers. Raises ConfigError if a setting cannot be mapped, or the extra is not
+    installed.
+    """
     _client_class()
     config, unmapped = mapped(settings.admin())
     if unmapped:
@@ -144,7 +145,7 @@ def _client_class() -> Any:
 
 
 def _connected(config: Mapping[str, Any]) -> tuple[Any, Callable[[], None]]:
-    """(admin client, what lets it go). Raises kafka-python's errors within CALL_S or so."""
+    """Returns (admin client, function that closes it). Raises kafka-python's errors within about CALL_S."""
     admin_class = _client_class()
     network = admin_class.DEFAULT_CONFIG["kafka_client"]
     made: list[Any] = []
@@ -157,16 +158,16 @@ def _connected(config: Mapping[str, Any]) -> tuple[Any, Callable[[], None]]:
     try:
         client = admin_class(**config, **limits, reconnect_backoff_max_ms=1_000, kafka_client=make)
     except BaseException:
-        for one in made:  # its I/O thread runs already, and nobody else can reach it
+        for one in made:  # its I/O thread is already running, and nothing else can reach it
             one.close()
         raise
     return client, client.close
 
 
 def remove_members(settings: KafkaSettings, group: str, members: Sequence[str], *, reason: str) -> dict[str, bool]:
-    """Remove members from the group, in one request. {member id: True, or False when the group did not know it}.
+    """Remove members from the group in one request. Returns {member id: True, or False if the group did not know it}.
 
-    Raises ConfigError (not installed, a setting without a counterpart), Unreachable, or ClusterError.
+    Raises ConfigError (not installed, or a setting without a counterpart), Unreachable, or ClusterError.
     """
     remover = _Remover(configuration(settings), group)
     try:
@@ -176,8 +177,9 @@ def remove_members(settings: KafkaSettings, group: str, members: Sequence[str], 
 
 
 class _Remover:
-    """Removes members of one group through a client that stays connected: to connect takes longer than to remove. Used by
-    one thread."""
+    """Removes members of one group through a client that stays connected, because connecting takes longer than removing.
+    Used by one thread.
+    """
 
     def __init__(self, config: Mapping[str, Any], group: str) -> None:
         self._config, self._group = config, group
@@ -185,7 +187,7 @@ class _Remover:
         self._close: Callable[[], None] = lambda: None
 
     def connect(self) -> None:
-        """Connect, and to the group's coordinator, or see that it still is. Raises kafka-python's errors."""
+        """Connect to the group's coordinator, or check that the connection works. Raises kafka-python's errors."""
         if self._client is None:
             self._client, self._close = _connected(self._config)
         try:
@@ -195,7 +197,7 @@ class _Remover:
             raise
 
     def remove(self, members: Collection[str], reason: str) -> dict[str, bool]:
-        """As remove_members."""
+        """The same as remove_members."""
         from kafka.admin import MemberToRemove
         from kafka.errors import KafkaError
 
@@ -205,7 +207,7 @@ class _Remover:
             if self._client is None:
                 self._client, self._close = _connected(self._config)
             answers = self._client.remove_group_members(self._group, wanted)
-        except (KafkaError, OSError) as error:  # a connect or a TLS file that cannot be read is an OSError
+        except (KafkaError, OSError) as error:  # a failed connect or an unreadable TLS file is an OSError
             self.close()
             if kept:  # its connection may have died unnoticed
                 return self.remove(members, reason)
@@ -214,8 +216,8 @@ class _Remover:
         names = {member: getattr(answer, "__name__", str(answer)) for member, answer in answers.items()}
         refused = {member: name for member, name in names.items() if name not in ("NoError", "UnknownMemberIdError")}
         if refused:
-            told = ", ".join(f"{m}: {name}" for m, name in refused.items())
-            raise ClusterError(f"group {self._group} did not remove {told}")
+            reported = ", ".join(f"{m}: {name}" for m, name in refused.items())
+            raise ClusterError(f"group {self._group} did not remove {reported}")
         return {member: name == "NoError" for member, name in names.items()}
 
     def close(self) -> None:
@@ -224,11 +226,11 @@ class _Remover:
 
 
 class Failover:
-    """Removes the members of dead processes, in a thread of its own.
+    """Removes the members of dead processes, in its own thread.
 
-    window_s  how long after a death it is worth trying: the session timeout, after which the broker does it itself
+    window_s  how long after a death a removal is useful: the session timeout, after which the broker does it itself
 
-    Off, with one log line that says why, when the extra is missing or a setting has no counterpart.
+    It is off, with one log line that says why, if the extra is missing or a setting has no counterpart.
     """
 
     def __init__(self, settings: KafkaSettings, group: str, *, window_s: float) -> None:
@@ -239,7 +241,7 @@ class Failover:
         try:
             self._remover = _Remover(configuration(settings), group)
         except ConfigError as error:
-            # Not to have asked for it is normal; settings that rule it out are worth a look.
+            # Not having asked for it is normal; settings that rule it out deserve attention.
             name = "failover_off" if INSTALL in str(error) else "failover_unmapped"
             event_log.emit(name, {"why": str(error), "session_timeout_s": window_s})
             return
@@ -251,7 +253,7 @@ class Failover:
         return self._thread is not None
 
     def died(self, member: str) -> None:
-        """A process that was this member is dead. Returns at once."""
+        """Report that the process with this member id is dead. Returns at once."""
         if self._thread is None:
             return
         try:
@@ -260,7 +262,7 @@ class Failover:
             event_log.emit("member_not_removed", {"members": [member], "why": f"{DEATHS_MAX} others wait"})
 
     def close(self, timeout_s: float) -> None:
-        """What waits gets one try and this time."""
+        """Give the waiting removals one try within this time."""
         if self._thread is None:
             return
         self._closing.set()
@@ -275,7 +277,7 @@ class Failover:
         try:
             while (death := self._next()) is not None:
                 deaths = dict([death])
-                while not self._deaths.empty():  # the only reader: a fall of many is one request
+                while not self._deaths.empty():  # the only reader: many deaths make one request
                     more = self._deaths.get()
                     if more is None:
                         self._clear(deaths)
@@ -287,16 +289,16 @@ class Failover:
                 self._remover.close()
 
     def _next(self) -> tuple[str, float] | None:
-        """The next death, with the connection kept alive until it comes; None: no more."""
+        """The next death; keeps the connection alive until it comes. None: there are no more."""
         while True:
             try:
                 return self._deaths.get(timeout=KEEP_S)
             except queue.Empty:
-                with contextlib.suppress(Exception):  # tried again, and at a death
+                with contextlib.suppress(Exception):  # tried again later, and at a death
                     self._remover.connect()
 
     def _prove(self) -> None:
-        """Connect, so that wrong settings are seen before somebody has died."""
+        """Connect, so that wrong settings show before a process dies."""
         try:
             self._remover.connect()
         except Exception as error:  # noqa: BLE001 whatever the second client raises must not end this thread

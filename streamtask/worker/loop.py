@@ -1,9 +1,9 @@
 """The owner loop of a worker process, which performs what the core asks for and decides nothing.
 
-Owner thread (the process's main thread): consumer, transactional producer, engine. Handlers live on the executor's event
-loop; two bounded hand-overs join them, in batches. What happens in a turn, and in which order, is core/turn.py's. The loop
-never waits with a transaction open, and waits at most a few milliseconds at all: where a Kafka record and an ended handler
-may both come, it polls briefly and sleeps on the handlers.
+The owner thread (the main thread of the process) holds consumer, transactional producer and engine. Handlers run on the event
+loop of the executor; two bounded hand-overs, in batches, connect the threads. core/turn.py decides what happens in a turn, and
+in which order. The loop never waits with a transaction open, and otherwise only a few milliseconds: when both a Kafka record
+and the end of a handler may come, it polls briefly and sleeps until a handler ends.
 """
 
 from __future__ import annotations
@@ -57,27 +57,27 @@ from streamtask.worker.recovery import ControlReader, StatusRecall
 from streamtask.worker.result_size import EventSize
 from streamtask.worker.watchdog import Watchdog
 
-RECORDS_MAX = 2_000  # of one poll
+RECORDS_MAX = 2_000  # per poll
 IDLE_POLL_S = 0.05  # nothing runs: a record ends the wait at once; cancels of waiting tasks are seen this often
-BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # something runs: an end wakes at once, a record waits this long
-# The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to wait, and librdkafka
-# waits 20 ms whatever retry.backoff.ms says: one in eight of those that follow at once, after 2 ms none (measured). A busy
-# broker takes longer for both: as long as its answer took.
+BUSY_WAIT_S, BUSY_WAIT_LONG_S = 0.002, 0.01  # tasks run: an end wakes the loop at once, a record waits this long
+# The broker answers EndTxn before its markers are written. A transaction that begins earlier is told to retry, and librdkafka
+# waits 20 ms whatever retry.backoff.ms says: this hits one in eight of those that follow at once, none after 2 ms (measured).
+# A busy broker takes longer for both, so wait as long as its answer took.
 SETTLE_S, SETTLE_MAX_S = 0.0015, 0.008
-LONG_AFTER_S = 0.25  # without anything to do
-LOOK_S = 10.0  # how often a shard that misses partitions is looked at again
+LONG_AFTER_S = 0.25  # idle time after which waits become longer
+LOOK_S = 10.0  # how often a shard with missing partitions is checked again
 PARTIAL = "its partition does not exist in every topic"
-RECOMMIT_S = 24 * 3600.0  # offsets of topics the group is not subscribed to expire (KIP-211)
-REFERENCE_BYTES_MAX = 8_192  # of a dead letter whose bytes the broker refused
+RECOMMIT_S = 24 * 3600.0  # offsets of topics that the group is not subscribed to expire (KIP-211)
+REFERENCE_BYTES_MAX = 8_192  # for a dead letter whose bytes the broker refused
 
 
 def clock() -> Now:
-    """Both clocks, now."""
+    """The present time of both clocks."""
     return Now(now_ms(), time.monotonic_ns() // 1_000_000)
 
 
 class StopRequests:
-    """How often the worker was asked to stop: once, and it drains; twice, and it aborts."""
+    """How often the worker was asked to stop. It drains after the first time, and aborts after the second."""
 
     def __init__(self) -> None:
         # A list, since append is atomic: a signal handler and another thread may ask at the same moment.
@@ -95,9 +95,9 @@ class StopRequests:
 class Owner:
     """The loop of one worker process, with its consumer, its producer and its engine.
 
-    partitions  of each topic, as found by whoever looked before
-    stops       when to drain, and when to abort
-    on_member   told the group's id of this worker whenever it changes; "" while it is not a member
+    partitions  number of partitions that every topic has
+    stops       says when to drain, and when to abort
+    on_member   called with the group's id of this worker whenever it changes; "" while it is not a member
 
     Raises Unreachable, TopicsMissing, ConfigError.
     """
@@ -128,7 +128,7 @@ class Owner:
         self._joined = False
         self._drained_at: float | None = None
         self._settled_s = 0.0  # see SETTLE_S
-        self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and what the last one brought
+        self._poll_s, self._fetched = 0.0, 0  # how long the next fetch may wait, and how much the last one returned
         write_status = formats.encoder().status_writer(
             self.names.status,
             locale=settings.locale,
@@ -150,7 +150,7 @@ class Owner:
         self.recall = StatusRecall(self.side, self.names, formats.reader)
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Join the group, work until told to stop, hand over, leave. ready: called once it has joined."""
+        """Join the group, work until stopped, hand over, leave. ready: called once it has joined."""
         self.adapter.join()
         if ready is not None:
             ready()
@@ -205,7 +205,7 @@ class Owner:
         )
 
     def _rest(self, idle_s: float) -> float:
-        """Sleep on the handlers if any run; returns how long the next poll may wait."""
+        """Sleep until a handler ends, if any runs; returns how long the next poll may wait."""
         if len(self.executor):
             self.executor.wait(BUSY_WAIT_S if idle_s < LONG_AFTER_S else BUSY_WAIT_LONG_S)
             return 0.0
@@ -259,7 +259,7 @@ class Owner:
 
     def _facts(self) -> Facts:
         if self._fetched or self.executor.ended:  # a batch will follow
-            time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load the time is over already
+            time.sleep(max(0.0, self._settled_s - time.monotonic()))  # under load this time has already passed
         cancelled, controlled = self.control.poll()
         return Facts(
             cancelled,
@@ -284,7 +284,7 @@ class Owner:
         return self._size.fitting(outcome, labels)
 
     def _hand_over(self, effects: list[Effect]) -> None:
-        """In batches."""
+        """Perform effects, starts and stops in batches."""
         starts: list[Start] = []
         stops: list[Stop] = []
         for effect in effects:
@@ -311,7 +311,7 @@ class Owner:
         if stops:
             self.executor.stop_executions(stops)
 
-    # -- GroupListener: see there --------------------------------------------------------------------------------------
+    # -- GroupListener: see its docstrings -----------------------------------------------------------------------------
 
     def shards_assigned(self, shards: Sequence[int]) -> None:
         self._joined = True
@@ -325,14 +325,14 @@ class Owner:
             self._drive(turn.assigned(self.engine, whole, clock))
 
     def _count_partitions(self) -> None:
-        """Shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
+        """Count the shards whose partitions all exist. Partitions are added topic by topic, the lead topic last."""
         counts = self.adapter.partition_counts()
         if not isinstance(counts, Fault):
             needed = (*self.names.requests, self.names.status, self.names.schedule)
             self._partitions = min(counts.get(topic, 0) for topic in needed)
 
     def _refuse_partial(self) -> None:
-        """A shard whose partitions do not all exist is not claimed; it is looked at again from time to time."""
+        """A shard with missing partitions is not claimed; it is checked again from time to time."""
         for number, shard in self.engine.shards.items():
             if number >= self._partitions:
                 ownership.refuse(self.engine, number, PARTIAL)
@@ -348,7 +348,7 @@ class Owner:
         event_log.emit("shards_lost", {"shards": list(shards)})
 
     def position_lost(self, band: int, shard: int, offset: int) -> None:
-        """Retention (or a truncation) took the next record away: reading goes on at `offset`."""
+        """Retention (or a truncation) removed the next record: reading continues at `offset`."""
         self.engine.position_lost((band, shard), offset)
 
     def kafka_error(self, text: str) -> None:
@@ -359,7 +359,7 @@ class Owner:
     # -- drain ---------------------------------------------------------------------------------------------------------
 
     def _draining(self, now_s: float) -> bool:
-        """True while the worker stays to let something end."""
+        """True while the worker waits for tasks to end."""
         if self._drained_at is None:
             self._drained_at = now_s
             self.engine.drain()

@@ -1,14 +1,13 @@
-"""How much memory a worker process may hold, and who in it gets which part.
+"""How much memory a worker process may hold, and how it is divided.
 
-The budget is `memory_mb`, or where that is not set a part of the container's limit, or 256 MiB. It covers what grows with
-the work, not the process itself (60 to 80 MB of code, libraries and threads) and not the objects that handlers make. Parts,
-in sixteenths:
+The budget is `memory_mb`; without it, a part of the container's limit, or 256 MiB. It covers what grows with the work, not the
+process itself (60 to 80 MB of code, libraries and threads) and not the objects that handlers create. Its parts, in sixteenths:
 
     6  waiting  requests from their fetch until their end is committed (core/memory.py)
-    5  active   decoded parameters of what runs, results that are not committed
+    5  active   decoded parameters of running tasks, results that are not committed
     2  batch    the events of one transaction, once here and once encoded in librdkafka's queue
-    1  fetch    what librdkafka has fetched ahead, and what was taken from it and not looked at yet
-    1  readers  of tasks.control and of tasks.status while a shard recovers
+    1  fetch    what librdkafka has fetched ahead, and what was taken from it and not examined yet
+    1  readers  of tasks.control, and of tasks.status while a shard recovers
     1  spare    values that exist twice while they are decoded, and what the allocator cannot give back
 """
 
@@ -22,24 +21,24 @@ MIB = 1 << 20
 DEFAULT_MB = 256
 DERIVED_MB_MIN, DERIVED_MB_MAX = 32, 1_024
 LIMIT_SHARE = (
-    2  # of a container's limit a worker's budget takes half: the rest is the process, its supervisor, handlers
+    2  # a worker's budget is half of a container's limit: the rest is for the process, its supervisor, handlers
 )
-BATCH_BYTES_MAX = 16 * MIB  # more does not make a transaction cheaper
+BATCH_BYTES_MAX = 16 * MIB  # a larger one makes no transaction cheaper
 FETCH_KBYTES_MIN, FETCH_KBYTES_MAX = 512, 16_384
-UNLIMITED = 1 << 60  # cgroup v1 spells «no limit» as a number of about 2**63
+UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number of about 2**63
 
 CGROUPS_FILE, CGROUPS_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The parts of one worker process. source: `memory_mb`, `cgroup` or `default`, where the number comes from."""
+    """The parts of one worker process. source: `memory_mb`, `cgroup` or `default`, the origin of the number."""
 
     memory_mb: int
     source: str = "memory_mb"
 
     def limits(self) -> dict[str, int]:
-        """The fields of EngineConfig. The batch's part is for two copies."""
+        """The fields of EngineConfig. The batch's part holds two copies."""
         return {
             "waiting_bytes_max": self._sixteenths(6),
             "active_bytes_max": self._sixteenths(5),
@@ -48,17 +47,18 @@ class Budget:
 
     @property
     def fetch_kbytes(self) -> int:
-        """For librdkafka's queue of the requests: it counts before a fetch, and no more what was taken from it, so that four
-        times as much may be there."""
+        """For librdkafka's queue of requests. librdkafka checks this limit before a fetch and no longer counts what was
+        taken, so up to four times as much may be held.
+        """
         return self._kbytes(64)
 
     @property
     def tail_kbytes(self) -> int:
-        """For the reader of both."""
+        """For the reader of both topics."""
         return self._kbytes(32)
 
     def told(self) -> dict[str, object]:
-        """For the operator."""
+        """The fields for the operator."""
         return {"memory_mb": self.memory_mb, "memory_by": self.source}
 
     def _kbytes(self, part: int) -> int:
@@ -71,10 +71,10 @@ class Budget:
 def budget_of(
     memory_mb: int | None, processes: int = 1, *, limit: int | Path | None = CGROUPS_FILE, root: Path = CGROUPS_ROOT
 ) -> Budget:
-    """The budget of each of so many worker processes that share a container.
+    """The budget of each of `processes` workers that share a container.
 
     memory_mb  the setting; None: not set
-    limit      the container's limit in bytes, None: there is none; a path: where to read which one it is
+    limit      the container's limit in bytes; None: there is none; a path: the file that names the control groups
     """
     if memory_mb is not None:
         return Budget(memory_mb)
@@ -86,7 +86,7 @@ def budget_of(
 
 
 def cgroup_limit(groups: Path = CGROUPS_FILE, root: Path = CGROUPS_ROOT) -> int | None:
-    """The smallest memory limit of this process's control groups and their parents, v1 or v2; None: there is none."""
+    """The smallest memory limit of this process's control groups and their parents, v1 or v2; None if there is none."""
     try:
         lines = groups.read_text().splitlines()
     except OSError:  # not Linux
@@ -98,7 +98,7 @@ def cgroup_limit(groups: Path = CGROUPS_FILE, root: Path = CGROUPS_ROOT) -> int 
 def _limits(line: str, root: Path) -> Iterator[int]:
     _, controllers, path = [*line.split(":", 2), "", ""][:3]
     if not controllers:
-        # Where v1 is mounted beside it, v2 has its place in `unified`.
+        # On hosts with both versions, v2 is mounted as `unified`.
         base, name = (root / "unified" if (root / "unified").is_dir() else root), "memory.max"
     elif "memory" in controllers.split(","):
         base, name = root / "memory", "memory.limit_in_bytes"

@@ -1,13 +1,13 @@
-"""What a worker knows of itself: counters of what was committed, a snapshot once a second, and two verdicts upon it.
+"""What a worker knows about itself: counters of what was committed, a snapshot once a second, and two verdicts on it.
 
-The owner thread feeds it (`performed`, `look`); every other thread reads the last `Snapshot` alone, which never changes, and
-never the engine. What is counted is what the broker has said yes to: an aborted transaction counts nothing, so the numbers
-of a worker agree with its status events. One pass over the events of a transaction: 0.15 us an event.
+The owner thread feeds it (`performed`, `look`). All other threads read only the last `Snapshot`, which never changes, and
+never the engine. Only what the broker has committed counts: an aborted transaction counts nothing, so the numbers of a worker
+agree with its status events. This takes one pass over the events of a transaction: 0.15 us per event.
 
 Health is a statement about progress: a worker is unhealthy when work waits and nothing starts, ends or reports for
-`stalled_s`, when one of its shards does not come to be claimed, or when its owner thread gives no sign of life. What a restart
-would not help is told and is no reason for one: no broker answers, a shard is refused, or a partition takes no records.
-Ready is a statement about membership: in the group, every owned shard open, not draining.
+`stalled_s`, when one of its shards stays unclaimed, or when its owner thread gives no sign of life. Conditions that a restart
+would not improve are reported but do not make it unhealthy: no broker answers, a shard is refused, or a partition accepts no
+records. Ready is a statement about membership: in the group, every owned shard open, not draining.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from streamtask.observability import event_log
 
 MIB = 1 << 20
 EVERY_S = 1.0  # between two snapshots
-CUT_OFF = "cut_off"  # no broker answers: what runs goes on, and its ends are told when one does
-DEGRADED = "degraded"  # a partition takes no records: what needs it waits, the rest goes on
-REFUSING = "refusing"  # this release cannot read a shard's ledger, or partitions are missing: the other shards go on
-BEAT_MAX_S = 15.0  # without a sign of life of the owner: a broker call takes 10 at most; the watchdog ends it after 20
-CLAIM_MAX_S = 30.0  # a shard that was assigned this long ago and is not claimed yet: something is in the way
+CUT_OFF = "cut_off"  # no broker answers: tasks run on, and their ends are reported when one does
+DEGRADED = "degraded"  # a partition accepts no records: what needs it waits, everything else continues
+REFUSING = "refusing"  # this release cannot read a shard's ledger, or partitions are missing: other shards continue
+BEAT_MAX_S = 15.0  # without a sign of life of the owner: a broker call takes 10 at most; the watchdog acts after 20
+CLAIM_MAX_S = 30.0  # a shard assigned this long ago and still unclaimed: something is blocking it
 DURATIONS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0)
 COMMITS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-OTHER = (
-    "(other)"  # types that no handler knows, codes that are none of ours: names come from outside and are not bounded
-)
+OTHER = "(other)"  # unknown task types and foreign error codes: names from outside are not bounded
 REBALANCES = {"assigned": "shards_assigned", "revoked": "shards_revoked", "lost": "shards_lost"}
 CREATED, COMPLETED, FAILED = TaskStatus.CREATED, TaskStatus.COMPLETED, TaskStatus.FAILED
 NONE = Stragglers()
@@ -47,7 +45,7 @@ _CODES = frozenset(str(code) for code in ErrorCode)
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """A histogram: counts[i] is how many lay in (bounds[i-1], bounds[i]]; the last count is of those above all bounds."""
+    """A histogram: counts[i] is the number of values in (bounds[i-1], bounds[i]]; the last count is above all bounds."""
 
     counts: tuple[int, ...]
     seconds: float
@@ -65,7 +63,7 @@ class TypeTally:
 
 @dataclass(frozen=True, slots=True)
 class BandState:
-    """What of one band waits here: `tasks` read and not started, `oldest_s` the age of the one that waits longest."""
+    """What waits here of one band: `tasks` read and not started, `oldest_s` the age of the longest waiting one."""
 
     tasks: int
     oldest_s: float
@@ -73,8 +71,9 @@ class BandState:
 
 @dataclass(frozen=True, slots=True)
 class SetAsideState:
-    """A partition that takes no records (topic: `status` or `dead`; number -1: all of tasks.dead), or has no leader (topic:
-    `requests.BAND`)."""
+    """A partition that accepts no records (topic: `status` or `dead`; number -1: all of tasks.dead), or has no leader (topic:
+    `requests.BAND`).
+    """
 
     topic: str
     number: int
@@ -101,8 +100,9 @@ class CellState:
 
 @dataclass(frozen=True, slots=True)
 class MemoryState:
-    """Bytes (core/memory.py): held by requests until their end, and by parameters and results of what runs; what both may be
-    together; cells that are paused for it, and how often one was."""
+    """Bytes (core/memory.py): `waiting` by requests until their end, `active` by parameters and results of running tasks,
+    `budget` for both; `paused` cells for lack of memory, and how often one was.
+    """
 
     waiting: int = 0
     active: int = 0
@@ -113,18 +113,18 @@ class MemoryState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A worker as it was at one moment. at_s: time.monotonic(); stalled_s: for how long work has waited without a step."""
+    """A worker at one moment. at_s: time.monotonic(); stalled_s: how long work has waited without any progress."""
 
     at_s: float
     member: bool = False
     draining: bool = False
     running: int = 0
     stalled_s: float = 0.0
-    shards: Mapping[str, int] = field(default_factory=dict)  # by standing; refused ones apart
+    shards: Mapping[str, int] = field(default_factory=dict)  # by standing; without refused ones
     refused: Mapping[int, str] = field(default_factory=dict)
     aside: tuple[SetAsideState, ...] = ()
     batch_bytes: int = 0  # what the next transaction may carry
-    unclaimed_s: float = 0.0  # the shard that has been unclaimed for longest
+    unclaimed_s: float = 0.0  # of the shard that has been unclaimed longest
     bands: tuple[BandState, ...] = ()
     cells: Mapping[Cell, CellState] = field(default_factory=dict)
     slots: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by kind: used, total
@@ -142,7 +142,7 @@ class Snapshot:
 
     @property
     def waiting(self) -> int:
-        """Tasks read and not started, over all bands."""
+        """Tasks read and not started, in all bands."""
         return sum(band.tasks for band in self.bands)
 
 
@@ -160,7 +160,7 @@ class _Type:
 
 
 class Tally:
-    """Counts what was committed. One thread; plain integers."""
+    """Counts what was committed. Used by one thread; plain integers."""
 
     def __init__(self, task_types: Iterable[str]) -> None:
         self.types = {name: _Type() for name in task_types}
@@ -171,7 +171,7 @@ class Tally:
         self.commit_times = [0] * (len(COMMITS_S) + 1)
 
     def committed(self, plan: CommitPlan, seconds: float) -> None:
-        """The transaction of this plan has ended well, `seconds` after its first record was produced."""
+        """The transaction of this plan has committed, `seconds` after its first record was produced."""
         self.commits += 1
         self.events += len(plan.events)
         self.commit_s += seconds
@@ -196,7 +196,7 @@ class Tally:
                     of.durations[bisect_left(_DURATIONS_MS, ms)] += 1
                     of.duration_ms += ms
             elif started_ms == event.updated_ms and event.progress is None and event.message is None:
-                of.attempts += 1  # the rest is progress, a wait for a retry, or the RUNNING of what never ran
+                of.attempts += 1  # the rest is progress, a wait for a retry, or the RUNNING of a task that never ran
                 if event.attempt != 1:
                     of.retries += 1
         self.created += created
@@ -207,28 +207,28 @@ class Tally:
 
 
 class Observer:
-    """See the module. `performed` and `look` belong to the owner thread, everything else to anybody.
+    """See the module docstring. `performed` and `look` belong to the owner thread; any thread may call the rest.
 
     task_types  the names that counters may have
-    stalled_s   work waits and nothing moves for so long: unhealthy
+    stalled_s   work that waits this long without any progress makes the worker unhealthy
     """
 
     def __init__(self, task_types: Iterable[str], bands: Iterable[str], *, stalled_s: float) -> None:
         self.tally = Tally(task_types)
         self.bands = tuple(bands)
         self.stalled_s = stalled_s
-        self.due_s = 0.0  # when to look again
+        self.due_s = 0.0  # when the next look is due
         self.snapshot = Snapshot(at_s=time.monotonic())
         self._plan: CommitPlan | None = None
         self._began_s = 0.0
-        self._moved_s: float | None = None  # the last step, or the last moment without waiting work
+        self._moved_s: float | None = None  # the last progress, or the last moment without waiting work
         self._moves = 0
         self._unclaimed: dict[int, tuple[int, float]] = {}  # shard: (epoch, seen unclaimed at)
 
     # --- The owner's side ---------------------------------------------------------------------------------------------
 
     def performed(self, ask: Ask, answer: Answer) -> None:
-        """An ask and its answer: transactions are counted when their end was answered well."""
+        """Record an ask and its answer: a transaction counts when its end was answered without a fault."""
         if isinstance(ask, Produce):
             self._plan, self._began_s = ask.plan, time.monotonic()
         elif isinstance(ask, EndTransaction):
@@ -246,7 +246,7 @@ class Observer:
         member: bool,
         stragglers: Stragglers = NONE,
     ) -> None:
-        """Publish a new snapshot. Walks shards and types, never claims."""
+        """Publish a new snapshot. It walks over shards and types, never over claims."""
         self.due_s = now_s + EVERY_S
         bands = tuple(self._band(engine, band, now_s, wall_ms) for band in range(len(self.bands)))
         standings = Counter(s.standing.name.lower() for s in engine.shards.values() if s.refused is None)
@@ -295,7 +295,7 @@ class Observer:
         if first is not None:
             oldest_ms = int(now_s * 1_000) - first.queued_ms
             if not first.attempt and first.record.not_before_ms is None:
-                # From when it was written: what a worker takes over has waited elsewhere.
+                # Count from when it was written: a task that is taken over has already waited elsewhere.
                 oldest_ms = max(oldest_ms, wall_ms - first.record.timestamp_ms)
         for records in held:
             if records:
@@ -317,12 +317,12 @@ class Observer:
         }
         return max((now_s - since for _, since in now.values()), default=0.0)
 
-    # --- Anybody's side -----------------------------------------------------------------------------------------------
+    # --- The side of any thread ---------------------------------------------------------------------------------------
 
     def health(self, beat_age_s: float, silent_s: float = 0.0) -> tuple[bool, dict[str, Any]]:
-        """(healthy, facts); `problems` says what is wrong, in whole sentences.
+        """(healthy, facts); `problems` describes what is wrong, in whole sentences.
 
-        silent_s  since when no broker has answered: told, and no reason for a restart, which would not help
+        silent_s  how long no broker has answered: reported, but not unhealthy, because a restart would not help
         """
         seen = self.snapshot
         refused = [f"shard {number} is refused: {why}" for number, why in seen.refused.items()]
@@ -362,7 +362,7 @@ class Observer:
         return not problems, facts
 
     def ready(self, silent_s: float = 0.0) -> tuple[bool, dict[str, Any]]:
-        """(ready, facts). A member without a shard is ready: it stands by. silent_s: as for health()."""
+        """(ready, facts). A member without a shard is ready: it is on standby. silent_s: as for health()."""
         seen = self.snapshot
         opening = sum(count for name, count in seen.shards.items() if name != "open") + len(seen.refused)
         why = ""
@@ -379,7 +379,7 @@ class Observer:
 
 
 def _waits(engine: Engine, bands: Iterable[BandState]) -> bool:
-    """Whether something is owed or waits that no partition holds up which takes nothing or has no leader."""
+    """Whether work waits or is owed that is not blocked by a partition without a leader or one that accepts no records."""
     aside = engine.aside
     leaderless = {number for number, shard in engine.shards.items() if shard.leaderless}
     if not aside and not leaderless:
@@ -393,8 +393,9 @@ def _waits(engine: Engine, bands: Iterable[BandState]) -> bool:
 
 
 def log_backlog(seen: Snapshot, ends: Mapping[Cell, int], band: int) -> int:
-    """Requests of the owned cells of a band that have not ended: what Kafka's lag should be. An offset that an unread
-    transaction marker takes counts as one."""
+    """Requests of a band's owned cells that have not ended: what Kafka's lag should be. An offset taken by an unread
+    transaction marker counts as one.
+    """
     cells = ((cell, state) for cell, state in seen.cells.items() if cell[0] == band)
     return sum(state.open + max(0, ends.get(cell, 0) - state.received) for cell, state in cells)
 

@@ -1,9 +1,9 @@
 """The process of one worker, and the parent of several: what `streamtask worker APP` starts.
 
-    supervise(app, overrides, processes)       the parent: N children of this module
-    python -m streamtask.worker.process APP SLOT      one child; what the command line said comes as JSON in the environment
+    supervise(app, overrides, processes)       the parent: N children that run this module
+    python -m streamtask.worker.process APP SLOT      one child; its command-line options come as JSON in the environment
 
-Exit codes of a child: 0 drained, 1 failed (it is started again), 2 its settings or the cluster cannot work (it is not),
+Exit codes of a child: 0 drained, 1 failed (it is restarted), 2 its settings or the cluster cannot work (it is not restarted),
 70 the watchdog ended it.
 """
 
@@ -32,23 +32,23 @@ from streamtask.worker.supervisor import Supervisor
 
 OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
 EXIT_FAILED, EXIT_CONFIG = 1, 2
-COLLECT_AFTER = (50_000, 20, 20)  # new objects; young walks before a middle one, middle ones before a whole one
-GRACE_SPARE_S = 10.0  # beyond the drain's own grace: handing over and leaving
-FAILOVER_S = 4.0  # at the end, for the members of children that were killed
+COLLECT_AFTER = (50_000, 20, 20)  # new objects; young collections before a middle one; middle ones before a full one
+GRACE_SPARE_S = 10.0  # beyond the drain's own grace: for handing over and leaving
+FAILOVER_S = 4.0  # at the end, to remove the members of children that were killed
 
 
 def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> int:
-    """Run `processes` workers of the app until told to stop. Returns the exit code.
+    """Run `processes` workers of the app until stopped. Returns the exit code.
 
     overrides  settings from the command line (None: not given); they win over those of the app and of the environment
 
-    Raises ConfigError, TopicsMissing or Unreachable before anything is started.
+    Raises ConfigError, TopicsMissing or Unreachable before any process is started.
     """
     event_log.configure()
     settings = load_app(app).configure(**overrides)
     kafka = settings.kafka_for("supervisor")
-    permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what its children need: told here, once
-    # All of them live in one container: only here it is known how many share its limit.
+    permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what the children need: reported here, once
+    # All of them live in one container, and only this process knows how many share its limit.
     share = budget_of(settings.memory_mb, processes)
     overrides = {**overrides, "memory_mb": share.memory_mb if share.source == "cgroup" else overrides.get("memory_mb")}
     failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
@@ -58,7 +58,7 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
         grace_s=settings.drain_grace_s + GRACE_SPARE_S,
         silent_s=settings.silent_s,
         environment={**os.environ, OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},
-        on_event=_tell,
+        on_event=_log_event,
         on_death=failover.died,
     )
     try:
@@ -67,12 +67,12 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
         failover.close(FAILOVER_S)
 
 
-def _tell(name: str, fields: Mapping[str, Any]) -> None:
+def _log_event(name: str, fields: Mapping[str, Any]) -> None:
     event_log.emit("supervisor_event", {"what": name, **fields})
 
 
 def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
-    """One worker in this process, until told to stop."""
+    """Run one worker in this process until it is stopped."""
     from streamtask.worker.worker import Worker
 
     app = load_app(app_path)
@@ -94,7 +94,7 @@ def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
 
 
 def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Children:
-    """Where its process handlers run; without any, only what is to be isolated, and no child is started before."""
+    """The child processes for its process handlers. Without such handlers they run only quarantined tasks, on demand."""
     wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
     return Children(
         app_path,
@@ -106,21 +106,24 @@ def _children(app_path: str, app: App, overrides: Mapping[str, Any]) -> Children
 
 
 def tame_collector() -> None:
-    """Cyclic garbage is looked for less often: thousands of open claims hold hundreds of thousands of objects, none of
-    them in a cycle, and by default every 700 new ones are a reason to walk some of them (a third of a worker's time)."""
+    """Collect cyclic garbage less often.
+
+    Thousands of open claims hold hundreds of thousands of objects, none of them in a cycle. By default every 700 new
+    objects make the collector walk some of them, which takes a third of a worker's time.
+    """
     gc.collect()
-    gc.freeze()  # what is imported stays
+    gc.freeze()  # imported objects stay
     gc.set_threshold(*COLLECT_AFTER)
 
 
 def main(argv: list[str]) -> int:
-    """The child."""
+    """The entry point of a child."""
     die_with_parent()
     event_log.configure()
     app_path, slot = argv
     try:
         return run_worker(app_path, json.loads(os.environ.pop(OVERRIDES_VARIABLE, "{}")), int(slot))
-    except (Unreachable, LifespanError) as error:  # may be better in a while: the parent starts it again
+    except (Unreachable, LifespanError) as error:  # this may improve: the parent restarts it
         sys.stderr.write(f"streamtask worker: {error}\n")
         return EXIT_FAILED
     except StreamtaskError as error:

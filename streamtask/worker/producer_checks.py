@@ -1,6 +1,7 @@
-"""What a worker notices about the records that others write: keys that lie where murmur2 would not put them, priorities
-outside of their band, and what is no record of tasks.control or tasks.status at all. Of requests a sample of each poll is
-looked at; each topic is told of at most once an hour, and counted."""
+"""What a worker notices about the records that others write: keys in a partition where murmur2 would not put them, priorities
+outside of their band, and records of tasks.control or tasks.status that cannot be decoded. Of requests it checks a sample
+of each poll. It reports each topic at most once an hour, with a count.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ from streamtask.kafka.tail import TailRecord
 from streamtask.observability import event_log
 
 HOUR_S = 3600.0
-KEYS_LOOKED_AT = 4  # of one poll: 8 µs each
+KEYS_LOOKED_AT = 4  # per poll: 8 µs each
 
 
 class Noticing:
-    """Of one worker; its owner thread's."""
+    """The checks of one worker; they belong to its owner thread."""
 
     def __init__(self, names: TopicNames) -> None:
         self._names = names
-        self._told_s: dict[str, float] = {}  # two names for each topic of requests
+        self._reported_s: dict[str, float] = {}  # up to two kinds of reports per request topic
 
     def look(self, records: Sequence[RequestRecord], partitions: int) -> None:
-        """A sample of these: does the key lie where murmur2 puts it, does the priority fit its band?"""
+        """Check a sample: is the key in the partition where murmur2 puts it, and does the priority fit its band?"""
         names = self._names
         for record in records if len(records) <= KEYS_LOOKED_AT else random.sample(records, KEYS_LOOKED_AT):
             topic, band = names.requests[record.band], names.bands[record.band]
@@ -41,24 +42,25 @@ class Noticing:
     def _hourly(self, name: str, topic: str, fields: dict[str, object]) -> None:
         seen = event_log.count(f"{name}:{topic}")
         now_s = time.monotonic()
-        if now_s - self._told_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
-            self._told_s[f"{name}:{topic}"] = now_s
+        if now_s - self._reported_s.get(f"{name}:{topic}", -HOUR_S) >= HOUR_S:
+            self._reported_s[f"{name}:{topic}"] = now_s
             event_log.emit(name, {**fields, "seen": seen})
 
 
 class PassedOver:
-    """Records of one topic that say nothing of a task: whoever may write it can put any bytes there. They are counted, one is
-    told of at once, and then one an hour. Belongs to one thread."""
+    """Counts unreadable records of one topic: any client that may write to it can put any bytes there. It reports one at once,
+    and then one per hour. Belongs to one thread.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self._told_s = -HOUR_S
+        self._reported_s = -HOUR_S
 
     def add(self, record: TailRecord, why: Exception) -> None:
-        """This one is passed over."""
+        """Count this record as passed over."""
         self.count += 1
         now_s = time.monotonic()
-        if now_s - self._told_s >= HOUR_S:
-            self._told_s = now_s
+        if now_s - self._reported_s >= HOUR_S:
+            self._reported_s = now_s
             fields = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             event_log.emit("record_passed_over", {**fields, "why": str(why)[:200], "seen": self.count})

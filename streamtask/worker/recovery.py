@@ -1,8 +1,8 @@
-"""What a claimed shard reads before it starts anything: tasks.control, and tasks.status where the position is not known.
+"""What a claimed shard reads before it starts anything: tasks.control, and tasks.status if its position is unknown.
 
-Read in slices of the owner's loop, without a deadline; other shards go on. Nothing here waits for a broker: brokers that
-freeze meanwhile cost the owner no time. Both share one SideReader. The end of both is the high watermark seen after the
-claim, not the last stable offset: EndTxn is answered before its markers are written, so the last transaction of a former
+The owner's loop reads both in slices, without a deadline, while other shards continue. Nothing here waits for a broker:
+brokers that freeze meanwhile cost the owner no time. Both share one SideReader. Both end at the high watermark seen after the
+claim, not at the last stable offset: EndTxn is answered before its markers are written, so the last transaction of a former
 owner may still become visible.
 """
 
@@ -24,13 +24,13 @@ from streamtask.kafka.tail import TailRecord
 from streamtask.observability import event_log
 from streamtask.worker.producer_checks import PassedOver
 
-ASIDE_MAX = 1_000  # wishes whose schema is not known
-ASIDE_S = 0.05  # between two looks at them
-WAITS_S = 30.0  # without a record to read: said, then after twice the time each
+ASIDE_MAX = 1_000  # cancel requests whose schema is not known
+ASIDE_S = 0.05  # between two attempts to decode them
+WAITS_S = 30.0  # without a record to read: logged, then again each time that the wait has doubled
 
 
 class ControlReader:
-    """tasks.control from its start, followed for ever; tells which claims have it behind them."""
+    """Reads tasks.control from its start and follows it; reports which shards have what they must read before they start."""
 
     def __init__(self, side: SideReader, names: TopicNames, reader: Reader = PLAIN) -> None:
         self._side, self._topic = side, names.control
@@ -38,12 +38,12 @@ class ControlReader:
         self._barriers: list[tuple[Mark, tuple[int, ...]]] = []
         self._aside: list[TailRecord] = []
         self._look_at = 0.0
-        self._pending = False  # one of those may be understood soon
+        self._pending = False  # one of them may soon be decodable
         self._passed_over = PassedOver()
 
     @property
     def undecodable(self) -> int:
-        """Records that said nothing of a task."""
+        """Number of records that could not be decoded."""
         return self._passed_over.count
 
     def await_end(self, shards: tuple[int, ...]) -> None:
@@ -55,7 +55,7 @@ class ControlReader:
         return bool(self._barriers)
 
     def poll(self) -> tuple[list[str], list[int]]:
-        """(ids cancelled, shards whose barrier was reached); never waits."""
+        """(cancelled ids, shards whose barrier was reached). Never waits."""
         cancelled: list[str] = []
         if self._aside and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + ASIDE_S
@@ -83,7 +83,7 @@ class ControlReader:
                     self._passed_over.add(record, error)
                 continue
             except DecodeError as error:
-                self._passed_over.add(record, error)  # there is no task to tell it to
+                self._passed_over.add(record, error)  # there is no task to report it to
                 continue
             if message.action is ControlAction.CANCEL:
                 cancelled.append(message.task_id)
@@ -94,14 +94,14 @@ class _Recall:
     shard: int
     epoch: int
     end: Mark
-    moved_s: float  # when a record came last
-    log_at_s: float  # when to say that none comes
-    unread: list[TailRecord] = field(default_factory=list)  # from the one on whose schema is not known yet
-    paused: bool = False  # nothing more is fetched until that one is understood
+    moved_s: float  # when the last record came
+    log_at_s: float  # when to log that none comes
+    unread: list[TailRecord] = field(default_factory=list)  # from the record on whose schema is not known yet
+    paused: bool = False  # nothing more is fetched until that record can be decoded
 
 
 class StatusRecall:
-    """Partitions of tasks.status, each read once from its start to the end it had when its shard was claimed."""
+    """Reads partitions of tasks.status, each once from its start to the end it had when its shard was claimed."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class StatusRecall:
 
     @property
     def undecodable(self) -> int:
-        """Records that no worker wrote."""
+        """Number of records that no worker wrote."""
         return self._passed_over.count
 
     def begin(self, ask: RecallStatus) -> None:
-        """Start over for this shard; an earlier reading of it is dropped."""
+        """Start over for this shard; drop an earlier reading of it."""
         self._drop(ask.shard)
         end, now_s = self._side.read((self._topic, ask.shard)), self._clock()
         self._reading[ask.shard] = _Recall(ask.shard, ask.epoch, end, now_s, now_s + WAITS_S)
@@ -131,7 +131,7 @@ class StatusRecall:
         return bool(self._reading)
 
     def poll(self) -> list[tuple[int, int, list[Recalled], bool]]:
-        """(shard, epoch, facts, done) of each reading that has come on; [] while all wait for a broker. Never waits."""
+        """(shard, epoch, facts, done) of each reading that has progressed; [] while all wait for a broker. Never waits."""
         if not self._reading:
             return []
         now_s = self._clock()
@@ -156,7 +156,7 @@ class StatusRecall:
         facts, wall_ms = [], now_ms()
         for index, record in enumerate(records):
             if record.value is None:
-                continue  # the mark of a deleted key: it names no request
+                continue  # the tombstone of a deleted key: it names no request
             try:
                 facts.append(read_recalled(record.partition, record.key, record.value, self._reader, wall_ms))
             except (SchemaPending, SchemaUnavailable):
@@ -180,5 +180,5 @@ class StatusRecall:
     def _drop(self, shard: int) -> None:
         reading = self._reading.pop(shard, None)
         if reading is not None:
-            self._hold(reading, False)  # a pause would outlive it
+            self._hold(reading, False)  # a pause would outlive this reading
             self._side.drop((self._topic, shard))

@@ -1,7 +1,7 @@
-"""How large an event may be: what the topics take, less what a record needs beside its value.
+"""How large an event may be: the limit of the topics, less what a record needs besides its value.
 
-Asked at the start, and again when a result does not fit: the limit may have been raised since. What is lowered later shows
-by itself: the broker refuses the record (core, «offending record»).
+The limit is read at the start, and again when a result does not fit, because it may have been raised since. If it was
+lowered, the broker refuses the record (core/settlement.py handles that).
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ from collections.abc import Callable, Mapping
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.errors import StreamtaskError
 
-RECORD_SPARE_BYTES = 2_048  # of a batch beside the value of its one record
-EVENT_SPARE_BYTES = 1_024  # of an event beside its result and labels
-SURELY_FITS_BYTES = 100_000  # below the limit: the labels are not looked at
-AGAIN_S = 5.0  # between two questions
-ANSWER_S = 2.0  # the owner waits for it
+RECORD_SPARE_BYTES = 2_048  # size of a batch without the value of its one record
+EVENT_SPARE_BYTES = 1_024  # size of an event without its result and labels
+SURELY_FITS_BYTES = 100_000  # so far below the limit the labels are not counted
+AGAIN_S = 5.0  # between two queries
+ANSWER_S = 2.0  # the owner waits this long for the answer
 
 
 class EventSize:
-    """The limit as it was last asked for. Used by one thread.
+    """The limit, as last queried. Used by one thread.
 
-    ask   the smallest max.message.bytes of the topics, within so many seconds. Raises StreamtaskError
+    ask   returns the smallest max.message.bytes of the topics, within so many seconds. Raises StreamtaskError
     """
 
     def __init__(self, ask: Callable[[float], int], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ask, self._clock = ask, clock
         self._asked_s = -AGAIN_S
-        self.bytes_max = 0  #: of a value
+        self.bytes_max = 0  #: limit of a value
 
     def look(self, timeout_s: float) -> None:
-        """Ask. Raises StreamtaskError."""
+        """Query the limit. Raises StreamtaskError."""
         self._asked_s = self._clock()
         self.bytes_max = self._ask(timeout_s) - RECORD_SPARE_BYTES
 
     def may_not_fit(self, result: bytes) -> bool:
-        """Cheap; true of a large one only."""
+        """A cheap check that is True only for a large result."""
         return len(result) > self.bytes_max - EVENT_SPARE_BYTES - SURELY_FITS_BYTES
 
     def fitting(self, outcome: Outcome, labels: Mapping[str, str] | None) -> Outcome:
-        """A result that its event cannot carry is a failure that no retry mends. Where the limit cannot be asked for, the
-        broker is to say whether it takes it."""
+        """Turn a result that its event cannot carry into a failure without a retry, which could not help. If the limit
+        cannot be queried, the broker decides whether it accepts the result.
+        """
         result = outcome.result or b""
         size = len(result) + EVENT_SPARE_BYTES
         size += sum(len(name.encode()) + len(text.encode()) + 8 for name, text in (labels or {}).items())

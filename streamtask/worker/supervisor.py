@@ -1,14 +1,13 @@
-"""The parent of the worker processes: starts N of them, restarts the dead ones, passes signals on, and never lets one
-outlive it.
+"""The parent of the worker processes: starts N of them, restarts dead ones, passes signals on, and never lets one outlive it.
 
-Always true: a child dies with its supervisor, however that dies (execution/parent_watch.py), because an orphan that works on
-is a second execution of its tasks. The first SIGTERM, SIGINT or SIGHUP drains (SIGTERM to every child), the second aborts
-(SIGTERM again), the third kills. A child that exits with 2 (its settings cannot work) is not restarted: the others are
+Always true: a child dies with its supervisor, however that dies (execution/parent_watch.py), because an orphan that keeps
+working is a second execution of its tasks. The first SIGTERM, SIGINT or SIGHUP drains (SIGTERM to every child), the second
+aborts (SIGTERM again), the third kills. A child that exits with 2 (its settings cannot work) is not restarted: the others are
 drained and the supervisor exits with 2.
 
-A child keeps its member id of the consumer group, and its signs of life, in a note (heartbeat.py): unlike a pipe it never
-fills up, is never behind, and can be read when the child is dead whoever inherited its descriptors. A child that lives
-and gives no sign of it is killed, and so replaced.
+A child keeps its member id of the consumer group, and its signs of life, in a note (heartbeat.py). Unlike a pipe, a note never
+fills up, is never behind, and can be read after the child's death, whichever process inherited its descriptors. A child that
+lives but gives no sign of life is killed, and so replaced.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from streamtask.worker.heartbeat import NOTE_FD, NoteFile
 EXIT_CONFIG = 2
 KILL_AFTER_S = 5.0  # from the abort to SIGKILL
 SILENT_S = 30.0  # a worker's own watchdog needs 20; max.poll.interval.ms is 60
-LOOK_S = 1.0  # a signal that comes while we are frozen may go to another thread, which wakes nobody
+LOOK_S = 1.0  # a signal that arrives while this process is frozen may go to another thread, which wakes no one
 _STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
 class Child(NamedTuple):
-    """One place among the N. pid None: it waits for its restart; `deaths` in a row without a stable time between."""
+    """One place among the N. pid None: it waits for its restart; `deaths`: in a row, without a stable time between."""
 
     slot: int
     pid: int | None
@@ -51,22 +50,22 @@ class _Place:
     started_s: float = 0.0
     deaths: int = 0
     start_at_s: float | None = 0.0  # when to start it; None: it runs, or must not start again
-    note: NoteFile | None = None  # of the process that runs
-    beats: int = 0  # that it had given at the last look
-    silent: int = 0  # looks in a row that found no new one
+    note: NoteFile | None = None  # of the running process
+    beats: int = 0  # its beats at the last look
+    silent: int = 0  # consecutive looks without a new beat
 
 
 class Supervisor:
     """N processes of one command.
 
-    command        slot (0..N-1) → argv; the child calls die_with_parent() first thing
-    grace_s        a drain's time; a child that goes on past it is aborted, then killed
+    command        slot (0..N-1) → argv; the child must first call die_with_parent()
+    grace_s        time for a drain; a child that runs longer is aborted, then killed
     backoff_s      wait before the first restart, doubled for each death up to backoff_max_s
     stable_s       a child that ran this long starts again from backoff_s
     silent_s       a child that has given a sign of life (heartbeat.py) and then none for this long is killed
-    on_event       told what happens: child_started, child_ended, child_restarts, child_silent, draining, aborting,
+    on_event       called with what happens: child_started, child_ended, child_restarts, child_silent, draining, aborting,
                    killing
-    on_death       told the member id that a child left behind when it ended without leaving the group; must not wait
+    on_death       called with the member id of a child that ended without leaving the group; must not wait
     """
 
     def __init__(
@@ -99,17 +98,19 @@ class Supervisor:
         self._on_death = on_death or (lambda _member: None)
         # What happened: a place whose child has ended, or None for a stop signal. SimpleQueue: its put may be called
         # from a signal handler.
-        self._happened: queue.SimpleQueue[_Place | None] = queue.SimpleQueue()  # bounded by children and Ctrl-Cs
+        self._happened: queue.SimpleQueue[_Place | None] = queue.SimpleQueue()  # bounded by children and stop signals
         self._stops = 0  # 0 running, 1 draining, 2 aborting, 3 killing
         self._escalate_at_s: float | None = None
         self._code = 0
 
     def run(self) -> int:
-        """Start them and stay until all have ended for good. Returns the exit code: 0 after a clean drain, 2 when a
-        child's settings cannot work, 1 when a child had to be killed or failed while stopping.
+        """Start them and stay until all have ended for good.
 
-        Stop signals are taken over when this is the main thread; otherwise only stop() is heard. The calling thread
-        must live as long as the children: Linux counts its end as the parent's.
+        Returns the exit code: 0 after a clean drain, 2 if a child's settings cannot work, 1 if a child had to be killed or
+        failed while stopping.
+
+        In the main thread it handles stop signals; elsewhere only stop() stops it. The calling thread must live as long as
+        the children: Linux counts its end as the parent's.
         """
         before = self._take_signals()
         read_fd, write_fd = os.pipe()  # the write end stays here, unwritten; it closes when this process dies
@@ -122,7 +123,7 @@ class Supervisor:
                 self._look()
         finally:
             for place in self._places:
-                if place.process is not None:  # an error in here: nobody is left behind
+                if place.process is not None:  # an error in here: leave no child behind
                     place.process.kill()
                 self._drop_note(place)
             os.close(write_fd)
@@ -131,11 +132,11 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        """What a stop signal does: first drain, then abort, then kill. From any thread and from signal handlers."""
+        """Do what a stop signal does: first drain, then abort, then kill. Safe in any thread and in signal handlers."""
         self._happened.put(None)
 
     def children(self) -> list[Child]:
-        """The N places as they are now, from any thread."""
+        """The N places at this moment. May be called from any thread."""
         now = time.monotonic()
         return [
             Child(place.slot, process.pid if process else None, place.deaths, now - place.started_s if process else 0.0)
@@ -168,13 +169,13 @@ class Supervisor:
                 argv,
                 env={**self._environment, PARENT_FD: str(read_fd), NOTE_FD: str(note.fd)},
                 pass_fds=(read_fd, note.fd),
-                # A group of its own: Ctrl-C in the terminal reaches the supervisor alone. A child that got it too
-                # would take the SIGTERM that follows for the second one, and abort.
+                # A process group of its own: Ctrl-C in the terminal reaches only the supervisor. A child that also received it
+                # would take the SIGTERM that follows for the second signal, and abort.
                 process_group=0,
             )
         except (FileNotFoundError, PermissionError):
             raise  # no such program: waiting does not help
-        except OSError as error:  # no memory or no process table entry just now: the running ones go on
+        except OSError as error:  # no memory or no process table entry at the moment: the others run on
             self._drop_note(place)
             self._on_event("child_not_started", {"slot": place.slot, "error": str(error)})
             self._restart_later(place, 0.0)
@@ -204,9 +205,11 @@ class Supervisor:
             self._ended(happened)
 
     def _look(self) -> None:
-        """Kill who gives no sign of life any more, though its process lives: code that keeps the interpreter to itself
-        stops every thread of it, its own watchdog too, while its membership goes on. Looks are counted, not seconds: a
-        machine that stood still has not looked."""
+        """Kill a child that no longer gives a sign of life although its process lives.
+
+        Code that keeps the interpreter to itself stops every thread, even the child's own watchdog, while its membership
+        continues. Looks are counted, not seconds: a machine that stood still has not looked.
+        """
         now = time.monotonic()
         if now < self._look_at_s:
             return
@@ -215,7 +218,9 @@ class Supervisor:
             if place.process is None or place.note is None:
                 continue
             beats = place.note.beats()
-            place.silent = place.silent + 1 if beats and beats == place.beats else 0  # none yet: it still starts
+            place.silent = (
+                place.silent + 1 if beats and beats == place.beats else 0
+            )  # no beat yet: it is still starting
             place.beats = beats
             if place.silent * LOOK_S >= self._silent_s:
                 fields = {"slot": place.slot, "pid": place.process.pid, "seconds": place.silent * LOOK_S}
@@ -247,7 +252,7 @@ class Supervisor:
 
     @staticmethod
     def _drop_note(place: _Place) -> str:
-        """The member id that it held last; "" when it had left, or had not joined."""
+        """Close the note. Returns the last member id; "" if the child had left the group, or had not joined."""
         note, place.note = place.note, None
         if note is None:
             return ""
@@ -263,7 +268,7 @@ class Supervisor:
         self._on_event("child_restarts", {"slot": place.slot, "wait_s": wait_s, "deaths": place.deaths})
 
     def _escalate(self, why: str) -> None:
-        """One step further: drain, abort, kill."""
+        """Go one step further: drain, abort, kill."""
         self._stops = min(self._stops + 1, 3)
         number = signal.SIGKILL if self._stops == 3 else signal.SIGTERM
         wait_s = {1: self._grace_s, 2: self._kill_after_s}.get(self._stops)
@@ -271,4 +276,4 @@ class Supervisor:
         alive = [place.process for place in self._places if place.process is not None]
         self._on_event(("draining", "aborting", "killing")[self._stops - 1], {"why": why, "children": len(alive)})
         for process in alive:
-            process.send_signal(number)  # Popen looks first whether it has been reaped: no stranger's pid is hit
+            process.send_signal(number)  # Popen checks first whether it has been reaped, so a reused pid is never hit

@@ -1,8 +1,8 @@
-"""Ends a worker process whose owner thread stands still, and shows the supervisor that the process lives.
+"""Ends a worker process whose owner thread is stuck, and shows the supervisor that the process lives.
 
-Both look at the same thread from outside it: a beat once a second proves that this process still runs Python, and an owner
-that has been inside one step for STUCK_S will not come back (a client that waits for ever, a handler that holds the
-interpreter). Exit code 70: the supervisor starts another process, and the shards move.
+It watches the owner thread from another one. A beat once a second proves that this process still runs Python. An owner that
+has been in one step for STUCK_S will not come back (a client that waits for ever, a handler that holds the interpreter).
+Exit code 70: the supervisor starts another process, and the shards move.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Callable
 from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.observability import event_log
 
-STUCK_S = 20.0  # of one step: every wait of the owner has a bound far below
+STUCK_S = 20.0  # for one step: every wait of the owner is bounded far below this
 BEAT_S = 1.0
 EXIT_STUCK = 70
 
 
 class Watchdog(HasLifecycle):
-    """on_beat: called once a second by the watching thread, for as long as the process runs Python."""
+    """on_beat: called once a second by the watching thread, as long as the process runs Python."""
 
     def __init__(self, on_beat: Callable[[], None]) -> None:
         self._on_beat = on_beat
@@ -33,9 +33,9 @@ class Watchdog(HasLifecycle):
         self._thread = threading.Thread(target=self._watch, name="streamtask-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Beat for the first time now: the first task may hold the interpreter for the whole first second.
+        """Beat at once: the first task may hold the interpreter for the whole first second.
 
-        Raises RuntimeError when it was started or stopped before.
+        Raises RuntimeError if it was started or stopped before.
         """
         self._life.start(self._begin)
 
@@ -45,7 +45,7 @@ class Watchdog(HasLifecycle):
         self._thread.start()
 
     def stop(self, timeout_s: float = BEAT_S) -> None:
-        """It watches no longer."""
+        """Stop watching."""
         self._life.stop(self._stopped.set, timeout_s)
         if self.started:
             self._thread.join(timeout_s)

@@ -1,7 +1,7 @@
 """One worker process of an app: its life from the first look at the cluster to the last event.
 
-The owner thread (the process's main thread) runs the loop, worker/loop.py. First SIGTERM or SIGINT: drain (start nothing,
-let what runs end within the grace, hand over, leave). The second: out at once.
+The owner thread (the main thread of the process) runs the loop of worker/loop.py. The first SIGTERM or SIGINT drains (start
+nothing, let tasks end within the grace, hand over, leave). The second exits at once.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from streamtask.worker.watchdog import Watchdog
 class Worker:
     """One worker process of an app. `run` returns its exit code.
 
-    handlers, lifespan  what it can do
-    slot                which of the supervisor's children this is: part of its transactional ids
-    children            where process handlers run, and who has died twice; needed when there are process handlers
-    on_beat             told once a second that this process can still run Python
-    on_member           told the group's id of this worker whenever it changes; "" while it is not a member
+    handlers, lifespan  the app's tasks and its lifespan
+    slot                number of this process among the supervisor's children: part of its transactional ids
+    children            runs process handlers, and tasks under which two processes died; required for process handlers
+    on_beat             called once a second to show that this process can still run Python
+    on_member           called with the group's id of this worker whenever it changes; "" while it is not a member
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Worker:
             self.observer = Observer(handlers, bands, stalled_s=settings.health_stalled_s)
 
     def run(self, *, signals: bool = True, ready: Callable[[], None] | None = None) -> int:
-        """Work until told to stop. Raises TopicsMissing, Unreachable, ConfigError, LifespanError before anything runs."""
+        """Work until stopped. Raises TopicsMissing, Unreachable, ConfigError or LifespanError before any task runs."""
         if self.started:
             raise RuntimeError(f"Worker {self.name!r} runs once. Make another one.")
         self.started = True
@@ -127,18 +127,18 @@ class Worker:
         return 0
 
     def stop(self) -> None:
-        """Drain, as SIGTERM does; a second call aborts. From any thread."""
+        """Drain, as SIGTERM does; a second call aborts. May be called from any thread."""
         self._stops.ask()
         self.executor.wake()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stops.ask()
         if self._stops.asked > 1:
-            os._exit(1)  # the fence and the ledger make this safe: the next owner goes on from what is committed
+            os._exit(1)  # safe because of the fence and the ledger: the next owner continues from what is committed
         self.executor.wake()
 
     def _look(self) -> int:
-        """Refuse to start on a cluster that lacks what is needed. Returns the number of partitions."""
+        """Refuse to start if the app or the cluster lacks what is needed. Returns the number of partitions."""
         if not __debug__:
             raise ConfigError("python -O removes the worker's invariant checks. Run the worker without -O.")
         if not self.handlers:

@@ -2,12 +2,13 @@
 
     python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD [many]
 
-Plain functions run in the main thread, `async def` on the loop of an executor of its own (which also holds the app's
-lifespan, opened when somebody asks for `ctx.state`). The pipe is a descriptor of its own: stdout and stderr are the
-handler's. SIGTERM means «stop» only while the worker's STOP lies in the pipe: a SIGTERM to all processes of a service is
-the worker's to act on. It raises CancelledError in the handler, so that its `finally` blocks run; then the child ends.
-Short executions come several at once. SIGURG asks for those back that are not begun: the first takes longer than expected.
-«many»: the child of a group of suspects, which it runs at the same time (many.py).
+Plain functions run in the main thread, `async def` on the loop of the child's own executor (which also holds the app's
+lifespan, opened at the first use of `ctx.state`). The pipe has its own descriptor: stdout and stderr belong to the handler.
+SIGTERM means "stop" only while the worker's STOP is in the pipe: when all processes of a service get a SIGTERM, the worker
+acts on it. It raises CancelledError in the handler, so that its `finally` blocks run; then the child ends.
+
+Short executions arrive several at once. SIGURG asks to return those that have not begun, because the first takes longer than
+expected. "many": the child of a group of suspects, which it runs at the same time (quarantine_child.py).
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
 
 EXIT_CONFIG = 2
-FLUSH_S = 0.5  # for spans, before an end in the middle: less than the shortest grace that is of use
+FLUSH_S = 0.5  # for spans, before an exit during an execution: less than the shortest useful grace
 PEEK_BYTES = 4_096
 MB = 1024 * 1024
-PATIENCE_S = 86_400.0  # nothing is abandoned in here: the worker kills
-OOM_SCORE = "500"  # where memory runs out, the kernel takes a child rather than its worker
+PATIENCE_S = 86_400.0  # nothing is abandoned in here: the worker kills instead
+OOM_SCORE = "500"  # if memory runs out, the kernel takes a child rather than its worker
 
 
 class ChildContext(LiveContext):
-    """What a handler sees of its execution in here."""
+    """What a handler in a child sees of its execution."""
 
     __slots__ = ("_child",)
 
@@ -64,7 +65,7 @@ class ChildContext(LiveContext):
 
     @property
     def state(self) -> Any:
-        """What the app's lifespan yielded in this child: opened at its first use."""
+        """The value that the app's lifespan yielded in this child, opened at its first use."""
         return self._child.state()
 
     @state.setter
@@ -73,7 +74,7 @@ class ChildContext(LiveContext):
 
 
 class Child:
-    """One child at work. Everything belongs to the main thread but `report` and `send`."""
+    """One child at work. Everything belongs to the main thread except `report` and `send`."""
 
     def __init__(self, app: App, channel: socket.socket) -> None:
         self._app = app
@@ -81,20 +82,20 @@ class Child:
         self._channel = channel
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._sending = 0  # frames that the main thread is writing: a signal must not cut one in two
-        self._owed = False  # a stop that came meanwhile
-        self._queue: deque[tuple[int, bytes]] = deque()  # handed over and not begun
-        self._back_owed = False  # they are to be given back when the frame under way is written
-        self._context: LiveContext | None = None  # of the execution under way, while it may be stopped
+        self._sending = 0  # frames that the main thread is writing: a signal must not interrupt one
+        self._stop_owed = False  # a stop that arrived meanwhile
+        self._queue: deque[tuple[int, bytes]] = deque()  # received and not begun
+        self._back_owed = False  # return them after the present frame is written
+        self._context: LiveContext | None = None  # of the execution in progress, while it may be stopped
         self._token = 0
-        self._told = False
+        self._stop_seen = False
         self._executor: Executor | None = None
         self._asleep: Executor | None = None  # the executor that the main thread waits on
         self._data_bytes = _data_bytes()
-        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not speak for this child
+        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not write for this child
 
     def run(self) -> None:
-        """Until the worker closes the pipe, or has stopped an execution."""
+        """Run until the worker closes the pipe, or an execution was stopped."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(RECALL, self._on_recall)
         self.send(pipe.frame(pipe.HELLO))
@@ -104,10 +105,10 @@ class Child:
                 self._queue.append((token, payload))
             elif kind == pipe.JOBS:
                 self._queue.extend(pipe.jobs_in(payload))
-            while self._queue:  # else a STOP that came too late
+            while self._queue:  # skipped for a STOP that came too late
                 try:
                     job = self._queue.popleft()
-                except IndexError:  # a recall came between the two
+                except IndexError:  # a recall came between the two lines
                     break
                 self._work(*job)
         if self._executor is not None:
@@ -119,22 +120,22 @@ class Child:
         began_s = time.perf_counter()
         outcome = self._run(token, start, memory_mb)
         if os.getpid() != self._pid:
-            os._exit(0)  # the handler forked, and this copy has come back from it too
+            os._exit(0)  # the handler forked, and this copy has returned from it too
         outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
         if traced is not None:
             tracing.detach(traced)
         said = pipe.said(token, outcome)
-        if self._told:
+        if self._stop_seen:
             self.send(pipe.frame(pipe.LEAVING) + said)
             _leave()
         if memory_mb is not None and _data_bytes() > self._data_bytes + memory_mb * MB:
-            said = pipe.frame(pipe.LEAVING) + said  # so much was left behind that it is better replaced
+            said = pipe.frame(pipe.LEAVING) + said  # so much was left behind that the child should be replaced
         self.send(said)
 
     # --- The pipe -----------------------------------------------------------------------------------------------------
 
     def send(self, frame: bytes) -> None:
-        """From any thread. Blocks while the worker is busy."""
+        """May be called from any thread. Blocks while the worker is busy."""
         main = threading.current_thread() is threading.main_thread()
         self._sending += main
         try:
@@ -147,13 +148,14 @@ class Child:
             self._sending -= main
         if main and self._back_owed and not self._sending:
             self._give_back()
-        if main and self._owed and not self._sending:
-            self._owed = False
+        if main and self._stop_owed and not self._sending:
+            self._stop_owed = False
             raise asyncio.CancelledError("told to stop")
 
     def report(self, context: Context, fraction: float, message: str | None) -> None:
-        """ctx.progress of a plain function, from any thread. Under its own token: a thread that a handler left behind may be
-        here when the next execution has begun."""
+        """ctx.progress of a plain function, from any thread. It uses the context's own token: a thread that a handler left
+        behind may report when the next execution has begun.
+        """
         self.send(pipe.progress(context.token, fraction, message))
 
     def _on_recall(self, _number: int, _frame: Any) -> None:
@@ -165,9 +167,8 @@ class Child:
     def _give_back(self) -> None:
         self._back_owed = False
         back = b""
-        while (
-            self._queue
-        ):  # the last one first: each is put before what waits. One by one: another recall may come in here
+        # Last one first: the worker puts each before those that wait. One by one: another recall may interrupt.
+        while self._queue:
             try:
                 back += pipe.frame(pipe.BACK, self._queue.pop()[0])
             except IndexError:
@@ -177,8 +178,9 @@ class Child:
     # --- Stop ---------------------------------------------------------------------------------------------------------
 
     def _stop_waits(self) -> bool:
-        """True when the worker's STOP for this execution lies in the pipe (or its end). One for an execution that ended
-        before may lie there, too; nothing else is sent to a child that works."""
+        """True when the worker's STOP for this execution is in the pipe (or the pipe has ended). A STOP for an earlier
+        execution may be there too; nothing else is sent to a busy child.
+        """
         try:
             data = self._channel.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -189,14 +191,14 @@ class Child:
 
     def _on_term(self, _number: int, _frame: Any) -> None:
         context = self._context
-        if context is None or self._told or not self._stop_waits():
+        if context is None or self._stop_seen or not self._stop_waits():
             return
-        self._told = True
+        self._stop_seen = True
         context.stop(StopReason.CANCEL)
         if self._asleep is not None:
             self._asleep.wake()
         elif self._sending:
-            self._owed = True
+            self._stop_owed = True
         else:
             raise asyncio.CancelledError("told to stop")
 
@@ -208,33 +210,33 @@ class Child:
         if handler is None or request is None:
             return outcomes.refused(ErrorCode.UNKNOWN_TASK_TYPE, "this child's app has no handler for it")
         context = ChildContext(start, self)
-        self._token, self._owed = token, False
+        self._token, self._stop_owed = token, False
         try:
             try:
                 self._context = context  # from here on a SIGTERM may raise
-                if self._stop_waits():  # it came before: the signal was not ours then
-                    self._told = True
+                if self._stop_waits():  # it came earlier, when the signal did not concern this execution
+                    self._stop_seen = True
                     return outcomes.stopped(StopReason.CANCEL)
-                if memory_mb is not None:  # beyond what others have left here
+                if memory_mb is not None:  # beyond what earlier executions have left here
                     self._limit(_data_bytes() + memory_mb * MB)
                 if handler.is_async:
-                    self._open_executor()  # the time that the lifespan takes is not the handler's
+                    self._open_executor()  # the handler is not charged for the time that the lifespan takes
                 if start.timed:
                     self.send(pipe.frame(pipe.BEGUN, token))
                 outcome = self._await(start) if handler.is_async else outcomes.of_call(handler, context)
             finally:
                 self._context = None
                 context.end()
-        except BaseException as error:  # noqa: BLE001 the stop itself, come between two lines
+        except BaseException as error:  # noqa: BLE001 the stop itself, raised between two lines
             outcome = outcomes.raised(error, handler.retry)
         if memory_mb is not None:
             self._limit(resource.RLIM_INFINITY)
-        if self._told and outcome.ending is not Ending.RETURNED:
+        if self._stop_seen and outcome.ending is not Ending.RETURNED:
             outcome.ending = Ending.STOPPED
         return pipe.fitting(outcome)
 
     def _await(self, start: Start) -> Outcome:
-        """An `async def`, on the executor's loop."""
+        """Run an `async def` on the executor's loop."""
         executor = self._open_executor()
         executor.submit([dataclasses.replace(start, kind=HandlerKind.ASYNC)])
         self._asleep, stopped = executor, False
@@ -245,7 +247,7 @@ class Child:
                     self.send(pipe.progress(self._token, fraction, message))
                 if done:
                     return done[0][1]
-                if self._told and not stopped:
+                if self._stop_seen and not stopped:
                     stopped = True
                     executor.stop_executions([Stop(start.token, StopReason.CANCEL)])
                 executor.wait(3_600.0)
@@ -253,7 +255,7 @@ class Child:
             self._asleep = None
 
     def state(self) -> Any:
-        """What the app's lifespan yielded."""
+        """The value that the app's lifespan yielded."""
         return self._open_executor().state
 
     def _open_executor(self) -> Executor:
@@ -278,7 +280,7 @@ class Child:
 
 
 def _data_bytes() -> int:
-    """What this process holds in private writable memory now, as RLIMIT_DATA counts it: the app and its imports."""
+    """Private writable memory of this process, as RLIMIT_DATA counts it: the app and its imports."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[5]) * resource.getpagesize()
@@ -287,7 +289,7 @@ def _data_bytes() -> int:
 
 
 def _leave() -> NoReturn:
-    """An end in the middle: threads and children of the handler may still run, and nobody waits for them."""
+    """Exit without waiting: threads and children of the handler may still run."""
     tracing.flush(FLUSH_S)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -298,7 +300,7 @@ def _leave() -> NoReturn:
 
 
 def _log_over_the_pipe(say: Callable[[bytes], None]) -> None:
-    """ctx.log and structlog: the worker writes the line, as it writes its own."""
+    """Send ctx.log and structlog lines to the worker, which writes them like its own."""
 
     def send(_logger: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
         level, text = str(event.pop("level", method)), str(event.pop("event", ""))
@@ -328,11 +330,11 @@ def main(argv: list[str]) -> int:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(OOM_SCORE)
     except OSError:
-        pass  # no Linux
+        pass  # not Linux
     try:
         app = load_app(app_path)
         app.configure(**json.loads(os.environ.pop(pipe.OVERRIDES_VARIABLE, "{}")))
-    except StreamtaskError as error:  # it could be loaded by the worker: something has changed since
+    except StreamtaskError as error:  # the worker could load it: something has changed since
         sys.stderr.write(f"streamtask child: {error}\n")
         return EXIT_CONFIG
     gc.collect()
@@ -353,7 +355,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # The module under its own name, not this copy of it: its frames are left out of tracebacks by that name.
+    # The module under its own name, not this copy: that name excludes its frames from tracebacks.
     from streamtask.execution.process_pool import child
 
     sys.exit(child.main(sys.argv[1:]))

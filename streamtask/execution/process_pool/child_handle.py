@@ -1,4 +1,4 @@
-"""One child as its pool sees it, what it is given to do, and how its end is told."""
+"""One child as its pool sees it: what it is given to do, and how its end is described."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from streamtask.execution import outcomes
 from streamtask.execution.process_pool import pipe, reaper
 
 CLOSED = "it closed its pipe"
-MANY = "many"  # on the command line of a quarantine child
+MANY = "many"  # command-line argument of a quarantine child
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "warn": 30, "error": 40, "exception": 40, "critical": 50}
-RECALL = signal.SIGURG  # ignored unless the child listens
+RECALL = signal.SIGURG  # ignored unless the child handles it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Job:
     """One execution on its way into a child.
 
     payload    pipe.job_of(...)
-    max_tasks  a child that ran so many of this type is replaced
-    own        in a child that is started for it alone, beside the others
+    max_tasks  a child that ran this many of this type is replaced
+    own        run it in a child that is started for it alone, in addition to the others
     shares     it is short: a child may be handed several of these at once
-    timed      the child says when it begins with it
-    group      of suspects: it runs in the quarantine child of that (quarantine.py); 0: in a child of the pool
+    timed      the child reports when it begins this execution
+    group      of suspects: it runs in the quarantine child of that group (quarantine.py); 0: in a child of the pool
     """
 
     token: int
@@ -49,50 +49,50 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One child as its pool sees it. Of the pool's thread, but `signal` and `reaped`.
+    """One child as its pool sees it. Everything belongs to the pool's thread, except `signal` and `reaped`.
 
-    It has been handed `jobs`, which it runs and answers in their order: only the first one may have begun.
+    The child has been handed `jobs`, which it runs and answers in order: only the first one may have begun.
     """
 
     number: int
     process: subprocess.Popen[bytes]
     channel: socket.socket
     mark: str
-    own: bool = False  # for one execution alone
+    own: bool = False  # for one execution only
     ready: bool = False
     jobs: deque[Job] = field(default_factory=deque)
-    recall_at_s: float = 0.0  # when the others are asked back
-    begun: bool = False  # it has said that it begins with the first
-    reason: StopReason | None = None  # why the first was told to stop
-    stops: dict[int, StopReason] = field(default_factory=dict)  # what the others are to be told when they are the first
-    going: bool = False  # it has heard of the stop, and ends
-    told: Outcome | None = None  # what it said about the execution that was told to stop
+    recall_at_s: float = 0.0  # when to ask for the return of the others
+    begun: bool = False  # it has reported that it begins the first
+    reason: StopReason | None = None  # why the first was stopped
+    stops: dict[int, StopReason] = field(default_factory=dict)  # stops of the others, sent when they become first
+    going: bool = False  # it has received the stop, and is about to end
+    told: Outcome | None = None  # its report about the stopped execution
     doomed: bool = False  # it was killed
     broken: str = ""  # why it was killed, if not for a stop
     leaving: bool = False  # it gets no further job
-    worn: bool = False  # nor after those that it has
+    worn: bool = False  # replace it after its present jobs
     kill_at_s: float | None = None
     writing: bool = False  # the pipe is full
     reaped: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)  # no signal to a pid that is free for others
+    lock: threading.Lock = field(default_factory=threading.Lock)  # prevents a signal to a pid that was reused
     ran: Counter[str] = field(default_factory=Counter)
     frames: pipe.Frames = field(default_factory=pipe.Frames)
     out: bytearray = field(default_factory=bytearray)
 
     @property
     def job(self) -> Job | None:
-        """What it is at."""
+        """The execution that it is working on."""
         return self.jobs[0] if self.jobs else None
 
     def hand_over(self, jobs: Sequence[Job], recall_at_s: float) -> None:
-        """Into what is written next."""
+        """Append these jobs to what is written next."""
         self.jobs.extend(jobs)
         self.recall_at_s = recall_at_s
         frames = [pipe.frame(pipe.JOB, job.token, job.payload) for job in jobs]
         self.out += frames[0] if len(frames) == 1 else pipe.frame(pipe.JOBS, 0, b"".join(frames))
 
     def recall(self, again_at_s: float) -> None:
-        """Ask it for those jobs that it has not begun (it cannot hear while it is inside a call of C)."""
+        """Ask it to return the jobs that it has not begun (it cannot react inside a call of C)."""
         self.recall_at_s = again_at_s
         with self.lock:
             if not self.reaped:
@@ -102,7 +102,7 @@ class Place:
                     pass
 
     def signal(self, number: int) -> None:
-        """To the child and to what it has started."""
+        """Send a signal to the child and to the processes that it has started."""
         with self.lock:
             if not self.reaped:
                 try:
@@ -119,7 +119,7 @@ def launch(app: str, number: int, mark: str, alive_fd: int, environment: Mapping
 def spawn(
     app: str, mark: str, alive_fd: int, environment: Mapping[str, str], *words: str
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a child; words: which kind of one (child.main). Raises OSError."""
+    """Start a child; words: its kind (child.main). Raises OSError."""
     ours, theirs = socket.socketpair()
     argv = [
         sys.executable,
@@ -155,10 +155,10 @@ def log_line(payload: bytes) -> None:
 
 
 def stopped(child: Place, job: Job, reason: StopReason) -> Outcome:
-    """The outcome of its first job, which was told to stop; what the handler raised on the way, if it told more."""
+    """The outcome of its first job, which was stopped, with what the handler raised on the way, if that says more."""
     told = child.told
     if told is not None and told.ending is Ending.RETURNED:
-        return told  # it had ended before it heard of the stop
+        return told  # it had ended before it received the stop
     if job.timed and not child.begun:
         return outcomes.not_begun(reason)
     outcome = outcomes.stopped(reason)
@@ -168,7 +168,7 @@ def stopped(child: Place, job: Job, reason: StopReason) -> Outcome:
 
 
 def how_ended(code: int) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended."""
     if code == pipe.EXIT_DEAF:
         return CLOSED
     if code >= 0:

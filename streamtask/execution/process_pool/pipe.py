@@ -1,8 +1,8 @@
-"""What travels between a worker and one of its children: frames over a socket pair of their own.
+"""What travels between a worker and one of its children: frames over their own socket pair.
 
-A frame is a header (length of the payload, kind, token of the execution) and the payload. The worker believes nothing:
-a frame of an unknown kind, of another execution or too long is Garbage, and the child is killed. What the worker sends is
-pickled (the child trusts its worker), what comes back never is.
+A frame is a header (length of the payload, kind, token of the execution) and the payload. The worker trusts nothing: a frame
+of an unknown kind, of another execution or too long is Garbage, and the child is killed. What the worker sends is pickled (the
+child trusts its worker); what comes back never is.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streamtask.codec import reopened
 from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start
 
-OVERRIDES_VARIABLE = "STREAMTASK_CHILD_OVERRIDES"  # to the child: settings from the worker's command line, JSON
+OVERRIDES_VARIABLE = "STREAMTASK_CHILD_OVERRIDES"  # for the child: settings from the worker's command line, JSON
 HEADER = struct.Struct("<IBQ")
-PAYLOAD_MAX = 64 * 1024 * 1024  # of a result; no event holds as much
-EXIT_DEAF = 113  # of a child that finds its pipe closed: nobody hears it any more
+PAYLOAD_MAX = 64 * 1024 * 1024  # of a result; no event can hold this much
+EXIT_DEAF = 113  # of a child that finds its pipe closed: its worker no longer listens
 LOG_MAX = 64 * 1024  # characters of one field of a log line
 
-JOB, STOP, JOBS = 1, 2, 3  # to the child. JOBS: several frames JOB as one payload
+JOB, STOP, JOBS = 1, 2, 3  # to the child. JOBS: several JOB frames as one payload
 HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN = 11, 12, 13, 14, 15, 16, 17, 18  # from the child
 FROM_CHILD = frozenset((HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN))
 MS = struct.Struct("<f")  # before a result: how long its handler took
@@ -36,7 +36,7 @@ Frame = tuple[int, int, bytes]  # kind, token, payload
 
 
 class Garbage(Exception):
-    """No frame: somebody else has written into the pipe, or the child is out of its mind."""
+    """Not a valid frame: other code has written into the pipe, or the child is corrupted."""
 
 
 def frame(kind: int, token: int = 0, payload: bytes = b"") -> bytes:
@@ -44,7 +44,7 @@ def frame(kind: int, token: int = 0, payload: bytes = b"") -> bytes:
 
 
 def received(channel: socket.socket) -> Frame | None:
-    """The next frame of the worker, in its child; None when the worker has closed the pipe."""
+    """The next frame from the worker, in its child; None if the worker has closed the pipe."""
     header = _exactly(channel, HEADER.size)
     if header is None:
         return None
@@ -62,12 +62,12 @@ def _exactly(channel: socket.socket, count: int) -> bytes | None:
                 return None
             data += more
     except OSError:
-        os._exit(EXIT_DEAF)  # a handler has closed what is not its own
+        os._exit(EXIT_DEAF)  # a handler has closed a descriptor that is not its own
     return data
 
 
 class Frames:
-    """Bytes in, frames of a child out."""
+    """Converts bytes from a child to frames."""
 
     __slots__ = ("_bytes",)
 
@@ -105,16 +105,18 @@ def jobs_in(payload: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def stops_in(data: bytes) -> set[int]:
-    """The tokens of the frames STOP that begin in these bytes; nothing else lies in the pipe of a child that works."""
+    """The tokens of the STOP frames that begin in these bytes; the pipe of a busy child holds nothing else."""
     return {HEADER.unpack_from(data, at)[2] for at in range(0, len(data) - HEADER.size + 1, HEADER.size)}
 
 
 def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes]] = ()) -> bytes:
-    """One execution for the child. The record's own bytes stay here: the request is decoded already, but for the parameters
-    of one that waited as text (RequestRecord.text): the child decodes those, so they never exist as objects in the worker.
-    trace: the context of its span, as headers.
+    """One execution for the child.
 
-    Field by field: pickle takes 3 µs for a tuple of plain values and 60 for the objects, there and back.
+    The record's own bytes stay here, because the request is already decoded, except for the parameters of one that waited as
+    text (RequestRecord.text): the child decodes those, so they never exist as objects in the worker. trace: the context of
+    its span, as headers.
+
+    Field by field: pickle takes 3 µs for a tuple of plain values and 60 for the objects, round trip.
     """
     record = start.record
     request = record.request
@@ -127,7 +129,7 @@ def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes
 
 
 def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, bytes]]]:
-    """(start, memory_mb, trace) of job_of."""
+    """Read (start, memory_mb, trace) from the result of job_of."""
     token, attempt, timeout_ms, group, memory_mb, trace, place, times, text, state = pickle.loads(payload)
     if text is not None:
         request = reopened(text)
@@ -144,7 +146,7 @@ def read_job(payload: bytes) -> tuple[Start, int | None, Sequence[tuple[str, byt
 
 
 def fitting(outcome: Outcome) -> Outcome:
-    """The outcome, or a failure in place of a result that no frame holds."""
+    """The outcome, or a failure in place of a result that is too large for a frame."""
     size = len(outcome.result or b"")
     if size <= PAYLOAD_MAX:
         return outcome
@@ -170,7 +172,7 @@ def said(token: int, outcome: Outcome) -> bytes:
 
 
 def heard(kind: int, payload: bytes) -> Outcome:
-    """The outcome of a frame. Raises Garbage."""
+    """The outcome in a frame. Raises Garbage."""
     try:
         if kind == RETURNED:
             outcome = Outcome(Ending.RETURNED, result=payload[MS.size :] or None, ran_ms=MS.unpack_from(payload)[0])
@@ -197,12 +199,12 @@ def read_progress(payload: bytes) -> tuple[float, str | None]:
 
 
 def log(level: str, event: str, fields: dict[str, Any]) -> bytes:
-    """A line of the handler's log. What JSON does not know is told by its repr."""
+    """A line of the handler's log. Values that JSON cannot hold are written as their repr."""
     event = event[:LOG_MAX].encode("utf-8", "backslashreplace").decode()
     short = {name: value[:LOG_MAX] if isinstance(value, str) else value for name, value in fields.items()}
     try:
         payload = orjson.dumps([level, event, short], default=repr, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError as error:  # nested too deep, no UTF-8, a number beyond 64 bits
+    except TypeError as error:  # nested too deep, not UTF-8, a number beyond 64 bits
         payload = orjson.dumps([level, event, {"fields": ascii(short)[:LOG_MAX], "problem": str(error)}])
     return frame(LOG, 0, payload if len(payload) <= PAYLOAD_MAX else orjson.dumps([level, event, {}]))
 

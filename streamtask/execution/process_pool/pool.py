@@ -1,18 +1,18 @@
 """The children of one worker: starts them, gives them executions, stops, kills and replaces them.
 
-One thread owns the children and their pipes; everybody else leaves wishes in a queue. Each child is a session of its own,
-so that a signal reaches what it has started, too.
+One thread owns the children and their pipes; other threads put calls for it into a queue. Each child has its own session, so
+that a signal also reaches the processes that it has started.
 
     stop      STOP into the pipe, SIGTERM to the group, after `grace_s` SIGKILL; the execution has ended when the child has
-    death     of a child that nobody had told to stop: Ending.LOST, for its execution alone
+    death     of a child that was not stopped: Ending.LOST, only for its execution
     own       an execution that may kill its worker runs in a child that is started for it alone
-    short     several at once; those that are not begun are asked back when the first takes RECALL_S
-    recycle   a child ends after `max_tasks` executions of a type that says so, after a MemoryError, after every stop
+    short     several at once; those that have not begun are asked back when the first takes RECALL_S
+    recycle   a child ends after `max_tasks` executions of a type with that option, after a MemoryError, after every stop
 
-Always true: every job that was submitted yields exactly one outcome; a job is in one child or in none; a child has begun
-none but the first of those that it has, and is handed no other before it has answered them all; what a child has started
-is dead when its death is told; a child that cannot start does not stop the pool before it has failed START_TRIES times in a
-row, and then everything that waits is told so.
+Always true: every submitted job yields exactly one outcome; a job is in one child or in none; a child has begun only the
+first of its jobs, and is handed no others before it has answered them all; everything that a child has started is dead when
+its death is reported; a child that cannot start does not stop the pool until START_TRIES starts in a row have failed, and
+then everything that waits gets that error.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from streamtask.execution.process_pool.child_handle import CLOSED, Job, Place, h
 from streamtask.execution.process_pool.reaper_client import Keeper
 from streamtask.execution.process_pool.settings import Children, Listener
 
-DEAF_S = 0.25  # a pipe that ends is the first sign of a death; one that still lives then has closed it
+DEAF_S = 0.25  # the end of a pipe is the first sign of a death; a child that still lives after this has closed it
 START_TRIES = 5
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # between starts of a child that dies before it is ready
 RECEIVE_BYTES = 256 * 1024
 BATCH_MAX = 32  # short jobs handed over at once
-RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if more, the others are better off elsewhere
+RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if it takes more, the others are better off elsewhere
 
 
 class Pool(HasLifecycle):
-    """The children of one worker: see the module. `listener` is told what becomes of what was submitted."""
+    """The children of one worker: see the module docstring. `listener` is notified of what becomes of submitted jobs."""
 
     def __init__(self, children: Children, listener: Listener) -> None:
         self._settings = children
@@ -58,29 +58,29 @@ class Pool(HasLifecycle):
         self._on_event = children.on_event
         self._life = Lifecycle("The pool of child processes")
         self._mark = secrets.token_hex(8)
-        self._wishes: deque[Callable[[], None]] = deque()  # bounded by slots, children and their ends
+        self._wishes: deque[Callable[[], None]] = deque()  # for the pool's thread; bounded by slots and children
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Place] = {}
         self._idle: list[Place] = []
         self._pending: dict[int, Job] = {}
-        self._lonely: dict[int, Job] = {}  # each waits for a child of its own
+        self._lonely: dict[int, Job] = {}  # each waits for its own child
         self._by_token: dict[int, Place] = {}
         self._numbers = 0
         self._failed_starts = 0
         self._start_at_s: float | None = None
         self._closing = False
-        self._deadline_s = math.inf  # of the close
+        self._deadline_s = math.inf  # for closing
         self._woken = False
         self._guard = Keeper(self._mark, lambda: self._wish(self._guard_died))
         self._thread = threading.Thread(target=self._run, name="streamtask-children", daemon=True)
-        self.failure: Exception | None = None  #: children cannot be started: nothing should be submitted any more
+        self.failure: Exception | None = None  #: children cannot be started: from now on nothing should be submitted
 
-    # --- Anybody's side -----------------------------------------------------------------------------------------------
+    # --- The side of other threads ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to start the children, if there are to be any; what is submitted waits until one is ready.
+        """Begin to start the children, if there should be any; submitted jobs wait until one is ready.
 
-        Raises RuntimeError when it was started or stopped before.
+        Raises RuntimeError if it was started or stopped before.
         """
         self._life.start(self._begin)
 
@@ -94,18 +94,18 @@ class Pool(HasLifecycle):
             self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """It runs as soon as a child is free, or in one of its own. From one thread only."""
+        """Run this job as soon as a child is free, or in its own child. From one thread only."""
         assert job.own or self._count, f"{job.task_type!r} needs a child, and there are none"
         if not self._thread.ident:
             self._thread.start()
         self._wish(lambda: self._submit(job))
 
     def stop_job(self, token: int, reason: StopReason) -> None:
-        """End this execution; one that has ended is left alone. The first reason is the reason."""
+        """Stop this execution; one that has ended is ignored. The first reason counts."""
         self._wish(lambda: self._stop_job(token, reason))
 
     def pids(self) -> list[int]:
-        """The children that live now."""
+        """The pids of living children."""
         return [child.process.pid for child in list(self._children.values()) if not child.reaped]
 
     def ready(self) -> int:
@@ -113,7 +113,7 @@ class Pool(HasLifecycle):
         return sum(child.ready for child in list(self._children.values()))
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """End every child: what runs is stopped, and killed when the time is over. Returns when all are dead."""
+        """End every child: running executions are stopped, and killed when the time is up. Returns when all are dead."""
         deadline_s = time.monotonic() + timeout_s
 
         def end() -> None:
@@ -131,7 +131,7 @@ class Pool(HasLifecycle):
         self._wishes.append(wish)
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):  # full: it is awake. Closed: the pool has ended
+            with contextlib.suppress(OSError):  # full: the thread is awake. Closed: the pool has ended
                 self._wake_out.send(b"\0")
 
     # --- The pool's thread --------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Pool(HasLifecycle):
     def _run(self) -> None:
         try:
             self._serve()
-        except Exception as error:  # noqa: BLE001 a bug in here: its executions would be open for ever, and nobody told
+        except Exception as error:  # noqa: BLE001 a bug here would leave its executions open for ever, unnoticed
             self.failure = error
             for child in list(self._children.values()):
                 child.signal(signal.SIGKILL)
@@ -198,9 +198,9 @@ class Pool(HasLifecycle):
             self._pending[job.token] = job
 
     def _assign(self) -> None:
-        """Jobs to free children; the one that was busy last first: its memory is warm."""
+        """Give jobs to free children; the child that was last busy first, because its memory is warm."""
         while self._pending and self._idle:
-            # Each child its share of what waits, so that none is idle at the end.
+            # Each child gets its share of what waits, so that none is idle at the end.
             share = min(BATCH_MAX, -(-len(self._pending) // max(self._count, 1)))
             first, *others = itertools.islice(self._pending.values(), share)
             jobs = [first, *itertools.takewhile(lambda job: job.shares, others)] if first.shares else [first]
@@ -254,14 +254,14 @@ class Pool(HasLifecycle):
         except BlockingIOError:
             pass
         except OSError:
-            child.out.clear()  # its end comes as an end of the pipe, or as its death
+            child.out.clear()  # its end shows as the end of the pipe, or as its death
         if bool(child.out) is not child.writing and child.channel.fileno() >= 0:
             child.writing = bool(child.out)
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.writing else 0)
             self._selector.modify(child.channel, events, child)
 
     def _read(self, child: Place) -> bool:
-        """False when there is nothing to read (any more)."""
+        """False when there is nothing (more) to read."""
         try:
             data = child.channel.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -302,7 +302,7 @@ class Pool(HasLifecycle):
             child.going = child.worn = True
         elif kind == pipe.PROGRESS:
             fraction, message = pipe.read_progress(payload)
-            if child.job is not None and child.job.token == token:  # else from a thread that a handler left behind
+            if child.job is not None and child.job.token == token:  # otherwise from a thread that a handler left behind
                 self._listener.child_reported(token, fraction, message)
         elif kind == pipe.LOG:
             log_line(payload)
@@ -315,9 +315,9 @@ class Pool(HasLifecycle):
             self._ended(child, child.job, pipe.heard(kind, payload))
 
     def _ended(self, child: Place, job: Job, outcome: Outcome) -> None:
-        """The child has told an outcome."""
+        """The child has reported an outcome."""
         if child.reason is not None and child.going:
-            child.told = outcome  # told to stop: the execution has ended when the child has
+            child.told = outcome  # it was stopped: the execution has ended when the child has
             self._forget_pipe(child)
             return
         if outcome.ending is Ending.STOPPED:
@@ -327,14 +327,14 @@ class Pool(HasLifecycle):
         del self._by_token[job.token]
         child.ran[job.task_type] += 1
         if child.own:
-            outcome.ran_ms = None  # it shared nothing
+            outcome.ran_ms = None  # it shared no slot
         worn = job.max_tasks is not None and child.ran[job.task_type] >= job.max_tasks
         child.worn = child.worn or worn or child.own or outcome.exception == "MemoryError"
         self._next(child)
         self._listener.child_ended(job.token, outcome)
 
     def _came_back(self, child: Place, token: int) -> None:
-        """It has not begun this one, and will not."""
+        """The child has not begun this job, and will not."""
         job = next((job for job in child.jobs if job.token == token), None)
         if job is None:
             raise pipe.Garbage("it returned an execution that it does not have")
@@ -347,11 +347,11 @@ class Pool(HasLifecycle):
         if reason is not None or self._closing:
             self._listener.child_ended(token, outcomes.not_begun(reason or StopReason.REVOKE))
         else:
-            self._pending = {token: job, **self._pending}  # it was before them
+            self._pending = {token: job, **self._pending}  # it came before them
 
     def _next(self, child: Place) -> None:
         """The first of its jobs is gone: the next one is the first now, or it has nothing to do."""
-        if child.reason is not None:  # the stop came too late for the one that is gone
+        if child.reason is not None:  # the stop came too late for the job that is gone
             child.reason = None
             if not child.doomed:
                 child.leaving, child.kill_at_s = False, None
@@ -374,14 +374,14 @@ class Pool(HasLifecycle):
     # --- Life and death -----------------------------------------------------------------------------------------------
 
     def _start_child(self, job: Job | None = None) -> None:
-        """job: what it is started for alone."""
+        """job: the one that this child is started for, alone."""
         self._numbers += 1
         number = self._numbers
         try:
             child = launch(
                 self._settings.app, number, f"{self._mark}.{number}.", self._alive_in, self._settings.environment
             )
-        except OSError as error:  # no memory or no process table entry just now
+        except OSError as error:  # no memory or no process table entry at the moment
             if job is not None:
                 self._lonely[job.token] = job
             self._not_started(f"{error}")
@@ -396,7 +396,7 @@ class Pool(HasLifecycle):
         threading.Thread(target=self._await_end, args=(child,), name=f"streamtask-child-{number}", daemon=True).start()
 
     def _await_end(self, child: Place) -> None:
-        """A thread per child. Its pid stays its own until its group is dead: only then is it reaped."""
+        """Runs in a thread per child. It reaps the child only after its group is dead, so its pid is not reused before."""
         if sys.platform == "linux":
             os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         else:
@@ -409,11 +409,11 @@ class Pool(HasLifecycle):
         self._wish(lambda: self._died(child))
 
     def _retire(self, child: Place) -> None:
-        """It has nothing to do and ends by itself; killed if it does not."""
+        """The child has nothing to do and ends by itself; it is killed if it does not."""
         child.leaving = True
         self._forget_pipe(child)
         child.kill_at_s = child.kill_at_s or min(time.monotonic() + self._settings.grace_s, self._deadline_s)
-        self._fill()  # beside it: the next execution need not wait for its end
+        self._fill()  # in parallel: the next execution need not wait for its end
 
     def _break(self, child: Place, why: str) -> None:
         child.broken = child.broken or why
@@ -427,7 +427,7 @@ class Pool(HasLifecycle):
         child.signal(signal.SIGKILL)
 
     def _died(self, child: Place) -> None:
-        while self._read(child):  # what it said before it died
+        while self._read(child):  # what it reported before it died
             pass
         self._forget_pipe(child)
         del self._children[child.number]
@@ -444,7 +444,7 @@ class Pool(HasLifecycle):
             if child.reason is not None:
                 self._listener.child_ended(job.token, stopped(child, job, child.reason))
             elif not child.ready:
-                self._lonely[job.token] = job  # it has not begun: no death of its own
+                self._lonely[job.token] = job  # it has not begun, so this is no death of its own
             else:
                 error = f"its process died: {how}"
                 self._listener.child_ended(
@@ -456,7 +456,7 @@ class Pool(HasLifecycle):
             self._fill()
 
     def _fill(self) -> None:
-        """As many children as there should be; those that are leaving do not count."""
+        """Start as many children as there should be; those that are leaving do not count."""
         while not self._closing and self.failure is None and self._start_at_s is None:
             if self._lonely:
                 self._start_child(self._lonely.pop(next(iter(self._lonely))))
@@ -471,7 +471,7 @@ class Pool(HasLifecycle):
             self._guard.start()
 
     def _not_started(self, how: str) -> None:
-        """A child died before it was ready: again after a while, but not for ever."""
+        """A child died before it was ready: retry after a while, but not for ever."""
         self._failed_starts += 1
         wait_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (self._failed_starts - 1))
         self._on_event("child_not_started", {"how": how, "times": self._failed_starts, "wait_s": wait_s})

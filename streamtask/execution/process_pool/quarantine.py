@@ -1,14 +1,14 @@
 """The quarantine children of one worker: one for each group of suspects, which all run in it at the same time.
 
-A pool of its own beside that of the process handlers: it starts a child when the first suspect of a group comes, and ends it
-when the last one has left. The same thread, pipes, guard and kills as there (pool.py); what differs is what a child runs.
+This pool exists next to that of the process handlers. It starts a child when the first suspect of a group comes, and ends it
+when the last one has left. Thread, pipes, guard and kills are those of pool.py; only what a child runs is different.
 
-    stop      STOP into the pipe. The others go on; a child in which all were told to stop and do not is killed
-    death     Ending.LOST for each one that had begun, with the number of those that ran beside it: nobody's alone, unless that
-              is 0. Those that had not begun go into the next child of their group
+    stop      STOP into the pipe. The others run on; a child in which all were stopped and do not end is killed
+    death     Ending.LOST for each execution that had begun, with the number of those that ran beside it: no single one is
+              to blame, unless that is 0. Executions that had not begun go into the next child of their group
 
-Always true: every job that was submitted yields exactly one outcome; a job is in one child or waits; what a child has
-started is dead when its death is told.
+Always true: every submitted job yields exactly one outcome; a job is in one child or waits; everything that a child has
+started is dead when its death is reported.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from streamtask.execution.process_pool.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-LOOK_S = 0.25  # between two looks at who was told to stop and goes on
+LOOK_S = 0.25  # between two looks for stopped executions that run on
 
 
 @dataclass(slots=True, eq=False)
 class Ward(Place):
-    """The child of one group. open: what it was given and has not answered; told: who was to stop by when, and why."""
+    """The child of one group.
+
+    open: jobs that it was given and has not answered; stopping: (reason, deadline) of stopped jobs
+    """
 
     group: int = 0
     open: dict[int, Job] = field(default_factory=dict)
@@ -43,10 +46,10 @@ class Ward(Place):
 
 
 class Quarantine(Pool):
-    """See the module. Everything but `submit`, `stop_job`, `start` and `stop` belongs to the pool's thread."""
+    """See the module docstring. Everything except `submit`, `stop_job`, `start` and `stop` belongs to the pool's thread."""
 
     def submit(self, job: Job) -> None:
-        """It runs in the child of its group. From one thread only."""
+        """Run this job in the child of its group. From one thread only."""
         assert job.group, f"{job.task_type!r} is in no group"
         if not self._thread.ident:
             self._thread.start()
@@ -82,7 +85,7 @@ class Quarantine(Pool):
             self._fill()
 
     def _assign(self) -> None:
-        """Done in _fill: nothing waits for a child to be free."""
+        """Nothing to do: _fill assigns, because no job waits for a free child."""
 
     def _fill(self) -> None:
         for job in list(self._pending.values()):
@@ -104,7 +107,7 @@ class Quarantine(Pool):
         number, mark = self._numbers, f"{self._mark}.{self._numbers}."
         try:
             process, channel = spawn(self._settings.app, mark, self._alive_in, self._settings.environment, MANY)
-        except OSError as error:  # no memory or no process table entry just now
+        except OSError as error:  # no memory or no process table entry at the moment
             self._not_started(f"{error}")
             return None
         ward = Ward(number, process, channel, mark, group=job.group)
@@ -146,7 +149,7 @@ class Quarantine(Pool):
             log_line(payload)
         elif kind == pipe.PROGRESS:
             fraction, message = pipe.read_progress(payload)
-            if token in child.open:  # else from a thread that a handler left behind
+            if token in child.open:  # otherwise from a thread that a handler left behind
                 self._listener.child_reported(token, fraction, message)
         elif token not in child.open:
             raise pipe.Garbage("it reported an execution that it does not run")
@@ -158,8 +161,8 @@ class Quarantine(Pool):
             self._answered(child, token, pipe.heard(kind, payload))
 
     def _answered(self, ward: Ward, token: int, outcome: Outcome) -> None:
-        told = ward.stopping.get(token)
-        if outcome.ending is Ending.STOPPED and told is None:
+        stop = ward.stopping.get(token)
+        if outcome.ending is Ending.STOPPED and stop is None:
             raise pipe.Garbage("it was stopped from outside")
         if outcome.ending is Ending.LOST:
             raise pipe.Garbage("it reported its own death")
@@ -176,7 +179,7 @@ class Quarantine(Pool):
 
     def _died(self, child: Place) -> None:
         assert isinstance(child, Ward), f"{child.number} is no quarantine child"
-        while self._read(child):  # what it said before it died
+        while self._read(child):  # what it reported before it died
             pass
         self._forget_pipe(child)
         del self._children[child.number]
@@ -198,8 +201,8 @@ class Quarantine(Pool):
             else:
                 waiting[token] = job
                 del self._by_token[token]
-        self._pending = {**waiting, **self._pending}  # they were before these
-        if waiting and not ran and not child.leaving:  # it has begun nothing: no death of theirs
+        self._pending = {**waiting, **self._pending}  # they came before these
+        if waiting and not ran and not child.leaving:  # it has begun nothing, so this is no death of theirs
             self._not_started(how)
         if self._closing:
             for token in list(self._pending):

@@ -1,13 +1,13 @@
-"""The child of a group of suspects: runs their coroutines and threads many at a time, as a worker does.
+"""The child of a group of suspects: runs their coroutines and threads concurrently, as a worker does.
 
     python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD many
 
-It has an executor of its own, with the app's lifespan and as many threads as the worker has. A thread reads what the worker
-sends; the main thread hands it over and sends back what has begun, progressed and ended. BEGUN is in the pipe before a
-handler's first instruction, so that the worker knows who ran in here when this process dies.
+It has its own executor, with the app's lifespan and as many threads as the worker has. A thread reads what the worker sends;
+the main thread hands it over, and reports what has begun, progressed and ended. BEGUN is in the pipe before a handler's first
+instruction, so that the worker knows which executions ran in here when this process dies.
 
-STOP ends one execution and leaves the others alone: a coroutine is cancelled, a thread is told. SIGTERM does nothing: it is
-the worker's to act on. The process ends when the worker closes the pipe, or kills it.
+STOP ends one execution and leaves the others alone: a coroutine is cancelled, a thread is notified. SIGTERM does nothing: the
+worker acts on it. The process ends when the worker closes the pipe, or kills it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IDLE_S = 3_600.0
 
 
 class _Borrowed(tracing.Attempt):
-    """A span that lives in the worker: here it is the current one of its handler, and ends there."""
+    """A span that lives in the worker: here it is the current span of its handler, and is not ended."""
 
     __slots__ = ()
 
@@ -47,10 +47,10 @@ class _Borrowed(tracing.Attempt):
 
 
 class _Spans(tracing.Attempts):
-    """What came with each job."""
+    """The span contexts that came with the jobs."""
 
     def __init__(self) -> None:
-        self.carried: dict[int, tracing.Headers] = {}  # by token, until its execution begins
+        self.carried: dict[int, tracing.Headers] = {}  # by token, until the execution begins
 
     def beginner(self) -> Callable[[Start], tracing.Attempt | None]:
         return self.begin
@@ -61,7 +61,7 @@ class _Spans(tracing.Attempts):
 
 
 class Many:
-    """See the module. Everything belongs to the main thread but `_read`, and `send`, which is anybody's."""
+    """See the module docstring. The main thread owns everything except `_read`, and `send`, which any thread may call."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class Many:
             on_event=self._on_event,
             attempts=self._spans,
         )
-        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not speak for this child
+        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not write for this child
 
     def run(self) -> None:
-        """Until the worker closes the pipe."""
+        """Run until the worker closes the pipe."""
         signal.signal(signal.SIGTERM, _ignore)
         self.send(pipe.frame(pipe.HELLO))
         threading.Thread(target=self._read, name="streamtask-pipe", daemon=True).start()
@@ -105,7 +105,7 @@ class Many:
             self._executor.stop(1.0)
 
     def send(self, frames: bytes) -> None:
-        """From any thread. Blocks while the worker is busy."""
+        """May be called from any thread. Blocks while the worker is busy."""
         try:
             with self._lock:
                 self._channel.sendall(frames)
@@ -114,7 +114,7 @@ class Many:
                 os._exit(pipe.EXIT_DEAF)
 
     def _take(self) -> bool:
-        """What the worker has sent, in its order. False: it has closed the pipe."""
+        """Handle what the worker has sent, in order. False: it has closed the pipe."""
         starts: list[Start] = []
         while self._inbox:
             frame = self._inbox.popleft()
@@ -127,7 +127,7 @@ class Many:
                     self._spans.carried[token] = trace
                 starts.append(start)
             elif kind == pipe.STOP:
-                self._begin(starts)  # it may be one of these
+                self._begin(starts)  # the stop may be for one of these
                 starts = []
                 self._executor.stop_executions([Stop(token, StopReason(payload.decode()))])
         self._begin(starts)
@@ -147,7 +147,7 @@ class Many:
         self._executor.submit(starts)
 
     def _cannot(self, starts: list[Start], error: LifespanError) -> None:
-        """These fail with the reason; the process ends, and what is still in the pipe goes to another one."""
+        """Fail these with the reason. The process ends, and what is still in the pipe goes to another child."""
         said = [
             pipe.said(start.token, outcomes.raised(error, self._handlers[start.record.request.task_type].retry))
             for start in starts
@@ -157,7 +157,7 @@ class Many:
         os._exit(0)
 
     def _read(self) -> None:
-        """Its own thread: frames from the pipe, until that ends."""
+        """Runs in its own thread: takes frames from the pipe, until that ends."""
         while (frame := pipe.received(self._channel)) is not None:
             self._inbox.append(frame)
             self._executor.wake()
@@ -169,4 +169,4 @@ class Many:
 
 
 def _ignore(_number: int, _frame: Any) -> None:
-    """Not SIG_IGN: what a handler starts would inherit that."""
+    """Not SIG_IGN: processes that a handler starts would inherit that."""

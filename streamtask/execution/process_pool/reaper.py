@@ -1,10 +1,10 @@
-"""The end of everything that a child has started; and the process that brings it about when the worker itself is gone.
+"""Ends everything that a child has started, and is also the process that does so when the worker itself is gone.
 
-Run as a plain file with nothing imported but the standard library: it starts in a few milliseconds and stays small. It
-reads from its worker `+PID` and `-PID` for each child (a process group of its own) and, when that pipe ends, kills what
-is left: the groups, then whoever still carries the mark in its environment (a grandchild that left the group).
+It runs as a plain file that imports only the standard library, so it starts in a few milliseconds and stays small. It reads
+`+PID` and `-PID` from its worker for each child (a process group). When that pipe ends, it kills what is left: the groups,
+then every process that still has the mark in its environment (a grandchild that left the group).
 
-Children are SIGKILLed by the kernel when their worker dies, but nobody tells *their* children: hence this process.
+The kernel SIGKILLs children when their worker dies, but does not reach *their* children: hence this process.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import sys
 import time
 
 MARK = "STREAMTASK_CHILD"  # in the environment of a child and of what it starts: `<pool>.<number of the child>.`
-ROUNDS_MAX = 20  # a process that forks while it is looked for is found in the next round
-DEATH_S = 2.0  # a SIGKILL is carried out when the process next gets a processor: on a busy machine that is not at once
+ROUNDS_MAX = 20  # a process that forks during the search is found in the next round
+DEATH_S = 2.0  # a SIGKILL takes effect when the process next gets a processor, which may take time on a busy machine
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL to a process group; none left is fine."""
+    """Send SIGKILL to a process group, which may be empty."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # macOS says PermissionError of a group of zombies
+        pass  # macOS returns PermissionError for a group of zombies
 
 
 def kill_marked(mark: str) -> int:
-    """SIGKILL to every process whose mark begins so, until there is none. Returns how many. Needs /proc, else 0.
+    """Send SIGKILL to every process whose mark begins with `mark`, until there is none. Returns how many. Without /proc: 0.
 
-    Their deaths are awaited, up to DEATH_S in all: who is told of the end may run the task again at once.
+    It waits for their deaths, up to DEATH_S in all, because the task may run again as soon as its end is reported.
 
-    One that empties its environment and leaves its group escapes: nothing short of a cgroup or a container holds that.
+    A process that clears its environment and leaves its group escapes: only a cgroup or a container prevents that.
     """
     wanted = f"{MARK}={mark}".encode()
     deadline_s = time.monotonic() + DEATH_S
-    killed: set[int] = set()  # one that dies slowly is met again in the next round
+    killed: set[int] = set()  # a process that dies slowly appears again in the next round
     for _ in range(ROUNDS_MAX):
         found = [pid for pid in _pids() if pid != os.getpid() and _is_marked(pid, wanted)]
         if not found:
             break
-        deaths = [(pid, _kill(pid)) for pid in found]  # all of them first: one may be starting others
+        deaths = [(pid, _kill(pid)) for pid in found]  # kill all before waiting: one may be starting others
         for pid, death in deaths:
             if death is not None:
                 killed.add(pid)
@@ -51,7 +51,7 @@ def kill_marked(mark: str) -> int:
 
 
 def _kill(pid: int) -> int | None:
-    """SIGKILL. Returns a descriptor that tells of its death (-1: this system has none), or None: it had gone."""
+    """Send SIGKILL. Returns a descriptor that signals the death (-1: not supported here), or None if the process had gone."""
     try:
         death = os.pidfd_open(pid) if sys.platform == "linux" else -1
     except OSError:
@@ -66,7 +66,7 @@ def _kill(pid: int) -> int | None:
 
 
 def _await(death: int, deadline_s: float) -> None:
-    """Until the process has died or time.monotonic() is at the deadline."""
+    """Wait until the process has died or time.monotonic() is at the deadline."""
     if death >= 0:
         poll = select.poll()
         poll.register(death, select.POLLIN)
@@ -91,7 +91,7 @@ def _is_marked(pid: int, wanted: bytes) -> bool:
 
 
 def main(pool: str) -> None:
-    """Stay until the worker's pipe ends; then leave nothing behind."""
+    """Wait until the worker's pipe ends; then leave nothing behind."""
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # meant for the worker: it drains, and its children still run
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     groups: set[int] = set()

@@ -1,6 +1,6 @@
-"""The worker's end of the guard: starts it, tells it which children there are, starts it again when it dies.
+"""The worker's end of the guard: starts it, tells it which children exist, and restarts it when it dies.
 
-Belongs to the pool's thread; `on_death` comes from another one.
+Belongs to the pool's thread; `on_death` is called from another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamtask.execution.process_pool import reaper
 
 
 class Keeper:
-    """pool: what the marks of its children begin with."""
+    """pool: the common start of its children's marks."""
 
     def __init__(self, pool: str, on_death: Callable[[], None]) -> None:
         self._pool = pool
@@ -24,25 +24,25 @@ class Keeper:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """A guard, which is told of the children that there are."""
+        """Start a guard that watches the present children."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         argv = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), self._pool]
         process = self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
         threading.Thread(target=self._await_end, args=(process,), name="streamtask-guard", daemon=True).start()
         for pid in self._pids:
-            self._tell(f"+{pid}")
+            self._send(f"+{pid}")
 
     def watch(self, pid: int) -> None:
         self._pids.add(pid)
-        self._tell(f"+{pid}")
+        self._send(f"+{pid}")
 
     def forget(self, pid: int) -> None:
         self._pids.discard(pid)
-        self._tell(f"-{pid}")
+        self._send(f"-{pid}")
 
     def end(self) -> None:
-        """Returns when it has ended; what is still watched is killed by it."""
+        """Returns when it has ended; it kills what is still watched."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -52,10 +52,10 @@ class Keeper:
         process.wait()
         self._on_death()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode() + b"\n")
         except OSError:
-            pass  # it has died: the next one is told of all
+            pass  # it has died: the next one receives all children

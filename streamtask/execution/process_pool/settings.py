@@ -1,4 +1,4 @@
-"""What a pool is made of: how its children are started, and who is told what becomes of their executions."""
+"""The settings of a pool: how its children are started, and who is notified of their executions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
 def _unheard(_name: str, _fields: Mapping[str, Any]) -> None:
-    """Nobody wants to know."""
+    """Ignore the event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Children:
     """The child processes of one worker.
 
-    app          `module:attribute`, as the worker itself was told
-    count        children; each runs one execution at a time. 0: only those that are started for one execution alone
+    app          `module:attribute`, as for the worker itself
+    count        number of children; each runs one execution at a time. 0: only those started for one execution alone
     grace_s      from SIGTERM to SIGKILL
-    environment  more of it for the children
-    on_event     told facts for the operator
+    environment  additional variables for the children
+    on_event     receives facts for the operator
     """
 
     app: str
@@ -39,16 +39,16 @@ class Children:
 
 
 class Listener(Protocol):
-    """Told what becomes of the jobs of a pool, on the pool's own thread."""
+    """Receives what becomes of the jobs of a pool, on the pool's own thread."""
 
     def child_ended(self, token: int, outcome: Outcome) -> None:
-        """The outcome of an execution; once for every job."""
+        """The outcome of an execution; called once for every job."""
 
     def child_reported(self, token: int, fraction: float, message: str | None) -> None:
-        """Its progress."""
+        """The progress of an execution."""
 
     def child_begun(self, token: int) -> None:
         """A `timed` execution has begun in its child."""
 
     def children_failed(self, error: Exception) -> None:
-        """Children cannot be started: nothing should be submitted any more."""
+        """Children cannot be started: from now on nothing should be submitted."""
