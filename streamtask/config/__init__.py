@@ -278,11 +278,11 @@ def load_settings(**arguments: Any) -> Settings:
 
 def _wrong(error: ValidationError) -> list[str]:
     """What does not fit, each setting once: of one that may be of several kinds, pydantic tells each that it is not."""
-    told = {}
+    wrong = {}
     for one in error.errors():
         place = [str(part) for part in one["loc"][:2]]
         why = one["msg"] if len(one["loc"]) <= 2 else "Input should be text, a number, true or false"
         # What stands in place of a table may be the table itself, misspelled.
         safe = HIDDEN if len(place) == 1 and place[0] in raw_tables() else shown(place[-1], one.get("input"))
-        told[".".join(place)] = f"{'.'.join(place)}={safe!r}: {why}"
-    return list(told.values())
+        wrong[".".join(place)] = f"{'.'.join(place)}={safe!r}: {why}"
+    return list(wrong.values())
