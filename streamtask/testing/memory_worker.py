@@ -1,21 +1,21 @@
 """A worker without a broker: the real engine and the real executor over a log in memory, on a clock that can skip.
 
-        client     → append, cancel     encoded records, as a broker would receive them
-        own thread → turn.turn          the turns of core/; its requests for I/O are answered from memory and never fail
-        executor   → handlers           lifespan, context, validation, threads and event loop are a worker's own
-        commit     → watches            status events, encoded and decoded as on Kafka
+    client     → append, cancel     encoded records, as a broker would receive them
+    own thread → turn.turn          the turns of core/; its requests for I/O are answered from memory and never fail
+    executor   → handlers           lifespan, context, validation, threads and event loop are a worker's own
+    commit     → watches            status events, encoded and decoded as on Kafka
 
-    It uses the engine because retries, limits, expiry, cancellation, priorities, ordering keys and duplicates are decided in
-    core/. A simpler loop would be a second implementation of them, which could be wrong in a test.
+It uses the engine because retries, limits, expiry, cancellation, priorities, ordering keys and duplicates are decided in
+core/. A simpler loop would be a second implementation of them, which could be wrong in a test.
 
-    Time is real time plus the time skipped. It skips to the next time at which something is due (a backoff, `not_before`,
-    `expires_at`, the deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a
-    task. While no call waits it does not skip, so a test can act between two events, such as cancelling a task that waits
-    for its retry.
+Time is real time plus the time skipped. It skips to the next time at which something is due (a backoff, `not_before`,
+`expires_at`, the deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a
+task. While no call waits it does not skip, so a test can act between two events, such as cancelling a task that waits
+for its retry.
 
-    Always true: one thread owns engine and executor; `_lock` guards everything that clients touch; time does not skip on
-    behalf of a caller that has not yet seen the latest event of its task.
-    """
+Always true: one thread owns engine and executor; `_lock` guards everything that clients touch; time does not skip on
+behalf of a caller that has not yet seen the latest event of its task.
+"""
 
 from __future__ import annotations
 
