@@ -37,7 +37,7 @@ class Encoder:
         return not self._headers
 
     def status(self, topic: str, event: StatusEvent, *, locale: str, worker: str) -> bytes:
-        """encode_status in this format. Never raises: what Avro cannot hold goes out as JSON, which is read as well."""
+        """encode_status in this format. Never raises: what Avro cannot hold is written as JSON, which readers also know."""
         header = self._headers.get(topic)
         if header is None:
             return encode_status(event, locale=locale, worker=worker)

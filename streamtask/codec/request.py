@@ -100,7 +100,7 @@ class RequestDecoder:
             text = value or b""
             try:
                 document = read_object(value)
-            except DecodeError:  # JSON is tried first: so it pays nothing for the formats whose first byte it never has
+            except DecodeError:  # JSON comes first, so that it does not pay for formats whose first byte it never has
                 if not value or value[0] not in BINARY:
                     raise
                 text = self._reader.json(REQUEST, value)
