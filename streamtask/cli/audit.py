@@ -102,13 +102,13 @@ def audit(
 
 
 class Told:
-    """Prints violations, counts and the report. evidence: receives the violations as JSON lines."""
+    """Prints violations, counts and the report. evidence: a file that gets the violations as JSON lines."""
 
     def __init__(self, cli: CommandContext, evidence: TextIO | None, *, follow: bool) -> None:
         self._cli = cli
         self._evidence = evidence
         self._follow = follow
-        self._piped = evidence is sys.stdout  # then everything else goes to stderr
+        self._piped = evidence is sys.stdout  # if so, everything else goes to stderr
 
     def violation(self, violation: Violation) -> None:
         line = violation.to_evidence()
@@ -173,7 +173,7 @@ class _Stopped:
 
 
 def _lines(name: str) -> Any:
-    """The file as a context manager; stdout is not closed. Raises ConfigError."""
+    """The file as a context manager; for `-` it is stdout, which is not closed. Raises ConfigError."""
     if name == STDOUT:
         from contextlib import nullcontext
 
