@@ -3,13 +3,13 @@
 It has its own table of the state machine and shares no rule with the worker, so that it is able to disagree.
 
 What must be true of every request record (its `origin`):
-    - its events follow the machine from exactly one CREATED to at most one end, in the partition of the request, with its
-      task_id as key; attempt and updated_at never fall; the first RUNNING is attempt 1, each next one the same or one more
-    - a committed offset has passed it only if it ended: with a terminal event, as a duplicate, or in the dead letters (not
-      a valid request, or one whose schema the registry did not provide). Only the offset counts as proof; what its
-      metadata says about later offsets is not checked
-    - a FAILED one is in the dead letters, once. A record that never became a task may be there again: only the group's
-      offsets know that it was refused, and they can be lost
+  - its events follow the machine from exactly one CREATED to at most one end, in the partition of the request, with its
+    task_id as key; attempt and updated_at never fall; the first RUNNING is attempt 1, each next one the same or one more
+  - a committed offset has passed it only if it ended: with a terminal event, as a duplicate, or in the dead letters (not
+    a valid request, or one whose schema the registry did not provide). Only the offset counts as proof; what its
+    metadata says about later offsets is not checked
+  - a FAILED one is in the dead letters, once. A record that never became a task may be there again: only the group's
+    offsets know that it was refused, and they can be lost
 
 What one event shows is reported at once; what only the whole shows (conclusions.py) when `conclude` says that everything up
 to now was fed. Facts of one partition must come in the order of their offsets; otherwise any order will do.

@@ -393,7 +393,7 @@ def _client(settings: Settings) -> AsyncClient:
 
 def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
-        _ = (settings.topics, settings.kafka_for("cli"))  # raises first when they are invalid
+        _ = (settings.topics, settings.kafka_for("cli"))  # both raise first when the settings are invalid
         cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 
