@@ -167,7 +167,7 @@ class Conclusions:
         text = f"{origin} is {status or 'without any event'}, but {cell.committed} is committed: no worker will run it again"
         self._tell("committed_past_unfinished", text, task_id or (history.task_id if history else ""), origin, at)
 
-    # --- Not violations ----------------------------------------------------------------------------------------------
+    # --- At the end ---------------------------------------------------------------------------------------------------
 
     def pending(self, cell: Cell) -> None:
         """Requests that have not ended and that no committed offset has passed."""

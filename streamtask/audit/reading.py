@@ -163,7 +163,7 @@ class Rounds:
         positions = self._tails["status"].positions()
         return sum(max(0, end - positions[place]) for place, end in self._status_ends.items())
 
-    # --- Where to begin ----------------------------------------------------------------------------------------------
+    # --- Where to begin -----------------------------------------------------------------------------------------------
 
     def _beginnings(self, since_ms: int | None) -> dict[Place, int]:
         """Where reading begins. Dead letters begin a little before `since`: a letter may be older than its event."""

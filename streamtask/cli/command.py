@@ -206,7 +206,7 @@ def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
         # The reader of stdout (head, less) has closed it; the interpreter must not try to flush it at exit.
         sys.stdout = None
         return EXIT_BAD_ANSWER
-    except Exception as error:  # noqa: BLE001 - the last resort: whatever comes becomes one line and exit code 2
+    except Exception as error:  # noqa: BLE001 - the last resort: any error becomes one line and exit code 2
         if debug:
             traceback.print_exc()
         else:
@@ -246,7 +246,7 @@ class OneLineGroup(TyperGroup):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
-        except Exception as error:  # noqa: BLE001 - what is no usage error is raised again there
+        except Exception as error:  # noqa: BLE001 - an error that is not a usage error is raised again there
             code = self._usage_error(error)
         if not standalone_mode:
             return code

@@ -238,7 +238,7 @@ class AsyncClient:
     async def wait(self, task_id: str | Receipt, timeout: float | None = None) -> TaskResponse:
         """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask.
 
-        task_id  the id, or the task's Receipt (also in `status` and `events`): the answer then includes the receipt's record
+        task_id  the id, or the task's Receipt (also in `status` and `events`): the answer is then at least as fresh as that
         """
         known, receipt = _known(task_id)
         if self.settings.url:

@@ -66,7 +66,7 @@ class ServiceLink:
             import httpx
 
             if self._socket_url is not None:
-                import websockets.asyncio.client  # noqa: F401 rather now than when somebody follows a task
+                import websockets.asyncio.client  # noqa: F401 imported now rather than when the first task is followed
         except ImportError as error:
             raise ConfigError(
                 f"url={settings.url!r} needs {error.name}. Install it: pip install 'streamtask[server]'."

@@ -137,7 +137,7 @@ class StatusWatch:
                         self._tell(found)
             finally:
                 tail.close()
-        except Exception as error:  # noqa: BLE001 - the last frame of the thread: those who wait must learn why
+        except Exception as error:  # noqa: BLE001 - the last frame of the thread: the waiting callers must learn why
             self._failure = error
             self._tell((), error)
 

@@ -115,7 +115,7 @@ def read_body(parsed: Any, value: bytes, start: int) -> dict[str, Any]:
         held = fastavro.schemaless_reader(body, parsed, None)
     except EOFError:
         raise DecodeError("truncated Avro: the value ends within its body") from None
-    except Exception as error:  # noqa: BLE001 garbled bytes: fastavro raises whatever its parts do (IndexError, ...)
+    except Exception as error:  # noqa: BLE001 garbled bytes: fastavro raises whatever its parts raise (IndexError, ...)
         raise DecodeError(f"truncated or garbled Avro: {type(error).__name__}: {error}"[:500]) from None
     if body.tell() != len(value):
         raise DecodeError(f"garbled Avro: {len(value) - body.tell()} bytes follow the document")

@@ -72,7 +72,7 @@ def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> 
         parsed = fastavro.parse_schema(held)
     except DecodeError as error:
         raise DecodeError(f"schema {schema_id}: {error}") from None
-    except Exception as error:  # noqa: BLE001 somebody else's schema: fastavro raises whatever its parts do
+    except Exception as error:  # noqa: BLE001 a stranger's schema: fastavro raises whatever its parts raise
         text = f"schema {schema_id} is no Avro schema: {type(error).__name__}: {error}"
         raise DecodeError(text[:500]) from None
     return WriterSchema(schema_id, parsed)

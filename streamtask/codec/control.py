@@ -35,7 +35,7 @@ def decode_control(key: bytes | None, value: bytes | None, reader: Reader = PLAI
         return _read(key, value, reader)
     except (DecodeError, SchemaPending, ClusterError):
         raise
-    except Exception as error:  # noqa: BLE001 every worker reads it: one record that nobody foresaw would end them all
+    except Exception as error:  # noqa: BLE001 every worker reads it: an unforeseen record must not end them all
         raise DecodeError(f"cannot be read: {type(error).__name__}: {error}"[:500]) from None
 
 

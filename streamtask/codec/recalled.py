@@ -34,7 +34,7 @@ def read_recalled(partition: int, key: bytes | None, value: bytes, reader: Reade
         return _read(partition, key, value, reader, now_ms)
     except (DecodeError, SchemaPending, ClusterError):
         raise
-    except Exception as error:  # noqa: BLE001 one record that nobody foresaw would end every worker of its shard
+    except Exception as error:  # noqa: BLE001 an unforeseen record must not end every worker of its shard
         raise DecodeError(f"cannot be read: {type(error).__name__}: {error}"[:500]) from None
 
 

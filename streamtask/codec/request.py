@@ -116,7 +116,7 @@ class RequestDecoder:
             return self._problem(raw, document, (error.code, str(error)))
         except (SchemaPending, ClusterError):
             raise
-        except Exception as error:  # noqa: BLE001 one record that nobody foresaw must not stop a partition
+        except Exception as error:  # noqa: BLE001 an unforeseen record must not stop a partition
             why = f"cannot be read: {type(error).__name__}: {error}"[:500]
             code = ErrorCode.INVALID_REQUEST.value
             raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)

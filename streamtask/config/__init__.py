@@ -31,7 +31,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 @public
 @dataclass(frozen=True, slots=True)
 class TopicNames:
-    """The topics and the consumer group of one prefix. The group's name follows from the prefix, which has one group."""
+    """The topics and the consumer group of one prefix. The group's name is derived: a prefix has one group."""
 
     prefix: str = "tasks"
     bands: tuple[Band, ...] = BANDS

@@ -41,7 +41,7 @@ def look(told: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"app {app.name!r} has no tasks. Decorate a function with @app.task.")
     except ConfigError as error:
         return {"error": " ".join(str(error).split()), "trace": last_lines(error.__cause__)}
-    except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is told like any other failure
+    except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is reported like any other failure
         said = " ".join(repr(error).split())
         return {"error": f"{told['app']}: importing it ended with {said}", "trace": last_lines(error)}
     tasks = [_task(handler) for handler in app.registry.values()]

@@ -76,7 +76,7 @@ class Session:
     def __init__(self, options: Options, screen: Screen) -> None:
         self._options, self._screen = options, screen
         # Signal handlers put events too, which could deadlock on the lock of queue.Queue.
-        self._happened: queue.SimpleQueue[Happened] = queue.SimpleQueue()  # bounded: people and children fill it
+        self._happened: queue.SimpleQueue[Happened] = queue.SimpleQueue()  # bounded by what people and children do
         self._began_s = time.monotonic()
         self._stops = 0
         self._running = False
@@ -138,7 +138,7 @@ class Session:
         self._kafka = DevBroker(directory=self._data / "kafka", ports=[port, controller])
         held.enter_context(self._kafka)
         self._bootstrap = self._kafka.bootstrap
-        return KafkaSettings(self._bootstrap, client_id=client_id("dev"))  # our own broker, without TLS or SASL
+        return KafkaSettings(self._bootstrap, client_id=client_id("dev"))  # own broker, without TLS or SASL
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -378,7 +378,7 @@ class Session:
                     child.kill()
         self._screen.say("dev", "ended")
 
-    # --- Output ------------------------------------------------------------------------------------------------------
+    # --- Output -------------------------------------------------------------------------------------------------------
 
     def _say_task(self, level: str, text: str) -> None:
         self._screen.say("task", text, level=level)

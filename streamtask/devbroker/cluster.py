@@ -91,7 +91,7 @@ appender.console.layout.type=PatternLayout
 appender.console.layout.pattern=%d{ABSOLUTE} %p %c{1} - %m%n
 """
 
-# --- Brokers end with this process ------------------------------------------------------------------------------
+# --- Brokers end with this process ------------------------------------------------------------------------------------
 
 
 class _Guard:

@@ -94,7 +94,7 @@ def _fetch(coordinate: str) -> None:
     context = MavenContext(repo_cache=cache_directory() / "m2", remote_repos={"central": MAVEN_CENTRAL_URL})
     try:
         context.project(group, name).at_version(version).artifact().resolve()
-    except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar cannot be had
+    except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar is not available
         raise DevBrokerUnavailable(f"Cannot download {coordinate}: {error}. {ALTERNATIVES}") from None
 
 

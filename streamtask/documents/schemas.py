@@ -170,7 +170,7 @@ def refer(part: Schema, prefix: str) -> Schema:
     return changed
 
 
-# --- From pydantic's schemas to ours ---------------------------------------------------------------------------------
+# --- From pydantic's schemas to ours ----------------------------------------------------------------------------------
 
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 

@@ -150,5 +150,5 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
 
 
 def _delay_ms(seconds: Any) -> int | None:
-    """The delay of a RetryLater; None, the usual backoff, when it is not a valid number."""
+    """The delay of a RetryLater in milliseconds. None, for the usual backoff, when it is not a valid number."""
     return max(0, round(seconds * 1_000)) if is_number(seconds) else None

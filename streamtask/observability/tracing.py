@@ -51,7 +51,7 @@ def _harmless(function: Callable[P, R]) -> Callable[P, R | None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return function(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 providers, samplers and processors are other people's code
+        except Exception as error:  # noqa: BLE001 providers, samplers and processors are the user's code
             _complain(function.__qualname__, f"{type(error).__name__}: {error}")
             return None
 

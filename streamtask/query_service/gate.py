@@ -30,7 +30,7 @@ _TASK_PATH_LENGTH = len(_TASKS) + 36
 
 
 class LookUp:
-    """Answers plain look-ups that are permitted: before the application (metrics.py), and in the gate for other callers."""
+    """Answers plain look-ups that are permitted: before the application (metrics.py), or in its gate."""
 
     def __init__(self, service: ViewService, api_key: str | None, hosts: Hosts) -> None:
         self._service = service
@@ -53,7 +53,7 @@ class LookUp:
         task_id = canonical(path[len(_TASKS) :])
         try:
             found = None if task_id is None else self._service.body(task_id)
-        except Exception:  # noqa: BLE001 the route meets it as well, and answers 500 as everywhere
+        except Exception:  # noqa: BLE001 the route will raise it too, and answers 500 as always
             return False
         if found is None:
             return False

@@ -276,7 +276,7 @@ class _Given:
 
 
 def _id_of(row: Row, positions: Mapping[int, int]) -> str:
-    """The id for a row. For a request without events: the last offset, at which there is nothing of the task yet."""
+    """The id for a row. For a request without events: the last offset that was read, where it has none yet."""
     return f"{row.partition}:{(row.version or positions.get(row.partition, 0)) - 1}"
 
 

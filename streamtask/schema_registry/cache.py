@@ -174,7 +174,7 @@ class SchemaCache:
                 found = writer_schema(schema_id, held.kind, held.text, references=held.references)
         except DecodeError as error:
             wrong = error
-        except Exception as error:  # noqa: BLE001 the thread's last frame: whatever the client raises is no answer
+        except Exception as error:  # noqa: BLE001 the thread's last frame: no error of the client is an answer
             why = str(error) if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
             with self._changed:
                 self._why = why.rstrip(".")

@@ -290,7 +290,7 @@ class MemoryWorker:
                     raise self._executor.failure
                 if not busy:
                     self._rest()
-        except BaseException as error:  # noqa: BLE001 the last frame of the thread: raised where the block ends
+        except BaseException as error:  # noqa: BLE001 the thread's last frame: raised again where the block ends
             self._error = error
             text = f"{type(error).__name__}: {error}"
         finally:

@@ -134,7 +134,7 @@ def _worker(app: App, settings: Settings, overrides: dict[str, Any]) -> Iterator
     def run() -> None:
         try:
             worker.run(signals=False, ready=changed.set)
-        except BaseException as error:  # noqa: BLE001 - told to the test, whatever it is
+        except BaseException as error:  # noqa: BLE001 - the test gets any error
             failed.append(error)
         finally:
             changed.set()
