@@ -77,7 +77,7 @@ def audit(
     since_ms = None if begin is None else to_ms(begin)
     with ExitStack() as stack:
         formats = stack.enter_context(closing(Formats(settings)))
-        told = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
+        printer = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
         if follow:
             report = follow_audit(
                 kafka,
@@ -86,7 +86,7 @@ def audit(
                 reader=formats.insisting,
                 since_ms=since_ms,
                 every_s=every,
-                listener=told,
+                listener=printer,
             )
         else:
             report = run_audit(
@@ -95,9 +95,9 @@ def audit(
                 timeout_s=timeout,
                 reader=formats.insisting,
                 since_ms=since_ms,
-                on_violation=told.violation,
+                on_violation=printer.violation,
             )
-        told.report(report)
+        printer.report(report)
     return 0 if report.clean else EXIT_BAD_ANSWER
 
 

@@ -151,10 +151,10 @@ def _send(
     from streamtask.redrive.run import send
 
     bands = settings.topics.bands
-    told = send(settings.kafka_for("cli"), items, rate=rate)
+    outcomes = send(settings.kafka_for("cli"), items, rate=rate)
     try:
-        with closing(told):
-            for item, delivery in told:
+        with closing(outcomes):
+            for item, delivery in outcomes:
                 if delivery.error is None:
                     sent.append((item, origin_text(bands[item.band].name, delivery.partition, delivery.offset)))
                 else:

@@ -175,14 +175,14 @@ class ServiceLink:
         silent_since: float | None = None
         while True:
             try:
-                async with aclosing(stream(task_id, last_id, token)) as said:
-                    async for told in said:
+                async with aclosing(stream(task_id, last_id, token)) as updates:
+                    async for update in updates:
                         self._answered = True
                         silent_since = None
-                        last_id = told.id or last_id
-                        if told.task is not None:
-                            yield told.task
-                            if told.task.ended:
+                        last_id = update.id or last_id
+                        if update.task is not None:
+                            yield update.task
+                            if update.task.ended:
                                 return
             except Unreachable:
                 if not self._answered or (silent_since and time.monotonic() - silent_since > OUTAGE_S):
@@ -222,11 +222,11 @@ class ServiceLink:
             asked["last_event_id"] = last_id
         elif token:
             asked["consistency_token"] = token
-        said = socket_events(self._socket_url, self._key, asked, open_s=TIMEOUT_S, silence_s=SILENCE_S)
+        updates = socket_events(self._socket_url, self._key, asked, open_s=TIMEOUT_S, silence_s=SILENCE_S)
         try:
-            async with aclosing(said):
-                async for told in said:
-                    yield told
+            async with aclosing(updates):
+                async for update in updates:
+                    yield update
         except SaidNo as no:
             self._answered = True
             raise error_of(int(no.problem.get("status") or 500), no.problem, task_id=task_id, url=self.url) from None

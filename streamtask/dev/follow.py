@@ -89,8 +89,8 @@ class Lines:
         if now - self._second < 1.0:
             return
         if self._more:
-            told = ", ".join(f"{count} {status}" for status, count in sorted(self._more.items()))
-            self._say("info", f"… and {told} in the same second")
+            summary = ", ".join(f"{count} {status}" for status, count in sorted(self._more.items()))
+            self._say("info", f"… and {summary} in the same second")
         self._second, self._count = now, 0
         self._more.clear()
 

@@ -196,7 +196,7 @@ class Session:
             elif happened.kind == "ended" and happened.child is not None:
                 self._ended(happened.child)
             elif happened.kind == "told":
-                self._told(happened)
+                self._reported(happened)
 
     def _next(self, wait_s: float) -> Happened | None:
         try:
@@ -267,7 +267,7 @@ class Session:
         goes_on = "the old code keeps running" if self._worker is not None else "no worker runs"
         self._screen.say("dev", f"{goes_on} until it is fixed", level="warning")
 
-    def _told(self, happened: Happened) -> None:
+    def _reported(self, happened: Happened) -> None:
         if happened.child is self._worker:
             part = "worker"
         elif happened.child is self._service:
@@ -290,7 +290,7 @@ class Session:
 
     # --- Children -----------------------------------------------------------------------------------------------------
 
-    def _start(self, part: str, kind: str, told: Mapping[str, Any], *, answer: bool = False) -> Child:
+    def _start(self, part: str, kind: str, instructions: Mapping[str, Any], *, answer: bool = False) -> Child:
         holder: list[Child] = []
 
         def on_line(line: str) -> None:
@@ -300,7 +300,7 @@ class Session:
 
         child = Child(
             "streamtask.dev.part",
-            [kind, json.dumps(told, default=str)],
+            [kind, json.dumps(instructions, default=str)],
             parent_fd=self._read_fd,
             on_line=on_line,
             on_end=lambda child: self._put("ended", child),
@@ -326,13 +326,13 @@ class Session:
 
     def _start_worker(self) -> None:
         self._worker_generation = self._generation
-        told = {
+        instructions = {
             "app": self._options.app,
             "processes": self._options.processes,
             "overrides": self._overrides(),
             "local": self._kafka is not None,
         }
-        self._worker = self._start("worker", "worker", told)
+        self._worker = self._start("worker", "worker", instructions)
 
     def _start_service(self) -> None:
         self._service_at_s = None

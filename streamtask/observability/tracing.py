@@ -206,17 +206,17 @@ class Attempt:
 
     @_harmless
     def end(self, outcome: Outcome, stopped: StopReason | None) -> None:
-        """stopped: why it was told to stop, if it was."""
+        """stopped: why it had to stop, if it was."""
         span, ending = self._span, outcome.ending
         if ending is Ending.STOPPED and stopped is not StopReason.TIMEOUT:
             span.set_attribute("streamtask.stopped", "cancel" if stopped is None else stopped.value)
         elif ending is not Ending.RETURNED:
             _fail(span, outcome.code, outcome.error)
             if outcome.exception is not None:
-                told = {"exception.type": outcome.exception, "exception.message": outcome.error}
+                attributes = {"exception.type": outcome.exception, "exception.message": outcome.error}
                 if outcome.traceback is not None:
-                    told["exception.stacktrace"] = outcome.traceback
-                span.add_event("exception", told)
+                    attributes["exception.stacktrace"] = outcome.traceback
+                span.add_event("exception", attributes)
         span.end()
 
 

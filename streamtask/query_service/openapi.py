@@ -85,5 +85,5 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         more |= responses(401)
     if method not in READING:
         more |= responses(400, 403)
-    told = operation["responses"] | {str(code): one for code, one in more.items()}
-    operation["responses"] = dict(sorted(told.items()))
+    merged = operation["responses"] | {str(code): one for code, one in more.items()}
+    operation["responses"] = dict(sorted(merged.items()))
