@@ -2,8 +2,8 @@
 
 It holds Handler, Registry and Context (a handler's view of its execution). The options of a task type are in options.py.
 
-Always true: a handler is checked completely when it is registered, so an invalid one stops the worker before it starts
 Always true: a handler is checked completely at registration, so an invalid one stops the worker before it starts
+any task; `ctx.progress` never blocks and can be called from any thread; after an execution has ended its context
 reports nothing more.
 """
 
@@ -32,7 +32,7 @@ from streamtask.handlers.options import LOST_MAX, ONCE, HandlerOptions, Retry, c
 from streamtask.observability.tracing import current_trace_id
 from streamtask.public import public
 
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  # entered once per worker; the value it yields is ctx.state
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: entered once per worker; yields ctx.state
 
 _KINDS = ("async", "thread", "process")
 

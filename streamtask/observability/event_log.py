@@ -84,7 +84,7 @@ EVENTS: dict[str, tuple[int, str]] = {
                                                "priority, seen"),
 }  # fmt: skip
 
-COUNTS: Counter[str] = Counter()  # how often each event occurred in this process; see `count` and `counted`
+COUNTS: Counter[str] = Counter()  #: how often each event occurred in this process; see `count` and `counted`
 # The owner, the handlers' loop, the children's thread and the watchdog emit events: an unlocked `+= 1` loses some, and the
 # first event of a name breaks an iteration in progress. Reentrant: a signal handler may emit an event in between.
 _counting = threading.RLock()
