@@ -122,7 +122,9 @@ class Sender:
 
     async def cancel(self, task_id: str, reason: str | None, topics: TopicNames, encoder: Encoder) -> None:
         """Write a cancel request to the control topic; returns when it is acknowledged. Raises SubmitError, NotAllowed."""
-        message = ControlMessage(task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason)
+        message = ControlMessage(
+            task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason
+        )
         topic = topics.control
         (place,) = await self.deliver([(topic, task_id.encode(), encoder.control(topic, message), None)])
         if place.denied:
