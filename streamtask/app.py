@@ -1,4 +1,4 @@
-"""App and its tasks: connects handlers (what runs) with the client (how it is submitted), nothing else.
+"""App and its tasks. An App connects handlers (what runs) with the client (how it is submitted) and does nothing else.
 
     app = App("census")
 
@@ -68,7 +68,7 @@ class App:
         self.settings = self._load()
         self._lock = threading.Lock()
         self._configured = False
-        self._transport: Callable[[], Transport | None] = lambda: None  # of its clients; None: by Kafka
+        self._transport: Callable[[], Transport | None] = lambda: None  # for its clients; returns None for Kafka
         self._client: Client | None = None
         self._async_clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
 
@@ -98,7 +98,7 @@ class App:
     ) -> Iterator[Settings]:
         """Apply settings for the duration of the block, for tests. Closes the clients that its tasks opened meanwhile.
 
-        transport  makes that of each client; None: by Kafka. Raises ConfigError.
+        transport  makes the transport of each client; if it returns None, the client uses Kafka. Raises ConfigError.
         """
         if self._configured:
             raise ConfigError(f"App {self.name!r} is already running with its own settings. Stop it first.")
@@ -116,15 +116,15 @@ class App:
             self.settings = self._load()
 
     def _close_loops(self) -> None:
-        """aclose() for every loop, from outside of them. A loop that runs right here cannot be waited for: the client
-        is dropped."""
+        """Call aclose() for every loop, from outside the loops. The loop that this code runs on cannot be waited for: its
+        client is dropped."""
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
         for loop, client in list(self._async_clients.items()):
             if self._async_clients.pop(loop, None) is None:
-                continue  # aclose() on its own loop was first
+                continue  # aclose(), on its own loop, got there first
             if loop.is_closed() or loop is here:
                 continue
             if loop.is_running():
@@ -134,10 +134,10 @@ class App:
 
     def _load(self) -> Settings:
         settings = load_settings(**self._given)
-        assert settings.topics.prefix == settings.prefix  # made here, so that a wrong prefix is refused at once
+        assert settings.topics.prefix == settings.prefix  # evaluated here, so that an invalid prefix is refused at once
         return settings
 
-    # Overloads are tried in order, so that R is what a coroutine yields and P lacks the context: hence the overlaps.
+    # Overloads are tried in this order, so that R is what a coroutine returns and P lacks the context: hence the overlaps.
     @overload
     def task(  # type: ignore[overload-overlap]
         self, name: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
@@ -174,7 +174,7 @@ class App:
         function = name if callable(name) else None
         priority = options.pop("priority", None)
         limits: HandlerOptions = options
-        # Annotations are texts under `from __future__ import annotations`; those of a handler defined inside a
+        # Under `from __future__ import annotations`, annotations are strings; those of a handler that is defined inside a
         # function may name that function's locals.
         frame = sys._getframe(1)
         names = dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
@@ -191,7 +191,7 @@ class App:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Any]:
-        """The app's lifespan; on exit it also closes the client that its handlers submitted with (for the executor)."""
+        """The app's lifespan, for the executor; on exit it also closes the client that the handlers used to submit."""
         try:
             if self._lifespan is None:
                 yield None
@@ -235,7 +235,7 @@ class App:
             await client.close()
 
     def _forget_ended_loops(self) -> None:
-        # A client cannot be closed once its loop is; dropping it ends its connections. Else every asyncio.run that
+        # A client cannot be closed after its loop; dropping it closes its connections. Otherwise every asyncio.run that
         # forgot `async with app:` would leave one behind.
         for loop in [loop for loop in list(self._async_clients) if loop.is_closed()]:
             self._async_clients.pop(loop, None)
@@ -247,7 +247,7 @@ class App:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-        # It may have been opened by a thread; closing it blocks, so not on the loop.
+        # A thread may have opened it; closing it blocks, so it is not done on the loop.
         await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
@@ -263,7 +263,7 @@ class App:
 class Task(Generic[P, R]):
     """A task type as its callers see it. Calling it runs the handler directly (with a fake context if none is passed)."""
 
-    __name__: str  # of the function, as its other marks are
+    __name__: str  # the function's name; functools.update_wrapper sets it with the other attributes
 
     def __init__(self, app: App, handler: Handler, options: Mapping[str, Any]) -> None:
         self.app = app
@@ -428,7 +428,7 @@ def load_app(path: str) -> App:
     if not colon or not module_name or not attribute:
         raise ConfigError(f"{path!r} does not name an app. Write MODULE:NAME, such as {(module_name or 'app')}:app.")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script has its own directory there instead
+        sys.path.insert(0, os.getcwd())  # when a console script runs, its own directory is there instead
     try:
         module = importlib.import_module(module_name)
     except ConfigError:
@@ -439,7 +439,7 @@ def load_app(path: str) -> App:
                 f"{path}: no module {error.name!r} in {os.getcwd()} or among the installed packages."
             ) from error
         raise ConfigError(f"{path}: {module_name} imports {error.name!r}, which is not installed.") from error
-    except Exception as error:  # importing runs the user's code: whatever it raises, the app cannot be had
+    except Exception as error:  # importing runs the user's code: whatever it raises, the app cannot be loaded
         raise ConfigError(f"{path}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     found: Any = module
     for name in attribute.split("."):

@@ -37,7 +37,7 @@ class StreamtaskError(Exception):
     """Base class of all streamtask errors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own calls the class with the message alone, which those with further arguments refuse.
+        # Exception's own __reduce__ passes the message alone, and classes with further arguments refuse that call.
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
@@ -75,9 +75,9 @@ class RegistryUnreachable(Unreachable):
 class DecodeError(StreamtaskError):
     """The bytes are not a valid document of their kind.
 
-    code    `invalid_request` (see model.ErrorCode)
-    fields  {path: what is wrong with it}, as far as it is known
-    task_id set when it could be read even though the document is invalid
+    code     `invalid_request` (see model.ErrorCode)
+    fields   {path: what is wrong with it}, as far as it is known
+    task_id  set when it could be read even though the document is invalid
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Reads a live cluster back and judges every history: it shares the models, the codec and the plain topic readers with
-the worker, and no rule, so that it can disagree with it.
+"""Reads a live cluster back and judges every history. It shares the models, the codec and the plain topic readers with the
+worker, but no rule, so that it can disagree with it.
 
-judge.py decides what one event shows, conclusions.py what only the whole shows, in the memory of places.py (all pure);
-report.py says it; reading.py fetches the facts in rounds, following.py goes on with them beside a running system.
+judge.py decides what one event shows, and conclusions.py what only the whole shows, with the memory of places.py (all
+pure). report.py holds the result. reading.py fetches the facts in rounds; following.py repeats that beside a running
+system.
 """
 
 from streamtask.audit.following import follow_audit

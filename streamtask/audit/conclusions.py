@@ -1,6 +1,6 @@
-"""What only the whole shows: losses, letters that are missing, events of requests that are not there, what is pending.
+"""What only the whole shows: lost requests, missing dead letters, events of requests that do not exist, pending requests.
 
-Called at the end of a round, when everything up to one moment was fed; what was told once is not told again.
+Called at the end of a round, when everything up to one moment was fed. A violation is reported once.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from streamtask.audit.places import (
 from streamtask.audit.report import Gap, Pending, Report, Violation
 from streamtask.config import TopicNames
 
-REPEATED_MAX = 10_000  # second letters of a cell that are kept for what else may come
-LOOKED_UP_MAX = 100_000  # task_ids looked for at once: bounds their set
+REPEATED_MAX = 10_000  # second letters of a cell that are kept until their histories may arrive
+LOOKED_UP_MAX = 100_000  # task_ids looked up at once: bounds the set of them
 
 Told = Callable[[str, str, str, "str | None", dict[str, Any]], None]  # kind, text, task_id, origin, evidence
 Lost = tuple[Block, int, int]  # block, slot, offset
 
 
 class Conclusions:
-    """Judges the places of a cell; `tell` takes the breaches."""
+    """Judges the places of a cell; calls `tell` for each violation."""
 
     def __init__(self, names: TopicNames, report: Report, tell: Told) -> None:
         self._names = names
@@ -45,8 +45,8 @@ class Conclusions:
     def judge(self, cell: Cell, neighbours: list[Cell], floor_ms: int | None, *, dead_cut: bool, last: bool) -> None:
         """One cell.
 
-        neighbours  the cells of its partition number, itself among them: their histories share a status partition
-        floor_ms    where retention has left the status events begin; None: it has removed none
+        neighbours  the cells with the same partition number, including this one: their histories share a status partition
+        floor_ms    time of the first status event, if retention has removed earlier ones; None: it has removed none
         dead_cut    retention has removed dead letters
         last        nothing more will be fed
         """
@@ -66,7 +66,7 @@ class Conclusions:
             elif state & STATUS or state & INVALID:
                 self._lost(cell, block, slot, offset)
             elif state & OLD or (floor_ms is not None and (block.oldest_ms or 0) < floor_ms):
-                self._forgotten(block, slot)  # retention, or `since`
+                self._forgotten(block, slot)  # because of retention, or `since`
             else:
                 lost.append((block, slot, offset))
             if len(lost) >= LOOKED_UP_MAX:
@@ -74,8 +74,8 @@ class Conclusions:
         self._judge_lost(cell, neighbours, lost)
 
     def _strangers(self, cell: Cell, *, last: bool) -> None:
-        """Events with another task_id than their request's. One whose schema was not to be had is told by its dead
-        letter, at the end of its history: its worker knew only the id in header or key."""
+        """Events with another task_id than their request's. If the request's schema was unavailable, that is no violation: its
+        worker knew only the id in header or key. Its dead letter says so, at the end of its history."""
         for offset, (task_id, text, at) in list(cell.strangers.items()):
             state = cell.block(offset).states[offset % BLOCK]
             if state & STATUS < ENDED and not last:
@@ -91,9 +91,9 @@ class Conclusions:
         cell.failed.clear()
 
     def _repeated(self, cell: Cell, *, last: bool) -> None:
-        """Second letters, once a history shows that they are a breach, or nothing more will be fed: the letters of a round
-        are read after its events, so theirs may come with the next one. No breach where there is no history: nothing but
-        the group's offsets tells a worker that it refused that record before, and where those are lost it does so again."""
+        """Second letters, once a history shows that they are a violation, or nothing more will be fed: the letters of a round
+        are read after its events, so their events may come with the next round. Without a history it is no violation: only the
+        group's offsets tell a worker that it has refused the record before, and if they are lost it refuses it again."""
         settled = last or len(cell.repeated) > REPEATED_MAX
         for offset, (task_id, text, at) in list(cell.repeated.items()):
             if cell.block(offset).states[offset % BLOCK] & STATUS:
@@ -105,7 +105,7 @@ class Conclusions:
             del cell.repeated[offset]
 
     def _explained(self, cell: Cell, block: Block, slot: int, offset: int) -> bool:
-        """A place with events or letters and without a request: True when its log no longer held it."""
+        """A place with events or letters but no request: True when that is explained, because its log began later."""
         state = block.states[slot]
         if offset < cell.begin:
             block.mark(slot, REQUEST | OLD if state & STATUS else REQUEST | OLD | TOLD)
@@ -127,8 +127,8 @@ class Conclusions:
         block.mark(slot, TOLD)
 
     def _judge_lost(self, cell: Cell, neighbours: list[Cell], lost: list[Lost]) -> None:
-        """Passed by the committed offset, and no event: lost, unless compaction has removed its events, which keeps
-        the last record of a task_id that was used again."""
+        """Requests that the committed offset has passed, without any event: lost, unless compaction may have removed their
+        events because the task_id was used again (it keeps the last record of a key)."""
         again: set[bytes] = set()
         if any(block.pinned for one in neighbours for block in one.blocks.values()):
             wanted = {block.id_of(slot) for block, slot, _ in lost}
@@ -144,7 +144,7 @@ class Conclusions:
         lost.clear()
 
     def _lost(self, cell: Cell, block: Block, slot: int, offset: int) -> None:
-        """A request that has not ended, and that a committed offset has passed."""
+        """A request that has not ended although a committed offset has passed it."""
         state = block.states[slot]
         task_id, origin = text_of(block.id_of(slot)), cell.origin(offset)
         at: dict[str, Any] = {
@@ -167,7 +167,7 @@ class Conclusions:
         text = f"{origin} is {status or 'without any event'}, but {cell.committed} is committed: no worker will run it again"
         self._tell("committed_past_unfinished", text, task_id or (history.task_id if history else ""), origin, at)
 
-    # --- What is left -------------------------------------------------------------------------------------------------
+    # --- At the end ---------------------------------------------------------------------------------------------------
 
     def pending(self, cell: Cell) -> None:
         """Requests that have not ended and that no committed offset has passed."""
@@ -184,7 +184,7 @@ class Conclusions:
             self._report.wait(Pending(task_id, cell.origin(offset), topic, NAMES[state & STATUS], attempt, where))
 
     def bounds(self, cell: Cell) -> None:
-        """Gaps, and a committed offset beyond the end of its log."""
+        """Gaps in the logs, and a committed offset beyond the end of its log."""
         topic = self._names.requests[cell.band]
         if cell.committed is None:
             return

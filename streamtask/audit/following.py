@@ -1,6 +1,7 @@
 """The audit of a running system: round after round, reporting each violation when it is found, until it is stopped.
 
-What is open is no breach. A broker that does not answer is told and waited for. Nothing is kept between two runs.
+An unfinished request is no violation. When a broker does not answer, it reports that and waits. It keeps no state between
+two runs.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import Unreachable
 
-ROUND_S = 1.0  # at least so long from the beginning of one round to that of the next
+ROUND_S = 1.0  # minimum time between the starts of two rounds
 
 
 class AuditListener(Protocol):
-    """Told what an audit that follows a system finds."""
+    """Gets the findings of an audit that follows a system."""
 
     def violation(self, violation: Violation, /) -> None:
-        """Each breach, the moment it is found."""
+        """Called for each violation, as soon as it is found."""
 
     def figures(self, figures: dict[str, Any], /) -> None:
-        """Rounds, requests, events, letters, open, ended, violations, behind."""
+        """Called with rounds, requests, events, letters, open, ended, violations, behind."""
 
     def trouble(self, text: str, /) -> None:
-        """Why a round was broken off; the next one is tried."""
+        """Called with the reason why a round was interrupted; the next one is tried."""
 
 
 def follow_audit(
@@ -47,10 +48,10 @@ def follow_audit(
 ) -> Report:
     """Judge until `stop` is set, then end with one more round and the report.
 
-    since_ms  where it begins; None: at the beginning of the topics
-    every_s   how often the listener is told the figures
+    since_ms  where to begin; None: at the beginning of the topics
+    every_s   interval of calling `listener.figures`
 
-    Raises Unreachable and TopicsMissing at the start; then it goes on trying.
+    Raises Unreachable and TopicsMissing only at the start; later it keeps trying.
     """
     judge = Judge(names, reader, since_ms=since_ms, on_violation=None if listener is None else listener.violation)
     told_at = time.monotonic()

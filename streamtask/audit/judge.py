@@ -1,22 +1,22 @@
 """The judge: facts in (requests, status events, dead letters, committed offsets), a Report out. Pure.
 
-It holds its own table of the state machine and no rule of the worker, on purpose: it must be able to disagree.
+It has its own table of the state machine and shares no rule with the worker, so that it is able to disagree.
 
 What must be true of every request record (its `origin`):
-  - its events walk the machine from exactly one CREATED to at most one end, in the partition of the request, keyed by
-    its task_id; attempt and updated_at never fall; the first RUNNING is attempt 1, each next one the same or one more
-  - a committed offset has passed it only if it ended: by a terminal event, as a duplicate, or (no valid request, or one
-    whose schema the registry did not tell) in the dead letters. The offset alone is the proof; what its metadata says
-    about later offsets is not looked at
+  - its events follow the machine from exactly one CREATED to at most one end, in the partition of the request, with its
+    task_id as key; attempt and updated_at never fall; the first RUNNING is attempt 1, each next one the same or one more
+  - a committed offset has passed it only if it ended: with a terminal event, as a duplicate, or in the dead letters (not
+    a valid request, or one whose schema the registry did not provide). Only the offset counts as proof; what its
+    metadata says about later offsets is not checked
   - a FAILED one is in the dead letters, once. A record that never became a task may be there again: only the group's
     offsets know that it was refused, and they can be lost
 
-What one event shows is told at once; what only the whole shows (conclusions.py) when `conclude` says that everything up
-to now was fed. Facts of one partition come in the order of their offsets, else any order will do.
+What one event shows is reported at once; what only the whole shows (conclusions.py) when `conclude` says that everything up
+to now was fed. Facts of one partition must come in the order of their offsets; otherwise any order will do.
 
-Compaction is no violation. The cleaner works from the front up to some point C and leaves one record of a key before
-it: so two events of one history that both survive, the later at b, prove C <= b. A history that begins without CREATED
-at or after the smallest such b cannot be explained by the cleaner; before it, it is counted as truncated.
+Compaction is no violation. The cleaner works from the front up to some point C and leaves one record of each key before
+it. So two surviving events of one history, the later one at b, prove C <= b. If a history begins without CREATED at or
+after the smallest such b, the cleaner cannot be the reason; before it, the history is counted as truncated.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from streamtask.domain.identity import Origin
 from streamtask.domain.model import RequestRecord, TaskResponse, to_ms
 from streamtask.errors import DecodeError
 
-REFRESH_MS_MIN = 86_400_000  # a CREATED this much later is the refresh of a task that waits for days
-BEYOND = 1 << 63  # above every time
-# With `since`: a request is only held against its events if it is younger than the window by this. Its timestamp is of
-# its producer's clock, that of its events of the worker's.
+REFRESH_MS_MIN = 86_400_000  # such a late CREATED is the refresh of a task that waits for days
+BEYOND = 1 << 63  # later than every time
+# With `since`: a request is compared with its events only if it is younger than the window by this much, because its
+# timestamp comes from its producer's clock and those of its events come from the worker's.
 CLOCKS_MS = 300_000
 
-# The judge's own copy of the machine: what may follow what. Not imported: see above.
+# The judge's own copy of the machine: which status may follow which. Not imported: see above.
 _FOLLOWS: dict[str, frozenset[str]] = {
     "created": frozenset({"running", "cancelled"}),
     "running": frozenset({"running", "completed", "failed", "cancelled"}),
@@ -77,10 +77,10 @@ _LETTERS = {"duplicate": DUPLICATE, "schema_unavailable": UNAVAILABLE}
 
 
 class Judge:
-    """Fed with facts of one prefix: starts and bounds first, then in rounds, each ended by conclude().
+    """Takes the facts of one prefix: first starts and bounds, then rounds, each ended by conclude().
 
-    since_ms      only what came from then on is fed: what began before is judged leniently
-    on_violation  told of each breach the moment it is found, also of those the report only counts
+    since_ms      only facts from then on are fed; histories that began earlier are judged leniently
+    on_violation  called for each violation as soon as it is found, also for those that the report only counts
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class Judge:
         self._on_violation = on_violation
         self._report = Report()
         self._cells: dict[str, Cell] = {}  # by `high-3`, the front of an origin
-        self._counts = [0] * len(NAMES)  # histories by the code of their last status
-        self._cut: set[int] = set()  # partitions of which the first status events were not read
+        self._counts = [0] * len(NAMES)  # number of histories by the code of their last status
+        self._cut: set[int] = set()  # partitions whose first status events were not read
         self._dead_cut = False  # retention has removed dead letters
-        self._cleaned_max: dict[int, int] = {}  # partition → smallest b (see above)
+        self._cleaned_max: dict[int, int] = {}  # partition → smallest b (see the module docstring)
         self._floor_ms: dict[int, int] = {}  # partition → timestamp of the first status event held
         self._conclusions = Conclusions(names, self._report, self._violation)
 
     # --- Facts --------------------------------------------------------------------------------------------------------
 
     def starts(self, *, status: dict[int, int], dead: dict[int, int]) -> None:
-        """First offsets that will be fed, by partition: above 0 something was removed by retention, or not asked for."""
+        """First offsets that will be fed, by partition. Above 0: retention has removed records, or they were not asked for."""
         self._cut |= {partition for partition, start in status.items() if start > 0}
         self._dead_cut = self._dead_cut or any(start > 0 for start in dead.values())
 
@@ -122,17 +122,17 @@ class Judge:
         begin: int = 0,
         read_to: int = 0,
     ) -> None:
-        """A request partition: the workers' committed offset (None: nothing committed), the bounds of its log, and
-        which of its records were fed: begin..read_to-1.
+        """A request partition: the workers' committed offset (None: nothing is committed), the bounds of its log, and which of
+        its records are fed: begin..read_to-1.
 
-        The committed offset was read before the status events were: whatever it passes has ended in what is fed.
+        The committed offset was read before the status events, so the end of every request that it has passed is fed.
         """
         cell = self._cell(band, partition)
         cell.committed, cell.start, cell.end = committed, log_start, log_end
         cell.begin, cell.read_to = max(cell.begin, begin), max(cell.read_to, read_to)
 
     def request(self, record: RequestRecord) -> None:
-        """A request record as the codec made it."""
+        """A request record, as decoded."""
         self._report.requests += 1
         valid = record.problem is None
         bits = REQUEST
@@ -145,7 +145,7 @@ class Judge:
         block, slot = cell.block(offset), offset % BLOCK
         before = block.mark(slot, bits)
         if before & REQUEST and not before & TOLD:
-            return  # its log was made anew; the reader has told
+            return  # its log was created again; the reader has reported that
         if block.oldest_ms is None or record.timestamp_ms < block.oldest_ms:
             block.oldest_ms = record.timestamp_ms
         id16 = bytes_of(record.task_id)
@@ -182,7 +182,7 @@ class Judge:
             at = self._at(partition, offset, event=event)
             text = f"{_spot(at)} belongs to the request {event.origin}"
             self._violation("wrong_partition", text, event.task_id, event.origin, at)
-            return  # no part of its history: between two partitions there is no order
+            return  # not part of its history: there is no order between two partitions
         history = cell.open.get(number)
         if history is not None:
             self._step(cell, number, history, event, partition, offset, timestamp_ms)
@@ -222,13 +222,13 @@ class Judge:
                 self._refused(letter.task_id, letter.origin, at)
 
     def unreadable_letter(self, partition: int, offset: int, text: str) -> None:
-        """A record of the dead letter topic that the codec refused."""
+        """A record of the dead letter topic that the codec could not read."""
         self._report.letters += 1
         at = {"topic": self._names.dead, "partition": partition, "offset": offset}
         self._violation("unreadable_letter", f"{_spot(at)}: {text}", "", None, at)
 
     def unread(self, text: str) -> None:
-        """Something that could not be read to its end: the report will not be clean."""
+        """Something could not be read to its end: the report will not be clean."""
         if text not in self._report.unread:
             self._report.unread.append(text)
 
@@ -291,7 +291,7 @@ class Judge:
         )
 
     def _judge_beginning(self, event: TaskResponse, state: int, partition: int, offset: int) -> None:
-        """A history that does not begin with CREATED: can anything explain it?"""
+        """A history that does not begin with CREATED: a violation unless retention or compaction can explain it."""
         young = self._since_ms is not None and state & REQUEST and not state & OLD
         if (partition in self._cut and not young) or partition not in self._cleaned_max:
             self._report.truncated += 1
@@ -342,7 +342,7 @@ class Judge:
             cell.failed[number] = (event.task_id, self._at(partition, offset, event=event))
 
     def _wrong_step(self, history: Open, event: TaskResponse, status: str, timestamp_ms: int) -> list[tuple[str, str]]:
-        """(kind, text) of what is wrong with the next event of an open history."""
+        """(kind, text) for everything that is wrong with the next event of an open history."""
         wrong: list[tuple[str, str]] = []
         if event.task_id != history.task_id:
             wrong.append(("wrong_task_id", f" has the task_id {event.task_id}, but its history has {history.task_id}"))
@@ -365,7 +365,7 @@ class Judge:
         return wrong
 
     def _after_end(self, state: int, event: TaskResponse, partition: int, offset: int) -> None:
-        """An event of a history that has ended: the first end stays the end."""
+        """An event of a history that has ended: the first end remains the end."""
         status: str = event.status._value_
         before = NAMES[state & STATUS]
         kind = "two_ends" if status in _ENDS else "two_created" if status == "created" else "event_after_end"
@@ -379,21 +379,21 @@ class Judge:
     # --- The verdict --------------------------------------------------------------------------------------------------
 
     def conclude(self, *, last: bool = False) -> None:
-        """Judge what only the whole can show. Call it when everything up to one moment was fed: whatever the
-        committed offsets pass, and the dead letters and requests of all events.
+        """Judge what only the whole can show. Call it when everything up to one moment was fed: the end of every request that
+        the committed offsets pass, and the dead letters and requests of all events.
 
-        Not when something is unread: what is missing proves nothing then. last: nothing more will be fed.
+        Does nothing while something is unread, because then missing records prove nothing. last: nothing more will be fed.
         """
         if self._report.unread:
             return
         for cell in self._ordered():
-            cut = cell.partition in self._cut and self._since_ms is None  # else OLD says it, to the record
+            cut = cell.partition in self._cut and self._since_ms is None  # otherwise OLD says it, record by record
             floor_ms = self._floor_ms.get(cell.partition, BEYOND) if cut else None
             self._conclusions.judge(cell, self._neighbours(cell), floor_ms, dead_cut=self._dead_cut, last=last)
             cell.forget()
 
     def report(self) -> Report:
-        """conclude(), and what is still to be done. To be called once, after all facts."""
+        """conclude(), and add what is pending. Call it once, after all facts."""
         self.conclude(last=True)
         report = self._report
         report.counts = {name: count for name, count in zip(NAMES, self._counts, strict=True) if name and count}
@@ -404,7 +404,7 @@ class Judge:
         return report
 
     def figures(self) -> dict[str, int]:
-        """How far it is: requests, events, letters, histories without an end, violations."""
+        """Progress so far: requests, events, letters, open and ended histories, violations."""
         report = self._report
         return {
             "requests": report.requests,
@@ -421,7 +421,7 @@ class Judge:
         return sorted(self._cells.values(), key=lambda cell: (cell.band, cell.partition))
 
     def _neighbours(self, cell: Cell) -> list[Cell]:
-        """The cells whose histories lie in the same status partition."""
+        """The cells whose histories are in the same status partition."""
         return [other for other in self._cells.values() if other.partition == cell.partition]
 
     def _cell(self, band: int, partition: int) -> Cell:
@@ -433,7 +433,7 @@ class Judge:
         return found
 
     def _place(self, origin: str | None) -> tuple[Cell, int] | None:
-        """The cell and offset of an origin; None when it can be no request record."""
+        """The cell and offset of an origin; None when no such request record is possible."""
         front, _, digits = (origin or "").rpartition("@")
         cell = self._cells.get(front)
         if cell is None or not (digits.isascii() and digits.isdigit()) or len(digits) > 19:
@@ -450,7 +450,7 @@ class Judge:
     def _at(
         self, partition: int, offset: int | None, state: int = 0, *, event: TaskResponse | None = None
     ) -> dict[str, Any]:
-        """Evidence: a record of the status topic."""
+        """Evidence: the position of a record of the status topic, and what it says."""
         at: dict[str, Any] = {"topic": self._names.status, "partition": partition}
         if offset is not None:
             at["offset"] = offset

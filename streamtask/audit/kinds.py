@@ -1,4 +1,4 @@
-"""The rules of the audit: every kind of violation, in words. Pure.
+"""The rules of the audit: a description of every kind of violation. Pure.
 
 The names are part of the report and of the evidence; docs/audit.md lists them.
 """

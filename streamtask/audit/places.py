@@ -1,9 +1,9 @@
-"""What the audit remembers of every request record: two bytes, and sixteen more until its neighbours are judged too.
+"""What the audit remembers of every request record: two bytes, and sixteen more until its whole block is judged.
 
-Request records of one partition are numbered without big holes, so a record's place is an index and needs no hash table:
-a Cell (one partition of one band) holds Blocks of 1,024 places. A Block keeps the task_ids of its places until nothing
-is open in it; then they are dropped, and what is left says of each place how it ended. Histories that have not ended
-are objects of their own (`Cell.open`, about 400 bytes each), dropped at their end.
+Request records of one partition are numbered without big holes, so the place of a record is an index and needs no hash
+table: a Cell (one partition of one band) holds Blocks of 1,024 places. A Block keeps the task_ids of its places until
+none of them is open; then they are dropped, and the remaining state says how each place ended. Histories that have not
+ended are separate objects (`Cell.open`, about 400 bytes each), which are dropped at their end.
 
 Invariant: `Block.rest` counts the places of which something is known and that are not judged yet.
 """
@@ -17,28 +17,28 @@ from datetime import datetime
 from typing import Any
 
 BLOCK = 1_024
-SLACK = 1 << 20  # an origin so far beyond the end of its log is no record: a garbled one must not cost memory
+SLACK = 1 << 20  # an origin this far beyond the end of its log is not a record: garbled data must not cost memory
 
-# The state of a place. The lowest three bits: its last status, 0 when it has no event.
+# The state of a place. The lowest three bits hold its last status, 0 when it has no event.
 STATUS = 7
-REQUEST = 8  # its record was read, or is no longer held
-INVALID = 16  # and is no valid request
+REQUEST = 8  # its record was read, or is no longer in the log
+INVALID = 16  # and it is not a valid request
 LETTER = 32
-DUPLICATE = 64  # a letter says: refused as a duplicate
-UNAVAILABLE = 128  # a letter says: its schema was not to be had
-OLD = 256  # so old that retention may have taken its end
-TOLD = 512  # a breach of it that only the whole shows was reported
-ZONE = 1_024  # its history begins before the place up to which compaction may have been
+DUPLICATE = 64  # a letter says that it was refused as a duplicate
+UNAVAILABLE = 128  # a letter says that its schema was unavailable
+OLD = 256  # so old that retention may have removed its end
+TOLD = 512  # a violation that only the whole shows was reported for it
+ZONE = 1_024  # its history begins before the point that compaction may have reached
 MASK = 2_047
 
 NAMES = ("", "created", "running", "completed", "failed", "cancelled")
 CODES = {name: code for code, name in enumerate(NAMES) if name}
-ENDED = 3  # from this code on
+ENDED = 3  # codes from this one on are ends
 FAILED = CODES["failed"]
 
 
 def judged(state: int) -> bool:
-    """Whether nothing more has to come of this place."""
+    """Whether this place is settled."""
     if not state & REQUEST:
         return state == 0
     if state & TOLD:
@@ -48,17 +48,17 @@ def judged(state: int) -> bool:
     return state & STATUS >= ENDED or bool(state & (DUPLICATE | UNAVAILABLE))
 
 
-_ORPHAN = 1 << 16  # above every count of places in a block
+_ORPHAN = 1 << 16  # larger than the number of places in a block
 _COUNTS = [(not judged(state)) + _ORPHAN * bool(state and not state & REQUEST) for state in range(MASK + 1)]
 
 
 class Block:
     """1,024 places.
 
-    ids        16 bytes each, None once they were dropped
-    rest       places not judged, and above 65,536: those of which there is an event or letter and no request yet
-    oldest_ms  the first timestamp of a request in it, None: none was read
-    pinned     its ids are needed to the end: some of its histories begin where compaction may have been
+    ids        16 bytes each; None once they were dropped
+    rest       number of places not judged, plus 65,536 for each place with an event or letter and no request yet
+    oldest_ms  the earliest timestamp of a request in it; None: none was read
+    pinned     its ids are needed to the end, because some of its histories begin where compaction may have been
     """
 
     __slots__ = ("first", "ids", "oldest_ms", "pinned", "rest", "states")
@@ -72,20 +72,20 @@ class Block:
         self.pinned = False
 
     def mark(self, slot: int, bits: int) -> int:
-        """Add bits; returns the state before."""
+        """Add bits; returns the previous state."""
         before = self.states[slot]
         self.states[slot] = after = before | bits
         self.rest += _COUNTS[after] - _COUNTS[before]
         return before
 
     def status(self, slot: int, code: int) -> None:
-        """Another last status."""
+        """Set the last status."""
         before = self.states[slot]
         self.states[slot] = after = before & ~STATUS | code
         self.rest += _COUNTS[after] - _COUNTS[before]
 
     def id_of(self, slot: int) -> bytes:
-        """16 bytes; b"" when none is known."""
+        """16 bytes; b"" when the id is not known."""
         held = b"" if self.ids is None else bytes(self.ids[16 * slot : 16 * slot + 16])
         return held if any(held) else b""
 
@@ -104,7 +104,7 @@ class Block:
 
 @dataclass(slots=True)
 class Open:
-    """A history that has not ended: what the next event is held against. `first`, `last`: offsets of its events."""
+    """A history that has not ended, for comparison with its next event. `first`, `last`: offsets of its events."""
 
     task_id: str
     status: str
@@ -117,7 +117,7 @@ class Open:
     attempt: int | None
 
     def evidence(self, topic: str) -> dict[str, Any]:
-        """Where its last event lies, and what that said."""
+        """The position of its last event, and what it said."""
         return {
             "topic": topic,
             "partition": self.partition,
@@ -131,11 +131,11 @@ class Open:
 class Cell:
     """One partition of one band.
 
-    committed   the workers' committed offset, None: nothing is committed
+    committed   the workers' committed offset; None: nothing is committed
     start, end  bounds of its log; its records begin..read_to-1 were read
     open        histories without an end
     failed      FAILED ones whose dead letter was not seen yet: task_id and evidence
-    repeated    places with a second dead letter, which is a breach if they have a history: task_id, text, evidence
+    repeated    places with a second dead letter, a violation if they have a history: task_id, text, evidence
     strangers   events whose task_id is not their request's: task_id, text, evidence
     """
 
@@ -154,7 +154,7 @@ class Cell:
     strangers: dict[int, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
 
     def block(self, offset: int) -> Block:
-        """The block of a place; made when there is none."""
+        """The block of a place; created when it does not exist."""
         number = offset // BLOCK
         found = self.blocks.get(number)
         if found is None:
@@ -168,11 +168,11 @@ class Cell:
         return self.committed is not None and offset < self.committed
 
     def missing(self, offset: int) -> bool:
-        """Whether a request record is not there although its place was read. A log that began later never told."""
+        """Whether a place was read and has no request record. Places before the start of the log are unknown."""
         return self.begin <= offset < self.read_to
 
     def unjudged(self, *, urgent: bool) -> Iterator[tuple[Block, int, int]]:
-        """(block, slot, offset) in order. urgent: not those that only wait above the committed offset."""
+        """(block, slot, offset) in order. urgent: without those that merely wait above the committed offset."""
         for number in sorted(self.blocks):
             block = self.blocks[number]
             if block.rest and (not urgent or block.orphans or self.passed(block.first)):
@@ -180,18 +180,18 @@ class Cell:
                     yield block, slot, block.first + slot
 
     def forget(self) -> None:
-        """Drop the task_ids of blocks in which nothing is left to judge."""
+        """Drop the task_ids of blocks that are fully judged."""
         for block in self.blocks.values():
             if block.ids is not None and not block.rest and not block.pinned and block.first + BLOCK <= self.read_to:
                 block.ids = None
 
 
 def bytes_of(task_id: str) -> bytes:
-    """16 bytes of a canonical task_id; zeroes when there is none."""
+    """The 16 bytes of a canonical task_id; zeroes when it is empty."""
     return bytes.fromhex(task_id.replace("-", "")) if task_id else bytes(16)
 
 
 def text_of(id16: bytes) -> str:
-    """A task_id in its one spelling, "" for none."""
+    """A task_id in canonical form; "" for zeroes."""
     text = id16.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" if any(id16) else ""

@@ -1,15 +1,15 @@
 """Fetches the facts of a live cluster for the judge, in rounds, in an order that makes each round consistent.
 
-Work goes on while they are read, so the order carries the proof. A round reads
+Tasks continue to run while the facts are read, so the order carries the proof. A round reads
   1. the committed offsets, then the ends of status and bands
-  2. the bands to these ends, then the status events: whatever the offsets have passed had its end committed in the same
-     transaction or before, so it lies below the end asked for later
-  3. the dead letters, to the end that they have now: the letter of a FAILED event that was read is committed with it
-  4. the bands again, to the end that they have now: there lies the request of every event and letter that was read
+  2. the bands to these ends, then the status events: the end of every request that the offsets have passed was committed
+     in the same transaction or earlier, so it is below the status end, which was asked for later
+  3. the dead letters, to their current end: the letter of a FAILED event that was read is committed together with it
+  4. the bands again, to their current end: the request of every event and letter that was read is below it
 and then the judge concludes. The ends are high watermarks: an open transaction holds the reader back until it is decided.
-A whole audit is one round; one that follows goes on with the next.
+A whole audit is one round; an audit that follows a system repeats rounds.
 
-The first round reads the dead letters also first, so that few FAILED have to be remembered until theirs comes.
+The first round reads the dead letters also at its start, so that few FAILED tasks have to be remembered until theirs comes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from streamtask.kafka.offset_queries import group_offsets, log_starts, offsets_a
 from streamtask.kafka.tail import Place, Tail, TailRecord
 
 TIMEOUT_S = 120.0
-TAIL_KBYTES = 16_384  # fetched ahead by each of the three readers: part of the audit's memory
+TAIL_KBYTES = 16_384  # prefetched by each of the three readers: part of the audit's memory
 _RECORDS_MAX = 2_000
 _WAIT_S = 0.2
 _PATIENCE_S = 10.0
-STOP_S = 5.0  # so much longer an audit that was told to stop reads on, to end with a whole round
-_BEGINNING = -1  # to a Tail: wherever the log begins
+STOP_S = 5.0  # an audit that was stopped reads on for this long, to end with a whole round
+_BEGINNING = -1  # for a Tail: the beginning of the log
 
 T = TypeVar("T")
 
@@ -55,13 +55,13 @@ def run_audit(
 ) -> Report:
     """Read everything the prefix has on this cluster and judge it.
 
-    timeout_s     given up when nothing came for so long; what was not read then is named in `Report.unread`, and
-                  nothing is concluded from what is missing
-    reader        of the formats that are not JSON; one that insists: what cannot be read is no proof
-    since_ms      only what came from then on
-    on_violation  told of each breach the moment it is found, also of those the report only counts
+    timeout_s     gives up when nothing arrives for this long; `Report.unread` names what was not read then, and
+                  nothing is concluded from missing records
+    reader        of other formats than JSON; it must insist, because what cannot be read proves nothing
+    since_ms      only records from then on
+    on_violation  called for each violation as soon as it is found, also for those that the report only counts
 
-    Raises Unreachable and TopicsMissing. Changes nothing: no group is joined, no offset committed.
+    Raises Unreachable and TopicsMissing. Changes nothing: it joins no group and commits no offset.
     """
     judge = Judge(names, reader, since_ms=since_ms, on_violation=on_violation)
     waiting = Waiting(timeout_s)
@@ -73,7 +73,7 @@ def run_audit(
 
 
 class Waiting:
-    """How long nothing may come. `tick` is called while reading, a few times a second; after `stop` little is waited for."""
+    """How long reading may get nothing. Calls `tick` while reading, a few times a second; waits little after `stop`."""
 
     def __init__(
         self, timeout_s: float, *, tick: Callable[[], None] | None = None, stop: threading.Event | None = None
@@ -124,10 +124,10 @@ class Rounds:
         self._waiting = waiting
         self._bands = {topic: band for band, topic in enumerate(names.requests)}
         self._begin: dict[Place, int] = {}
-        self._committed: dict[Place, int | None] = {}  # in the last whole round
+        self._committed: dict[Place, int | None] = {}  # of the last whole round
         self._status_ends: dict[Place, int] = {}
-        self.whole = False  # the last round was read to its end: a conclusion may be drawn
-        self._tails: dict[str, Tail] = {}  # by what they read: see _topics
+        self.whole = False  # the last round was read to its end, so that conclusions may be drawn
+        self._tails: dict[str, Tail] = {}  # by what they read, a key of _topics
         self._topics = {"dead": (names.dead,), "bands": names.requests, "status": (names.status,)}
         self._decoder = RequestDecoder(names, self._ask(lambda: admin.cluster_id(settings)), reader)
         try:
@@ -137,7 +137,7 @@ class Rounds:
             raise
 
     def round(self) -> None:
-        """Read what there is now, then conclude. Raises Unreachable: the next one goes on where this one ended."""
+        """Read what there is now, then conclude. Raises Unreachable; the next round continues where this one stopped."""
         names = self._names
         places = self._ask(lambda: topic_ends(self._settings, names.requests))
         committed = self._ask(lambda: group_offsets(self._settings, names.group, places))
@@ -159,14 +159,14 @@ class Rounds:
         self.whole = True
 
     def behind(self) -> int:
-        """How many offsets of the status topic, as it was at the beginning of this round, were not read yet."""
+        """Number of unread offsets of the status topic, as of the start of this round."""
         positions = self._tails["status"].positions()
         return sum(max(0, end - positions[place]) for place, end in self._status_ends.items())
 
     # --- Where to begin -----------------------------------------------------------------------------------------------
 
     def _beginnings(self, since_ms: int | None) -> dict[Place, int]:
-        """Where reading begins. Dead letters a little earlier than `since`: a letter may be older than its event."""
+        """Where reading begins. Dead letters begin a little before `since`: a letter may be older than its event."""
         if since_ms is None:
             return dict.fromkeys(self._ask(lambda: topic_ends(self._settings, self._all())), _BEGINNING)
         others = (self._names.status, *self._names.requests)
@@ -178,7 +178,7 @@ class Rounds:
         return tuple(topic for topics in self._topics.values() for topic in topics)
 
     def _open(self, begin: Mapping[Place, int]) -> None:
-        """Read on from these places too; tells the judge what it will not see."""
+        """Read from these places, too; reports to the judge what it will not see."""
         for what, topics in self._topics.items():
             known = self._tails[what].positions() if what in self._tails else {}
             tail = self._anew(what, {place: offset for place, offset in begin.items() if place[0] in topics})
@@ -189,7 +189,7 @@ class Rounds:
         self._judge.starts(status=self._of(self._names.status), dead=cut)
 
     def _anew(self, what: str, more: Mapping[Place, int]) -> Tail:
-        """A new reader that goes on where the present one is, and begins at `more`."""
+        """A new reader that continues where the present one is, and begins at `more`."""
         held = self._tails.get(what)
         places = dict(more) if held is None else {**more, **held.positions()}
         tail = self._ask(partial(Tail, self._settings, places, with_headers=what != "status", on_gap=self._gap))
@@ -199,21 +199,21 @@ class Rounds:
         return tail
 
     def _ends(self, topics: Iterable[str]) -> dict[Place, int]:
-        """The ends now; partitions that were added since the last look are read from here on, in the same round: their
-        events may be there before their requests were looked for."""
+        """The current ends. Partitions that were added since the last call are read from now on, in this round: their events
+        may be there before their requests are looked for."""
         ends = self._ask(lambda: topic_ends(self._settings, topics))
         self._grow(ends)
         return ends
 
     def _grow(self, places: Iterable[Place]) -> None:
-        """Partitions that were added since."""
+        """Start to read partitions that were added."""
         if added := [place for place in places if place not in self._begin]:
             self._open(dict.fromkeys(added, _BEGINNING))
 
     def _gap(self, place: Place, wanted: int, found: int) -> None:
         topic, partition = place
         if found > wanted == self._begin[place]:
-            self._begin[place] = found  # retention was quicker than the first record
+            self._begin[place] = found  # retention removed records before the first one was read
             if topic == self._names.status:
                 self._judge.starts(status={partition: found}, dead={})
             elif topic == self._names.dead:
@@ -230,7 +230,7 @@ class Rounds:
     # --- Reading ------------------------------------------------------------------------------------------------------
 
     def _read(self, what: str, ends: Mapping[Place, int]) -> None:
-        """Feed the judge until the ends are reached; what comes behind them may be fed too."""
+        """Feed the judge until the ends are reached; later records may be fed too."""
         tail = self._tails[what]
         mine = {place: end for place, end in ends.items() if place[0] in self._topics[what]}
         feed = {"dead": self._letter, "bands": self._request, "status": self._event}[what]
@@ -280,7 +280,7 @@ class Rounds:
             )
 
     def _ask(self, ask: Callable[[], T]) -> T:
-        """Ask again while no leader answers: one that has just moved (or a topic just made) refuses for a moment."""
+        """Repeat the call while no leader answers: one that has just moved, or a new topic, refuses for a moment."""
         last = time.monotonic() + _PATIENCE_S
         while True:
             try:

@@ -1,7 +1,7 @@
-"""What an audit found: violations with their evidence, what is still pending, what retention took.
+"""The result of an audit: violations with their evidence, pending requests, and what retention removed.
 
-Clean means: no violation, and everything could be read. Pending work is no violation (`finished` asks for that too);
-duplicates and gaps are counted apart.
+Clean means that there is no violation and that everything could be read. Pending requests are no violation (`finished`
+requires that there are none); duplicates and gaps are counted separately.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Violation:
 
     kind      one of audit.judge.KINDS
     text      one line for people
-    evidence  where to look: topic, partition, offset, and what stands there
+    evidence  where to look: topic, partition, offset, and what that record says
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Violation:
         }
 
     def to_evidence(self) -> dict[str, Any]:
-        """One line of `streamtask audit --evidence`: where to look. Its fields are format (docs/audit.md)."""
+        """One line of `streamtask audit --evidence`: where to look. Its fields are part of the format (docs/audit.md)."""
         events = []
         for one in (self.evidence.get("before"), {n: held for n, held in self.evidence.items() if n != "before"}):
             if one:
@@ -101,13 +101,13 @@ class Report:
     """The result of an audit.
 
     counts      histories by their last status
-    requests    request records read; `invalid` of them no valid request, `duplicates` refused as duplicate
+    requests    request records read; `invalid` of them are not valid, `duplicates` were refused as duplicates
     events      status events read; letters: dead letters read
-    repeats     records that never became a task and were refused again, at most LISTED_MAX of `repeats_total`; no breach
+    repeats     records that never became a task and were refused again, at most LISTED_MAX of `repeats_total`; no violation
     refreshed   CREATED events published again for a task that waits for days
-    truncated   histories whose beginning compaction or retention has removed
-    unread      what could not be read to its end in time, in words; a report with such an entry is not clean
-    since       RFC 3339: only what came from then on was read; None: everything
+    truncated   histories whose beginning was removed by compaction or retention
+    unread      texts that say what could not be read to its end in time; a report with such an entry is not clean
+    since       RFC 3339: only records from then on were read; None: all
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """No violation, and everything was read."""
+        """There is no violation, and everything was read."""
         return self.violations_total == 0 and not self.unread
 
     @property
@@ -156,7 +156,7 @@ class Report:
             self.pending.append(pending)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping for `--json`; lists hold at most LISTED_MAX entries, the totals count all."""
+        """A plain mapping for `--json`. Lists hold at most LISTED_MAX entries; the totals count all."""
         return {
             "clean": self.clean,
             "finished": self.finished,

@@ -1,9 +1,9 @@
 """The command line: `streamtask …` and `python -m streamtask …`.
 
-command.py holds what every command shares; tasks.py the commands about tasks, run.py those that start something,
+command.py has what all commands share. tasks.py has the commands about tasks, run.py those that start something,
 cluster.py those that maintain a cluster, schemas.py those about schemas, workers.py those about worker processes,
-dev.py those for developers, config.py the one that shows settings; complete.py completes words in the shell.
-Imports are inside the commands, so that help and usage errors are quick.
+dev.py those for developers, config.py the one that shows settings. complete.py completes words in the shell. Commands
+import what they need when they run, so that help and usage errors are fast.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ config.register(app)
 
 
 def main() -> None:
-    """The console script."""
+    """The entry point of the console script."""
     app()

@@ -77,7 +77,7 @@ def audit(
     since_ms = None if begin is None else to_ms(begin)
     with ExitStack() as stack:
         formats = stack.enter_context(closing(Formats(settings)))
-        told = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
+        printer = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
         if follow:
             report = follow_audit(
                 kafka,
@@ -86,7 +86,7 @@ def audit(
                 reader=formats.insisting,
                 since_ms=since_ms,
                 every_s=every,
-                listener=told,
+                listener=printer,
             )
         else:
             report = run_audit(
@@ -95,20 +95,20 @@ def audit(
                 timeout_s=timeout,
                 reader=formats.insisting,
                 since_ms=since_ms,
-                on_violation=told.violation,
+                on_violation=printer.violation,
             )
-        told.report(report)
+        printer.report(report)
     return 0 if report.clean else EXIT_BAD_ANSWER
 
 
 class Told:
-    """Prints violations, counts and the report. evidence: receives the violations as JSON lines."""
+    """Prints violations, counts and the report. evidence: a file that gets the violations as JSON lines."""
 
     def __init__(self, cli: CommandContext, evidence: TextIO | None, *, follow: bool) -> None:
         self._cli = cli
         self._evidence = evidence
         self._follow = follow
-        self._piped = evidence is sys.stdout  # then everything else goes to stderr
+        self._piped = evidence is sys.stdout  # if so, everything else goes to stderr
 
     def violation(self, violation: Violation) -> None:
         line = violation.to_evidence()
@@ -173,7 +173,7 @@ class _Stopped:
 
 
 def _lines(name: str) -> Any:
-    """The file as a context manager; stdout is not closed. Raises ConfigError."""
+    """The file as a context manager; for `-` it is stdout, which is not closed. Raises ConfigError."""
     if name == STDOUT:
         from contextlib import nullcontext
 

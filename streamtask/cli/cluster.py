@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RoleName(StrEnum):
-    """As in streamtask.kafka.acls.Role, which is not imported at start-up."""
+    """A copy of streamtask.kafka.acls.Role, which is not imported at start-up."""
 
     PRODUCER = "producer"
     WORKER = "worker"
@@ -214,13 +214,13 @@ def _lacking(kafka: KafkaSettings, names: TopicNames, role: RoleName) -> list[Fi
 
 
 def _print_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """Each finding: what is wrong, why it matters, and the command (last, on its own line, easy to copy)."""
+    """Prints each finding: what is wrong, why it matters, and the command (last, on its own line, easy to copy)."""
     from rich.padding import Padding
     from rich.text import Text
 
     same: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
-        # A problem that seven topics share is printed once.
+        # A problem that several topics share is printed once.
         alike = (finding.severity.value, finding.code, finding.what, finding.command or "")
         same.setdefault(alike, []).append(finding)
     for (severity, code, what, fix), group in same.items():

@@ -1,10 +1,10 @@
-"""What every command of the command line shares: its options, its output, its errors.
+"""What all commands share: common options, output, errors.
 
-Answers go to stdout, everything else to stderr. An error is one line with a hint and exit code 2; Ctrl-C is 130; a
-stack trace appears only with --debug. A command returns its exit code (None = 0): 1 means that it did its work and
-the answer is a bad one (task failed, audit found violations).
+Answers go to stdout, everything else to stderr. An error is one line with a hint, with exit code 2; Ctrl-C gives 130. A
+stack trace appears only with --debug. A command returns its exit code (None means 0); 1 means that it did its work and
+the answer is negative (a task failed, an audit found violations).
 
-Nothing heavy is imported here: `streamtask --help` must be quick.
+This module imports nothing heavy, because `streamtask --help` must be fast.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
     from streamtask.config import Settings
 
-EXIT_BAD_ANSWER = 1  # the command worked; what it found is not good
+EXIT_BAD_ANSWER = 1  # the command did its work; the answer is negative
 EXIT_ERROR = 2  # the command could not do its work
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as every shell expects
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
-# (kind, a word of the hint that its text may already hold, hint): the same advice is not given twice.
+# (error class, a word that the message may already contain, hint): a hint that repeats the message is left out.
 HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
     (TopicsMissing, "topics create", "Create them: streamtask topics create"),
     (RegistryUnreachable, "registry_url", "Check that it is running and that registry_url is right."),
@@ -57,7 +57,7 @@ HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """The options that every command has, as given (None = not given), and the ways out."""
+    """The options that every command has, as given (None: not given), and methods for its output."""
 
     bootstrap: str | None = None
     prefix: str | None = None
@@ -67,7 +67,7 @@ class CommandContext:
     debug: bool = False
 
     def settings(self, **more: Any) -> Settings:
-        """Settings: options, then environment, then streamtask.toml, then defaults. Raises ConfigError."""
+        """The settings from options, then environment, then streamtask.toml, then defaults. Raises ConfigError."""
         from streamtask.config import load_settings
 
         return load_settings(
@@ -75,7 +75,7 @@ class CommandContext:
         )
 
     def over(self, outer: CommandContext) -> CommandContext:
-        """These options, and where they were not given those given before the command."""
+        """These options; for those that were not given, the ones given before the command."""
         return CommandContext(
             bootstrap=self.bootstrap or outer.bootstrap,
             prefix=self.prefix or outer.prefix,
@@ -86,7 +86,7 @@ class CommandContext:
         )
 
     def answer(self, document: Any) -> None:
-        """One JSON document on one line of stdout."""
+        """Write one JSON document on one line of stdout."""
         if hasattr(document, "to_json"):
             document = document.to_json()
         text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False, default=str)
@@ -94,13 +94,13 @@ class CommandContext:
         sys.stdout.flush()
 
     def console(self) -> Console:
-        """Where people read: stdout."""
+        """The console for people, on stdout."""
         from rich.console import Console
 
         return Console(highlight=False)
 
     def note(self, text: str) -> None:
-        """A remark beside the answer: stderr, so that it never gets into a pipe."""
+        """Write a remark to stderr, so that it never gets into a pipe with the answer."""
         typer.echo(text, err=True)
 
 
@@ -154,7 +154,7 @@ GLOBAL_OPTIONS: Mapping[str, Any] = {
 
 
 def _with_options(function: Callable[..., Any], own: list[inspect.Parameter]) -> Callable[..., Any]:
-    """`function` with a signature that typer reads: a context, its own parameters, the options of the CommandContext."""
+    """`function` with a signature for typer: a context, its own parameters, the options of the CommandContext."""
     shared = []
     for option, hint in GLOBAL_OPTIONS.items():
         default = False if typing.get_args(hint)[0] is bool else None
@@ -180,7 +180,7 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
             cli = cli.over(ctx.find_object(CommandContext) or CommandContext())
             return guarded(functools.partial(function, cli, **values), debug=cli.debug)
 
-        del run.__wrapped__  # typer must see the new signature, not the function's own
+        del run.__wrapped__  # typer must read the new signature, not the function's own
         app.command(name, **how)(_with_options(run, [p.replace(annotation=hints[p.name]) for p in own]))
         return function
 
@@ -188,7 +188,7 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
 
 
 def accept_options_before_the_command(app: typer.Typer) -> None:
-    """`streamtask --prefix x list` is `streamtask list --prefix x`."""
+    """Makes `streamtask --prefix x list` the same as `streamtask list --prefix x`."""
 
     def remember(ctx: typer.Context, **values: Any) -> None:
         ctx.obj = CommandContext(**values)
@@ -197,16 +197,16 @@ def accept_options_before_the_command(app: typer.Typer) -> None:
 
 
 def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
-    """Run it to an exit code; an error becomes one line on stderr."""
+    """Run `work` and return its exit code; an error becomes one line on stderr."""
     try:
         return work() or 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout (head, less) has seen enough; the interpreter must not try to flush it again.
+        # The reader of stdout (head, less) has closed it; the interpreter must not try to flush it at exit.
         sys.stdout = None
         return EXIT_BAD_ANSWER
-    except Exception as error:  # noqa: BLE001 - the last resort: whatever comes becomes one line and exit code 2
+    except Exception as error:  # noqa: BLE001 - the last resort: any error becomes one line and exit code 2
         if debug:
             traceback.print_exc()
         else:
@@ -226,7 +226,7 @@ def one_line(error: BaseException) -> str:
 
 
 class OneLineGroup(TyperGroup):
-    """The root of the command line: usage errors are one line too, and a command's int is the exit code."""
+    """The root of the command line. It also prints usage errors on one line, and uses a command's int as the exit code."""
 
     def main(
         self,
@@ -246,7 +246,7 @@ class OneLineGroup(TyperGroup):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
-        except Exception as error:  # noqa: BLE001 - what is no usage error is raised again there
+        except Exception as error:  # noqa: BLE001 - an error that is not a usage error is raised again there
             code = self._usage_error(error)
         if not standalone_mode:
             return code
@@ -262,14 +262,14 @@ class OneLineGroup(TyperGroup):
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "streamtask"
         if type(error).__name__ == "NoArgsIsHelpError":
-            pass  # the help was printed when the error was made
+            pass  # the help was printed when the error was created
         else:
             typer.echo(f"Error: {' '.join(say().split())} See: {path} --help", err=True)
         return EXIT_ERROR
 
 
 def parse_json_object(text: str, *, what: str) -> dict[str, Any] | None:
-    """The JSON object that a person typed; `-` reads stdin, `@file` a file, "" is none. Raises ConfigError."""
+    """The JSON object in an argument; `-` reads stdin, `@file` a file, "" means none. Raises ConfigError."""
     if text == "-":
         text = sys.stdin.read()
     elif text.startswith("@"):

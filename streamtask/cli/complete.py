@@ -1,7 +1,7 @@
 """Shell completion beyond commands and options: apps, task types, template names.
 
-Read from the Python files near the working directory without importing them: completion must be quick, and pressing Tab
-must not run user code. When anything goes wrong, there is simply no completion.
+They are read from the Python files near the working directory without importing them: completion must be fast, and pressing
+Tab must not run user code. When anything goes wrong, there is simply no completion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`streamtask config show`: every setting, its value, where it comes from; secrets hidden."""
+"""`streamtask config show`: every setting, its value and its source, with secrets hidden."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from streamtask.config.sources import SettingsFile
 
 OPTIONS = {"bootstrap_servers": "--bootstrap", "prefix": "--prefix", "url": "--url", "api_key": "--api-key"}
-# Variables that have a meaning without being settings.
+# Variables that are used but are not settings.
 OTHERS = frozenset(f"STREAMTASK_{name}" for name in ("CACHE", "TEST_BOOTSTRAP_SERVERS", "KILLS_SEED"))
 
 
 class Row(NamedTuple):
-    """One setting. kind: argument, app, environment, file or default; where: which one."""
+    """One setting. kind: argument, app, environment, file or default; where: the name of that source."""
 
     name: str
     value: Any
@@ -90,8 +90,8 @@ def explain(
 ) -> Iterator[Row]:
     """A row for each setting, and for each raw setting of a table.
 
-    arguments  of the command line, as settings
-    given      what the App itself says, and how it is called
+    arguments  settings given on the command line
+    given      settings given by the App; label: how to refer to it
     """
     from streamtask.config import raw_tables
     from streamtask.config.sources import shown
@@ -116,7 +116,7 @@ def _source(
     environment: Mapping[str, str],
     file: SettingsFile | None,
 ) -> tuple[str, str]:
-    """(kind, which one); the first that says something wins, of a table for each of its names."""
+    """Returns (kind, name of the source). The first source with a value wins; in a table, for each of its names."""
     from streamtask.config.sources import variable
 
     if place[0] in arguments:
@@ -148,7 +148,7 @@ def _in_json(text: str, name: str) -> bool:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """`STREAMTASK_PREFX is not a setting; the nearest is 'STREAMTASK_PREFIX'`: a misspelled one has no effect."""
+    """Texts like `STREAMTASK_PREFX is not a setting; the nearest is 'STREAMTASK_PREFIX'`, for misspelled variables."""
     from streamtask.config import Settings, raw_tables
     from streamtask.config.sources import ENVIRONMENT_PREFIX, NESTED, nearest
 

@@ -1,4 +1,4 @@
-"""The documents as files: what `streamtask schemas export` writes, and what is committed."""
+"""The documents as files: what `streamtask schemas export` writes, and what this repository has under docs and schemas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamtask.query_service.metrics import observed
 
 KAFKA, SERVICE = "127.0.0.1:9092", "127.0.0.1:8080"
 ASYNCAPI, OPENAPI = "asyncapi.json", "openapi.json"
-# file → schema: what goes over topics and sockets, and the answer to whatever is wrong. The rest is OpenAPI's.
+# file → schema: the records of topics, the frames of sockets, and problem documents. OpenAPI has the rest.
 FILES = {
     "task_request": "TaskRequest",
     "task_response": "TaskResponse",
@@ -28,7 +28,7 @@ FILES = {
 
 
 def documents(names: TopicNames | None = None, *, kafka: str = KAFKA, service: str = SERVICE) -> dict[str, str]:
-    """{name of a file: its text}: the schemas as `<name>.json`, and the two documents."""
+    """{file name: text}: the schemas as `<name>.json`, and the AsyncAPI and OpenAPI documents."""
     made: dict[str, Any] = {f"{file}.json": schemas.standalone(name, file) for file, name in FILES.items()}
     made[ASYNCAPI] = asyncapi.document(names or TopicNames(), kafka=kafka, service=service)
     made[OPENAPI] = openapi()
@@ -36,8 +36,8 @@ def documents(names: TopicNames | None = None, *, kafka: str = KAFKA, service: s
 
 
 def openapi() -> dict[str, Any]:
-    """As every query service says it of itself."""
-    service = cast(ViewService, None)  # the routes are only described
+    """The OpenAPI document that every query service serves."""
+    service = cast(ViewService, None)  # the routes are only described, never called
     app = create_app(service, cast(Submitter, None))
     observed(app, service)
     return app.openapi()

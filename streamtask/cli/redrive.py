@@ -1,4 +1,4 @@
-"""`streamtask dead redrive`: print the plan; with --yes, carry it out."""
+"""`streamtask dead redrive`: prints the plan; with --yes, carries it out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from streamtask.config import Settings
     from streamtask.redrive import Choice, Plan, Redrive, Refusal
 
-SAMPLE = 10  # rows that people see
-DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts are of all
+SAMPLE = 10  # rows shown to people
+DOCUMENTS_MAX = 1_000  # items of one kind in a JSON answer; the counts include all items
 
 
 WhichArgument = Annotated[
@@ -146,15 +146,15 @@ def _send(
     sent: list[tuple[Redrive, str]],
     failed: list[tuple[Redrive, str]],
 ) -> None:
-    """Fills `sent` (with the origin of the new request) and `failed` (with the reason)."""
+    """Appends to `sent` (with the origin of the new request) and to `failed` (with the reason)."""
     from streamtask.domain.identity import origin_text
     from streamtask.redrive.run import send
 
     bands = settings.topics.bands
-    told = send(settings.kafka_for("cli"), items, rate=rate)
+    outcomes = send(settings.kafka_for("cli"), items, rate=rate)
     try:
-        with closing(told):
-            for item, delivery in told:
+        with closing(outcomes):
+            for item, delivery in outcomes:
                 if delivery.error is None:
                     sent.append((item, origin_text(bands[item.band].name, delivery.partition, delivery.offset)))
                 else:

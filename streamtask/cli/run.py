@@ -1,4 +1,4 @@
-"""Commands that start something and stay: worker, serve, demo."""
+"""Commands that start something and keep running: worker, serve, demo."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def serve(
     from streamtask.query_service import server
 
     settings.bootstrap()
-    # Before Kafka is contacted: an absent broker is noticed only after ten seconds.
+    # Checked before contacting Kafka: an absent broker is noticed only after ten seconds.
     server.refuse_bind(settings, insecure=insecure)
     refuse_without_topics(settings)
 
@@ -134,7 +134,7 @@ def demo(
 
 
 def refuse_without_topics(settings: Settings) -> None:
-    """Raises TopicsMissing, NotAllowed or Unreachable, in one line."""
+    """Raises TopicsMissing, NotAllowed or Unreachable, each with a message of one line."""
     kafka = settings.kafka_for("cli")
     from streamtask.kafka.acls import Role
     from streamtask.kafka.permissions import partition_count

@@ -1,7 +1,7 @@
 """`streamtask schemas …`: show, check, register and export the schemas of the documents.
 
-check needs neither a cluster nor a registry; with registry_url it also checks against the registry. Only register
-changes the registry; export writes machine-readable documents into a directory.
+`check` needs neither a cluster nor a registry; with registry_url it also checks against the registry. Only `register`
+changes the registry; `export` writes machine-readable documents to a directory.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _rows(version: str | None) -> list[dict[str, Any]]:
 
 
 def _rows_of(settings: Settings) -> list[dict[str, Any]]:
-    """What the registry has under our subjects."""
+    """What the registry has for streamtask's subjects, as rows."""
     from streamtask.schema_registry import subjects
 
     rows: list[dict[str, Any]] = []
@@ -215,7 +215,7 @@ def _rows_of(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _registry_findings(registry: Registry, settings: Settings) -> list[dict[str, str]]:
-    """What the registry has against our schemas, and its versions by our own rules."""
+    """The registry's objections to the schemas, and those of streamtask's own rules to the registered versions."""
     import json
 
     from streamtask.codec import compatibility

@@ -1,6 +1,6 @@
 """Commands about one task or a list of tasks: submit, status, watch, list, cancel.
 
-`status`, `watch` and `list` ask the query service when one is named; else they read the topics and say so on stderr.
+`status`, `watch` and `list` ask the query service if a url is set; otherwise they read the topics, and say so on stderr.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class StatusName(StrEnum):
-    """The statuses as they are written on the wire (model.TaskStatus, which is not imported at start-up)."""
+    """The statuses in wire format (a copy of model.TaskStatus, which is not imported at start-up)."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -323,7 +323,7 @@ def list_tasks(
 
 
 def _table(tasks: list[TaskResponse], width: int) -> Table:
-    """Fixed columns first, as they are copied from; the type gets what it needs up to a bound, the message the rest."""
+    """Columns of fixed width come first, because people copy from them; the type has a maximum, the message the rest."""
     from rich.table import Table
 
     gap = 2
@@ -393,12 +393,12 @@ def _client(settings: Settings) -> AsyncClient:
 
 def _say_slow(cli: CommandContext, settings: Settings) -> None:
     if not settings.url:
-        _ = (settings.topics, settings.kafka_for("cli"))  # raises first when they are invalid
+        _ = (settings.topics, settings.kafka_for("cli"))  # both raise first when the settings are invalid
         cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 
 def _show(cli: CommandContext, task: TaskResponse) -> int:
-    """The task as fields; exit code 0 only when it completed."""
+    """Print the task as fields; returns exit code 0 only when it completed."""
     code = 0 if task.status.value == "completed" else EXIT_BAD_ANSWER
     if cli.json:
         cli.answer(task)
@@ -481,7 +481,7 @@ def _labels(pairs: list[str] | None) -> dict[str, str] | None:
 
 
 def _moment(option: str, text: str | None, *, past: bool = False) -> datetime | None:
-    """RFC 3339, or a duration from now (`+5m`) or before now (`5m`, with `past`). Raises ConfigError."""
+    """The time in RFC 3339 text or a duration (`+5m`: from now; `5m` with `past`: before now). Raises ConfigError."""
     if text is None:
         return None
     amount, unit = text.lstrip("+")[:-1], text[-1:]

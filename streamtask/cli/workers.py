@@ -80,7 +80,7 @@ def workers_evict(
 
 
 def _choose(text: str, members: Sequence[GroupMember], group: str) -> GroupMember:
-    """The member that `text` names. Raises ConfigError when no member matches, or several do."""
+    """The group member that `text` names. Raises ConfigError when none matches, or several do."""
     found = [member for member in members if text in (member.member_id, member.client_id)]
     found = found or [member for member in members if text and member.member_id.startswith(text)]
     if len(found) == 1:
@@ -91,7 +91,7 @@ def _choose(text: str, members: Sequence[GroupMember], group: str) -> GroupMembe
 
 
 def _ranges(shards: Sequence[int]) -> str:
-    """0-3,7"""
+    """The numbers as text, like 0-3,7."""
     parts: list[list[int]] = []
     for shard in shards:
         if parts and parts[-1][-1] == shard - 1:

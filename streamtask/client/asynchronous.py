@@ -1,9 +1,9 @@
 """The client: submit requests, wait for results, read statuses, cancel.
 
-It works with Kafka alone. With `url`, everything except submitting goes through that query service; with a url and no
-broker, submitting does too. It never writes to the status topic.
+It works with Kafka alone. With a `url`, everything except submitting goes through that query service; with a url and
+no broker, submitting does too. It never writes to the status topic.
 
-Always true: a submit returns when all in-sync replicas have the record, or raises; a refused request was not sent. A
+Always true: a submit returns when all in-sync replicas have the record, or raises; a refused request was not sent; a
 client belongs to the event loop that used it first.
 """
 
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
     from streamtask.client.tracking import Mark, Track
     from streamtask.client.transport import EventWatch, RecordSender
 
-PIPELINE_MAX = 10_000  # records of one submit_many that are under way at once
+PIPELINE_MAX = 10_000  # records of one submit_many that are in flight at once
 BULK_SLICE = 500  # requests prepared before the event loop gets its turn: 5 ms
 
 
 @public
 class AsyncClient:
-    """Submits tasks, waits for results, reads statuses and cancels: all that a service does except running tasks.
+    """Submits tasks, waits for results, reads statuses and cancels tasks: everything a service does except running them.
 
         async with AsyncClient("127.0.0.1:9092") as client:
             receipt = await client.submit("file_census", {"path": "a.py"}, priority=8)
             census = await receipt.result(timeout=60)
 
     bootstrap, prefix, url  win over `settings`; what is not given comes from STREAMTASK_* variables, then streamtask.toml
-    transport               how its records travel; default: by Kafka, at the bootstrap address
+    transport               how its records travel; by default through Kafka, at the bootstrap address
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class AsyncClient:
         if transport is None and self.settings.bootstrap_servers:
             transport = KafkaTransport(self.settings)
         if transport is None and not self.settings.url:
-            self.settings.bootstrap()  # raises, with its advice
-        self._transport = transport  # None: nothing is written or read here but JSON over HTTP
+            self.settings.bootstrap()  # raises ConfigError, which says what to do
+        self._transport = transport  # None: this client only sends and receives JSON over HTTP
         self._sender: RecordSender | None = None
         self._opening = asyncio.Lock()
         self._watch: EventWatch | None = None
@@ -191,7 +191,7 @@ class AsyncClient:
     async def _send(
         self, prepared: list[Prepared]
     ) -> tuple[list[Receipt], SubmitError | RequestRefused | NotAllowed | None]:
-        """Receipts of those that were acknowledged, in order, and the failure of the others."""
+        """Returns the receipts of the acknowledged records, in order, and the error for the others."""
         sender = await self._request_sender()
         mark: Mark | None = None
         watch = None
@@ -216,12 +216,12 @@ class AsyncClient:
                     )
         if not failed:
             return receipts, None
-        from streamtask.client.sending import failure_of  # an import that is one already takes 2.7 us
+        from streamtask.client.sending import failure_of  # inside the error path: even a repeated import takes 2.7 us
 
         return receipts, failure_of(failed, len(prepared))
 
     async def _submit_by_service(self, one: Prepared) -> Receipt:
-        """POST /tasks: the service is the one that talks with the broker."""
+        """POST /tasks: the query service sends the request to the broker."""
         (one,) = traced([one], self.topics)
         headers = {name: text.decode("latin-1") for name, text in one.headers or ()}
         with told_of_failure([one]):
@@ -238,7 +238,7 @@ class AsyncClient:
     async def wait(self, task_id: str | Receipt, timeout: float | None = None) -> TaskResponse:
         """Wait for the terminal event of a task, whatever its status. timeout: seconds. Raises WaitTimeout, UnknownTask.
 
-        task_id  here as in `status` and `events`: of the task, or its Receipt, with which the answer is as fresh as it
+        task_id  the id, or the task's Receipt (also in `status` and `events`): the answer is then at least as fresh as that
         """
         known, receipt = _known(task_id)
         if self.settings.url:
@@ -284,7 +284,7 @@ class AsyncClient:
         sender = await self._request_sender()
         await sender.cancel(known, reason, self.topics, await self._encoder())
 
-    # --- Behind it ----------------------------------------------------------------------------------------------------
+    # --- Implementation -----------------------------------------------------------------------------------------------
 
     async def _events(self, task_id: str, receipt: Receipt | None) -> AsyncIterator[TaskResponse]:
         if self.settings.url:
@@ -292,7 +292,7 @@ class AsyncClient:
                 async for task in events:
                     yield task
             return
-        # Followed before it is looked back: what the past holds is offered to the iterator too.
+        # Follow first, then look back: past events are offered to the iterator, too.
         track = self._status_watch().track(task_id)
         follower = track.follow()
         await self._track(task_id, receipt)
@@ -300,7 +300,7 @@ class AsyncClient:
             yield task
 
     async def _track(self, task_id: str, receipt: Receipt | None) -> Track:
-        """The track of a task that somebody knows. Raises UnknownTask."""
+        """The track of a task that is known to exist. Raises UnknownTask."""
         watch = self._status_watch()
         if receipt is not None:
             return await receipt.followed(watch)
@@ -316,15 +316,15 @@ class AsyncClient:
             raise UnknownTask(f"No task {task_id} is known under prefix {self.topics.prefix}.")
         return found
 
-    # --- Made when first needed ---------------------------------------------------------------------------------------
+    # --- Created on first use -----------------------------------------------------------------------------------------
 
     def _log(self) -> Transport:
-        """Where the records are, for a client that asks without a query service."""
+        """The client's access to the records, for a client that works without a query service."""
         assert self._transport is not None, "a client has a transport or a url"
         return self._transport
 
     def _use(self) -> None:
-        """Every use goes through here: open, and on one loop."""
+        """Check, before every use, that the client is open and on the event loop that it belongs to."""
         if self._closed:
             raise StreamtaskError("This client is closed.")
         loop = asyncio.get_running_loop()
@@ -342,7 +342,7 @@ class AsyncClient:
             return self._sender
 
     async def _encoder(self) -> Encoder:
-        """What writes our records; the first time it may have to ask the schema registry."""
+        """The encoder of this client's records; the first call may have to ask the schema registry."""
         if self._transport is None:
             return Encoder()
         ready = self._transport.encoder_ready
@@ -375,12 +375,12 @@ def _settings(bootstrap: str | None, prefix: str | None, url: str | None, settin
 
 
 def _known(task: str | Receipt) -> tuple[str, Receipt | None]:
-    """(its id, its receipt if that was passed). Raises ConfigError."""
+    """Returns (the task's id, its receipt if that was passed). Raises ConfigError."""
     return (task.task_id, task) if isinstance(task, Receipt) else (_checked(task), None)
 
 
 def _checked(task_id: str) -> str:
-    """The id in its one spelling. Raises ConfigError: such an id can be nobody's."""
+    """The id in canonical spelling. Raises ConfigError when it is no UUID: no task can have such an id."""
     known = canonical(task_id)
     if known is None:
         raise ConfigError(
@@ -390,5 +390,5 @@ def _checked(task_id: str) -> str:
 
 
 def _token(receipt: Receipt | None) -> str | None:
-    """What an answer about this task must be as fresh as: its request record."""
+    """The freshness token for an answer about this task: the position of its request record."""
     return None if receipt is None else receipt.origin

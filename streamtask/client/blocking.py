@@ -1,6 +1,6 @@
-"""The synchronous client: AsyncClient on an event loop in its own thread, and nothing else.
+"""The synchronous client: an AsyncClient on an event loop in its own thread, and nothing else.
 
-Every method runs a coroutine on that loop and waits for it; client/asynchronous.py documents what it does.
+Every method runs a coroutine on that loop and waits for it. client/asynchronous.py documents what each method does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOSE_TIMEOUT_S = 45.0  # beyond the delivery timeout: close() flushes
 
 
 class _LoopThread:
-    """An event loop in a daemon thread: it must never hold up the end of the process."""
+    """An event loop in a daemon thread, because the thread must never keep the process from ending."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -34,7 +34,7 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """The result of `work`. An interrupt (Ctrl-C) cancels the work. Raises StreamtaskError after stop()."""
+        """Returns the result of `work`. An interrupt (Ctrl-C) cancels the work. Raises StreamtaskError after stop()."""
         if self.closed:
             work.close()
             raise StreamtaskError("This client is closed.")
@@ -129,7 +129,7 @@ def _iterate(thread: _LoopThread, events: AsyncIterator[TaskResponse]) -> Iterat
 def _blocking(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, Receipt]],
 ) -> Callable[Concatenate[Client, P], SyncReceipt]:
-    """The method of Client that takes what this one takes, which is written down once."""
+    """The method of Client with the same parameters as this one of AsyncClient, so that they are declared once."""
 
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> SyncReceipt:
         return SyncReceipt(self._thread.run(method(self._client, *args, **kwargs)), self._thread)

@@ -28,7 +28,7 @@ class ReceiptClient(Protocol):
 
 
 class Watch(Protocol):
-    """The part of its client that follows the status topic (client.watching.StatusWatch)."""
+    """The part of the client that follows the status topic (client.watching.StatusWatch)."""
 
     async def follow(self, task_id: str, since: dict[int, int] | None) -> Track: ...
 
@@ -61,8 +61,8 @@ class Receipt:
         self.partition = partition
         self.offset = offset
         self._client = client
-        self._track = track  # kept alive by this receipt: what happens before somebody waits is not forgotten
-        self._since = since  # where the status topic ended before the request was sent, when nobody followed it
+        self._track = track  # this receipt keeps the track alive, so that events before the first wait are not lost
+        self._since = since  # the end of the status topic before the request was sent, when no tail was running
 
     def __repr__(self) -> str:
         return f"Receipt(task_id={self.task_id!r}, origin={self.origin!r})"
@@ -93,7 +93,7 @@ class Receipt:
         await self._client.cancel(self.task_id, reason)
 
     async def followed(self, watch: Watch) -> Track:
-        """For its client: what is known of this task, looked up in the past where it was not followed all the time."""
+        """For its client: the track of this task; a scan of the past adds events that the tail may have missed."""
         track = self._track
         if track is None or track.gap:
             track = self._track = await watch.follow(self.task_id, self._since)

@@ -1,14 +1,14 @@
-"""Records on their way to the broker: those that a caller awaits, and those that are only counted.
+"""Sends records to the broker: some are awaited, some are only counted.
 
-All that the client sends, and the query service sends for others, goes through here: requests, cancel requests, and
-the errors when the broker does not accept one.
+Everything that the client sends, and that the query service sends on behalf of others, goes through here: requests,
+cancel requests, and the errors for records that the broker does not accept.
 
     event loop:   deliver → ClientProducer.send, one countdown per call
-    poll thread:  delivery reports → one call_soon_threadsafe for all that have come
-    bulk:         a buffer per topic; while a thread sends one load, the next one is filled
+    poll thread:  delivery reports → one call_soon_threadsafe for all reports that have arrived
+    bulk:         a buffer per topic; while a thread sends one load, the next load is filled
 
-What stays true: every record handed over is reported, delivered or not; nothing is dropped when queues are full, the
-caller waits.
+Always true: every record that is handed over gets a report, delivered or not; nothing is dropped when queues are full:
+the caller waits.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ LOOK_FIRST = (
     "task_id does not run while the first is open, but it does once the first has ended."
 )
 _LOOK = "List the missing ACLs: streamtask doctor --role producer"
-ROOM_S = 0.005  # between two looks whether a full queue has room: it holds two seconds of the fastest sending
-BULK_LOAD_MAX = 20_000  # records of the bulk path that wait for their turn: then the caller waits
+ROOM_S = 0.005  # interval of checks whether a full queue has room: the queue holds two seconds of sending at full speed
+BULK_LOAD_MAX = 20_000  # records of the bulk path that wait to be sent; beyond this the caller waits
 BULK_BYTES_MAX = 16_000_000  # and their bytes; as many again are being handed over, and librdkafka holds 128 MB
-CLOSE_S = 35.0  # beyond the delivery timeout: after it every record has been reported
+CLOSE_S = 35.0  # in addition to the delivery timeout, after which every record has been reported
 
 
 class Delivered(NamedTuple):
-    """What became of a record. `error` None: all in-sync replicas have it at partition, offset."""
+    """The outcome of a record. `error` None: all in-sync replicas have the record at partition, offset."""
 
     partition: int
     offset: int
@@ -56,31 +56,31 @@ class Delivered(NamedTuple):
 
 
 class _Countdown:
-    """The records of one call. `places` is filled by the poll thread and, for what could not be sent, by the loop."""
+    """The records of one call. The poll thread fills `places`; the loop fills those that could not be sent."""
 
     __slots__ = ("expected", "future", "places", "reports")
 
     def __init__(self, count: int, future: asyncio.Future[None]) -> None:
         self.places: list[Delivered | None] = [None] * count
-        self.expected = -1  # how many reports will come; not known before all are handed over
-        # One for each report. Appended to, not counted up: while the client closes, two threads serve reports (poll and
-        # flush), and a lost `+= 1` would leave this call waiting for ever.
+        self.expected = -1  # number of reports to wait for; unknown until all records are handed over
+        # One item per report. A list, not a counter: while the client closes, two threads serve reports (poll and flush),
+        # and a lost `+= 1` would leave this call waiting for ever.
         self.reports: list[None] = []
         self.future = future
 
     def finish_if_complete(self) -> None:
-        """On the loop."""
+        """Called on the loop."""
         if len(self.reports) == self.expected and not self.future.done():
             self.future.set_result(None)
 
 
 class Sender:
-    """Sends records of one client; belongs to the event loop that made it."""
+    """Sends the records of one client; belongs to the event loop that created it."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
         self._loop = asyncio.get_running_loop()
-        # A single submit leaves at once; under load records share batches because requests are under way.
+        # A single submit is sent at once; under load, records share a batch because other requests are in flight.
         self._producer = ClientProducer(kafka, linger_ms=0)
         self._done: deque[_Countdown] = deque()
         self._waking = False
@@ -90,12 +90,12 @@ class Sender:
         self._pump: asyncio.Task[None] | None = None
         self._failed = 0
         self._why = ""
-        self._failing = threading.Lock()  # around both: flush(timeout) takes them while a load is being sent
+        self._failing = threading.Lock()  # guards the two above: flush(timeout) takes them while a load is being sent
         self._topics: TopicNames | None = None
         self._names: tuple[str, ...] = ()
 
     async def check(self, topic: str) -> None:
-        """Raises TopicsMissing, NotAllowed or Unreachable: without this it would show after the delivery timeout only."""
+        """Raises TopicsMissing, NotAllowed or Unreachable, which would otherwise show after the delivery timeout."""
         try:
             await asyncio.to_thread(self._producer.partitions, topic)
         except Unreachable as error:
@@ -106,9 +106,9 @@ class Sender:
     async def requests(
         self, prepared: list[Prepared], topics: TopicNames, *, from_http: bool = False
     ) -> list[Delivered]:
-        """`deliver` of requests, each in its band, with their spans. from_http: another service sent them over HTTP."""
+        """`deliver` requests, each in its band, with their spans. from_http: another service sent them over HTTP."""
         if self._topics is not topics:
-            self._topics, self._names = topics, topics.requests  # their names are put together at each look: 1 us
+            self._topics, self._names = topics, topics.requests  # building the names takes 1 us each time
         names = self._names
         if not tracing.active():
             return await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
@@ -122,9 +122,11 @@ class Sender:
 
     async def cancel(self, task_id: str, reason: str | None, topics: TopicNames, encoder: Encoder) -> None:
         """Write a cancel request to the control topic; returns when it is acknowledged. Raises SubmitError, NotAllowed."""
-        wish = ControlMessage(task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason)
+        message = ControlMessage(
+            task_id=task_id, action=ControlAction.CANCEL, created_at=datetime.now(UTC), reason=reason
+        )
         topic = topics.control
-        (place,) = await self.deliver([(topic, task_id.encode(), encoder.control(topic, wish), None)])
+        (place,) = await self.deliver([(topic, task_id.encode(), encoder.control(topic, message), None)])
         if place.denied:
             raise NotAllowed(
                 f"The cancel request for task {task_id} was refused: this client may not write to {topic}. {_LOOK}"
@@ -133,7 +135,7 @@ class Sender:
             raise SubmitError(f"The cancel request for task {task_id} was not acknowledged: {place.error}. Try again.")
 
     async def deliver(self, records: Sequence[Outgoing]) -> list[Delivered]:
-        """Send them in order; returns when each is acknowledged or has failed."""
+        """Send records in order; returns when each is acknowledged or has failed."""
         countdown = _Countdown(len(records), self._loop.create_future())
         places, send = countdown.places, self._producer.send
         handed = 0
@@ -157,7 +159,7 @@ class Sender:
         return [place for place in places if place is not None]
 
     def _report(self, countdown: _Countdown, index: int, delivery: Delivery) -> None:
-        """On the poll thread."""
+        """Called on the poll thread."""
         _, partition, offset, error, code = delivery
         if error is None:
             countdown.places[index] = Delivered(partition, offset)
@@ -165,23 +167,23 @@ class Sender:
             denied = code == "TOPIC_AUTHORIZATION_FAILED"
             countdown.places[index] = Delivered(partition, offset, error, _is_too_large(code), denied)
         countdown.reports.append(None)
-        # Read after the report was added; the loop reads the reports after it set `expected`: one of both sees the end.
+        # `expected` is read after the report is added; the loop sets `expected`, then reads the reports: one sees the end.
         if countdown.expected == len(countdown.reports):
             self._done.append(countdown)
             if not self._waking:
                 self._waking = True
-                with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody waits any more
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: no caller is waiting any more
                     self._loop.call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
-        self._waking = False  # before the look: a report that comes now wakes again
+        self._waking = False  # cleared before reading: a report that arrives now schedules another call
         while self._done:
             self._done.popleft().finish_if_complete()
 
     # --- Only counted -------------------------------------------------------------------------------------------------
 
     def load(self, topic: str, record: Record) -> bool:
-        """Put a record on the next load; `go` sends it. False: the load is heavy, `go` comes before another one."""
+        """Put a record on the next load, which `go` sends. False: the load is full, call `go` before the next record."""
         records = self._load.get(topic)
         if records is None:
             records = self._load[topic] = []
@@ -191,10 +193,10 @@ class Sender:
         return self._loaded_bytes < BULK_BYTES_MAX
 
     async def go(self) -> None:
-        """See to it that what is loaded is sent; waits while too much is."""
+        """Start sending the load; waits while too many records are loaded."""
         while True:
             if self._loaded and (self._pump is None or self._pump.done()):
-                # Its parent is the client: drain and close await it.
+                # The client owns it: drain and close await it.
                 self._pump = self._loop.create_task(self._send_loads(), name="bulk")
             full = self._loaded >= BULK_LOAD_MAX or self._loaded_bytes >= BULK_BYTES_MAX
             await asyncio.sleep(ROOM_S if full else 0)
@@ -213,7 +215,7 @@ class Sender:
                 try:
                     result = self._producer.produce_bulk(topic, left)
                 except SubmitError as error:
-                    self._fail(1, str(error))  # the record that raised; those behind it are still in `left`
+                    self._fail(1, str(error))  # the record that raised; the following records are still in `left`
                     continue
                 why = "not acknowledged in time" if result.pending else ""
                 if result.errors:
@@ -227,7 +229,7 @@ class Sender:
                 self._failed, self._why = self._failed + count, why or self._why
 
     async def drain(self, timeout: float | None) -> bool:
-        """Wait until everything loaded was reported. False: not within `timeout` seconds."""
+        """Wait until everything loaded was reported. False: `timeout` seconds were not enough."""
         try:
             async with asyncio.timeout(timeout):
                 while self._loaded or (self._pump is not None and not self._pump.done()):
@@ -239,7 +241,7 @@ class Sender:
         return True
 
     def take_failures(self) -> tuple[int, str]:
-        """(how many bulk records failed since the last call, why)."""
+        """Returns (number of bulk records that failed since the last call, the reason)."""
         with self._failing:
             taken = self._failed, self._why
             self._failed, self._why = 0, ""
@@ -251,7 +253,7 @@ class Sender:
 
 
 def failure_of(failed: list[tuple[str, Delivered]], total: int) -> SubmitError | RequestRefused | NotAllowed | None:
-    """The error that these failures of `total` requests are, by their task_ids; None when there are none."""
+    """The error for these failures (of `total` requests), which names their task_ids; None when there are none."""
     if not failed:
         return None
     task_ids = tuple(task_id for task_id, _ in failed)

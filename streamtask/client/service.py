@@ -1,8 +1,8 @@
-"""The query service as a client sees it: one method per route; problem+json becomes streamtask's errors.
+"""The query service as a client sees it: one method per route; problem+json becomes one of streamtask's errors.
 
-Holds one httpx client (one connection pool); no retries of its own except that a long poll is asked again until its
-deadline, and a stream is resumed. Streams come over SSE, or over the WebSocket when the url begins with ws; all else is
-the same.
+It holds one httpx client (one connection pool). It does not retry, with two exceptions: a long poll is repeated until
+its deadline, and a stream is resumed. Streams use SSE, or the WebSocket when the url begins with ws; everything else
+is the same.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import httpx
 
 LONG_POLL_S = 25.0  # below the 30 s after which many proxies give up
-OUTAGE_S = 30.0  # how long a wait outlives its service
+OUTAGE_S = 30.0  # how long a wait tolerates that the service is unavailable
 AGAIN_S = 0.5
-SILENCE_S = 45.0  # of a stream: the service gives a sign of life every 15 s
-TIMEOUT_S = 10.0  # beyond what was asked for: the service answers within a second or is not well
+SILENCE_S = 45.0  # of a stream: the service sends a sign of life every 15 s
+TIMEOUT_S = 10.0  # added to the requested waiting time: a healthy service answers within a second
 
 
 class Version:
@@ -52,9 +52,9 @@ class Version:
 
 
 class ServiceLink:
-    """A query service at `settings.url`. Raises ConfigError at creation when a package that it needs is not installed.
+    """A query service at `settings.url`. The constructor raises ConfigError when a package that it needs is missing.
 
-    url  http://… or https://…; ws://… or wss://…: the same service, followed over its WebSocket
+    url  http://… or https://…; with ws://… or wss://… it is the same service, followed over its WebSocket
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -66,7 +66,7 @@ class ServiceLink:
             import httpx
 
             if self._socket_url is not None:
-                import websockets.asyncio.client  # noqa: F401 rather now than when somebody follows a task
+                import websockets.asyncio.client  # noqa: F401 imported now rather than when the first task is followed
         except ImportError as error:
             raise ConfigError(
                 f"url={settings.url!r} needs {error.name}. Install it: pip install 'streamtask[server]'."
@@ -79,7 +79,7 @@ class ServiceLink:
             self._key["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
             headers |= self._key
         try:
-            # Each stream and long poll holds a connection: bounded by those who wait.
+            # Each stream and long poll holds a connection: the number of callers that wait is the bound.
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=TIMEOUT_S, limits=limits)
         except httpx.InvalidURL as error:
@@ -97,10 +97,10 @@ class ServiceLink:
         await self._http.aclose()
 
     async def submit(self, document: bytes, headers: dict[str, str]) -> tuple[TaskResponse, str]:
-        """POST /tasks: the task as created, and the freshness token, which is the place of its record."""
+        """POST /tasks: the created task, and the freshness token, which is the position of its record."""
         if len(document) > self._body_bytes_max:
-            # Refused here: a service that refuses a body while it is being sent may cut the connection, which would
-            # look like a request whose fate is unknown.
+            # Refused here: a service that refuses a body while it is being sent may cut the connection, and then the
+            # caller could not know whether the request was stored.
             raise RequestRefused(
                 f"Request refused: {len(document):,} bytes. The limit is {self._body_bytes_max:,} (body_bytes_max).",
                 fields={"parameters": "too large"},
@@ -116,7 +116,7 @@ class ServiceLink:
     async def get(
         self, task_id: str, *, wait_s: float = 0.0, after_version: int | None = None, token: str | None = None
     ) -> Version | None:
-        """GET /tasks/{id}; None when nothing newer than `after_version` came within wait_s. Raises UnknownTask."""
+        """GET /tasks/{id}; None when nothing newer than `after_version` arrived within wait_s. Raises UnknownTask."""
         query: dict[str, str] = {}
         if wait_s > 0:
             query["wait"] = f"{wait_s:.3f}"
@@ -140,7 +140,7 @@ class ServiceLink:
     async def next(self, task_id: str, seen: Version | None, deadline: float | None, *, token: str | None) -> Version:
         """The first version after `seen` (None: any). deadline: monotonic seconds. Raises WaitTimeout, UnknownTask.
 
-        A service that answered before and is unavailable now (a restart, a view that catches up) is retried for OUTAGE_S.
+        A service that has answered before and is unavailable now (restarting, or catching up) is retried for OUTAGE_S.
         """
         away_since: float | None = None
         while True:
@@ -175,14 +175,14 @@ class ServiceLink:
         silent_since: float | None = None
         while True:
             try:
-                async with aclosing(stream(task_id, last_id, token)) as said:
-                    async for told in said:
+                async with aclosing(stream(task_id, last_id, token)) as updates:
+                    async for update in updates:
                         self._answered = True
                         silent_since = None
-                        last_id = told.id or last_id
-                        if told.task is not None:
-                            yield told.task
-                            if told.task.ended:
+                        last_id = update.id or last_id
+                        if update.task is not None:
+                            yield update.task
+                            if update.task.ended:
                                 return
             except Unreachable:
                 if not self._answered or (silent_since and time.monotonic() - silent_since > OUTAGE_S):
@@ -191,7 +191,7 @@ class ServiceLink:
             await asyncio.sleep(AGAIN_S)
 
     async def _by_sse(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
-        """GET /tasks/{id}/events, until the service ends it. Raises Unreachable when it is cut or silent."""
+        """GET /tasks/{id}/events, until the service ends it. Raises Unreachable when it breaks or is silent."""
         import httpx
 
         headers = {"Accept": "text/event-stream"}
@@ -213,7 +213,7 @@ class ServiceLink:
             raise self._away(error) from None
 
     async def _by_socket(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
-        """A subscription of /ws, until the service ends it. Raises Unreachable when it is cut or silent."""
+        """A subscription of /ws, until the service ends it. Raises Unreachable when it breaks or is silent."""
         from streamtask.client.socket import DoorClosed, SaidNo, socket_events
 
         assert self._socket_url is not None, "the url does not begin with ws"
@@ -222,16 +222,16 @@ class ServiceLink:
             asked["last_event_id"] = last_id
         elif token:
             asked["consistency_token"] = token
-        said = socket_events(self._socket_url, self._key, asked, open_s=TIMEOUT_S, silence_s=SILENCE_S)
+        updates = socket_events(self._socket_url, self._key, asked, open_s=TIMEOUT_S, silence_s=SILENCE_S)
         try:
-            async with aclosing(said):
-                async for told in said:
-                    yield told
+            async with aclosing(updates):
+                async for update in updates:
+                    yield update
         except SaidNo as no:
             self._answered = True
             raise error_of(int(no.problem.get("status") or 500), no.problem, task_id=task_id, url=self.url) from None
         except DoorClosed as door:
-            if door.status in (401, 403):  # a handshake is refused without a word why: HTTP tells
+            if door.status in (401, 403):  # a refused handshake carries no reason: ask over HTTP, which gives it
                 await self.get(task_id, token=token)
                 raise Unreachable(
                     f"The query service at {self.url} accepts no more streams now. Try again later."
@@ -282,7 +282,7 @@ class ServiceLink:
             query["cursor"] = cursor
 
     async def _ask(self, method: str, path: str, *, task_id: str = "", **how: Any) -> httpx.Response:
-        """One exchange; an answer below 400. Raises what the problem means."""
+        """One HTTP exchange; returns an answer below 400. Raises the error that the problem stands for."""
         import httpx
 
         try:

@@ -1,7 +1,7 @@
-"""The stream of one task over the query service's WebSocket: for clients that cannot keep a response open (a proxy buffers
-incomplete responses, or ends them). The protocol is in docs/live.md.
+"""The stream of one task over the query service's WebSocket, for networks where a response cannot stay open (a proxy
+buffers or ends incomplete responses). docs/live.md documents the protocol.
 
-One socket for one stream; it ends as a stream over SSE does, and is resumed in the same way.
+Each stream has its own socket. It ends as a stream over SSE does and is resumed in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamtask.client.stream import BLOCK_BYTES_MAX, Told
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError, Unreachable
 
-NAME = "task"  # of the one subscription
+NAME = "task"  # of the single subscription
 
 
 class DoorClosed(Exception):
@@ -39,7 +39,7 @@ class SaidNo(Exception):
 
 
 class _Frame(BaseModel):
-    """A frame of the service; one of unknown type is only a sign of life."""
+    """A frame of the service; a frame of unknown type is only a sign of life."""
 
     type: str
     last_event_id: str | None = None
@@ -52,7 +52,8 @@ async def socket_events(
 ) -> AsyncGenerator[Told, None]:
     """The frames about one task, until the service ends the stream or closes the connection.
 
-    url    of the WebSocket itself; asked: fields of the subscription
+    url    of the WebSocket itself
+    asked  fields of the subscription
 
     Raises DoorClosed, SaidNo; Unreachable when it cannot connect, the connection breaks, or is silent for silence_s.
     """
@@ -65,7 +66,7 @@ async def socket_events(
                 if frame.type == "error":
                     raise SaidNo(frame.problem or {})
                 if frame.type == "end":
-                    return  # the task has ended, or it is to be resumed
+                    return  # the task has ended, or the client should resume
                 yield Told(frame.last_event_id, frame.task)
     except ConnectionClosedOK:
         return

@@ -1,7 +1,7 @@
-"""Server-Sent Events as they come over the line, cut into events. Bounded: a block holds at most BLOCK_BYTES_MAX.
+"""Splits a Server-Sent Events stream into its events. Bounded: a block holds at most BLOCK_BYTES_MAX.
 
-Lines end as the HTML standard says, with LF, CRLF or CR; line separators of Unicode are text here, whatever `splitlines`
-thinks of them. Decision 0018 says why this is not httpx-sse, which the tests hold it to.
+Lines end with LF, CRLF or CR, as the HTML standard says; other Unicode line separators, which `splitlines` would split
+at, are text. Decision 0018 says why this is not httpx-sse; tests check that both give the same events.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import NamedTuple
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError
 
-BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, unless topics were set otherwise
+BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, unless the topics are configured otherwise
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Told(NamedTuple):
-    """An update of a task from a stream. id: resume after it; task None: only a sign of life, or a new position."""
+    """An update of a task from a stream. id: resume after it. task None: only a sign of life, or a new position."""
 
     id: str | None
     task: TaskResponse | None
 
 
 class ServerEvent(NamedTuple):
-    """One block. data: b"" when it is only a sign of life, or an id."""
+    """One block. data: b"" when the block is only a sign of life or an id."""
 
     id: str | None
     name: str
@@ -34,14 +34,14 @@ class ServerEvent(NamedTuple):
 
 
 async def server_events(parts: AsyncIterator[bytes]) -> AsyncIterator[ServerEvent]:
-    """The blocks of a stream; one that is not complete at its end is dropped. Raises StreamtaskError."""
+    """Yields the blocks of a stream; drops an incomplete block at its end. Raises StreamtaskError."""
     held = bytearray()
     searched = 0
     begins, after_cr = True, False
     async for part in parts:
         if not part:
             continue
-        if after_cr:  # the line has ended; a CRLF may be cut in two
+        if after_cr:  # the line has ended already: a CRLF may be split between two parts
             part = part.removeprefix(b"\n")
         after_cr = part.endswith(b"\r")
         held += part.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in part else part

@@ -1,11 +1,11 @@
-"""What a client knows about the tasks that it tracks: their latest status, and the callers that wait for more.
+"""What a client knows about the tasks that it tracks: their latest status, and the callers that wait for the next event.
 
-A Track lives as long as it is referenced (a receipt, a waiter, an iterator); the client only keeps weak references, so
-submitting millions and never waiting costs nothing. A Track is touched by the client's event loop alone.
+A Track lives as long as it is referenced (by a receipt, a waiter or an iterator); the client only keeps weak references,
+so submitting millions of tasks and never waiting costs nothing. Only the client's event loop touches a Track.
 
-What stays true: an event is seen once and in the order of the topic (offsets of one task are in one partition, so they
-only rise); after a terminal event nothing more is seen. So a scan of the past and the tail of the present may deliver
-into the same Track in any interleaving.
+Always true: an event is seen once, in the order of the topic (the offsets of one task are in one partition, so they only
+rise); after a terminal event nothing more is seen. So a scan of the past and the tail of the present may deliver into
+the same Track in any interleaving.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from streamtask.errors import WaitTimeout
 
 Mark = dict[int, int]  # partition of the status topic → offset
 
-EVENTS_KEPT_MAX = 1_000  # per iterator that is slower than its task; older progress is dropped first
+EVENTS_KEPT_MAX = 1_000  # per iterator that is slower than its task; the oldest progress events are dropped first
 
 
 class Track:
-    """One task as seen from here.
+    """One task as this client sees it.
 
-    seen, latest  offset of the last event, and what it said
-    gap           events may have been missed (the tail failed): look back before relying on it
+    seen, latest  offset of the last event, and the event
+    gap           events may have been missed (the tail failed): scan the past before relying on this track
     """
 
     __slots__ = ("__weakref__", "_followers", "_futures", "gap", "history", "latest", "seen", "task_id")
@@ -38,12 +38,12 @@ class Track:
         self.latest: TaskResponse | None = None
         self.seen = -1
         self.gap = False
-        self.history: str | None = None  # the origin whose events these are: a later record may use the id again
+        self.history: str | None = None  # the origin of these events: a later request record may use the same id
         self._futures: set[asyncio.Future[None]] = set()
         self._followers: list[deque[TaskResponse]] = []
 
     def offer(self, offset: int, task: TaskResponse) -> None:
-        """An event of this task. Known ones and those of a later history are dropped."""
+        """Add an event of this task. Drops events that are known or belong to a later history."""
         assert task.task_id == self.task_id, f"{task.task_id} in the track of {self.task_id}"
         if offset <= self.seen or self.ended:
             return
@@ -78,7 +78,7 @@ class Track:
         return asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     async def change(self, deadline: float | None) -> None:
-        """Returns at the next event. deadline: seconds on the transport's clock. Raises WaitTimeout."""
+        """Wait for the next event. deadline: seconds on the transport's clock. Raises WaitTimeout."""
         future = asyncio.get_running_loop().create_future()
         self._futures.add(future)
         try:
@@ -90,13 +90,13 @@ class Track:
             self._futures.discard(future)
 
     async def end(self, deadline: float | None) -> TaskResponse:
-        """The terminal event. Raises WaitTimeout."""
+        """Wait for the terminal event. Raises WaitTimeout."""
         while self.latest is None or not self.latest.ended:
             await self.change(deadline)
         return self.latest
 
     def follow(self) -> AsyncIterator[TaskResponse]:
-        """What is known, then each event until the terminal one. Events from this call on are not missed."""
+        """The known status, then each event until the terminal one. No event after this call is missed."""
         follower: deque[TaskResponse] = deque(() if self.latest is None else (self.latest,), EVENTS_KEPT_MAX)
         self._followers.append(follower)
         return self._iterate(follower)

@@ -1,7 +1,7 @@
-"""How the records of a client travel: the protocol that AsyncClient is written against, and Kafka's side of it.
+"""How the records of a client travel: the protocol that AsyncClient is written against, and its Kafka implementation.
 
-The other side is in memory (streamtask/testing/memory_transport.py), for tests without a broker. What a request must
-look like, what an error says and what a wait means is decided above this border, once for both.
+The other implementation is in memory (streamtask/testing/memory_transport.py), for tests without a broker. What a
+request must look like, what an error says and what a wait means is decided above this border, once for both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RecordSender(Protocol):
-    """Sends records of one client. sending.py says what each method promises."""
+    """Sends the records of one client. sending.py documents what each method guarantees."""
 
     async def requests(self, prepared: list[Prepared], topics: TopicNames) -> list[Delivered]: ...
 
@@ -40,7 +40,7 @@ class RecordSender(Protocol):
 
 
 class EventWatch(Protocol):
-    """Follows the status events of tasks for one client. watching.py says what each method promises."""
+    """Follows the status events of tasks for one client. watching.py documents what each method guarantees."""
 
     async def before_submit(self) -> Mark | None: ...
 
@@ -56,13 +56,13 @@ class Transport(Protocol):
 
     @property
     def encoder_ready(self) -> Encoder | None:
-        """What writes the records, if that is known without asking a schema registry."""
+        """The encoder of the records, if it is known without asking a schema registry."""
 
     def encoder(self) -> Encoder:
-        """`encoder_ready`, or the answer of the schema registry; blocks. Raises ClusterError."""
+        """`encoder_ready`, or else an encoder with the schema ids of the registry; blocks. Raises ClusterError."""
 
     async def open_sender(self) -> RecordSender:
-        """Raises TopicsMissing, NotAllowed or Unreachable when nothing could be sent."""
+        """Raises TopicsMissing, NotAllowed or Unreachable when requests could not be sent."""
 
     def open_watch(self) -> EventWatch: ...
 
@@ -70,13 +70,13 @@ class Transport(Protocol):
         """The task as CREATED, if a request with this (canonical) id exists."""
 
     def now_s(self) -> float:
-        """The clock that timeouts of waits count on, in seconds."""
+        """The clock of the timeouts of waits, in seconds."""
 
     def close(self) -> None: ...
 
 
 class KafkaTransport:
-    """Records of the topics of `settings`, on its broker."""
+    """Sends to and reads from the topics of `settings`, on its broker."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

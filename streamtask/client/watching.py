@@ -4,9 +4,9 @@
     event loop:   Track.offer → the waiters
 
 Always true: no event is missed between sending a request and waiting for it. While no caller waits, nothing is read:
-instead, before a request is sent, the ends of the status topic are noted (`mark`, at most MARK_AGE_S old), and the
-first waiter starts the tail there. A task that is older than the tail is looked for
-behind it by a scan; scans of several tasks that are asked for at once are one scan.
+instead, the ends of the status topic are recorded before a request is sent (`mark`, at most MARK_AGE_S old), and the
+first waiter starts the tail there. A scan looks for a task that is older than the start of the tail; tasks that are
+asked for at the same time share one scan.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from streamtask.config.kafka import KafkaSettings
     from streamtask.kafka.tail import Tail, TailRecord
 
-MARK_AGE_S = 60.0  # an older mark is taken again: a first wait reads at most this much more than it needs
+MARK_AGE_S = 60.0  # an older mark is replaced: a first wait reads at most this much more than it needs
 POLL_S = 0.1
-TAIL_RECORDS = 500  # more at once would hold the interpreter, and the event loop with it
+TAIL_RECORDS = 500  # a larger batch would hold the GIL, and with it the event loop
 SCAN_RECORDS = 5_000
 JOIN_S = 10.0
 
@@ -62,7 +62,7 @@ class StatusWatch:
         return self._thread is not None and self._failure is None
 
     async def before_submit(self) -> Mark | None:
-        """Where the status topic ends now, or a little earlier; None when the tail is running anyway."""
+        """The current end of the status topic, or a slightly older one; None when the tail is running anyway."""
         if self.running:
             return None
         if self._mark is None or time.monotonic() - self._marked_at > MARK_AGE_S:
@@ -73,16 +73,16 @@ class StatusWatch:
         return None if self.running else self._mark
 
     def track(self, task_id: str) -> Track:
-        """The track of a task: from now on its events are seen, if the tail is running."""
+        """The track of a task. From now on it sees the task's events if the tail is running."""
         track = self._tracks.get(task_id)
         if track is None:
             track = self._tracks[task_id] = Track(task_id)
         return track
 
     async def follow(self, task_id: str, since: Mark | None) -> Track:
-        """A track that misses nothing from `since` on (None: from the start of the topic).
+        """A track that has missed nothing since `since` (None: since the start of the topic).
 
-        Raises Unreachable, or what ended the tail.
+        Raises Unreachable, or the error that ended the tail.
         """
         track = self.track(task_id)
         if not await self._ensure_tail(since):
@@ -113,7 +113,7 @@ class StatusWatch:
     # --- The tail -----------------------------------------------------------------------------------------------------
 
     async def _ensure_tail(self, since: Mark | None) -> bool:
-        """Start the tail unless it runs; True when this call started it at `since`."""
+        """Start the tail unless it is running. True when this call started it at `since`."""
         async with self._starting:
             if self._stopping.is_set():
                 raise StreamtaskError("This client is closed.")
@@ -137,12 +137,12 @@ class StatusWatch:
                         self._tell(found)
             finally:
                 tail.close()
-        except Exception as error:  # noqa: BLE001 - the last frame of the thread: those who wait must learn why
+        except Exception as error:  # noqa: BLE001 - the last frame of the thread: the waiting callers must learn why
             self._failure = error
             self._tell((), error)
 
     def _pick(self, records: Sequence[TailRecord]) -> list[Found]:
-        """Events of tracked tasks, decoded. Any thread."""
+        """Returns the decoded events of tracked tasks. Called on any thread."""
         found: list[Found] = []
         tracks = self._tracks
         for record in records:
@@ -154,10 +154,10 @@ class StatusWatch:
             try:
                 event = decode_status(record.value, self._reader)
             except DecodeError:
-                continue  # no event of ours: the view and the audit count it
+                continue  # not an event that streamtask wrote: the view and the audit count such records
             if (
                 event.task_id == track.task_id
-            ):  # else the key names another task than the value: no event of ours either
+            ):  # otherwise key and value name different tasks: not an event that streamtask wrote either
                 found.append((track, record.offset, event))
         return found
 
@@ -178,17 +178,17 @@ class StatusWatch:
                 track.break_off(error)
 
     def _alive(self) -> list[Track]:
-        """The tracks that are referenced. By their references, which are copied in one step: iterating over the values breaks
-        off when another thread drops a track meanwhile, which takes it out."""
+        """The tracks that are still referenced. Copies the weak references, which is one atomic step: iterating over the
+        values fails when another thread drops a track meanwhile and thereby removes it."""
         return [track for reference in self._tracks.valuerefs() if (track := reference()) is not None]
 
     # --- The past -----------------------------------------------------------------------------------------------------
 
     async def _look_back(self, track: Track, since: Mark | None) -> None:
-        """Offer what the topic holds of this task, from `since` (None: its start) to its end now."""
+        """Offer the events of this task in the topic, from `since` (None: from its start) to its current end."""
         self._wanted[track.task_id] = (track, since)
         if self._next_scan is None:
-            # Its parents are those who await it below, and `close`; it is shielded because they may leave one by one.
+            # Its owners are the callers that await it below, and `close`; shielded, because each of them may leave early.
             self._next_scan = asyncio.get_running_loop().create_task(self._scan_once(), name="status-scan")
             self._scans.add(self._next_scan)
             self._next_scan.add_done_callback(self._scan_done)
@@ -197,10 +197,10 @@ class StatusWatch:
     def _scan_done(self, scan: asyncio.Task[None]) -> None:
         self._scans.discard(scan)
         if not scan.cancelled():
-            scan.exception()  # whoever still awaits it has it too; nobody may be left
+            scan.exception()  # mark it as retrieved: callers that still await it get it too, but there may be none
 
     async def _scan_once(self) -> None:
-        """One scan for all callers that asked before it begins."""
+        """One scan for all callers that registered before it begins."""
         async with self._scanning:
             wanted, self._wanted = self._wanted, {}
             self._next_scan = None

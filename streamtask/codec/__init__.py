@@ -1,9 +1,9 @@
 """Bytes ⇄ model: every document of every topic, by the schemas in schemas/.
 
-One module per document: request.py, status.py, control.py, dead.py; result.py turns what a handler returned into JSON;
-wire.py recognises the format of a record and owns what all of them share. reader.py makes JSON of the other formats
-(avro.py, confluent.py), formats.py writes them, compatibility.py judges their schemas. Pure: no clock, no I/O but what
-a Reader's source of schemas does. Whatever cannot be read or written raises DecodeError and nothing else;
+One module per document: request.py, status.py, control.py, dead.py. result.py turns a handler's return value into JSON.
+wire.py recognises the format of a record and holds what all of them share. reader.py converts the other formats (avro.py,
+confluent.py) to JSON, formats.py writes them, compatibility.py checks their schemas. Pure: no clock, and no I/O except
+that of a Reader's source of schemas. Anything that cannot be read or written raises DecodeError and nothing else;
 RequestDecoder.decode and encode_status never raise.
 """
 

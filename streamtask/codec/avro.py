@@ -1,12 +1,12 @@
 """Avro ⇄ the same document in JSON, and Avro's single-object encoding: C3 01, the schema's fingerprint, the body.
 
-There is one meaning of a document, that of JSON: whatever is read as Avro becomes JSON text first and then takes the
-way of all JSON (null and absent, defaults, bounds, texts of errors), so the formats cannot come apart. `parameters`
-and `result` are JSON text inside Avro; times are milliseconds since the epoch.
+A document has one meaning, that of its JSON: whatever is read as Avro is first converted to JSON text and then handled as
+all JSON is (null and absent fields, defaults, bounds, error texts), so the formats cannot diverge. `parameters` and
+`result` are JSON text inside Avro; times are milliseconds since the epoch.
 
-Which schema wrote a body: the fingerprint says it (CRC-64-AVRO of the schema's canonical form), known of every version
-in schemas/; or the registry does (confluent.py). A body is read by the schema that wrote it and its fields taken by
-name, so a later field is ignored, an enum is a text, and a union of one type is that type. Pure.
+The fingerprint (CRC-64-AVRO of the schema's canonical form) says which schema wrote a body; it is known for every version
+in schemas/. For the Confluent format the registry says it (confluent.py). A body is read by the schema that wrote it and
+its fields are taken by name, so a later field is ignored, an enum is a string, and a union of one type is that type. Pure.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _JSON_TEXTS = frozenset({"parameters", "result"})
 
 
 class Shape(NamedTuple):
-    """What reading and writing one document needs to know of its current schema."""
+    """What is needed to read and write one document by its current schema."""
 
     fields: frozenset[str]
     times: frozenset[str]
-    fingerprint: bytes  # 8 bytes, as they stand in the header
-    writer: Any  # parsed, without logical types: their integers are written as they are
+    fingerprint: bytes  # 8 bytes, as in the header
+    writer: Any  # parsed, without logical types: their integers are written unchanged
 
 
 class Known(NamedTuple):
-    """A schema that a fingerprint names."""
+    """A schema that a fingerprint identifies."""
 
     document: str
     version: str
@@ -54,7 +54,7 @@ class Known(NamedTuple):
 
 
 def fingerprint_of(text: dict[str, Any]) -> bytes:
-    """The eight bytes that stand for a schema in a single-object header (least significant first)."""
+    """The eight bytes that identify a schema in a single-object header (least significant first)."""
     return bytes.fromhex(fingerprint(to_parsing_canonical_form(text), "CRC-64-AVRO"))
 
 
@@ -69,7 +69,7 @@ def shape(document: str) -> Shape:
 
 @cache
 def known() -> dict[bytes, Known]:
-    """{fingerprint: schema} of every document in every version that was ever released, and of this one."""
+    """{fingerprint: schema} for every document in every released version and in this one."""
     found: dict[bytes, Known] = {}
     for version in schema.versions():
         for document in schema.names(version):
@@ -108,14 +108,14 @@ def read_single(document: str, value: bytes) -> bytes:
 
 
 def read_body(parsed: Any, value: bytes, start: int) -> dict[str, Any]:
-    """The record that begins at `start` and ends with the value, by the schema that wrote it. Raises DecodeError."""
+    """The record from `start` to the end of the value, read by the schema that wrote it. Raises DecodeError."""
     body = BytesIO(value)
     body.seek(start)
     try:
         held = fastavro.schemaless_reader(body, parsed, None)
     except EOFError:
         raise DecodeError("truncated Avro: the value ends within its body") from None
-    except Exception as error:  # noqa: BLE001 garbled bytes: fastavro raises whatever its parts do (IndexError, ...)
+    except Exception as error:  # noqa: BLE001 garbled bytes: fastavro raises whatever its parts raise (IndexError, ...)
         raise DecodeError(f"truncated or garbled Avro: {type(error).__name__}: {error}"[:500]) from None
     if body.tell() != len(value):
         raise DecodeError(f"garbled Avro: {len(value) - body.tell()} bytes follow the document")
@@ -125,8 +125,8 @@ def read_body(parsed: Any, value: bytes, start: int) -> dict[str, Any]:
 
 
 def json_of(document: str, held: dict[str, Any]) -> bytes:
-    """A record as the JSON text of its document: null left out, and what the document does not have. Raises
-    DecodeError naming what cannot stand in JSON."""
+    """A record as the JSON text of its document, without null and unknown fields. Raises DecodeError that names the fields
+    which JSON cannot hold."""
     here = shape(document)
     out: dict[str, Any] = {}
     wrong: dict[str, str] = {}
@@ -154,11 +154,11 @@ def json_of(document: str, held: dict[str, Any]) -> bytes:
 
 
 def _json_text(value: Any) -> Any:
-    """`parameters` or `result`. A schema of somebody else may hold the value itself and not its text."""
+    """`parameters` or `result`. A schema that streamtask did not write may hold the value itself instead of JSON text."""
     if not isinstance(value, str | bytes):
         return _plain(value)
     try:
-        orjson.loads(value)  # by itself: `1,"priority":10` must not become a field beside it
+        orjson.loads(value)  # parsed by itself: `1,"priority":10` must not add a field to the document
     except orjson.JSONDecodeError as error:
         raise ValueError(f"must be JSON text: {error}") from None
     return orjson.Fragment(value)
@@ -170,14 +170,14 @@ def _time(value: Any) -> str:
             raise ValueError("must be a time with a UTC offset")
         value = to_ms(value)
     if type(value) is not int:
-        return str(_plain(value))  # a text: the reader of JSON says what it thinks of it
+        return str(_plain(value))  # a string: the JSON reader checks it
     if not TIME_MS_MIN <= value <= TIME_MS_MAX:
         raise ValueError("must be a time between the years 1 and 9999")
     return time_text(value)
 
 
 def _plain(value: Any) -> Any:
-    """A value by somebody else's schema as JSON has it. Raises ValueError."""
+    """A value of any Avro schema as JSON. Raises ValueError."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
@@ -201,9 +201,9 @@ def _plain(value: Any) -> Any:
 
 
 def write(document: str, held: dict[str, Any], header: bytes) -> bytes:
-    """`header` and the record, by the current schema. What is missing is null or has its default.
+    """`header` and the record, by the current schema. A missing field is null or has its default.
 
-    Raises whatever fastavro does with a value that does not fit; the callers know what they hand over.
+    Raises whatever fastavro raises for a value that does not fit; callers pass valid documents.
     """
     body = BytesIO()
     body.write(header)
@@ -212,5 +212,5 @@ def write(document: str, held: dict[str, Any], header: bytes) -> bytes:
 
 
 def single_header(document: str) -> bytes:
-    """What a single-object encoding of this document begins with."""
+    """The first bytes of a single-object encoding of this document."""
     return AVRO_MAGIC + shape(document).fingerprint

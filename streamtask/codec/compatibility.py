@@ -1,10 +1,12 @@
-"""Whether a schema may follow another: Avro's rules of resolution, and the stricter ones of this house.
+"""Whether a schema may succeed another: Avro's rules of resolution, and streamtask's stricter ones.
 
-`unreadable` is Avro's own question: what stops `reader` from reading what `writer` wrote. Full transitive compatibility
-is that question asked both ways against every earlier version. The house asks for more, because a document has the same
-meaning in JSON, where nothing is resolved: no field ever goes, gets another type or name, or loses its default. Pure.
+`unreadable` answers Avro's question: what stops `reader` from reading what `writer` wrote. Full transitive compatibility
+asks that question in both directions for every earlier version. streamtask asks for more, because a document must mean
+the same in JSON, which has no schema resolution: a field never disappears, never changes its type or name, and never
+loses its default. Pure.
 
-Types are looked up without their namespace: the documents have one. Tests hold `unreadable` to Apache's own check.
+Types are looked up without their namespace, because the documents share one. Tests compare `unreadable` with Apache's
+own check.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ _WIDER = {
 
 
 class Typed(NamedTuple):
-    """A schema, and the named types it may refer to."""
+    """A schema and the named types that it may refer to."""
 
     schema: Any
     names: Mapping[str, Any]
 
 
 def typed(schema: Any) -> Typed:
-    """A whole schema, its named types found."""
+    """A whole schema and its named types."""
     names: dict[str, Any] = {}
     _collect(schema, names)
     return Typed(schema, names)
@@ -55,7 +57,7 @@ def _short(name: str) -> str:
 
 
 def unreadable(reader: Typed, writer: Typed, path: str = "") -> list[str]:
-    """Why `reader` cannot read what `writer` wrote; [] when it can. Recursive types are not entered twice."""
+    """Why `reader` cannot read what `writer` wrote; [] when it can. Recursive types are visited once."""
     return _differ(reader, writer, path, ())
 
 
@@ -64,7 +66,7 @@ def _differ(reader: Typed, writer: Typed, path: str, within: tuple[tuple[str, st
     if isinstance(theirs, list):
         return [
             text for part in theirs for text in _differ(reader, Typed(part, writer.names), path, within)
-        ]  # whichever of them was written
+        ]  # any of them may have been written
     if isinstance(mine, list):
         fits = (_differ(Typed(part, reader.names), writer, path, within) for part in mine)
         return (
@@ -123,7 +125,7 @@ def _named(reader: Typed, writer: Typed, path: str, within: tuple[tuple[str, str
 
 
 def full(new: Any, old: Any) -> list[str]:
-    """What breaks full compatibility between two schemas, each in words that say who cannot read whom."""
+    """What breaks full compatibility between two schemas; each text says which one cannot read the other."""
     newer, older = typed(new), typed(old)
     return [
         *(f"the new schema cannot read the old one: {text}" for text in unreadable(newer, older)),
@@ -132,7 +134,7 @@ def full(new: Any, old: Any) -> list[str]:
 
 
 def house(new: Any, old: Any, path: str = "") -> list[str]:
-    """What breaks the rules of this house between a record and its successor."""
+    """What breaks streamtask's own rules between a record and its successor."""
     there = {field["name"]: field for field in new["fields"]}
     found: list[str] = []
     for field in old["fields"]:
@@ -158,7 +160,7 @@ def house(new: Any, old: Any, path: str = "") -> list[str]:
 
 
 def _record_in(held: Any) -> Any:
-    """The record in a field's type, or None."""
+    """The record type within a field's type, or None."""
     parts = held if isinstance(held, list) else [held]
     return next((part for part in parts if isinstance(part, dict) and part.get("type") == "record"), None)
 

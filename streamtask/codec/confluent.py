@@ -1,8 +1,8 @@
-"""The Confluent wire format: 00, four bytes of schema id, the body. Pure: who knows the schemas is handed in.
+"""The Confluent wire format: 00, four bytes of schema id, the body. Pure: the source of schemas is passed in.
 
-A registry's schemas are written by people we do not know, and a record chooses among them. So before a schema is used
-it is looked over: what lets a few bytes grow without bound (a list of nothing, a type inside itself) is refused, and
-then no record can take more time or memory than its own length allows.
+Strangers write the schemas of a registry, and a record chooses among them. So a schema is checked before it is used: it
+is refused if a few bytes could grow without bound (an array whose items take no bytes, a type inside itself). After that
+check no record can take more time or memory than its own length allows.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SCHEMA_BYTES_MAX = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class WriterSchema:
-    """A registered schema, ready to read by. parsed: None for JSON Schema, whose bodies are JSON."""
+    """A registered schema, prepared for reading. parsed: None for JSON Schema, whose bodies are JSON."""
 
     schema_id: int
     parsed: Any
 
 
-# The schema of an id. Raises DecodeError, or SchemaPending when it is being asked for.
+# Returns the schema with an id. Raises DecodeError, or SchemaPending while it is being fetched.
 SchemaSource = Callable[[int], WriterSchema]
 
 
 def header(schema_id: int) -> bytes:
-    """What a record by this schema begins with."""
+    """The first bytes of a record with this schema."""
     return CONFLUENT_MAGIC + schema_id.to_bytes(4, "big")
 
 
@@ -54,9 +54,9 @@ def read_confluent(document: str, value: bytes, source: SchemaSource) -> bytes:
 
 
 def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> WriterSchema:
-    """A registered schema made ready. Raises DecodeError when records by it cannot be read.
+    """Prepare a registered schema. Raises DecodeError when its records cannot be read.
 
-    kind  AVRO, JSON or PROTOBUF, as the registry names it ("" is AVRO)
+    kind  AVRO, JSON or PROTOBUF, as the registry says ("" means AVRO)
     """
     if kind == "JSON":
         return WriterSchema(schema_id, None)
@@ -72,28 +72,28 @@ def writer_schema(schema_id: int, kind: str, text: str, *, references: bool) -> 
         parsed = fastavro.parse_schema(held)
     except DecodeError as error:
         raise DecodeError(f"schema {schema_id}: {error}") from None
-    except Exception as error:  # noqa: BLE001 somebody else's schema: fastavro raises whatever its parts do
+    except Exception as error:  # noqa: BLE001 a stranger's schema: fastavro raises whatever its parts raise
         text = f"schema {schema_id} is no Avro schema: {type(error).__name__}: {error}"
         raise DecodeError(text[:500]) from None
     return WriterSchema(schema_id, parsed)
 
 
 def look_over(held: Any) -> None:
-    """Raises DecodeError unless it is a record whose size in memory is bounded by its size in bytes."""
+    """Raises DecodeError unless this is a record whose size in memory is bounded by its size in bytes."""
     if not isinstance(held, dict) or held.get("type") not in ("record", "error"):
         raise DecodeError("it is not a record")
     _Look().width(held, "", ())
 
 
 class _Look:
-    """One walk over a schema, named types entered wherever they are used."""
+    """One walk over a schema that enters named types wherever they are used."""
 
     def __init__(self) -> None:
         self._named: dict[str, Any] = {}
         self._nodes = 0
 
     def width(self, held: Any, space: str, within: tuple[str, ...]) -> int:
-        """The fewest bytes that a value takes. within: names of the types that we are inside of."""
+        """The minimum number of bytes of a value. within: names of the enclosing types."""
         self._nodes += 1
         if self._nodes > NODES_MAX:
             raise DecodeError(f"it has more than {NODES_MAX:,} types")

@@ -1,4 +1,4 @@
-"""Control messages: wishes about a task on `<prefix>.control`, key = task_id."""
+"""Control messages: cancel requests on `<prefix>.control`, with key = task_id."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def encode_control(message: ControlMessage) -> bytes:
 
 
 def decode_control(key: bytes | None, value: bytes | None, reader: Reader = PLAIN) -> ControlMessage:
-    """A control message; a value without `task_id` takes the record's key, as a message written by hand may.
+    """A control message. Without `task_id` in the value, the record's key is used, as in messages written by hand.
 
-    Raises DecodeError, also when key and value name two tasks: the topic is compacted by key; else only what the reader's
-    source of schemas says about itself, as RequestDecoder does.
+    Raises DecodeError, also when key and value name different tasks, because the topic is compacted by key. Otherwise it
+    raises only the errors of the reader's source of schemas, as RequestDecoder does.
     """
     try:
         return _read(key, value, reader)
     except (DecodeError, SchemaPending, ClusterError):
         raise
-    except Exception as error:  # noqa: BLE001 every worker reads it: one record that nobody foresaw would end them all
+    except Exception as error:  # noqa: BLE001 every worker reads it: an unforeseen record must not end them all
         raise DecodeError(f"cannot be read: {type(error).__name__}: {error}"[:500]) from None
 
 
@@ -48,7 +48,7 @@ def _read(key: bytes | None, value: bytes | None, reader: Reader) -> ControlMess
         raise wrong_fields({"created_at": "must be an RFC 3339 time"})
     try:
         message = ControlMessage.model_validate_json(orjson.dumps(document))
-    except TypeError:  # orjson reads 1,024 levels and writes 254: one such record ended every worker of the prefix
+    except TypeError:  # orjson reads 1,024 levels and writes 254: one such record once ended every worker of the prefix
         raise DecodeError("nested too deeply") from None
     except ValidationError as error:
         raise invalid(error) from None

@@ -1,8 +1,8 @@
 """Dead letters: the original bytes as the value, why and where they came from in headers (topic `<prefix>.dead`).
 
-Our headers begin with `streamtask-`; the record's own ones stay beside them, as long as they fit. Their names and
-meanings are format (docs/wire.md). A letter that would exceed the largest record the broker takes keeps its
-headers and has an empty value: `streamtask-value: reference` says that the bytes lie at topic, partition, offset.
+Headers of streamtask begin with `streamtask-`; the record's own headers are kept too, as far as they fit. Names and
+meanings are part of the format (docs/wire.md). A letter larger than the largest record that the broker accepts keeps
+its headers and has an empty value: `streamtask-value: reference` says that the bytes are at topic, partition, offset.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from streamtask.errors import DecodeError
 
 OURS = "streamtask-"
 TEXT_BYTES_MAX = 1_024  # of the text that says what is wrong
-KEY_BYTES_MAX = 1_024  # of a record key that is kept; a longer one is left out
-TRACEBACK_BYTES_MAX = 16_384  # its end: a traceback says most in its last lines
-HEADERS_BYTES_MAX = 16_384  # of the record's own headers; those that do not fit are counted
-_SPARE = 128  # for the names of the headers that come last
+KEY_BYTES_MAX = 1_024  # of a record key that is kept; a longer key is left out
+TRACEBACK_BYTES_MAX = 16_384  # the end is kept: the last lines of a traceback say most
+HEADERS_BYTES_MAX = 16_384  # of the record's own headers; the rest are only counted
+_SPARE = 128  # for the names of the headers that are added last
 _HEADER_OVERHEAD = 10  # two varint lengths
 _ORIGINAL, _REFERENCE = b"original", b"reference"
 
 
 @dataclass(frozen=True, slots=True)
 class DeadRecord:
-    """A dead letter as `dead list|show` and the audit read it.
+    """A dead letter as the `dead` commands and the audit read it.
 
     partition, offset, timestamp_ms  of the letter itself
     task_id                          "" when the record named none
-    reason, text                     a model.ErrorCode, and what was wrong in words
+    reason, text                     a model.ErrorCode, and a description of what was wrong
     origin                           `high-3@12345`, the request record
-    source_topic, _partition, _offset, _timestamp_ms   where that lies; None when a header is missing
-    value, value_bytes               the original bytes, or None when the letter only refers to them, and their length
-    headers                          the record's own; headers_dropped of them did not fit
-    traceback                        of the failure, if the letter was to keep it (setting `tracebacks`)
+    source_topic, _partition, _offset, _timestamp_ms   position of that record; None when a header is missing
+    value, value_bytes               the original bytes (None when the letter only refers to them), and their length
+    headers                          the record's own; headers_dropped: number of those that did not fit
+    traceback                        of the failure, if letters keep it (setting `tracebacks`)
     """
 
     partition: int
@@ -70,10 +70,10 @@ def encode_dead(
     failed_at_ms: int,
     traceback: bool = False,
 ) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
-    """(key, value, headers) of the letter.
+    """Returns (key, value, headers) of the letter.
 
-    value_bytes_max  key, value and headers together stay within it (the broker's max.message.bytes less a margin)
-    traceback        the letter keeps its own, because the event does not
+    value_bytes_max  bounds key, value and headers together (the broker's max.message.bytes less a margin)
+    traceback        the letter keeps the traceback, because the event does not
     """
     record = letter.record
     task_id = letter.task_id or record.task_id
@@ -111,8 +111,8 @@ def encode_dead(
 
 
 def _own_headers(headers: Headers, bytes_max: int) -> tuple[list[tuple[str, bytes]], int]:
-    """The record's own headers in their order as far as they fit, and how many did not. Ours of an earlier letter
-    (a record that somebody produced again as it was) are not its own."""
+    """The record's own headers that fit, in order, and the number of those that did not. Headers of an earlier dead letter
+    (of a record that was produced again unchanged) are not its own."""
     kept: list[tuple[str, bytes]] = []
     used = dropped = 0
     for name, held in headers:
@@ -139,7 +139,7 @@ def _clip(text: str, bytes_max: int) -> bytes:
 def decode_dead(
     partition: int, offset: int, timestamp_ms: int, key: bytes | None, value: bytes | None, headers: HeaderInput
 ) -> DeadRecord:
-    """A record of the dead letter topic. Raises DecodeError when it is none of ours (no reason in its headers)."""
+    """A record of the dead letter topic. Raises DecodeError when streamtask did not write it (it has no reason header)."""
     ours: dict[str, bytes] = {}
     own: list[tuple[str, bytes]] = []
     for name, held in headers or ():

@@ -1,7 +1,7 @@
-"""What one process writes: requests, status events and control messages in the format that is set.
+"""What one process writes: requests, status events and control messages in the configured format.
 
-The JSON writers are those of request.py, status.py and control.py; Avro is written from the same fields, by the current
-schema, behind a header that says which schema that is. Pure.
+The JSON writers are those of request.py, status.py and control.py. Avro is written from the same fields, by the current
+schema, after a header that identifies the schema. Pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamtask.errors import DecodeError
 class Encoder:
     """Writes requests, status events and control messages in one format.
 
-    headers  {topic: what each of its records begins with}; what is not named there is written as JSON
+    headers  {topic: the first bytes of its records}; records of other topics are written as JSON
     """
 
     def __init__(self, output: Format = Format.JSON, headers: Mapping[str, bytes] | None = None) -> None:
@@ -37,7 +37,7 @@ class Encoder:
         return not self._headers
 
     def status(self, topic: str, event: StatusEvent, *, locale: str, worker: str) -> bytes:
-        """encode_status in this format. Never raises: what Avro cannot hold goes out as JSON, which is read as well."""
+        """encode_status in this format. Never raises: what Avro cannot hold is written as JSON, which readers also know."""
         header = self._headers.get(topic)
         if header is None:
             return encode_status(event, locale=locale, worker=worker)
@@ -50,9 +50,9 @@ class Encoder:
     def status_writer(
         self, topic: str, *, locale: str, worker: str, tracebacks: bool = True
     ) -> Callable[[StatusEvent], bytes]:
-        """`status` of one process; as JSON without a step in between (three calls a task).
+        """`status` for one process; for JSON it skips a step (three calls a task).
 
-        tracebacks  False: events are written without
+        tracebacks  False: events are written without them
         """
         if topic not in self._headers:
             write = plain_writer(locale=locale, worker=worker)
@@ -65,7 +65,7 @@ class Encoder:
     def _status_again(
         self, datum: dict[str, Any], header: bytes, event: StatusEvent, *, locale: str, worker: str
     ) -> bytes:
-        """Once more with its texts made readable (lone surrogates), then as JSON."""
+        """Try again with lone surrogates in its texts escaped, then as JSON."""
         try:
             return avro.write(avro.RESPONSE, _readable(datum), header)
         except Exception:  # noqa: BLE001 see above

@@ -1,7 +1,7 @@
-"""The three status events of nearly every task (CREATED, RUNNING, COMPLETED, with nothing special to say) as JSON text.
+"""The three status events of nearly every task (CREATED, RUNNING, COMPLETED, with nothing special) as JSON text.
 
-The same bytes as `encode_status` gives, in half the time (0.4 for 0.83 µs, three times a task): nothing but the result can
-need an escape in them, so they are one formatted string. Everything else goes to `encode_status`.
+It gives the same bytes as `encode_status` in half the time (0.4 µs instead of 0.83, three times a task): only the result can
+need JSON escapes, so an event is one formatted string. All other events go to `encode_status`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from streamtask.codec.status import MESSAGES, NULL, encode_status
 from streamtask.codec.wire import TIMES, time_text
 from streamtask.domain.model import StatusEvent, TaskStatus
 
-_TYPES_MAX = 1_000  # names of task types kept as JSON text
+_TYPES_MAX = 1_000  # names of task types whose JSON text is kept
 
 
 def plain_writer(*, locale: str, worker: str) -> Callable[[StatusEvent], bytes]:
-    """encode_status for events of a worker: their task_id is a UUID, their origin names a band."""
+    """encode_status for a worker's events, whose task_id is a UUID and whose origin names a band."""
     plain = (TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED)
     created, running, completed = (_quoted(MESSAGES[locale][status.value]) for status in plain)
     author = _quoted(worker)
     types: dict[str | None, str] = {}
-    known = TIMES.get  # nearly every time was written before: 0.04 µs less than the call
+    known = TIMES.get  # nearly every time has been written before: 0.04 µs less than the call
 
     def write(event: StatusEvent) -> bytes:
         name = types.get(event.task_type)

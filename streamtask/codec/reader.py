@@ -1,7 +1,7 @@
-"""Reads what a record means, whatever its format: a Reader makes JSON of it, and leaves JSON as it is.
+"""Reads a record in any format: a Reader converts it to JSON and leaves JSON unchanged.
 
-All three formats are understood record by record, on every topic. The Confluent wire format needs somebody who knows
-the schemas; without one it is refused, naming the setting.
+Every topic may mix all three formats. The Confluent wire format needs a source of schemas; without one, the record is
+refused with an error that names the setting.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from streamtask.errors import DecodeError
 
 
 class Reader:
-    """What one process can read. source: the schemas of a registry by their ids, None when there is none."""
+    """What one process can read. source: returns a registry's schema by its id; None: there is no registry."""
 
     def __init__(self, source: SchemaSource | None = None) -> None:
         self._source = source
 
     def json(self, document: str, value: bytes) -> bytes:
-        """The JSON text of a record that should be this document. Raises DecodeError; SchemaPending if its source does.
+        """The JSON text of a record that should be this document. Raises DecodeError, and SchemaPending from its source.
 
         document  avro.REQUEST, RESPONSE or CONTROL
         """
@@ -29,7 +29,7 @@ class Reader:
         if found is Format.AVRO:
             return read_single(document, value)
         if found is Format.JSON:
-            return value  # C3 and something else: no format begins so, and no JSON does
+            return value  # C3 and another byte: no format begins like this, and no JSON does
         if self._source is None:
             raise DecodeError("the value is in the Confluent wire format, which needs registry_url to be set")
         return read_confluent(document, value, self._source)

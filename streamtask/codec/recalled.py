@@ -1,9 +1,9 @@
-"""What one record of tasks.status says about a request record: for a shard that recovers its positions from there.
+"""What one record of tasks.status says about a request record, for a shard that recovers its positions from that topic.
 
-Anybody who may write the topic can put any bytes there, and every worker that recovers the shard reads all of it. So a record
-counts only if one of our workers could have written it: its key is its task_id, its origin lies in the record's own
-partition, its attempt fits a ledger, its time is a time. Everything else is a DecodeError, for the caller to count and pass
-over. What our workers wrote is never strange, so nothing that has ended runs again because of this.
+A client with write access to the topic can write any bytes, and every worker that recovers the shard reads all of it. So
+a record counts only if a worker of streamtask could have written it: its key is its task_id, its origin is in the record's
+own partition, its attempt fits a ledger, its time is a time. Anything else is a DecodeError, which the caller counts and
+skips. Records that workers wrote always pass, so no task that has ended runs again because of this.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from streamtask.domain.model import ENDED, TaskStatus, to_ms
 from streamtask.domain.ports import Recalled
 from streamtask.errors import ClusterError, DecodeError, SchemaPending
 
-# A later time does not move the clock of the shard, which never falls: one event of the year 9999 would give its time to all
-# that follow. An hour: how far ahead of its own clock a broker lets a timestamp be (message.timestamp.after.max.ms).
+# A later time does not advance the shard's clock, which never goes back: one event of the year 9999 would give its time to
+# all later ones. An hour is how far ahead a broker lets a timestamp be (message.timestamp.after.max.ms).
 CLOCK_AHEAD_MAX_MS = 3_600_000
 
 
 def read_recalled(partition: int, key: bytes | None, value: bytes, reader: Reader, now_ms: int) -> Recalled:
     """The fact in a record of this partition of the status topic.
 
-    now_ms  the reader's wall clock
+    now_ms  wall clock of the reader
 
-    Raises DecodeError: it is no event of a worker; SchemaPending or SchemaUnavailable, of the reader's source of schemas.
+    Raises DecodeError when no worker wrote it; SchemaPending or SchemaUnavailable from the reader's source of schemas.
     """
     try:
         return _read(partition, key, value, reader, now_ms)
     except (DecodeError, SchemaPending, ClusterError):
         raise
-    except Exception as error:  # noqa: BLE001 one record that nobody foresaw would end every worker of its shard
+    except Exception as error:  # noqa: BLE001 an unforeseen record must not end every worker of its shard
         raise DecodeError(f"cannot be read: {type(error).__name__}: {error}"[:500]) from None
 
 
@@ -51,7 +51,7 @@ def _read(partition: int, key: bytes | None, value: bytes, reader: Reader, now_m
         raise DecodeError(f"the origin lies in partition {origin.partition}")
     attempt = event.get("attempt")
     if attempt is None:
-        attempt = 0  # CREATED, and an end before the first start
+        attempt = 0  # CREATED, or a task that ended before its first start
     elif type(attempt) is not int or not 0 <= attempt <= ATTEMPT_MAX:
         raise DecodeError(f"attempt must be a whole number from 0 to {ATTEMPT_MAX}")
     updated_ms = _time(event.get("updated_at"))
@@ -65,7 +65,7 @@ def _read(partition: int, key: bytes | None, value: bytes, reader: Reader, now_m
 
 
 def _time(held: object) -> int:
-    """Milliseconds since the epoch, 0 for a time that is not given. Raises DecodeError."""
+    """Milliseconds since the epoch; 0 when no time is given. Raises DecodeError."""
     if held is None:
         return 0
     try:

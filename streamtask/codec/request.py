@@ -1,13 +1,13 @@
 """Task requests: a record of a band ⇄ TaskRequest, and the identity of every request record.
 
-Two readers with one contract. RequestDecoder reads topics: anybody may have written there, so unknown fields are
-ignored and nothing is raised; what is wrong ends in `RequestRecord.problem`. decode_request_strict reads at our own
-doors: unknown fields are refused, naming the nearest known one.
+There are two readers. RequestDecoder reads topics, where anyone may have written: it ignores unknown fields and raises
+nothing; an invalid request gets a `RequestRecord.problem`. decode_request_strict reads requests in our own clients and
+services: it refuses unknown fields and names the nearest known one.
 
-Identity (a function of the record alone, so worker, view and audit agree): the field `task_id`, else the header, else
-the record's key if it is a UUID, else an id derived from the record's place. A field or header that is no UUID cannot
-be a status key: the record has a problem and no id. Of a request that is wrong otherwise only an id that is written
-somewhere counts, never a derived one.
+Identity (a function of the record alone, so worker, view and audit agree): the field `task_id`, else the header, else the
+record's key if it is a UUID, else an id derived from the record's position. A field or header that is not a UUID cannot
+be a status key: the record has a problem and no id. A request that is invalid otherwise keeps an id only if the record
+contains one; none is derived.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from streamtask.domain.model import ErrorCode, RequestRecord, TaskRequest, to_ms
 from streamtask.errors import ClusterError, DecodeError, SchemaPending
 
 TASK_ID_HEADER = "task_id"
-CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is believed if it is less than a day off
+CREATED_AT_WINDOW_MS = 86_400_000  # a producer's clock is trusted if it is less than a day off
 _NOT_A_UUID = "must be a UUID"
 _TIMES = ("created_at", "expires_at", "not_before")
-_GIVEN_MAX = 256  # of the combinations of fields that producers give: one or two of each service
-# A request stays decoded while it waits if that takes little: decoding it again would cost a no-op 2 us of its 28.
+_GIVEN_MAX = 256  # combinations of fields that producers set: one or two of each service
+# A small request stays decoded while it waits: decoding it again would cost a no-op task 2 us of its 28.
 WHOLE_BYTES_MAX = 1_024
-WHOLE_UNCOUNTED_MAX = 256  # so few bytes cannot hold enough containers to matter
+WHOLE_UNCOUNTED_MAX = 256  # a text this short cannot hold enough containers to matter
 WHOLE_CONTAINERS_MAX = 8
 
-# What orjson would write otherwise than pydantic is refused by it.
+# For values that orjson would write differently from pydantic, orjson raises an error.
 _PLAIN_ONLY = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 _validate_json = TaskRequest.__pydantic_validator__.validate_json
 
 
 class _Raw(NamedTuple):
-    """A record that could not be decoded; `headers`: none of them null."""
+    """A record that could not be decoded; no header in `headers` is null."""
 
     band: int
     partition: int
@@ -68,11 +68,11 @@ class _Raw(NamedTuple):
 
 
 class RequestDecoder:
-    """Reads the request records of one cluster. `decode` raises only what its reader's source of schemas says about
-    itself: SchemaPending (nothing is known of this record yet), or ClusterError where no guess is wanted.
+    """Reads the request records of one cluster. `decode` raises only errors of its reader's source of schemas: SchemaPending
+    (the record cannot be read yet), or ClusterError.
 
-    compact  every request is validated in full, and the parameters of one that is not tiny are dropped again: a worker keeps
-             thousands of requests that wait, and decoded JSON takes up to 40 times its bytes (RequestRecord.text)
+    compact  every request is validated in full, then the parameters of all but tiny ones are dropped again: a worker keeps
+             thousands of waiting requests, and decoded JSON takes up to 40 times its bytes (RequestRecord.text)
     """
 
     def __init__(self, names: TopicNames, cluster_id: str, reader: Reader = PLAIN, *, compact: bool = False) -> None:
@@ -92,15 +92,15 @@ class RequestDecoder:
         value: bytes | None,
         headers: HeaderInput,
     ) -> RequestRecord:
-        """The record with its request, or with a problem: `(code, text)`, then `request` is None. `value` stays as it
-        came: it is the record's dead letter."""
+        """The record with its request, or with a problem `(code, text)` and `request` None. `value` stays unchanged, because
+        a dead letter of the record contains it."""
         kept: Headers = tuple((name, held or b"") for name, held in headers) if headers else ()
         document: dict[str, Any] | None = None
         try:
             text = value or b""
             try:
                 document = read_object(value)
-            except DecodeError:  # JSON is tried first: so it pays nothing for the formats whose first byte it never has
+            except DecodeError:  # JSON comes first, so that it does not pay for formats whose first byte it never has
                 if not value or value[0] not in BINARY:
                     raise
                 text = self._reader.json(REQUEST, value)
@@ -116,7 +116,7 @@ class RequestDecoder:
             return self._problem(raw, document, (error.code, str(error)))
         except (SchemaPending, ClusterError):
             raise
-        except Exception as error:  # noqa: BLE001 one record that nobody foresaw must not stop a partition
+        except Exception as error:  # noqa: BLE001 an unforeseen record must not stop a partition
             why = f"cannot be read: {type(error).__name__}: {error}"[:500]
             code = ErrorCode.INVALID_REQUEST.value
             raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
@@ -125,7 +125,7 @@ class RequestDecoder:
         priority = request.priority
         dropped = None
         if self._compact and len(text) > WHOLE_UNCOUNTED_MAX and _takes_room(text):
-            # In place: nobody else has this model, and a copy of a frozen one costs 2 us.
+            # In place: only this function has the model, and copying a frozen one costs 2 us.
             request.__dict__.update(parameters=None, description="")
             dropped = text
         return RequestRecord(
@@ -172,8 +172,8 @@ def _takes_room(text: bytes) -> bool:
 
 
 def reopened(text: bytes) -> TaskRequest:
-    """The whole request of a record whose parameters were dropped (RequestRecord.text). It was validated before, so only
-    a lack of memory can make this raise. A new object each time: its parameters belong to the caller."""
+    """The complete request of a record whose parameters were dropped (RequestRecord.text). It has been validated before, so
+    only a lack of memory can make this raise. Returns a new object each time: the caller owns its parameters."""
     request: TaskRequest = _validate_json(text)
     return request
 
@@ -182,8 +182,8 @@ _given: dict[frozenset[str], set[str]] = {}
 
 
 def _share_given(request: TaskRequest) -> None:
-    """pydantic keeps the names of the given fields as a set in each model: 730 of the 2,070 bytes that a request takes
-    while it waits. The same names are the same set (the model is frozen, nothing adds to it)."""
+    """Share the set of field names that pydantic keeps in each model: 730 of the 2,070 bytes that a waiting request takes.
+    Requests with the same names share one set, which is safe because the model is frozen and nothing adds to it."""
     names = request.__pydantic_fields_set__
     same = _given.get(key := frozenset(names))
     if same is not None:
@@ -193,9 +193,9 @@ def _share_given(request: TaskRequest) -> None:
 
 
 def _lenient(value: bytes | None) -> dict[str, Any]:
-    """The object in `value` as a parser reads it that takes NaN and a byte order mark; {} when there is none.
+    """The object in `value`, parsed leniently (NaN and a byte order mark are accepted); {} when there is none.
 
-    Only to find the task_id of a request that is refused anyway: its owner waits for a FAILED event.
+    Only used to find the task_id of a request that is refused anyway: its owner waits for a FAILED event.
     """
     try:
         document = from_json((value or b"").removeprefix(b"\xef\xbb\xbf"))
@@ -205,7 +205,7 @@ def _lenient(value: bytes | None) -> dict[str, Any]:
 
 
 def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
-    """The request's own time if it is plausible, else the record's: a function of the record alone."""
+    """The request's own time if it is plausible, else the record's: depends on the record alone."""
     if request.created_at is not None:
         created_ms = to_ms(request.created_at)
         if -CREATED_AT_WINDOW_MS <= created_ms - timestamp_ms <= CREATED_AT_WINDOW_MS and created_ms >= 0:
@@ -214,7 +214,7 @@ def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
 
 
 def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> str | None:
-    """The id that the record names, canonical; None when it names none. Raises DecodeError for one that is no UUID."""
+    """The id in the record, in canonical form; None when it has none. Raises DecodeError when it is not a UUID."""
     named = document.get("task_id")
     if named is not None:
         task_id = canonical(named) if type(named) is str else None
@@ -232,7 +232,7 @@ def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> s
 
 
 def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
-    """The envelope, validated. `document` is `value` parsed."""
+    """The request, validated. `document` is `value` parsed."""
     try:
         request: TaskRequest = _validate_json(value)
     except ValidationError as error:
@@ -251,8 +251,8 @@ def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
 
 
 def peek_request(value: bytes | None) -> dict[str, Any] | None:
-    """A request in JSON that writes its task_id into its field, as a plain mapping (1 µs): `task_id` canonical, and the one
-    that `decode` gives it, whatever else is wrong; the rest not validated. None: ask `decode`."""
+    """A JSON request with a `task_id` field, as a plain mapping (1 µs). `task_id` is canonical and the one that `decode`
+    gives the record, even if it is invalid otherwise; the rest is not validated. None: use `decode`."""
     try:
         document = read_object(value)
     except DecodeError:
@@ -265,9 +265,9 @@ def peek_request(value: bytes | None) -> dict[str, Any] | None:
 
 
 def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
-    """A request at one of our doors: JSON bytes, or a dict (times as datetime or text).
+    """A request passed to one of our own clients or services: JSON bytes, or a dict (times as datetime or text).
 
-    Raises DecodeError with `fields`: an unknown field is refused, naming the nearest known one.
+    Raises DecodeError with `fields`; for an unknown field it names the nearest known one.
     """
     unwritable: dict[str, str] = {}
     if isinstance(value, bytes):
@@ -291,9 +291,9 @@ def decode_request_strict(value: bytes | dict[str, Any]) -> TaskRequest:
 
 
 def _unwritable(document: dict[str, Any]) -> dict[str, str]:
-    """{field that no JSON can hold: why}, in the order of the model's fields: NaN, lone surrogates, unknown objects.
+    """{field that JSON cannot hold: why}, in the order of the model's fields: NaN, lone surrogates, unknown objects.
 
-    Both of the client's ways (client/build.py) refuse such a field here, so that they word it alike.
+    Both paths of the client (client/build.py) refuse such a field here, so that the error is the same.
     """
     wrong: dict[str, str] = {}
     for name in (*TaskRequest.model_fields, *(name for name in document if name not in TaskRequest.model_fields)):
@@ -314,13 +314,13 @@ def _as_json(document: dict[str, Any]) -> bytes:
 
 
 def encode_request(request: TaskRequest, task_id: str | None = None, priority: int | None = None) -> bytes:
-    """The request as JSON; what was not given is left out.
+    """The request as JSON, without the fields that were not given.
 
-    task_id, priority  in place of its own ones: copying the model costs 2 us more
+    task_id, priority  replace the request's own: copying the model costs 2 us more
 
-    Raises DecodeError when `parameters` cannot be written as JSON (NaN, an object of an unknown kind).
+    Raises DecodeError when `parameters` cannot be written as JSON (NaN, an object of an unknown type).
     """
-    # The model's own dict, in the order of its fields: half the time of model_dump.
+    # The model's own dict, in the order of its fields: takes half the time of model_dump.
     document = {name: held for name, held in request.__dict__.items() if held is not None}
     if task_id is not None:
         document["task_id"] = task_id
@@ -330,7 +330,7 @@ def encode_request(request: TaskRequest, task_id: str | None = None, priority: i
 
 
 def encode_fields(document: dict[str, Any]) -> bytes:
-    """encode_request of the fields alone: validated, none of them None. Changes `document`. Raises DecodeError."""
+    """encode_request for fields that are validated and not None. Changes `document`. Raises DecodeError."""
     if not document.get("description", True):
         del document["description"]
     if "created_at" in document or "expires_at" in document or "not_before" in document:
@@ -338,22 +338,22 @@ def encode_fields(document: dict[str, Any]) -> bytes:
             if name in document:
                 document[name] = time_text(to_ms(document[name]))
     try:
-        # Plain values, which both write alike, by orjson (0.15 us; pydantic and its checks: 0.9). It writes NaN as null.
+        # orjson (0.15 us; pydantic with its checks: 0.9) writes plain values as pydantic does, except NaN, which becomes null.
         text = orjson.dumps(document, None, _PLAIN_ONLY)
         if b"null" not in text and not _may_be_deep(text):
             return text
     except TypeError:
-        pass  # another kind of value, a number beyond 64 bits, or what is no JSON: pydantic writes it, or tells
+        pass  # another type of value, a number beyond 64 bits, or not JSON: pydantic writes it or raises
     try:
         if "parameters" not in document:
             return orjson.dumps(document)
         return orjson.dumps({**document, "parameters": orjson.Fragment(encode_result(document["parameters"]))})
-    except (TypeError, DecodeError):  # NaN or an unknown object in the parameters, a lone surrogate in one of the texts
+    except (TypeError, DecodeError):  # NaN or an unknown object in the parameters, a lone surrogate in a text
         raise wrong_fields(_unwritable(document)) from None
 
 
 def request_datum(request: TaskRequest) -> dict[str, Any]:
-    """The fields of encode_request as Avro holds them. Raises DecodeError."""
+    """The fields of encode_request in Avro's form. Raises DecodeError."""
     datum = dict(request.__dict__)
     if request.parameters is not None:
         datum["parameters"] = _parameters(request.parameters).decode()
@@ -364,7 +364,7 @@ def request_datum(request: TaskRequest) -> dict[str, Any]:
 
 
 def _may_be_deep(text: bytes) -> bool:
-    """Whether its values may nest more than NESTING_MAX levels: each takes two characters."""
+    """Whether its values may nest more than NESTING_MAX levels; each level takes at least two characters."""
     return len(text) > 2 * NESTING_MAX and text.count(b"[") + text.count(b"{") > NESTING_MAX
 
 

@@ -1,9 +1,9 @@
 """What a handler returned → JSON text.
 
-Takes plain JSON values, pydantic models, dataclasses, TypedDicts, datetimes, UUIDs, enums, paths, sets; whatever
-pydantic can write. Refused, with DecodeError(code="not_serializable"): NaN and Infinity wherever they hide (a model
-writes them as null unless told otherwise), circular references, unknown objects, bytes or text that are not UTF-8, and
-nesting that no reader of the status event would follow.
+Accepts plain JSON values, pydantic models, dataclasses, TypedDicts, datetimes, UUIDs, enums, paths and sets: whatever
+pydantic can write. Refuses, with DecodeError(code="not_serializable"), NaN and Infinity at any depth (a model
+writes them as null unless configured otherwise), circular references, unknown objects, bytes or text that are not UTF-8,
+and nesting that is too deep for readers of the status event.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from streamtask.domain.model import ErrorCode
 from streamtask.errors import DecodeError
 
-# Levels a result may nest. Readers bound the whole document (serde_json 128, pydantic's parser 200): a status event
+# Levels that a result may nest. Readers bound the whole document (serde_json 128, pydantic's parser 200): a status event
 # adds one level, a list of them two more.
 NESTING_MAX = 120
-_LEVELS_READ = 200  # pydantic's parser takes so many, and refuses one more
+_LEVELS_READ = 200  # the most that pydantic's parser accepts
 
 
 def encode_result(value: Any) -> bytes:
@@ -34,7 +34,7 @@ def encode_result(value: Any) -> bytes:
         raise _refused(f"{type(error).__name__}: {error}") from None
     if b"NaN" in text or b"Infinity" in text:
         try:
-            from_json(text, allow_inf_nan=False)  # the word may stand inside a text
+            from_json(text, allow_inf_nan=False)  # the word may be inside a string
         except ValueError:
             raise _refused("NaN and Infinity are not JSON") from None
     if b"null" in text and _hides_nan(value, NESTING_MAX):
@@ -53,7 +53,7 @@ def _refused(text: str) -> DecodeError:
 
 
 def _hides_nan(value: Any, levels: int) -> bool:
-    """True when a number that is not finite lies somewhere in `value`: models write it as null, silently."""
+    """True when `value` contains a number that is not finite: models write it as null without an error."""
     if type(value) is float:
         return not math.isfinite(value)
     if levels == 0 or isinstance(value, str | bytes | int):

@@ -1,8 +1,8 @@
 """Where the Avro schemas are: `schemas/` of the checkout, packed into the wheel as `streamtask/schemas/`.
 
-`schemas/*.avsc` are the source of truth of the formats; the codec's models are held equal to them by a test. A copy of
-every version that was ever released lies in `schemas/golden/<version>/`, with bytes written by it: what is there never
-changes, and every later release reads it.
+`schemas/*.avsc` are the source of truth of the formats; a test keeps the codec's models equal to them. Every released
+version has a copy in `schemas/golden/<version>/`, with bytes written by it: files there never change, and every later
+release reads those bytes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-_PACKED = Path(__file__).parents[1] / "schemas"  # inside the package: only in an installed wheel
+_PACKED = Path(__file__).parents[1] / "schemas"  # inside the package; exists only in an installed wheel
 _CHECKOUT = Path(__file__).parents[2] / "schemas"
 
 
 def directory(version: str | None = None) -> Path:
-    """Where the current schemas lie (None), or those of a released version."""
+    """The directory of the current schemas (None), or of those of a released version."""
     root = _PACKED if _PACKED.is_dir() else _CHECKOUT
     return root if version is None else root / "golden" / version
 
 
 def versions() -> tuple[str, ...]:
-    """`v1`, ...: the released versions, the oldest first."""
+    """`v1`, ...: the released versions, oldest first."""
     found = [path.name for path in (directory() / "golden").glob("v*") if path.name[1:].isdigit()]
     return tuple(sorted(found, key=lambda name: int(name[1:])))
 
@@ -33,7 +33,7 @@ def names(version: str | None = None) -> tuple[str, ...]:
 
 
 def text(name: str, version: str | None = None) -> str:
-    """The schema as it is written. Raises FileNotFoundError."""
+    """The text of the schema file. Raises FileNotFoundError."""
     return (directory(version) / f"{name}.avsc").read_text(encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
 """Status events: StatusEvent → bytes of `<prefix>.status`, and back to TaskResponse.
 
-encode_status never raises: it runs inside the group commit, where one event that cannot be written would stop all the
-others. Its result part is JSON text already and is embedded as it is. Texts are cut to their bounds here, and lone
-surrogates (file names in exception texts) are spelled out.
+encode_status never raises: it runs inside the group commit, where one event that cannot be written would stop all
+others. The result is JSON text already and is embedded unchanged. Texts are cut to their limits here, and lone surrogates
+(file names in exception texts) are escaped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def encode_status(event: StatusEvent, *, locale: str, worker: str) -> bytes:
     locale  language of the default message (`event.message` None)
     worker  the process that writes the event
     """
-    status: str = event.status._value_  # .value is a descriptor in Python: 0.1 µs more, three times a task
+    status: str = event.status._value_  # in Python .value is a descriptor: 0.1 µs more, three times a task
     document: dict[str, Any] = {"task_id": event.task_id, "status": status}
     if event.status is TaskStatus.COMPLETED:
         document["progress"] = 1.0
@@ -88,7 +88,7 @@ def encode_status(event: StatusEvent, *, locale: str, worker: str) -> bytes:
 
 
 def status_datum(event: StatusEvent, *, locale: str, worker: str) -> dict[str, Any]:
-    """The fields of encode_status as Avro holds them: times in milliseconds, the result as JSON text."""
+    """The fields of encode_status in Avro's form: times in milliseconds, the result as JSON text."""
     status: str = event.status._value_
     message = event.message
     return {
@@ -124,7 +124,7 @@ def _details(event: StatusEvent) -> dict[str, Any]:
 
 
 def _readable(document: dict[str, Any]) -> dict[str, Any]:
-    """The same with every text in UTF-8."""
+    """The same document with every text valid as UTF-8."""
     out: dict[str, Any] = {}
     for name, held in document.items():
         if isinstance(held, str):
@@ -142,7 +142,7 @@ def status_key(event: StatusEvent) -> bytes:
 
 
 def status_headers(event: StatusEvent) -> list[tuple[str, bytes]] | None:
-    """The headers of a status event: the trace context of its request, nothing else. None: no headers."""
+    """The headers of a status event: the trace context of its request and nothing else. None: no headers."""
     if not event.headers:
         return None
     return [item for item in event.headers if item[0] in TRACE_HEADERS] or None
@@ -151,7 +151,7 @@ def status_headers(event: StatusEvent) -> list[tuple[str, bytes]] | None:
 def decode_status(value: bytes | None, reader: Reader = PLAIN) -> TaskResponse:
     """A status event, validated. Raises DecodeError.
 
-    Read as JSON first, here and in `peek_status`: JSON pays nothing for the other formats, whose first byte it never has.
+    Here and in `peek_status` JSON is tried first, so that it does not pay for other formats, whose first byte it never has.
     """
     text = value or b""
     try:
@@ -174,7 +174,7 @@ def decode_status(value: bytes | None, reader: Reader = PLAIN) -> TaskResponse:
 def peek_status(value: bytes | None, reader: Reader = PLAIN) -> dict[str, Any]:
     """A status event as a plain mapping (0.6 µs): `task_id` canonical and `status` known, the rest not validated.
 
-    Whole numbers beyond 64 bits inside the result lose digits: keep the bytes for those who ask for the result.
+    Integers beyond 64 bits inside the result lose digits: keep the bytes for callers that need the result.
     Raises DecodeError.
     """
     try:

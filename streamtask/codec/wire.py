@@ -1,12 +1,12 @@
-"""What all documents share on the wire: the format of a record, JSON in, times out, texts within bounds.
+"""What all documents share on the wire: the format of a record, parsing JSON, writing times, cutting texts.
 
-A record's format is recognised by its first bytes, on every topic: JSON begins with `{` (after white space), Avro
-single-object encoding with C3 01, the Confluent wire format with 00; no JSON begins with either. formats.py makes JSON
-of the other two before anything here sees them.
+The first bytes of a record give its format, on every topic: JSON begins with `{` (after white space), Avro single-object
+encoding with C3 01, the Confluent wire format with 00; no JSON begins with either. reader.py converts the other two to
+JSON before any function here sees them.
 
-JSON is read twice on purpose. orjson first (0.6 µs): it refuses what is not JSON although other parsers take it (NaN,
-Infinity, 1e400, lone surrogates, a byte order mark). Then pydantic reads the bytes by its own parser, which keeps whole
-numbers beyond 64 bits exact.
+JSON is parsed twice on purpose. orjson first (0.6 µs): it refuses what is not JSON although other parsers accept it (NaN,
+Infinity, 1e400, lone surrogates, a byte order mark). Then pydantic parses the bytes with its own parser, which keeps
+integers beyond 64 bits exact.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ HeaderInput = Iterable[tuple[str, bytes | None]] | None  # as confluent_kafka ha
 
 AVRO_MAGIC = b"\xc3\x01"
 CONFLUENT_MAGIC = b"\x00"
-BINARY = frozenset({AVRO_MAGIC[0], CONFLUENT_MAGIC[0]})  # first bytes that announce another format than JSON
+BINARY = frozenset({AVRO_MAGIC[0], CONFLUENT_MAGIC[0]})  # first bytes of the other formats
 TIME_MS_MAX = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z: the last time that RFC 3339 can spell
 PROBLEM_TEXT_MAX = 1_000  # characters of a text that says what is wrong with a document
-FIELDS_MAX = 20  # wrong fields named in one text
+FIELDS_MAX = 20  # invalid fields named in one text
 
 
 class Format(Enum):
@@ -42,7 +42,7 @@ class Format(Enum):
 
 
 def format_of(value: bytes) -> Format:
-    """The format that the first bytes announce; JSON when they announce nothing."""
+    """The format that the first bytes indicate; JSON when they indicate none."""
     if value[:2] == AVRO_MAGIC:
         return Format.AVRO
     if value[:1] == CONFLUENT_MAGIC:
@@ -51,7 +51,7 @@ def format_of(value: bytes) -> Format:
 
 
 def read_object(value: bytes | None) -> dict[str, Any]:
-    """The JSON object in `value`. Raises DecodeError naming what it is instead."""
+    """The JSON object in `value`. Raises DecodeError that says what it is instead."""
     if value is None:
         raise DecodeError("the value is null; a JSON object is needed")
     try:
@@ -66,7 +66,7 @@ def read_object(value: bytes | None) -> dict[str, Any]:
 
 
 def named_task(document: dict[str, Any]) -> str | None:
-    """The task_id in its field, canonical; None when that is no UUID."""
+    """The task_id in its field, in canonical form; None when it is not a UUID."""
     named = document.get("task_id")
     return canonical(named) if type(named) is str else None
 
@@ -78,7 +78,7 @@ def _kind(document: Any) -> str:
 
 
 def invalid(error: ValidationError, *, task_id: str | None = None) -> DecodeError:
-    """A ValidationError in our words: {path: what is wrong}, without the values (they may be secrets)."""
+    """A ValidationError in our own words: {path: what is wrong}, without the values, which may be secrets."""
     fields: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         path = ".".join(str(part) for part in item["loc"])
@@ -87,7 +87,7 @@ def invalid(error: ValidationError, *, task_id: str | None = None) -> DecodeErro
 
 
 def wrong_fields(fields: dict[str, str], *, task_id: str | None = None) -> DecodeError:
-    """A DecodeError that names each field; a fault of the whole document has the path ""."""
+    """A DecodeError that names each field; an error of the whole document has the path ""."""
     named = [f"{path}: {text}" if path else text for path, text in list(fields.items())[:FIELDS_MAX]]
     if len(fields) > FIELDS_MAX:
         named.append(f"and {len(fields) - FIELDS_MAX} more")
@@ -95,34 +95,34 @@ def wrong_fields(fields: dict[str, str], *, task_id: str | None = None) -> Decod
 
 
 def time_spelled(text: Any) -> bool:
-    """True for a time spelled as in RFC 3339. pydantic also takes "1700000000", which the contract does not."""
+    """True for a time in RFC 3339 form. pydantic also accepts "1700000000", which the contract does not."""
     return type(text) is not str or (len(text) >= 16 and text[4] == "-")
 
 
 def cut(text: str, chars_max: int) -> str:
-    """At most `chars_max` characters, the end marked when something was cut off."""
+    """At most `chars_max` characters; a mark at the end shows that something was cut off."""
     return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
 
 
 def cut_front(text: str, chars_max: int) -> str:
-    """At most `chars_max` characters, the end kept: a traceback says most in its last lines."""
+    """At most `chars_max` characters from the end: the last lines of a traceback say most."""
     return text if len(text) <= chars_max else "…" + text[1 - chars_max :]
 
 
 def readable(text: str) -> str:
-    """The text with lone surrogates spelled out: file names and exception texts may hold some, UTF-8 cannot."""
+    """The text with lone surrogates escaped: file names and exception texts may have them, UTF-8 cannot."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> bytes | None:
-    """The last header of that name (Kafka's convention), or None; a null one counts as absent."""
+    """The last header with that name (Kafka's convention), or None; a null header counts as absent."""
     for key, value in reversed(headers):
         if key == name:
             return value
     return None
 
 
-_TIMES_MAX = 8_192  # times whose text is kept, and seconds whose first part is; then all of them are forgotten
+_TIMES_MAX = 8_192  # number of cached times, and of cached seconds; when a cache is full, it is emptied
 TIMES: dict[int, str] = {}  # read by plain.py as well
 _seconds: dict[int, str] = {}
 
@@ -130,8 +130,8 @@ _seconds: dict[int, str] = {}
 def time_text(ms: int) -> str:
     """Milliseconds since the epoch → `2026-11-24T07:26:00.123Z`.
 
-    A time is written several times (each event of a task has its created_at, a batch has one updated_at): its text is
-    kept (0.05 µs, not 0.2), and so is the first part of its second (0.2 µs, not 1.3).
+    A time is written several times (each event of a task has its created_at, a batch has one updated_at), so its text is
+    cached (0.05 µs instead of 0.2), and so is the part up to the second (0.2 µs instead of 1.3).
     """
     text = TIMES.get(ms)
     if text is None:

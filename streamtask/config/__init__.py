@@ -1,7 +1,7 @@
-"""Names and numbers: topic names, engine limits, and the settings of every door.
+"""Topic names, engine limits, and the settings of all entry points.
 
-Precedence: arguments > STREAMTASK_* environment > streamtask.toml (in the working directory) > defaults. Frozen,
-validated at birth; a wrong one is a ConfigError that names it.
+Precedence: arguments > STREAMTASK_* environment > streamtask.toml (in the working directory) > defaults. Settings are
+frozen and validated when they are created; an invalid one raises a ConfigError that names it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 @public
 @dataclass(frozen=True, slots=True)
 class TopicNames:
-    """The topics and the consumer group of one prefix. The group is derived: one prefix has one group."""
+    """The topics and the consumer group of one prefix. The group's name is derived: a prefix has one group."""
 
     prefix: str = "tasks"
     bands: tuple[Band, ...] = BANDS
@@ -44,7 +44,7 @@ class TopicNames:
 
     @property
     def requests(self) -> tuple[str, ...]:
-        """One topic per band, in the order of the bands: the first is the lead topic."""
+        """One topic per band, in the order of the bands; the first is the lead topic."""
         return tuple(f"{self.prefix}.requests.{band.name}" for band in self.bands)
 
     @property
@@ -72,7 +72,7 @@ class TopicNames:
         return (*self.requests, self.status, self.control, self.schedule, self.dead)
 
     def band_of(self, priority: int) -> int:
-        """Index of the band whose range holds this priority (1..10)."""
+        """Index of the band whose range contains this priority (1..10)."""
         for index, band in enumerate(self.bands):
             if band.priority_min <= priority <= band.priority_max:
                 return index
@@ -88,7 +88,7 @@ class TopicNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Limits of one worker process. `slots`: executions at once, per kind of handler."""
+    """Limits of one worker process. slots: concurrent executions per kind of handler."""
 
     bands: tuple[Band, ...] = BANDS
     policies: Mapping[str, TaskPolicy] = field(default_factory=dict)
@@ -96,26 +96,24 @@ class EngineConfig:
         default_factory=lambda: {HandlerKind.ASYNC: 100, HandlerKind.THREAD: 16, HandlerKind.PROCESS: 0}
     )
     worker: str = "worker"  # written into status events
-    created_wait_ms: int = 20  # CREATED of requests that wait for a slot go with other events; alone after so long
+    created_wait_ms: int = 20  # CREATED of waiting requests is written with other events, or alone after this time
     events_max: int = 3_000  # closes a batch early; bounds the memory of one transaction
-    batch_bytes_max: int = 16_000_000  # and of its results and dead letters
-    backlog_max: int = 150  # records of one cell held beyond its ledger's cap before the cell is paused
+    batch_bytes_max: int = 16_000_000  # bounds its results and dead letters
+    backlog_max: int = 150  # records of one cell held beyond its ledger's limit before the cell is paused
     backlog_bytes_max: int = 4_000_000  # and their bytes
-    waiting_bytes_max: int = (
-        96 << 20
-    )  # worker/memory_budget.py: of requests from their fetch to their end (core/memory.py)
-    active_bytes_max: int = 80 << 20  # of decoded parameters of what runs, and of results that are not committed
-    backlog_low: int = 50  # resumed below this: pausing throws the prefetched records away (5 ms)
-    progress_ms: int = 100  # at most one progress event a task in this time
-    ageing_ms: int = 30_000  # a band whose oldest waits this long gets one more turn a round, and so on
-    unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may know it soon
+    waiting_bytes_max: int = 96 << 20  # for requests, from fetch to end (core/memory.py); see worker/memory_budget.py
+    active_bytes_max: int = 80 << 20  # decoded parameters of running tasks, and results that are not committed yet
+    backlog_low: int = 50  # a cell resumes below this; pausing discards the prefetched records (5 ms)
+    progress_ms: int = 100  # minimum time between two progress events of a task
+    ageing_ms: int = 30_000  # a band gets one more turn a round for each such period that its oldest request waits
+    unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may soon know the type
     not_before_max_ms: int = 3_600_000  # longer waits need scheduling
-    begin_ms: int = 60_000  # a child has not begun by then: again elsewhere. One starts in 0.3 s, and 5 s at load 40
+    begin_ms: int = 60_000  # if a child has not begun by then, run elsewhere; one starts in 0.3 s, or 5 s at load 40
     refresh_ms: int = 30 * 86_400_000 // 4  # a quarter of the status retention: the last event is published again
     trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); 16 times as long after an acquittal
     trial_max_ms: int = 3_600_000
-    alone_ms: int = 30_000  # a trial that is stood alone waits for what runs, at most so long; nothing else starts
-    cancels_max: int = 1_000_000  # ids of tasks.control kept (16 bytes each)
+    alone_ms: int = 30_000  # longest wait of a trial that must run alone for running tasks to end; nothing else starts
+    cancels_max: int = 1_000_000  # ids from tasks.control that are kept (16 bytes each)
 
 
 @public
@@ -223,7 +221,7 @@ class Settings(BaseSettings):
 
     @property
     def children_max(self) -> int:
-        """`children`, else one a CPU."""
+        """`children`, or else the number of CPUs."""
         return self.children or os.cpu_count() or 1
 
     @property
@@ -236,7 +234,7 @@ class Settings(BaseSettings):
         return tuple(name for part in self.allowed_hosts.split(",") if (name := part.strip()))
 
     def bootstrap(self) -> str:
-        """The broker's address. Raises ConfigError when none was given."""
+        """The broker's address. Raises ConfigError when none is configured."""
         if not self.bootstrap_servers:
             raise ConfigError(
                 "No Kafka broker is configured. Set STREAMTASK_BOOTSTRAP_SERVERS or pass --bootstrap HOST:PORT."
@@ -244,24 +242,24 @@ class Settings(BaseSettings):
         return self.bootstrap_servers
 
     def kafka_for(self, role: ClientRole, *, process: str | None = None) -> KafkaSettings:
-        """The settings of all Kafka clients of one role: the broker, the client.id, and what `kafka` says (security).
+        """The settings of all Kafka clients of one role: the broker, the client.id, and those in `kafka` (security).
 
-        process  names this process among the others of its role; the workers' is `<app>@<host>-<pid>`
+        process  distinguishes this process from others of its role; for a worker it is `<app>@<host>-<pid>`
 
         Raises ConfigError when no broker is configured.
         """
         kafka = KafkaSettings(self.bootstrap(), client_id=client_id(role, process), extra=self.kafka)
-        # The others join no group: a session timeout that is too short for a worker is none of their business.
+        # The other roles join no group: a session timeout that is too short for a worker does not concern them.
         return replace(kafka, session_timeout_ms=self.session_timeout_ms) if role == "worker" else kafka
 
 
 def settings_file() -> SettingsFile | None:
-    """The settings file of the working directory; None: there is none. Raises ConfigError when it is none of ours."""
+    """The settings file of the working directory; None: it does not exist. Raises ConfigError when it is not valid."""
     return read_file(Path(SETTINGS_FILE), Settings.model_fields, raw_tables())
 
 
 def raw_tables() -> tuple[str, ...]:
-    """The settings that are tables of raw settings of somebody else."""
+    """The settings that are tables of raw settings for a library."""
     return tuple(name for name, field in Settings.model_fields.items() if get_origin(field.annotation) is dict)
 
 
@@ -277,12 +275,12 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def _wrong(error: ValidationError) -> list[str]:
-    """What does not fit, each setting once: of one that may be of several kinds, pydantic tells each that it is not."""
-    told = {}
+    """One text per invalid setting. pydantic reports a setting with several possible types once for each type."""
+    wrong = {}
     for one in error.errors():
         place = [str(part) for part in one["loc"][:2]]
         why = one["msg"] if len(one["loc"]) <= 2 else "Input should be text, a number, true or false"
-        # What stands in place of a table may be the table itself, misspelled.
+        # A value in place of a table may be the contents of the table, with a misspelled name.
         safe = HIDDEN if len(place) == 1 and place[0] in raw_tables() else shown(place[-1], one.get("input"))
-        told[".".join(place)] = f"{'.'.join(place)}={safe!r}: {why}"
-    return list(told.values())
+        wrong[".".join(place)] = f"{'.'.join(place)}={safe!r}: {why}"
+    return list(wrong.values())

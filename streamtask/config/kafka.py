@@ -1,8 +1,8 @@
 """Every librdkafka property that streamtask sets, with its reason. Dicts in, dicts out.
 
-One method per kind of client. What stays true: each property that decides about a promise (isolation, idempotence,
-timeouts, who commits) is spelled out here even where it is librdkafka's default, because a default may change with the
-version. `extra` (the user's raw settings: security, tuning) passes through last and wins.
+One method per kind of client. Always true: each property on which a guarantee depends (isolation, idempotence, timeouts,
+who commits) is spelled out here even where it equals librdkafka's default, because a default may change between
+versions. `extra` (the user's raw settings: security, tuning) is applied last and wins.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ Scalar = str | int | float | bool
 Properties = dict[str, Any]
 ClientRole = Literal["client", "cli", "demo", "dev", "reader", "redrive", "supervisor", "test", "view", "worker"]
 
-CLIENT_ID_PREFIX = "streamtask-"  # of every client.id: how `streamtask doctor` knows our clients in a group
+CLIENT_ID_PREFIX = "streamtask-"  # of every client.id: `streamtask doctor` recognises members of a group by it
 
-# A frozen broker keeps its connections open: with librdkafka's default of 60 s the worker would stand still for 61 s.
+# A frozen broker keeps its connections open: with librdkafka's default of 60 s the worker would stop for 61 s.
 SOCKET_TIMEOUT_MS = 6_000
-# What a dead owner has open is aborted by who takes its shards over; where nobody does, it holds readers back for so long.
+# The next owner of its shards aborts a dead owner's transaction; without one it blocks readers for this long.
 TRANSACTION_TIMEOUT_MS = 10_000
-# Of a worker whose link is slow: the longest flush (core/batch_size.py, 30 s), the offsets and the commit.
+# For a worker with a slow connection: the longest flush (core/batch_size.py, 30 s), the offsets and the commit.
 TRANSACTION_TIMEOUT_PATIENT_MS = 45_000
-# A member hears that another one has died, left or joined in the answer to its next heartbeat, and until every member has
-# heard it no shard moves: with 1 s that was the longest part of a take-over. It costs a broker 4 small requests a second.
+# A member learns that another one has died, left or joined from the answer to its next heartbeat, and no shard moves until
+# every member knows. With 1 s that was the longest part of a take-over. 250 ms cost a broker 4 small requests a second.
 HEARTBEAT_INTERVAL_MS = 250
 SESSION_TIMEOUT_MIN_MS = 3_000
 FETCH_BYTES_MIN, FETCH_BYTES_MAX = 64 << 10, 1 << 20  # of one partition in one answer, compressed
-# Above whatever a topic takes, so that the topic decides (max.message.bytes, also one that is raised or lowered later), and
-# below what the broker reads as one request (socket.request.max.bytes, 100 MiB): beyond that it cuts the connection. It
-# does not bound a batch: batch.size does, and a larger record travels in a batch of its own.
+# Above what any topic accepts, so that the topic decides (max.message.bytes, even if it is changed later), and below the
+# largest request that a broker reads (socket.request.max.bytes, 100 MiB): beyond that it closes the connection. It does
+# not bound a batch: batch.size does that, and a larger record travels in a batch of its own.
 MESSAGE_BYTES_MAX = 64 << 20
-DELIVERY_TIMEOUT_MS = 30_000  # client and control records: after it the submit fails
+DELIVERY_TIMEOUT_MS = 30_000  # for client and control records: after this time the submit fails
 
 
 @dataclass(frozen=True, slots=True)
 class KafkaSettings:
     """Settings of all clients of one process.
 
-    client_id              prefix of client.id: names the process in broker logs and quotas
-    extra                  raw librdkafka settings of the user; they pass through last. oauth_cb may be the name of a
-                           function, `module:function`: text is what settings are made of
-    batch_bytes            largest record batch; under half of the topics' max.message.bytes (1 MiB unless changed):
-                           the limit counts the batch, librdkafka does not split one, and a refused batch aborts the
-                           same transaction for ever
-    message_bytes_max      largest single record that the producers hand to the broker, which refuses by its topic's limit
-    fetch_kbytes           what a worker fetches ahead, all partitions together
-    tail_kbytes            what a tail fetches ahead of its reader, all partitions together
-    on_error               told of client-level errors (KafkaError); informational: a fatal one is raised by the next call
+    client_id              prefix of client.id; names the process in broker logs and quotas
+    extra                  the user's raw librdkafka settings; they are applied last. oauth_cb may be given as the name of a
+                           function, `module:function`, because settings are text
+    batch_bytes            largest record batch; less than half of the topics' max.message.bytes (1 MiB unless changed):
+                           that limit applies to the batch, librdkafka does not split one, and a refused batch would
+                           abort the same transaction for ever
+    message_bytes_max      largest single record that the producers hand to the broker, which applies its topic's limit
+    fetch_kbytes           how much a worker prefetches, over all partitions
+    tail_kbytes            how much a tail prefetches, over all partitions
+    on_error               called with client-level errors (KafkaError), for information: the next call raises a fatal one
     """
 
     bootstrap: str
     client_id: str = "streamtask"
     extra: Mapping[str, Scalar] = field(default_factory=dict)
-    session_timeout_ms: int = 6_000  # the least that brokers allow by default
+    session_timeout_ms: int = 6_000  # the minimum that brokers allow by default
     max_poll_interval_ms: int = 60_000
     batch_bytes: int = 400_000
     message_bytes_max: int = MESSAGE_BYTES_MAX
@@ -67,7 +67,7 @@ class KafkaSettings:
 
     @property
     def held_bytes_max(self) -> int:
-        """Bytes that a worker's consumer keeps aside while it serves the group."""
+        """Bytes that a worker's consumer keeps back while it serves the group."""
         return 2 * self.fetch_kbytes * 1_024
 
     def __post_init__(self) -> None:
@@ -92,17 +92,17 @@ class KafkaSettings:
             "bootstrap.servers": self.bootstrap,
             "client.id": self.client_id,
             "socket.timeout.ms": SOCKET_TIMEOUT_MS,
-            "socket.connection.setup.timeout.ms": 5_000,  # default 30 s: below the socket timeout
-            "socket.nagle.disable": True,  # idle latency
-            "socket.keepalive.enable": True,  # a NAT that forgot the connection is noticed
-            "reconnect.backoff.ms": 20,  # a broker that is back is used at once ...
+            "socket.connection.setup.timeout.ms": 5_000,  # default 30 s; must be below the socket timeout
+            "socket.nagle.disable": True,  # lower latency when idle
+            "socket.keepalive.enable": True,  # detects a NAT that dropped the connection
+            "reconnect.backoff.ms": 20,  # a broker that returns is used at once ...
             "reconnect.backoff.max.ms": 1_000,  # ... and not 10 s later (default)
-            # AddOffsetsToTxn retries with it while the last markers are written: the default of 100 ms makes every
-            # transaction 100 ms long.
+            # AddOffsetsToTxn retries at this interval while the previous transaction's markers are written: the default of
+            # 100 ms makes every transaction take 100 ms.
             "retry.backoff.ms": 1,
             "retry.backoff.max.ms": 10,
-            "enable.metrics.push": False,  # KIP-714: nobody asked; 2.5.0 crashed on it
-            "log_level": 0,  # librdkafka prints every refused connection to stderr; on_error hears what matters
+            "enable.metrics.push": False,  # KIP-714: not needed; 2.5.0 crashed on it
+            "log_level": 0,  # librdkafka prints every refused connection to stderr; on_error gets what matters
             "log.connection.close": False,
         }
         if self.on_error is not None:
@@ -110,49 +110,49 @@ class KafkaSettings:
         return properties
 
     def _with_extra(self, properties: Properties, bound: Mapping[str, Scalar] | None = None) -> Properties:
-        """`extra` wins over everything but `bound`: properties without which the client is another thing."""
+        """`extra` overrides everything but `bound`: the properties that define this kind of client."""
         return {**properties, **self.extra, **self._callbacks(), **(bound or {})}
 
     def _callbacks(self) -> Properties:
-        """Functions in place of their names. Raises ConfigError."""
+        """The callback functions that settings name. Raises ConfigError."""
         named = self.extra.get("oauth_cb")
         return {"oauth_cb": named_function("kafka.oauth_cb", named)} if isinstance(named, str) else {}
 
     def consumer(self, group: str) -> Properties:
-        """The member of the workers' group: reads requests, owns shards."""
+        """The member of the workers' group, which reads requests and owns shards."""
         properties = self._common() | {
-            "group.protocol": "classic",  # faster fail-over than KIP-848, and on every broker
-            "session.timeout.ms": self.session_timeout_ms,  # a dead host's shards move after it
+            "group.protocol": "classic",  # faster fail-over than KIP-848, and supported by every broker
+            "session.timeout.ms": self.session_timeout_ms,  # after it, a dead host's shards move
             "heartbeat.interval.ms": HEARTBEAT_INTERVAL_MS,
-            "max.poll.interval.ms": self.max_poll_interval_ms,  # an owner thread that hangs loses its shards
+            "max.poll.interval.ms": self.max_poll_interval_ms,  # an owner thread that hangs longer loses its shards
             "fetch.min.bytes": 1,
-            # Data is answered at once whatever it says; it bounds how long a seat or a resume waits for the fetch in
-            # flight, and costs an idle worker 20 requests a second.
+            # Data is answered at once in any case. It bounds how long a seek or a resume waits for the fetch in flight, and
+            # costs an idle worker 20 requests a second.
             "fetch.wait.max.ms": 50,
             "fetch.error.backoff.ms": 50,  # default 500
-            "fetch.queue.backoff.ms": 10,  # default 1000: a second's gap whenever the prefetch was full
+            "fetch.queue.backoff.ms": 10,  # default 1000: a gap of a second whenever the prefetch was full
             "queued.min.messages": 500,  # per partition; the backlog stays in Kafka
-            "queued.max.messages.kbytes": self.fetch_kbytes,  # all partitions together
-            # Both count only before a fetch, and a fetch counts what is compressed: with librdkafka's 1 MiB a backlog of
-            # small requests in 36 partitions took 290 MB of a worker, with 64 KiB 30. A larger batch still comes, alone.
+            "queued.max.messages.kbytes": self.fetch_kbytes,  # over all partitions
+            # Both limits apply only before a fetch, and a fetch counts compressed bytes: with librdkafka's 1 MiB, a backlog of
+            # small requests in 36 partitions took 290 MB of a worker; with 64 KiB, 30 MB. A larger batch still comes, alone.
             "max.partition.fetch.bytes": FETCH_BYTES_MIN,
-            "allow.auto.create.topics": False,  # a missing topic is an error, not a topic of one partition
+            "allow.auto.create.topics": False,  # a missing topic is an error; do not create it with one partition
         }
         made = self._with_extra(
             properties,
             {
                 "group.id": group,
-                # Whole shards: membership through the lead topic, moved one shard at a time.
+                # Whole shards: members subscribe to the lead topic, and shards move one at a time.
                 "partition.assignment.strategy": "cooperative-sticky",
-                "auto.offset.reset": "error",  # positions are sought; a reset would skip or repeat a whole log
-                "enable.auto.commit": False,  # offsets travel in our transactions only
+                "auto.offset.reset": "error",  # positions are set explicitly; a reset would skip or repeat a whole log
+                "enable.auto.commit": False,  # offsets are committed only within transactions
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": False,
                 "isolation.level": "read_committed",  # foreign producers may use transactions
             },
         )
         poll, session = str(made["max.poll.interval.ms"]), str(made["session.timeout.ms"])
-        if poll.isdigit() and session.isdigit() and int(poll) < int(session):  # else librdkafka says what is wrong
+        if poll.isdigit() and session.isdigit() and int(poll) < int(session):  # otherwise librdkafka says what is wrong
             raise ConfigError(
                 f"kafka: max.poll.interval.ms={poll} is below session.timeout.ms={session}: "
                 "librdkafka refuses that. Raise it, or lower session_timeout_ms."
@@ -162,15 +162,15 @@ class KafkaSettings:
     def _producer(self) -> Properties:
         return self._common() | {
             "acks": "all",
-            "max.in.flight.requests.per.connection": 5,  # the most that idempotence allows
-            "partitioner": "murmur2_random",  # Java's; librdkafka's own places the same key elsewhere
-            "compression.type": "lz4",  # a third off the wire for 0.2 µs a record
+            "max.in.flight.requests.per.connection": 5,  # the maximum that idempotence allows
+            "partitioner": "murmur2_random",  # as in Java clients; librdkafka's default places the same key elsewhere
+            "compression.type": "lz4",  # a third fewer bytes for 0.2 µs a record
             "batch.size": self.batch_bytes,
             "message.max.bytes": self.message_bytes_max,
             "batch.num.messages": 10_000,
-            "queue.buffering.max.messages": 200_000,  # more than twice a batch; then produce() pushes back
+            "queue.buffering.max.messages": 200_000,  # more than two batches; then produce() applies back-pressure
             "queue.buffering.max.kbytes": 131_072,
-            "request.timeout.ms": 5_000,  # default 30 s: the broker's own wait for its replicas
+            "request.timeout.ms": 5_000,  # default 30 s: how long the broker waits for its replicas
         }
 
     def transactional(self, transactional_id: str, *, patient: bool = False) -> Properties:
@@ -181,18 +181,18 @@ class KafkaSettings:
         timeout_ms = TRANSACTION_TIMEOUT_PATIENT_MS if patient else TRANSACTION_TIMEOUT_MS
         properties = self._producer() | {
             "transaction.timeout.ms": timeout_ms,
-            # Not above the transaction's: librdkafka refuses it, and the record would outlive its transaction.
+            # At most the transaction's: librdkafka refuses more, and a record would outlive its transaction.
             "message.timeout.ms": timeout_ms,
             "linger.ms": 0,  # one burst, then a flush
-            "delivery.report.only.error": True,  # which record was refused, without a callback for each that was not
+            "delivery.report.only.error": True,  # identifies refused records, without a callback for each delivered one
         }
         return self._with_extra(properties, {"transactional.id": transactional_id, "enable.idempotence": True})
 
     def idempotent(self, *, reports: bool = True, linger_ms: int = 5) -> Properties:
-        """The producer of clients: requests and control messages.
+        """The producer of clients, for requests and control messages.
 
         reports    False: only failures are reported (bulk)
-        linger_ms  a single submit waits this long at most, many share a batch; flush() does not wait for it
+        linger_ms  longest wait of a single submit, so that several share a batch; flush() does not wait for it
         """
         properties = self._producer() | {
             "linger.ms": linger_ms,
@@ -201,9 +201,9 @@ class KafkaSettings:
         return self._with_extra(properties, {"enable.idempotence": True, "delivery.report.only.error": not reports})
 
     def tail(self, *, read_committed: bool = True) -> Properties:
-        """A reader without a group: whole topics, then what comes."""
+        """A reader without a group: it reads whole topics, then follows them."""
         properties = self._common() | {
-            # librdkafka wants a name; nothing is ever joined, committed or looked up under it.
+            # librdkafka requires a name; nothing is joined, committed or looked up under it.
             "group.id": f"{self.client_id}.tail",
             "fetch.min.bytes": 1,
             "fetch.wait.max.ms": 50,  # default 500: the wait at the end of each partition would dominate a restore
@@ -211,36 +211,36 @@ class KafkaSettings:
             "fetch.queue.backoff.ms": 10,
             "queued.min.messages": 100_000,
             "queued.max.messages.kbytes": self.tail_kbytes,
-            # In proportion to it, for the same reason as above; librdkafka's own from 64 MB on.
+            # In proportion to the prefetch, for the reason above; librdkafka's own value from 64 MB on.
             "max.partition.fetch.bytes": max(FETCH_BYTES_MIN, min(FETCH_BYTES_MAX, self.tail_kbytes * 16)),
             "allow.auto.create.topics": False,
         }
         return self._with_extra(
             properties,
             {
-                "auto.offset.reset": "error",  # the reader decides where to go on, and tells
+                "auto.offset.reset": "error",  # the reader decides where to continue, and reports it
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,  # positions pass over markers and compacted ends
-                # It joins nothing; but beside librdkafka's own 45 s a max.poll.interval.ms that is meant for the workers
-                # would be refused.
+                # It joins no group; but a max.poll.interval.ms set for the workers, if it is below librdkafka's own session
+                # timeout of 45 s, would be refused.
                 "session.timeout.ms": SESSION_TIMEOUT_MIN_MS,
                 "isolation.level": "read_committed" if read_committed else "read_uncommitted",
             },
         )
 
     def admin(self) -> Properties:
-        """Topics, listings, log ends."""
+        """For topics, listings and log ends."""
         return self._with_extra(self._common())
 
 
 def client_id(role: ClientRole, process: str | None = None) -> str:
-    """The client.id of a role, `streamtask-cli`; of one process of it, `streamtask-census@host-17`, where it has a name."""
+    """The client.id of a role, `streamtask-cli`; for a process with a name, `streamtask-census@host-17`."""
     return CLIENT_ID_PREFIX + (process or role)
 
 
 def named_function(setting: str, path: str) -> Callable[..., Any]:
-    """What `module:function` names. Raises ConfigError."""
+    """The function that `module:function` names. Raises ConfigError."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name) if module and name else None

@@ -1,8 +1,8 @@
-"""Where settings come from, and what of them may be shown: the file with its lines, the environment, redaction.
+"""Where settings come from and which parts may be shown: the file and its line numbers, the environment, redaction.
 
-Always true: a file that cannot be read as settings (no TOML, a name that nobody knows) is refused before anything is
-started, in one line with the place; `shown` hides every secret that it can tell by its name or its place in a URL, and
-would rather hide too much.
+Always true: a file that is not valid settings (not TOML, or an unknown name) is refused before anything starts, in one
+line that gives the place; `shown` hides every secret that it recognises by its name or its place in a URL, and hides too
+much rather than too little.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SECRET_WORDS = (
     *("password", "passwd", "passphrase", "secret", "token", "credential", "jaas", ".pem", "user.info"),
     *("oauthbearer.config", "authorization", "api.key", "apikey", "access.key", "private.key"),
 )
-_PLACES = (".location", ".url", ".file", ".path", ".type")  # of a secret, not the secret: they are shown
+_PLACES = (".location", ".url", ".file", ".path", ".type")  # the place of a secret, not the secret itself: shown
 
 
 class SettingsFile(NamedTuple):
-    """What a settings file says. lines: where each name stands, from 1."""
+    """The contents of a settings file. lines: the line number of each name, from 1."""
 
     path: Path
     values: dict[str, Any]
@@ -48,7 +48,7 @@ class SettingsFile(NamedTuple):
 def read_file(path: Path, known: Collection[str], tables: Collection[str]) -> SettingsFile | None:
     """The settings of a file; None when there is none. Raises ConfigError.
 
-    known   the names that settings may have
+    known   the names of all settings
     tables  those of them that are tables of raw settings
     """
     if not path.is_file():
@@ -76,7 +76,7 @@ def _unknown(file: SettingsFile, known: Collection[str]) -> list[str]:
 
 
 def _nested(file: SettingsFile, tables: Collection[str]) -> list[str]:
-    """A raw setting's name holds dots, which TOML takes apart unless it is quoted."""
+    """Errors for raw settings whose names have dots and no quotes: TOML reads such a name as nested tables."""
     out = []
     for table in tables:
         held = file.values.get(table)
@@ -92,17 +92,17 @@ def _nested(file: SettingsFile, tables: Collection[str]) -> list[str]:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """`; the nearest is 'partitions'`, or nothing."""
+    """`; the nearest is 'partitions'`, or an empty string."""
     table = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower().replace("-", "_"), table, n=1, cutoff=0.5)
     return f"; the nearest is {table[near[0]]!r}" if near else ""
 
 
 def key_lines(text: str) -> dict[Place, int]:
-    """The line of each name in a TOML text that tomllib has read. Lines inside of long strings are passed over."""
+    """The line of each name in a TOML text that tomllib has parsed. Lines inside multi-line strings are skipped."""
     lines: dict[Place, int] = {}
     table: Place = ()
-    quotes = ""  # that end the long string which we are in
+    quotes = ""  # the quotes that end the current multi-line string
     for number, line in enumerate(text.splitlines(), 1):
         if quotes:
             if quotes in line:
@@ -133,7 +133,7 @@ def _parts(key: str) -> Place:
 
 
 def variable(environment: Mapping[str, str], *place: str) -> str | None:
-    """The variable that sets this, as it is spelled; pydantic-settings does not look at the case."""
+    """The spelling of the environment variable that sets this; pydantic-settings ignores case."""
     wanted = (ENVIRONMENT_PREFIX + NESTED.join(place)).upper()
     return next((name for name in environment if name.upper() == wanted), None)
 
@@ -142,7 +142,7 @@ def variable(environment: Mapping[str, str], *place: str) -> str | None:
 
 
 def is_secret(name: str) -> bool:
-    """By its name: passwords, keys, tokens; not the place where one lies."""
+    """Judged by its name: passwords, keys and tokens are secrets; the location of one is not."""
     name = name.lower().replace("_", ".")
     if name.endswith(_PLACES):
         return False
@@ -163,10 +163,10 @@ def shown(name: str, value: Any) -> Any:
 
 
 def without_secrets(text: str) -> str:
-    """URLs in it without who logs in, and without what looks like a secret among their parameters."""
+    """The text with URLs stripped of credentials and of parameters that look like secrets."""
     if "://" not in text:
         return text
-    # Up to the last @: a password may hold anything, and no list of URLs is cut in the middle of one.
+    # Up to the last @: a password may contain any character. A list of URLs is split only between two of them.
     urls = re.split(r",(?=[\w+.-]+://)", text)
     urls = [re.sub(r"(?<=://).*@", "***@", url, flags=re.S) for url in urls]
     return ",".join(re.sub(r"([?&;]([^=&;#]+)=)([^&;#]*)", _parameter, url) for url in urls)

@@ -1,4 +1,4 @@
-"""The app of the demo: counts one file per task. Run it yourself: `streamtask worker streamtask.demo.census:app`."""
+"""The app of the demo: one task counts one file. Run it yourself: `streamtask worker streamtask.demo.census:app`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CensusParams(BaseModel):
 
 
 class FileCensus(BaseModel):
-    """What is known of one file; the last three only of Python files that parse."""
+    """What is known of one file; the last three fields only for Python files that parse."""
 
     path: str
     bytes: int
@@ -40,7 +40,7 @@ def file_census(ctx: Context, params: CensusParams) -> FileCensus:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise GiveUp(f"there is no file {path}") from None  # another attempt would find none either
+        raise GiveUp(f"there is no file {path}") from None  # another attempt would not find it either
     lines = data.splitlines()
     words = 0
     for number, line in enumerate(lines):
@@ -58,7 +58,7 @@ def _with_syntax(found: FileCensus, data: bytes) -> FileCensus:
     try:
         nodes = list(ast.walk(ast.parse(data)))
     except (SyntaxError, ValueError, RecursionError):
-        return found  # a file that is broken on purpose (the standard library's tests have some)
+        return found  # a file with syntax errors on purpose (the standard library's tests have some)
     return found.model_copy(
         update={
             "functions": sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes),
@@ -78,14 +78,14 @@ def flaky_census(ctx: Context, params: CensusParams) -> int:
 
 @app.task("patient_census", timeout=0.5)
 async def patient_census(params: CensusParams) -> str:
-    """Takes far longer than it may: FAILED, `timeout`."""
+    """Takes far longer than its timeout allows: FAILED, `timeout`."""
     await asyncio.sleep(60)
     return params.path
 
 
 @app.task("endless_census")
 async def endless_census(ctx: Context, params: CensusParams) -> None:
-    """Counts for ever, until somebody cancels it."""
+    """Counts until it is cancelled."""
     turn = 0
     while True:
         turn += 1

@@ -2,8 +2,8 @@
 
     python -m streamtask.demo.other_service BOOTSTRAP TOPIC < paths
 
-One request a line of stdin; the record key is its task_id. It shares no code with the library on purpose: this is all that
-any service in any language needs to do.
+It reads one path per line of stdin; the record key is the task_id. It shares no code with the library on purpose: this is
+all that a service in any language needs to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 
 
 def main(bootstrap: str, topic: str) -> None:
-    # murmur2_random: keys lie where Java's client and every streamtask worker expect them.
+    # murmur2_random places keys where Java's client and every streamtask worker expect them.
     producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "enable.idempotence": True})
     failures = []
     for line in sys.stdin:
@@ -31,7 +31,7 @@ def main(bootstrap: str, topic: str) -> None:
                     on_delivery=lambda error, _message: failures.append(error) if error else None,
                 )
                 break
-            except BufferError:  # its queue is full: let it deliver
+            except BufferError:  # the producer's queue is full: let it deliver
                 producer.poll(0.1)
         print(task_id, flush=False)
     left = producer.flush(30)

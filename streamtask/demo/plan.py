@@ -1,4 +1,4 @@
-"""Which tasks the demo submits: one for each file, and a few that misbehave on purpose."""
+"""The tasks that the demo submits: one for each file, and a few that misbehave on purpose."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from streamtask.errors import ConfigError
 FILES_MAX = 20_000
 SMALL_BYTES, LARGE_BYTES = 4_000, 60_000
 FLAKY, MISSING, PATIENT, ENDLESS = 5, 3, 3, 3
-FOREIGN_EVERY = 5  # every fifth file is asked for by the other service
+FOREIGN_EVERY = 5  # the other service requests every fifth file
 _SKIPPED = {"__pycache__", ".git", "node_modules", ".venv", "site-packages"}
 
 
 @dataclass(slots=True)
 class Plan:
-    """own: through the client; foreign: paths for the other service; endless: ids that are cancelled while they run."""
+    """own: submitted by the client; foreign: paths for the other service; endless: ids of tasks to cancel as they run."""
 
     root: Path
     own: list[TaskRequest] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Plan:
 
     @property
     def shown(self) -> str | None:
-        """The id of a task that is worth a look: one that is retried."""
+        """The id of a task that is worth a look, because it is retried."""
         return next((r.task_id for r in self.own if r.task_type == "flaky_census"), None)
 
     @property

@@ -1,7 +1,7 @@
-"""Brings the census up, watches it, sums it up: broker, topics, two worker processes, query service, two producers, audit.
+"""Runs the census: broker, topics, two worker processes, query service, two producers, audit; shows progress and a summary.
 
-Everything it starts ends with it. What the processes log goes to files in its folder, whose place is shown when something
-goes wrong; people see one table. On a system that already runs (`census_there`) it only submits, watches and audits.
+Everything that it starts ends with it. The logs of the processes go to files in its folder, which is shown when something
+goes wrong; people see one table. On a system that is already running (`census_there`) it only submits, watches and audits.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from streamtask.kafka.admin import ensure_topics
 APP = "streamtask.demo.census:app"
 PROCESSES, PARTITIONS = 2, 6
 READY_S, WORK_S, STOP_S = 60.0, 900.0, 40.0
-FIRST_S = 60.0  # without any end: nobody works there
+FIRST_S = 60.0  # without any completed task: then no worker handles them
 LOOK_S = 0.25
 ENDED = ("completed", "failed", "cancelled")
 
 
 class Demo:
-    """The census on one cluster, under one prefix. url: a query service that runs; none: where ours will."""
+    """The census on one cluster, under one prefix. url: of the query service that runs, or that it starts."""
 
     def __init__(self, settings: Settings, folder: Path, url: str | None = None) -> None:
         self.bootstrap = settings.bootstrap()
@@ -53,11 +53,11 @@ class Demo:
         self.port = _free_port()
         self.url = (url or f"http://127.0.0.1:{self.port}").rstrip("/")
         self._headers = {"X-API-Key": settings.api_key.get_secret_value()} if settings.api_key is not None else {}
-        self._before: dict[str, int] = {}  # tasks that were there before ours
+        self._before: dict[str, int] = {}  # tasks that existed before
 
     @contextlib.contextmanager
     def process(self, name: str, *command: str, stdin: IO[str] | None = None) -> Iterator[subprocess.Popen[str]]:
-        """One of our own processes; SIGTERM at the end, SIGKILL if it does not go."""
+        """Run one of its processes: SIGTERM at the end, SIGKILL if it does not exit."""
         environment = {
             **os.environ,
             "STREAMTASK_BOOTSTRAP_SERVERS": self.bootstrap,
@@ -72,7 +72,7 @@ class Demo:
                 stdout=log,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # Ctrl-C is ours to handle: workers drain when we say so
+                start_new_session=True,  # Ctrl-C is handled here: workers drain when the demo says so
             )
             try:
                 yield running
@@ -84,7 +84,7 @@ class Demo:
         return "\n".join(text.splitlines()[-15:])
 
     def await_ready(self, *processes: tuple[str, subprocess.Popen[str]]) -> None:
-        """Until the query service has caught up. Raises ClusterError with the log of what failed."""
+        """Wait until the query service has caught up. Raises ClusterError with the log of what failed."""
         deadline = time.monotonic() + READY_S
         while self._get("/ready") is None:
             for name, running in processes:
@@ -103,16 +103,16 @@ class Demo:
             return None
 
     def counts(self) -> dict[str, int]:
-        """Tasks by status, as the query service sees them, less those that were there before."""
+        """Tasks by status, as the query service counts them, less those that existed before."""
         stats = self._get("/stats")
         return self.ours(stats["tasks"]) if stats else {}
 
     def ours(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Without the tasks that were there before."""
+        """The counts without the tasks that existed before."""
         return {status: count - self._before.get(status, 0) for status, count in counts.items()}
 
     def start_from_here(self) -> None:
-        """What is there now is not ours. Raises ClusterError when the query service cannot say."""
+        """Do not count the tasks that exist now. Raises ClusterError when the query service does not answer."""
         stats = self._get("/stats") if self._get("/ready") else None
         if stats is None:
             raise ClusterError(
@@ -126,7 +126,7 @@ class Demo:
         return list(page["tasks"]) if page else []
 
     def submit(self, client: Client, plan: Plan) -> None:
-        """Ours through the client; every fifth file through a service that knows nothing of streamtask."""
+        """Submit with the client, and every fifth file by a service that knows nothing of streamtask."""
         paths = self.folder / "paths.txt"
         paths.write_text("".join(f"{path}\n" for path in plan.foreign))
         with paths.open() as lines:
@@ -138,7 +138,7 @@ class Demo:
                     raise ClusterError(f"The other service failed:\n{self.log_of('other-service')}")
 
     def watch(self, plan: Plan, console: Console) -> float:
-        """Show the progress until every task has ended; cancels the endless ones on the way. Returns seconds."""
+        """Show the progress until every task has ended; cancels the endless ones meanwhile. Returns seconds."""
         began = time.monotonic()
         waiting = list(self.endless)
         with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -160,7 +160,7 @@ class Demo:
 
 
 def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: bool = False) -> int:
-    """The whole demo. Returns the exit code: 0 when every task ended and the audit is clean."""
+    """Run the whole demo. Returns the exit code: 0 when every task ended and the audit is clean."""
     console = Console(highlight=False)
     plan = make_plan(directory)
     with contextlib.ExitStack() as held:
@@ -179,7 +179,7 @@ def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: boo
         one.await_ready(("service", service), ("workers", workers))
         client = held.enter_context(Client(bootstrap, prefix=prefix, url=None))
         report, wall_s = take(one, client, plan, console)
-        if not leave:  # else nothing would answer them any more
+        if not leave:  # otherwise the client could not be used any more
             for what, try_this in next_steps(one.url, bootstrap, prefix, plan):
                 console.print(f"[dim]{what:<18}[/] {try_this}", soft_wrap=True)
         if not leave and sys.stdin.isatty():
@@ -191,7 +191,7 @@ def run_demo(directory: Path | None, *, bootstrap: str | None = None, leave: boo
 
 
 def census_there(directory: Path | None, settings: Settings, *, leave: bool = False) -> int:
-    """The census on a system that runs: its workers have APP and see the same files, nobody else submits meanwhile.
+    """The census on a running system: its workers have APP and see the same files, and no other client submits meanwhile.
 
     Starts nothing and stops nothing. Returns the exit code: 0 when every task ended and the audit is clean.
     """
@@ -208,7 +208,7 @@ def census_there(directory: Path | None, settings: Settings, *, leave: bool = Fa
 
 
 def take(one: Demo, client: Client, plan: Plan, console: Console) -> tuple[Report, float]:
-    """Submit, watch, audit, sum up. Returns the audit and how many seconds the work took."""
+    """Submit, watch, audit, sum up. Returns the report of the audit and the seconds that the tasks took."""
     console.print(f"A census of [b]{plan.root}[/b]: {plan.total} tasks", soft_wrap=True)
     one.submit(client, plan)
     wall_s = one.watch(plan, console)
@@ -224,7 +224,7 @@ def _end_of(report: Report, one: Demo, plan: Plan, wall_s: float, leave: bool) -
 
 
 def last_line(report: Report, counts: dict[str, int], plan: Plan, wall_s: float) -> dict[str, Any]:
-    """The machine-readable end of `--exit`."""
+    """The machine-readable last line for `--exit`."""
     return {
         "counts": counts,
         "wall_s": round(wall_s, 2),
@@ -235,7 +235,7 @@ def last_line(report: Report, counts: dict[str, int], plan: Plan, wall_s: float)
 
 @contextlib.contextmanager
 def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: whatever it started ends with it."""
+    """Make SIGTERM end the demo like Ctrl-C, together with everything that it started."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

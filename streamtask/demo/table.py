@@ -1,4 +1,4 @@
-"""What people see of the demo: the live progress, then the summary with the commands to try next."""
+"""The output of the demo: live progress, then a summary with commands to try next."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def progress_table(counts: dict[str, int], total: int, seconds: float, running: 
 
 
 def summary(report: Report, counts: dict[str, int], plan: Plan, wall_s: float) -> RenderableType:
-    """How it ended, and what the audit says."""
+    """The counts of the tasks, and the result of the audit."""
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     table.add_column("status")
     table.add_column("tasks", justify="right")
@@ -62,7 +62,7 @@ def summary(report: Report, counts: dict[str, int], plan: Plan, wall_s: float) -
 
 
 def next_steps(url: str, bootstrap: str, prefix: str, plan: Plan) -> list[tuple[str, str]]:
-    """What to try while everything still runs."""
+    """Commands to try while everything is still running."""
     named = f" --prefix {prefix}" if prefix != "tasks" else ""
     program = _program()
     return [

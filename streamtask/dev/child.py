@@ -1,7 +1,7 @@
-"""One child process of a session: how it is started, what it says line by line, that it has ended.
+"""One child process of a session: starts it, passes on its output line by line, and reports its end.
 
-Always true: it dies with the session, however that dies; Ctrl-C in the terminal does not reach it (a group of its own);
-`on_end` is told once, after its last line.
+Always true: it ends with the session, however that ends; Ctrl-C in the terminal does not reach it (it has a process group
+of its own); `on_end` is called once, after its last line.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import IO
 
 from streamtask.execution.parent_watch import PARENT_FD
 
-LINE_MAX = 16_384  # characters; a longer one is told in pieces
-LAST_LINES_S = 2.0  # for what it wrote last; somebody that it started may hold the pipe for ever
+LINE_MAX = 16_384  # characters; a longer line is passed on in pieces
+LAST_LINES_S = 2.0  # for its last output; a process that it started may keep the pipe open for ever
 
 
 class Child:
     """`python -m MODULE ARGUMENTS`.
 
-    parent_fd  the read end of the session's pipe, which ends when the session does
-    on_line    told each line of stdout and stderr (only of stderr with `answer`); any thread
-    on_end     told this child, from a thread of its own
-    answer     stdout is kept: `said` when it has ended
-    variables  more of the environment
+    parent_fd  the read end of the session's pipe, which reaches its end when the session does
+    on_line    called with each line of stdout and stderr (only of stderr with `answer`), on any thread
+    on_end     called with this child, on a thread of its own
+    answer     stdout is collected, and is in `said` when the child has ended
+    variables  additional environment variables
 
-    Start it from a thread that lives as long as it: Linux counts that thread's end as the parent's.
+    Start it from a thread that lives as long as the child: on Linux the end of that thread counts as the parent's end.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Child:
             **os.environ,
             PARENT_FD: str(parent_fd),
             "PYTHONUNBUFFERED": "1",
-            # A .pyc knows its source by size and second: an edit within the same second would not be seen.
+            # A .pyc identifies its source by size and second: an edit within the same second would go unnoticed.
             "PYTHONDONTWRITEBYTECODE": "1",
             **(variables or {}),
         }

@@ -1,7 +1,7 @@
-"""How tasks end, as lines of a session: one a task, or a sum of them when there are too many to read.
+"""Shows how tasks end, as lines of a session: one line per task, or a summary when there are too many to read.
 
-Follows tasks.status read committed, from its end at the start of the session. Owns one thread; when it cannot follow it
-says so once and the session goes on without.
+Follows tasks.status (read committed) from its end at the start of the session. Owns one thread. When it cannot follow the
+topic, it says so once, and the session continues without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamtask.errors import DecodeError, StreamtaskError
 from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.tail import Tail
 
-LINES_MAX = 20  # a second; the rest of it is summed up
+LINES_MAX = 20  # per second; the rest of that second is summarised
 POLL_S = 0.25
 RESULT_MAX = 80  # characters
 TRACE_LINES_MAX = 4
@@ -29,7 +29,7 @@ Say = Callable[[str, str], None]  # (level, text)
 
 
 class Follower:
-    """Tells `say` of every task that ends. Raises Unreachable, TopicsMissing."""
+    """Calls `say` for every task that ends. Raises Unreachable, TopicsMissing."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, say: Say) -> None:
         self._tail = Tail(kafka, topic_ends(kafka, [names.status]))
@@ -59,13 +59,13 @@ class Follower:
         try:
             event = decode_status(value, PLAIN)
         except DecodeError:
-            return  # of another format: the worker logs what matters
+            return  # in another format: the worker logs what matters
         if event.ended:
             lines.ended(event)
 
 
 class Lines:
-    """At most LINES_MAX lines a second."""
+    """Prints at most LINES_MAX lines a second."""
 
     def __init__(self, say: Say, clock: Callable[[], float]) -> None:
         self._say, self._clock = say, clock
@@ -84,13 +84,13 @@ class Lines:
                 self._say("warning", f"  {line}")
 
     def settle(self) -> None:
-        """Sum up a second that is over."""
+        """Print the summary of a second that has passed."""
         now = self._clock()
         if now - self._second < 1.0:
             return
         if self._more:
-            told = ", ".join(f"{count} {status}" for status, count in sorted(self._more.items()))
-            self._say("info", f"… and {told} in the same second")
+            summary = ", ".join(f"{count} {status}" for status, count in sorted(self._more.items()))
+            self._say("info", f"… and {summary} in the same second")
         self._second, self._count = now, 0
         self._more.clear()
 
@@ -110,7 +110,7 @@ def line_of(event: TaskResponse) -> str:
 
 
 def trace_of(event: TaskResponse) -> list[str]:
-    """Where a handler failed: the end of its traceback, without the line that the error itself is."""
+    """Where a handler failed: the end of its traceback, without the last line, which is the error itself."""
     text = event.error_details.traceback if event.error_details is not None else None
     return [line for line in (text or "").splitlines() if line.strip()][-TRACE_LINES_MAX - 1 : -1]
 

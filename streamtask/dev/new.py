@@ -1,6 +1,6 @@
-"""A new project from template/: handlers, a test of them, settings, three commands in a README.
+"""Creates a new project from template/: handlers, a test, settings, and a README with three commands.
 
-Always true: nothing that is there is written over; either the whole project is there afterwards, or an error says why not.
+Always true: existing files are never overwritten; either the whole project exists afterwards, or an error says why not.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from streamtask import __version__
 from streamtask.errors import ConfigError
 
 NAME_MAX = 60
-# What a folder, a Python distribution and a Kafka client id may all be called.
+# A name that a folder, a Python distribution and a Kafka client id may all have.
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]*[A-Za-z0-9])?\Z")
 _TAKEN = {"streamtask": "it would depend on itself", "app": "its module has that name"}
-_RENAMED = {"gitignore": ".gitignore"}  # as such it would hide files of the template itself
+_RENAMED = {"gitignore": ".gitignore"}  # under that name it would hide files of the template itself
 
 
 def create_project(name: str, parent: Path) -> list[Path]:
-    """Make `parent/name`; returns its files. Raises ConfigError."""
+    """Create `parent/name`; returns its files. Raises ConfigError."""
     if not _NAME.match(name) or len(name) > NAME_MAX:
         raise ConfigError(
             f"{name!r} is not a project name. Use up to {NAME_MAX} letters, digits, '-' and '_', beginning with a letter."

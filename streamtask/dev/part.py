@@ -1,11 +1,11 @@
 """What runs in the child processes of a session: `python -m streamtask.dev.part KIND JSON`.
 
-    look     import the app once and say what it has, or what is wrong with it (JSON on stdout, which is kept for that)
+    look     import the app once and describe it, or what is wrong with it (as JSON on stdout, which has nothing else)
     worker   `streamtask worker` with the session's overrides
-    service  `streamtask serve` with them
+    service  `streamtask serve` with the same overrides
 
-Each dies with its session (die_with_parent). What they are told comes as JSON: app, processes, overrides of settings,
-and `local`: the broker is the session's own and speaks plain text, whatever security the settings name for another one.
+Each ends with its session (die_with_parent). Its instructions are JSON: app, processes, overrides of settings, and
+`local`: the broker is the session's own and speaks plain text, whatever security the settings require for another one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SAMPLES: dict[Any, Any] = {str: "text", int: 1, float: 1.0, bool: True}
 
 
 def look(told: dict[str, Any]) -> dict[str, Any]:
-    """What the app is: name, prefix, partitions, and its tasks. {"error", "trace"} when it cannot be had."""
+    """Describes the app: name, prefix, partitions, and its tasks. {"error", "trace"} when it cannot be loaded."""
     from streamtask.app import load_app
 
     try:
@@ -41,7 +41,7 @@ def look(told: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"app {app.name!r} has no tasks. Decorate a function with @app.task.")
     except ConfigError as error:
         return {"error": " ".join(str(error).split()), "trace": last_lines(error.__cause__)}
-    except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is told like any other failure
+    except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() is reported like any other failure
         said = " ".join(repr(error).split())
         return {"error": f"{told['app']}: importing it ended with {said}", "trace": last_lines(error)}
     tasks = [_task(handler) for handler in app.registry.values()]
@@ -49,7 +49,7 @@ def look(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def last_lines(error: BaseException | None) -> list[str]:
-    """The end of the traceback, from the user's own code on."""
+    """The end of the traceback, starting with the user's own code."""
     if error is None:
         return []
     frames = traceback.extract_tb(error.__traceback__)
@@ -62,7 +62,7 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def _task(handler: Handler) -> dict[str, Any]:
-    """Its name, its parameters as text, and a sample of them as far as one can be made."""
+    """Its name, its parameters as text, and a sample of them if one can be made."""
     arguments = list(inspect.signature(handler.function).parameters.values())[handler.takes_context :]
     names = {"str": str, "int": int, "float": float, "bool": bool}
     sample: dict[str, Any] | None = {}
@@ -78,7 +78,7 @@ def _task(handler: Handler) -> dict[str, Any]:
 
 
 def _argument(argument: inspect.Parameter) -> str:
-    """As it is written: `name: str = 'x'`."""
+    """As in source code: `name: str = 'x'`."""
     kind = argument.annotation
     text = argument.name
     if kind is not inspect.Parameter.empty:
@@ -87,7 +87,7 @@ def _argument(argument: inspect.Parameter) -> str:
 
 
 def worker(told: dict[str, Any]) -> int:
-    """Run until told to stop."""
+    """Run until stopped by a signal."""
     from streamtask.app import load_app
     from streamtask.worker.process import supervise
 
@@ -103,7 +103,7 @@ def _plain(app: App) -> dict[str, Any]:
 
 
 def service(told: dict[str, Any]) -> int:
-    """Serve until told to stop; says where, as events."""
+    """Serve until stopped by a signal; prints its address as events."""
     from streamtask.config import load_settings
     from streamtask.query_service.server import run
 
@@ -121,7 +121,7 @@ def _say(event: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The child."""
+    """The entry point of the child process."""
     die_with_parent()
     kind, text = argv
     told = json.loads(text)

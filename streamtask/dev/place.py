@@ -1,7 +1,7 @@
-"""Where a session keeps what it needs on this machine: `.streamtask/dev` in the working directory, and its ports.
+"""What a session uses on this machine: the folder `.streamtask/dev` in the working directory, and its ports.
 
-Always true: one session a folder (a lock that ends with its process); what is not to be kept is removed at the end, and
-what a killed session left behind at the next start; the folder tells git to ignore it.
+Always true: a folder has at most one session (a lock that ends with its process); data that is not to be kept is removed at
+the end, or, after a killed session, at the next start; the folder tells git to ignore it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Place:
 
 
 def is_free(port: int) -> bool:
-    """Nobody listens on this port of 127.0.0.1 now."""
+    """Whether no process listens on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -74,7 +74,7 @@ def is_free(port: int) -> bool:
 
 
 def choose_port(wanted: int | None, usual: int, option: str) -> int:
-    """`wanted`, which must be free; else the usual one, or any that is free. Raises ConfigError."""
+    """`wanted`, which must be free; otherwise the usual port, or any free one. Raises ConfigError."""
     if wanted is not None:
         if wanted and not is_free(wanted):
             raise ConfigError(f"{option} {wanted} is in use. Choose another port.")
@@ -90,7 +90,7 @@ def any_port() -> int:
 
 
 def short(path: Path) -> str:
-    """Relative to the working directory where that is shorter."""
+    """The path relative to the working directory, if that is shorter."""
     try:
         relative = os.path.relpath(path)
     except ValueError:

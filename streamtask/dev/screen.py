@@ -1,6 +1,6 @@
-"""The one place of a session that prints: every line with its time and whose it is; in colour, plain, or as JSON.
+"""The only place where a session prints. Every line has its time and its part; output is in colour, plain, or JSON.
 
-What the parts log is JSON and is shown as words; any other line is shown as it is. Any thread may tell.
+The parts log JSON, which is shown as text; any other line is shown unchanged. Any thread may call it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEVELS = {"debug": "dim", "info": "", "warning": "yellow", "error": "red", "crit
 WIDTH = max(map(len, COLOURS))
 FIELD_MAX = 300  # characters of one field
 QUIET = {"timestamp", "level", "event", "exception", "stack"}
-# What is told at every start, reload and end, and means that all is well; people are not shown it, --json has it.
+# Logged at every start, reload and end, and means that all is well: not shown to people, but part of --json.
 ROUTINE = {
     *("worker_started", "worker_draining", "worker_stopped", "shards_assigned", "shards_revoked", "failover_ready"),
     *("child_started", "draining"),
@@ -30,9 +30,9 @@ ROUTINE = {
 
 
 class Screen:
-    """as_json: one document a line on stdout; else text, in colour when stdout is a terminal.
+    """as_json: one document per line on stdout; otherwise text, in colour when stdout is a terminal.
 
-    broken  nobody reads any more (`| head`, a closed terminal): nothing is printed, the session ends in order
+    broken  the reader has gone (`| head`, a closed terminal): nothing more is printed, and the session ends in order
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
@@ -42,14 +42,14 @@ class Screen:
         self._lock = threading.Lock()
 
     def say(self, part: str, text: str, *, level: str = "info", **fields: Any) -> None:
-        """A line of our own."""
+        """Print a line of the session itself."""
         if self._json:
             self._document({"part": part, "level": level, "message": text, **fields})
         else:
             self._line(part, Text(text, style=LEVELS[level]))
 
     def pass_on(self, part: str, line: str) -> dict[str, Any] | None:
-        """A line of a part; returns the event that it is, if it is one."""
+        """Print a line of a part; returns it as an event if it is one."""
         event = parse(line)
         if event is None:
             if self._json:
@@ -58,7 +58,7 @@ class Screen:
                 self._line(part, Text.from_ansi(line) if self._console.is_terminal else Text(line))
             return None
         if event["event"] in ("service_listening", "service_ready"):
-            return event  # told by the session itself
+            return event  # the session itself reports it
         if self._json:
             self._document({"part": part, **event})
             return event
@@ -75,7 +75,7 @@ class Screen:
         return event
 
     def header(self, rows: Mapping[str, str], document: Mapping[str, Any]) -> None:
-        """The addresses and what to do with them, once."""
+        """Print the addresses, and what to do with them, once."""
         if self._json:
             self._document({"part": "dev", "event": "started", **document})
             return
@@ -107,13 +107,13 @@ class Screen:
                 yield
             except (OSError, SystemExit):  # rich exits when a pipe breaks
                 self.broken = True
-                # Nothing further, and nothing that is left in the buffer at the interpreter's end.
+                # Print nothing more, including what the interpreter would flush at exit.
                 sys.stdout = io.StringIO()
                 self._console = Console(quiet=True)
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """A line of structured logging; None: any other line."""
+    """A line of structured logging as an event; None for any other line."""
     if not line.startswith("{"):
         return None
     try:
@@ -124,7 +124,7 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def is_routine(event: Mapping[str, Any]) -> bool:
-    """Nothing to look at: an event of ROUTINE, a child that ended well, a level of info."""
+    """Whether people need not see it: an event of ROUTINE, a child that ended well, or level info."""
     what = event.get("what") if event["event"] == "supervisor_event" else event["event"]
     well = what == "child_ended" and event.get("code") == 0
     return event.get("level") == "info" and (well or what in ROUTINE)

@@ -1,13 +1,13 @@
 """One `streamtask dev`: broker, topics, worker with reload and query service, from the first line to the last.
 
-One thread, this one, starts and ends everything and decides; the others read lines, watch files, wait for ends, and put
-what they saw into one queue. What stays true:
+The thread of `run` starts and ends everything and decides; the other threads read lines, watch files, wait for processes
+to end, and put what they saw into one queue. Always true:
 
-- A reload first looks at the new code in a process of its own. Code that cannot be imported changes nothing: the old
-  worker goes on, and what is wrong is said. Code that can be takes over when the old worker has drained, which is
-  bounded by `grace_s`; what still ran is handed over and begins again there as its next attempt.
-- The first Ctrl-C, SIGTERM or SIGHUP ends everything in order: worker, service, broker; the second kills it.
-- Nothing outlives the session, however it ends: children die with it (die_with_parent), the broker by its guard.
+- A reload first inspects the new code in a separate process. Code that cannot be imported changes nothing: the old worker
+  continues, and the error is shown. Otherwise the new code takes over when the old worker has drained, which `grace_s`
+  bounds; tasks that are still running then are handed over and start again as their next attempt.
+- The first Ctrl-C, SIGTERM or SIGHUP ends everything in order: worker, service, broker; the second kills everything.
+- Nothing outlives the session, however it ends: children end with it (die_with_parent), the broker by its guard.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from streamtask.devbroker.cluster import DevBroker
 from streamtask.errors import ConfigError
 from streamtask.kafka.admin import ensure_topics
 
-KAFKA_PORT, SERVICE_PORT = 9_092, 8_080  # when they are free
-LOOK_S = 60.0  # to import the app
-SPARE_S = 8.0  # beyond the grace: handing over, leaving the group
-STOP_S = 15.0  # service: its own bound is 10 s
-TICK_S = 1.0  # how often the broker is looked at
-AGAIN_S, AGAIN_MAX_S = 1.0, 30.0  # until a service that died is started again
+KAFKA_PORT, SERVICE_PORT = 9_092, 8_080  # if they are free
+LOOK_S = 60.0  # for importing the app
+SPARE_S = 8.0  # added to the grace period, for handing over and leaving the group
+STOP_S = 15.0  # for the service, whose own limit is 10 s
+TICK_S = 1.0  # interval of checks that the broker is alive
+AGAIN_S, AGAIN_MAX_S = 1.0, 30.0  # until a service that died is restarted
 EXIT_FAILED, EXIT_KILLED = 1, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line said. bootstrap None: a broker of our own; ports None: the usual ones, if free."""
+    """The command-line options. bootstrap None: start a broker; ports None: the usual ones, if they are free."""
 
     app: str
     bootstrap: str | None = None
@@ -53,14 +53,14 @@ class Options:
     processes: int = 1
     kafka_port: int | None = None
     port: int | None = None
-    grace_s: float = 2.0  # of a drain, at a reload and at the end
+    grace_s: float = 2.0  # limit of a drain, at a reload and at the end
     keep: bool = False
     reload: bool = True
     folders: tuple[Path, ...] = ()
 
 
 class Happened(NamedTuple):
-    """kind: stop, changed, ended, told."""
+    """kind: stop, changed, ended, told (a child reported that it is ready)."""
 
     kind: str
     child: Child | None = None
@@ -70,12 +70,12 @@ class Happened(NamedTuple):
 class Session:
     """`run` returns the exit code: 0 ended in order, 1 the broker died, 130 killed by a second signal.
 
-    Raises ConfigError, DevBrokerUnavailable, Unreachable before it has begun; KeyboardInterrupt when told to stop then.
+    Before the session is running it raises ConfigError, DevBrokerUnavailable, Unreachable, or KeyboardInterrupt if stopped.
     """
 
     def __init__(self, options: Options, screen: Screen) -> None:
         self._options, self._screen = options, screen
-        # Put from signal handlers too, which Queue's lock would not survive.
+        # Signal handlers put events too, which could deadlock on the lock of queue.Queue.
         self._happened: queue.SimpleQueue[Happened] = queue.SimpleQueue()  # bounded by what people and children do
         self._began_s = time.monotonic()
         self._stops = 0
@@ -85,18 +85,18 @@ class Session:
         self._bootstrap, self._url = "", ""
         self._data = Path()
         self._facts: dict[str, Any] = {}
-        self._children: set[Child] = set()  # bounded by one of each kind, and those that are being killed
+        self._children: set[Child] = set()  # at most one of each kind, and those that are being killed
         self._look: Child | None = None
         self._look_until_s = 0.0
-        self._good = True  # the newest code can be imported
+        self._good = True  # whether the newest code can be imported
         self._generation, self._worker_generation = 1, 0
         self._worker: Child | None = None
-        self._worker_until_s: float | None = None  # it drains
+        self._worker_until_s: float | None = None  # set while it drains
         self._worker_began_s = self._began_s
         self._service: Child | None = None
         self._service_deaths = 0
         self._service_at_s: float | None = None
-        self._waiting = {"worker", "service"}  # until the first «ready»
+        self._waiting = {"worker", "service"}  # parts that have not been ready yet
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Session:
             return EXIT_KILLED if self._stops > 1 else code
 
     def _open_kafka(self, held: contextlib.ExitStack) -> KafkaSettings:
-        """A broker of our own, or the one that was named."""
+        """Start a broker, or use the one given by the options."""
         if self._options.bootstrap is not None:
             settings = load_settings(bootstrap_servers=self._options.bootstrap)
             self._bootstrap = settings.bootstrap()
@@ -138,7 +138,7 @@ class Session:
         self._kafka = DevBroker(directory=self._data / "kafka", ports=[port, controller])
         held.enter_context(self._kafka)
         self._bootstrap = self._kafka.bootstrap
-        return KafkaSettings(self._bootstrap, client_id=client_id("dev"))  # own broker: without TLS or SASL
+        return KafkaSettings(self._bootstrap, client_id=client_id("dev"))  # own broker, without TLS or SASL
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -157,7 +157,7 @@ class Session:
         elif self._running:
             self._put("stop")
         else:
-            raise KeyboardInterrupt  # what has been started ends with the stack of run()
+            raise KeyboardInterrupt  # the stack of run() ends what has been started
 
     def _kill_everything(self) -> None:
         for child in tuple(self._children):
@@ -169,7 +169,7 @@ class Session:
                         os.kill(self._kafka.pid(node), signal.SIGKILL)
 
     def _kill_children(self) -> None:
-        """Whatever is left when the session goes, for whatever reason."""
+        """Kill the children that are left when the session ends for any reason."""
         for child in tuple(self._children):
             child.kill()
             child.process.wait()
@@ -196,7 +196,7 @@ class Session:
             elif happened.kind == "ended" and happened.child is not None:
                 self._ended(happened.child)
             elif happened.kind == "told":
-                self._told(happened)
+                self._reported(happened)
 
     def _next(self, wait_s: float) -> Happened | None:
         try:
@@ -205,7 +205,7 @@ class Session:
             return None
 
     def _step(self) -> None:
-        """Start and end what is due."""
+        """Start and end the processes that are due."""
         now = time.monotonic()
         if self._look is not None and now > self._look_until_s:
             self._screen.say("app", f"importing it took longer than {LOOK_S:g} s; gave up", level="error")
@@ -233,7 +233,7 @@ class Session:
         named = ", ".join(short(Path(file)) for file in sorted(files)[:3])
         self._screen.say("dev", f"changed: {named}{' …' if len(files) > 3 else ''}")
         if self._look is not None:
-            self._look.kill()  # it may have seen half of the change
+            self._look.kill()  # it may have seen only half of the change
         self._look = self._start_look()
 
     def _ended(self, child: Child) -> None:
@@ -267,13 +267,13 @@ class Session:
         goes_on = "the old code keeps running" if self._worker is not None else "no worker runs"
         self._screen.say("dev", f"{goes_on} until it is fixed", level="warning")
 
-    def _told(self, happened: Happened) -> None:
+    def _reported(self, happened: Happened) -> None:
         if happened.child is self._worker:
             part = "worker"
         elif happened.child is self._service:
             part = "service"
         else:
-            return  # of one that is being replaced
+            return  # from a child that is being replaced
         if part == "service":
             self._service_deaths = 0
         first = bool(self._waiting)
@@ -290,7 +290,7 @@ class Session:
 
     # --- Children -----------------------------------------------------------------------------------------------------
 
-    def _start(self, part: str, kind: str, told: Mapping[str, Any], *, answer: bool = False) -> Child:
+    def _start(self, part: str, kind: str, instructions: Mapping[str, Any], *, answer: bool = False) -> Child:
         holder: list[Child] = []
 
         def on_line(line: str) -> None:
@@ -300,12 +300,12 @@ class Session:
 
         child = Child(
             "streamtask.dev.part",
-            [kind, json.dumps(told, default=str)],
+            [kind, json.dumps(instructions, default=str)],
             parent_fd=self._read_fd,
             on_line=on_line,
             on_end=lambda child: self._put("ended", child),
             answer=answer,
-            # What opens a Client of its own reaches this session too, and no cluster that the environment names.
+            # A Client that handlers open reaches this session too, and not a cluster from the environment.
             variables={
                 name: value
                 for name, value in (("STREAMTASK_BOOTSTRAP_SERVERS", self._bootstrap), ("STREAMTASK_URL", self._url))
@@ -326,13 +326,13 @@ class Session:
 
     def _start_worker(self) -> None:
         self._worker_generation = self._generation
-        told = {
+        instructions = {
             "app": self._options.app,
             "processes": self._options.processes,
             "overrides": self._overrides(),
             "local": self._kafka is not None,
         }
-        self._worker = self._start("worker", "worker", told)
+        self._worker = self._start("worker", "worker", instructions)
 
     def _start_service(self) -> None:
         self._service_at_s = None
@@ -346,7 +346,7 @@ class Session:
         self._service = self._start("service", "service", {"overrides": overrides, "local": self._kafka is not None})
 
     def _first_look(self) -> dict[str, Any]:
-        """What the app is. Raises ConfigError, with the end of the traceback told before."""
+        """The description of the app. Raises ConfigError, after printing the end of the traceback."""
         look = self._look = self._start_look()
         while (happened := self._next(max(0.0, self._look_until_s - time.monotonic()))) is not None:
             if happened.child is look:
@@ -360,7 +360,7 @@ class Session:
         raise ConfigError(f"{self._options.app}: importing it took longer than {LOOK_S:g} s.")
 
     def _end(self) -> None:
-        """Worker and service at the same time; the broker, which both need, after them."""
+        """End worker and service at the same time, then the broker, which both need."""
         self._running = False
         grace = f"running tasks get {self._options.grace_s:g} s" if self._worker is not None else "no worker runs"
         self._screen.say("dev", f"stopping: {grace}; press Ctrl-C again to stop at once")
@@ -378,7 +378,7 @@ class Session:
                     child.kill()
         self._screen.say("dev", "ended")
 
-    # --- What is said -------------------------------------------------------------------------------------------------
+    # --- Output -------------------------------------------------------------------------------------------------------
 
     def _say_task(self, level: str, text: str) -> None:
         self._screen.say("task", text, level=level)
@@ -416,7 +416,7 @@ class Session:
         )
 
     def _variables(self) -> dict[str, str]:
-        """What commands in another terminal have to be told, as far as they do not know it from the settings."""
+        """The environment variables that commands in another terminal need, unless their settings say the same."""
         settings = load_settings()
         wanted = {"bootstrap_servers": self._bootstrap, "prefix": self._facts["prefix"], "url": self._url}
         return {
@@ -430,7 +430,7 @@ class Session:
 
 
 def _answer(look: Child) -> dict[str, Any]:
-    """What a look has found; how it died, when it has found nothing."""
+    """The result of an inspection; if there is none, how its process ended."""
     try:
         found = json.loads(look.said)
     except ValueError:
@@ -441,7 +441,7 @@ def _answer(look: Child) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[int]:
-    """The read end of a pipe whose write end is open here alone: it ends when this process does."""
+    """The read end of a pipe whose write end is open in this process only: it reaches its end when the process does."""
     read_fd, write_fd = os.pipe()
     try:
         yield read_fd
@@ -451,5 +451,5 @@ def _pipe() -> Iterator[int]:
 
 
 def run_dev(options: Options, *, as_json: bool = False) -> int:
-    """The whole session. Returns the exit code."""
+    """Run the whole session; returns the exit code."""
     return Session(options, Screen(as_json=as_json)).run()

@@ -1,4 +1,4 @@
-"""Which files have changed: Python files and the settings file, told as one set a burst.
+"""Reports which files have changed: Python files and the settings file, one set per burst of changes.
 
 Needs watchfiles (extra `dev-tools`). Owns one thread, which ends with `close()`.
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 from streamtask.config import SETTINGS_FILE
 from streamtask.errors import ConfigError
 
-# An editor writes a file in several steps: what comes within 50 ms of each other is one change, within 400 ms at most.
+# An editor writes a file in several steps: changes within 50 ms of each other count as one, for at most 400 ms.
 STEP_MS, DEBOUNCE_MS = 50, 400
 _TESTS = re.compile(r"(?:test_.*|.*_test|conftest)\.py\Z")
 _SKIPPED = (".streamtask", "venv", "site-packages")
 
 
 def is_watched(path: str, kinds: Sequence[str] = (".py",)) -> bool:
-    """A module or the settings file; no test, and nothing in a folder of tools."""
+    """Whether the path is a module or the settings file, and neither a test nor in a folder of tools."""
     one = Path(path)
     if any(part in _SKIPPED for part in one.parts):
         return False
@@ -30,7 +30,7 @@ def is_watched(path: str, kinds: Sequence[str] = (".py",)) -> bool:
 
 
 class Watch:
-    """Tells `on_change` of the files below `folders` that were changed, added or removed. Raises ConfigError."""
+    """Calls `on_change` with the files below `folders` that were changed, added or removed. Raises ConfigError."""
 
     def __init__(self, folders: Sequence[Path], on_change: Callable[[set[str]], None]) -> None:
         try:

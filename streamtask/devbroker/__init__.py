@@ -1,4 +1,4 @@
-"""A local Apache Kafka from pip alone, for development, the demo and tests: neither Docker nor a Java of your own."""
+"""A local Apache Kafka from pip alone, for development, the demo and tests. It needs neither Docker nor an installed Java."""
 
 from streamtask.devbroker.cluster import DevBroker
 

@@ -1,4 +1,4 @@
-"""`python -m streamtask.devbroker`: brokers until Ctrl-C or SIGTERM, or Java's ahead-of-time cache once."""
+"""`python -m streamtask.devbroker`: runs brokers until Ctrl-C or SIGTERM, or makes Java's ahead-of-time cache once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamtask.errors import DevBrokerUnavailable
 
 
 def main() -> int:
-    """Run until Ctrl-C or SIGTERM (exit code 0), or until a node dies by itself (1)."""
+    """Run until Ctrl-C or SIGTERM (exit code 0), or until a node dies (1)."""
     parser = argparse.ArgumentParser(prog="python -m streamtask.devbroker", description="A local Apache Kafka.")
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--port", type=int, default=0, help="first client port; none: free ones")

@@ -1,7 +1,7 @@
 """Java's ahead-of-time cache for local brokers: one broker runs for a moment, and its Java writes the cache as it exits.
 
-The cache (devbroker.aot_cache) takes its place when it is whole: brokers that start meanwhile never see half of it. One of
-another Java or class path is ignored by Java without a word.
+The cache is moved to its place (devbroker.aot_cache) when it is complete, so brokers that start meanwhile never see half
+of it. Java silently ignores a cache of another Java or class path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Training(DevBroker):
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """Of its one node."""
+        """The process of its only node."""
         return self._processes[1]
 
     def command(self, node: int) -> list[str]:
@@ -42,7 +42,7 @@ def train_aot() -> Path:
             process = kafka.process
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                # Written while it exits: 5 s, more than STOP_TIMEOUT_S allows a loaded machine.
+                # Java writes it while it exits: 5 s, and on a loaded machine more than STOP_TIMEOUT_S allows.
                 process.wait(START_TIMEOUT_S)
             if process.returncode is None or not made.exists():
                 raise DevBrokerUnavailable(f"Java did not write its ahead-of-time cache:\n{kafka.log_tail(1)}")

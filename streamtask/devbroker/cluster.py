@@ -5,10 +5,10 @@
 
     python -m streamtask.devbroker --brokers 3 --port 19092 --dir data     # runs until Ctrl-C or SIGTERM
 
-For development, the demo and the tests. Owns the data directories and the broker processes. What stays true:
+For development, the demo and the tests. It owns the data directories and the broker processes. Always true:
 
-- Neither Java nor Docker is taken from PATH; once cached, nothing from the network (devjars).
-- No broker outlives the process that started it, not even when that is killed with SIGKILL (_Guard).
+- It uses neither Java nor Docker from PATH, and no network once everything is cached (jars.py).
+- No broker outlives the process that started it, even when that is killed with SIGKILL (_Guard).
 - A given directory is kept and can be started again; without one the data is temporary.
 
 Needs the extra `dev-broker`.
@@ -42,7 +42,7 @@ from streamtask.devbroker.jars import (
 )
 from streamtask.errors import DevBrokerUnavailable
 
-START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 10.0  # 3 s and 0.6 s on an idle two-core machine; the rest is for a loaded one
+START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 10.0  # an idle machine needs 3 s and 0.6 s; the rest is for a loaded one
 
 # Small enough for a laptop; DevBroker(config=…) overrides any of them.
 DEFAULTS: Mapping[str, str] = {
@@ -56,16 +56,16 @@ DEFAULTS: Mapping[str, str] = {
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
     "share.coordinator.state.topic.num.partitions": "4",
-    # A broker started again first waits until its former self is fenced: 3 s, not Kafka's 9.
+    # A restarted broker first waits until its previous session has been fenced: 3 s instead of Kafka's 9.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
     "controller.quorum.election.timeout.ms": "500",
     "controller.quorum.fetch.timeout.ms": "1000",
 }
 
-# For tests that wait for the broker to notice something: shorter, otherwise the same behaviour.
+# For tests that wait for the broker to notice something: shorter times, otherwise the same behaviour.
 QUICK: Mapping[str, str] = {
-    # an abandoned transaction is aborted after its own timeout + 0.5 s, not + 10 s
+    # an abandoned transaction is aborted 0.5 s after its own timeout, not 10 s
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
     "group.min.session.timeout.ms": "500",
     "group.consumer.min.session.timeout.ms": "1000",
@@ -91,7 +91,7 @@ appender.console.layout.type=PatternLayout
 appender.console.layout.pattern=%d{ABSOLUTE} %p %c{1} - %m%n
 """
 
-# --- Processes end with us --------------------------------------------------------------------------------------------
+# --- Brokers end with this process ------------------------------------------------------------------------------------
 
 
 class _Guard:
@@ -111,7 +111,7 @@ class _Guard:
     )
 
     def __init__(self) -> None:
-        # A session of its own: Ctrl-C in the terminal ends us, and only then it acts.
+        # In its own session: Ctrl-C in the terminal ends this process, and only then the guard acts.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", self.SOURCE],
             stdin=subprocess.PIPE,
@@ -136,7 +136,7 @@ class _Guard:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports free at this moment; another process may take one before it is used."""
+    """Ports that are free now; another process may take one before it is used."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -147,12 +147,12 @@ def free_ports(count: int) -> list[int]:
 class DevBroker:
     """Apache Kafka on 127.0.0.1; every node (1, 2, …) is broker and controller.
 
-    directory  kept when given, else temporary
-    ports      the nodes' client ports, then their controller ports; none: free ones
-    config     broker settings over DEFAULTS, e.g. QUICK
-    heap       of each node, as Java's -Xmx
+    directory  kept when given; otherwise temporary
+    ports      the nodes' client ports, then their controller ports; by default free ones
+    config     broker settings that override DEFAULTS, e.g. QUICK
+    heap       of each node, as in Java's -Xmx
 
-    Start and stop by `with`, or by open() and close(). Raises DevBrokerUnavailable when it cannot run here.
+    Use `with`, or open() and close(). Raises DevBrokerUnavailable when Kafka cannot run here.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class DevBroker:
         self.close()
 
     def open(self) -> None:
-        """Start every node and wait until all of them take connections. One retry when a free port was taken."""
+        """Start every node and wait until all accept connections. Retries once when a free port was taken."""
         assert self._guard is None, "already started"
         self._classpath = os.pathsep.join(map(str, jars()))
         self._directory = self._directory or Path(tempfile.mkdtemp(prefix="streamtask-kafka-"))
@@ -243,7 +243,7 @@ class DevBroker:
             self._await(node)
 
     def close(self) -> None:
-        """Stop every node, frozen ones too; temporary data is deleted. May be called twice."""
+        """Stop every node, including frozen ones, and delete temporary data. May be called twice."""
         atexit.unregister(self.close)
         self._end_processes()
         if self._guard is not None:
@@ -257,7 +257,7 @@ class DevBroker:
         running = [process for process in self._processes.values() if process.poll() is None]
         for process in running:
             if self._temporary:
-                process.kill()  # nobody reads its data again; an orderly end of three takes 6 s
+                process.kill()  # its data is not read again; an orderly stop of three nodes takes 6 s
             else:
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
@@ -273,33 +273,33 @@ class DevBroker:
         self._processes.clear()
 
     def start(self, node: int) -> None:
-        """Start a node that was stopped or killed, on its old port and data; returns when it takes connections."""
+        """Start a node that was stopped or killed, on its old port and data; returns when it accepts connections."""
         assert node not in self._processes, f"node {node} runs"
         self._launch(node)
         self._await(node)
 
     def stop(self, node: int) -> None:
-        """End a node in good order (SIGTERM)."""
+        """Stop a node in order (SIGTERM)."""
         self._processes[node].send_signal(signal.SIGCONT)
         self._processes[node].terminate()
         self._reap(node)
 
     def kill(self, node: int) -> None:
-        """End a node at once (SIGKILL)."""
+        """Kill a node (SIGKILL)."""
         self._processes[node].kill()
         self._reap(node)
 
     def freeze(self, node: int) -> None:
-        """Halt a node that runs, its connections open, as a machine that hangs; returns when its last thread stands."""
+        """Suspend a running node, connections open, like a machine that hangs; returns when its last thread has stopped."""
         self._processes[node].send_signal(signal.SIGSTOP)
         os.waitpid(self._processes[node].pid, os.WUNTRACED)
 
     def thaw(self, node: int) -> None:
-        """Let a frozen node go on."""
+        """Resume a frozen node."""
         self._processes[node].send_signal(signal.SIGCONT)
 
     def alive(self, node: int) -> bool:
-        """False when it was stopped, killed, or died by itself."""
+        """False when it was stopped, killed, or died."""
         process = self._processes.get(node)
         return process is not None and process.poll() is None
 
@@ -316,7 +316,7 @@ class DevBroker:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=java_environment(),
-                    start_new_session=True,  # Ctrl-C is for us; we then stop the brokers in order
+                    start_new_session=True,  # Ctrl-C is handled here, and then stops the brokers in order
                 )
             except OSError as error:
                 raise DevBrokerUnavailable(f"Java cannot be started: {error}. {ALTERNATIVES}") from None
@@ -324,7 +324,7 @@ class DevBroker:
         self._guard.tell("+", process.pid)
 
     def _await(self, node: int) -> None:
-        """Until the node says that it is up. An open port would not do: whoever took it answers in its place."""
+        """Wait until the node logs that it is up. An open port would not do: another process may have taken it."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.alive(node):
             if STARTED in self._said(node):
@@ -335,7 +335,7 @@ class DevBroker:
         raise DevBrokerUnavailable(f"Kafka node {node} {reason}. The end of its log:\n{tail}\n{ALTERNATIVES}")
 
     def _said(self, node: int) -> bytes:
-        """What a node has logged since it was started last."""
+        """What a node has logged since its last start."""
         with (self.directory / f"broker{node}.log").open("rb") as log:
             log.seek(self._log_starts[node])
             return log.read()
@@ -351,7 +351,7 @@ class DevBroker:
         self._forget(process.pid)
 
     def _forget(self, pid: int) -> None:
-        """The system may give this pid to anyone now: the guard must not kill it."""
+        """Remove the pid from the guard: the system may now give it to another process, which must not be killed."""
         if self._guard is not None:
             self._guard.tell("-", pid)
 
@@ -365,7 +365,7 @@ class DevBroker:
             "--enable-native-access=ALL-UNNAMED",
         ]
         cache = aot_cache()
-        if cache.exists():  # one of another JDK or class path is ignored by Java
+        if cache.exists():  # Java ignores one of another JDK or class path
             flags += [f"-XX:AOTCache={cache}", "-Xlog:aot*=off", "-Xlog:cds*=off"]
         return self._java(flags, "kafka.Kafka", str(self.directory / f"server{node}.properties"))
 
@@ -416,9 +416,9 @@ class DevBroker:
                 meta.write_text(f"version=1\nnode.id={node}\ncluster.id={self._cluster_id}\n")
 
     def _checkpoint(self) -> Path:
-        """The feature levels that a new data directory starts with; made once by Kafka's own tool, then copied.
+        """The feature levels of a new data directory; written once by Kafka's own tool, then copied.
 
-        meta.properties alone would start too, but with group.version and transaction.version 0.
+        meta.properties alone would also start a broker, but with group.version and transaction.version 0.
         """
         cached = cache_directory() / f"bootstrap-{KAFKA_VERSION}.checkpoint"
         with sole_user(cache_directory()):
@@ -450,6 +450,6 @@ def _write_properties(path: Path, properties: Mapping[str, str]) -> None:
 def aot_cache() -> Path:
     """Java's ahead-of-time cache (68 MB): a new broker is up in 1.2 s instead of 3, for half of the CPU time.
 
-    Made when asked for, as `make install` does.
+    Only made on request, as `make install` does.
     """
     return cache_directory() / f"kafka-{KAFKA_VERSION}.aot"

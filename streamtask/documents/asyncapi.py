@@ -32,7 +32,7 @@ Part = dict[str, Any]
 
 
 def document(names: TopicNames, *, kafka: str, service: str) -> Part:
-    """The AsyncAPI document of this prefix. kafka, service: HOST:PORT where they answer."""
+    """The AsyncAPI document of this prefix. kafka, service: their addresses as HOST:PORT."""
     used = _used()
     return {
         "asyncapi": "3.0.0",
@@ -208,7 +208,7 @@ def _messages() -> Part:
 
 
 def _formats(name: str, schema: str, document: str, more: Part, *, key: Part, cases: list[Part]) -> Part:
-    """One document as three messages: a record's first bytes say which it is."""
+    """One document as three messages, one per format: the first bytes of a record say which it is."""
     text = avro.read(document)
     made = {}
     for media_type, about in _ABOUT_FORMAT.items():
@@ -221,7 +221,7 @@ def _formats(name: str, schema: str, document: str, more: Part, *, key: Part, ca
         if media_type == JSON:
             message["examples"] = cases
         else:
-            message.pop("correlationId", None)  # its location is one in JSON
+            message.pop("correlationId", None)  # its location refers to JSON
         made[message["name"]] = message
     return made
 
@@ -259,6 +259,6 @@ def _frame(name: str, schema: str, title: str, cases: dict[str, Part]) -> Part:
 
 
 def _used() -> set[str]:
-    """The schemas that the messages refer to, and those that these do."""
+    """The schemas that the messages refer to, directly or through other schemas."""
     roots = ("TaskRequest", "TaskResponse", "ControlMessage", "TaskHeaders", "StatusHeaders", "DeadLetterHeaders")
     return {name for root in (*roots, "LiveAsk", "LiveFrame") for name in (root, *schemas.needed_by(root))}

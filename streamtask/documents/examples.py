@@ -1,6 +1,6 @@
-"""Examples for OpenAPI and AsyncAPI: the documents of the contract, as a reader of /docs meets them first.
+"""Examples for OpenAPI and AsyncAPI: the documents of the contract, as readers of /docs first see them.
 
-`answer` is how a route says what it answers: a schema by its name, one of documents/schemas.py (openapi.py adds them).
+A route declares its answers with `answer`: a schema by its name in documents/schemas.py (openapi.py adds them).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def answer(
     example: Any = None,
     cases: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One answer of a route. schema: its name, or None for a text; headers: names of openapi.HEADERS."""
+    """One answer of a route. schema: its name, or None for plain text; headers: names of openapi.HEADERS."""
     content: dict[str, Any] = {"schema": {"type": "string"} if schema is None else {"$ref": SCHEMAS + schema}}
     if example is not None:
         content["example"] = example

@@ -1,11 +1,11 @@
 """The models as JSON Schema (2020-12), each under its name.
 
-Two kinds of documents. What others send us (requests, control messages, frames for `/ws`): null is the same as absent.
-What we send (everything else): nulls are left out unless a field says otherwise. Both are open on the topics, as the
-contract is: a reader ignores the fields that it does not know. Closed, where unknown fields are refused: what is posted
-to the query service (`closed`).
+There are two kinds of documents. In those that streamtask receives (requests, control messages, frames for `/ws`), null is
+the same as absent. In those that it sends (all others), nulls are left out unless a field says otherwise. On the topics
+both are open, as in the contract: a reader ignores fields that it does not know. Bodies that are posted to the query
+service are closed: unknown fields are refused (`closed`).
 
-Fields of the models carry types and bounds; descriptions are those of the Avro schemas, which are the source of truth.
+Types and bounds come from the fields of the models; descriptions come from the Avro schemas, the source of truth.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     *(TaskPage, CancelBody, CancelAsked, Health, Stats, Problem),
     *(Asked, LiveFrame),
 )
-_RECEIVED = frozenset({"TaskRequest", "ControlMessage", "CancelBody", "Asked"})  # null is absent there
+_RECEIVED = frozenset({"TaskRequest", "ControlMessage", "CancelBody", "Asked"})  # in these, null is the same as absent
 AVRO = {"TaskRequest": REQUEST, "TaskResponse": RESPONSE, "ControlMessage": CONTROL}
 _RENAMED = {"Asked": "LiveAsk"}
 
@@ -50,7 +50,7 @@ _UUID = {"format": "uuid", "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 _UUID_ANY_CASE = {"format": "uuid", "pattern": _UUID["pattern"].replace("a-f", "a-fA-F")}
 _TIME = {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
 _CODES = sorted(code.value for code in ErrorCode)
-# What the models do not say of their texts: bounds that the writers keep (codec/status.py), forms, known values.
+# Constraints on strings that the models lack: lengths that the writers keep (codec/status.py), patterns, known values.
 _FACETS: dict[tuple[str, str], Schema] = {
     ("TaskRequest", "task_id"): _UUID_ANY_CASE,
     ("ControlMessage", "task_id"): _UUID_ANY_CASE,
@@ -67,19 +67,19 @@ _FACETS: dict[tuple[str, str], Schema] = {
     ("Problem", "type"): {"pattern": "^urn:streamtask:problem:[a-z-]+$"},
 }
 
-# Where Avro differs from JSON, or a list stands beside.
+# Descriptions for fields where JSON differs from Avro, or where a list is given in addition.
 _WORDS: dict[tuple[str, str], str] = {
     ("TaskRequest", "parameters"): "The parameters of the handler.",
     ("TaskResponse", "result"): "What the handler returned.",
     ("TaskResponse", "status"): "Later releases may add values.",
 }
 _TEXT: Schema = {"type": "string"}
-_NOT_TOGETHER: Schema = {  # both given, and neither null
+_NOT_TOGETHER: Schema = {  # not both given with values other than null
     "required": ["not_before", "ordering_key"],
     "properties": {"not_before": _TEXT, "ordering_key": _TEXT},
 }
 
-# name → (what it says, always there, further keywords); texts in UTF-8, as every header. codec/dead.py writes them.
+# name → (description, whether always present, further keywords); UTF-8 text, as all headers. codec/dead.py writes them.
 _NUMBER = {"pattern": "^-?[0-9]+$"}
 DEAD_HEADERS: dict[str, tuple[str, bool, Schema]] = {
     "reason": ("The reason: an error code, or `duplicate`.", True, {"examples": _CODES}),
@@ -123,13 +123,13 @@ def _components() -> dict[str, Schema]:
     found["TaskRequest"]["not"] = _NOT_TOGETHER
     for (name, field), facets in _FACETS.items():
         held = found[name]["properties"][field]
-        # Of a nullable field the facets belong to the text, not to the null.
+        # In a nullable field, the facets belong to the string, not to the null.
         (held["anyOf"][0] if "anyOf" in held else held).update(facets)
     return dict(sorted(found.items()))
 
 
 def components(prefix: str = HERE) -> dict[str, Schema]:
-    """Every schema by its name; they refer to each other by `prefix` and name."""
+    """Every schema by its name; references between them begin with `prefix`."""
     return {name: refer(part, prefix) for name, part in _components().items()}
 
 
@@ -145,14 +145,14 @@ def needed_by(name: str) -> list[str]:
 
 
 def standalone(name: str, file: str) -> Schema:
-    """One schema with all that it refers to, as a document of its own."""
+    """One schema together with all schemas that it refers to, as a document of its own."""
     held, others = _components(), needed_by(name)
     head: Schema = {"$schema": DIALECT, "$id": f"urn:streamtask:schema:{VERSION}:{file}"}
     return copy.deepcopy(head | held[name] | ({"$defs": {other: held[other] for other in others}} if others else {}))
 
 
 def closed(part: Schema) -> Schema:
-    """The same, where an object with other fields than those named is refused."""
+    """The same schema, which refuses objects with other fields than those named."""
     shut: Schema = _walked(
         part, lambda held: held | {"additionalProperties": False} if "properties" in held and "type" in held else held
     )
@@ -160,7 +160,7 @@ def closed(part: Schema) -> Schema:
 
 
 def refer(part: Schema, prefix: str) -> Schema:
-    """The same with its references beginning with `prefix`."""
+    """The same schema with references that begin with `prefix`."""
 
     def change(held: Schema) -> Schema:
         target = held.get("$ref")
@@ -170,19 +170,19 @@ def refer(part: Schema, prefix: str) -> Schema:
     return changed
 
 
-# --- From pydantic's to ours ------------------------------------------------------------------------------------------
+# --- From pydantic's schemas to ours ----------------------------------------------------------------------------------
 
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
 def _tidy(name: str, part: Schema) -> Schema:
-    """One model's schema without what says nothing, and in JSON Schema's own words."""
+    """One model's schema, without redundant parts, in the keywords of JSON Schema."""
     nulls = name in _RECEIVED
 
     def change(held: Schema) -> Schema:
-        # A bound behind a validator of ours comes out as pydantic's own word for it.
+        # A bound that follows one of our validators comes out under pydantic's own name.
         held = {_BOUNDS.get(word, word): plain(value) for word, value in held.items()}
-        if held.get("additionalProperties") is True:  # as it is without; not every version of pydantic says it
+        if held.get("additionalProperties") is True:  # the default; not every version of pydantic writes it
             del held["additionalProperties"]
         if "$ref" in held:
             target = held["$ref"].removeprefix(HERE)
@@ -191,7 +191,7 @@ def _tidy(name: str, part: Schema) -> Schema:
             del held["title"]
         if "default" in held and held["default"] is None:
             del held["default"]
-            if not nulls:  # what is null is left out
+            if not nulls:  # null values are left out
                 held = _without_null(held)
         return held
 
@@ -200,7 +200,7 @@ def _tidy(name: str, part: Schema) -> Schema:
 
 
 def plain(value: Any) -> Any:
-    """60.0 is 60; which of both a bound is depends on the version of pydantic."""
+    """60.0 as 60: the version of pydantic decides which of the two a bound is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -213,7 +213,7 @@ def _without_null(held: Schema) -> Schema:
 
 
 def _walked(part: Any, change: Callable[[Schema], Schema]) -> Any:
-    """A copy in which `change` was applied to every schema, the inner ones first. Names of properties are no words."""
+    """A copy in which `change` was applied to every schema, inner ones first. Names of properties are not keywords."""
     if isinstance(part, list):
         return [_walked(one, change) for one in part]
     if not isinstance(part, dict):
@@ -242,7 +242,7 @@ def _referred(part: Any) -> set[str]:
 
 
 def _describe(part: Schema, record: Schema) -> None:
-    """The words of an Avro schema."""
+    """Copy the descriptions of an Avro schema."""
     part["description"] = record["doc"]
     for field in record["fields"]:
         part["properties"][field["name"]]["description"] = field["doc"]

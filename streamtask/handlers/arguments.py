@@ -1,10 +1,10 @@
-"""A request's `parameters` ⇄ the arguments of a handler, by the handler's own annotations.
+"""Converts a request's `parameters` to the arguments of a handler and back, by the handler's annotations.
 
-Two shapes. *Whole*: the handler has one argument and its type is a pydantic model, a dataclass or a TypedDict (or it is
-called `params` or `parameters` and is a mapping): the object as a whole is validated into it. *Plain*: every argument
-is a field of the object; arguments that are not sent keep the function's own defaults.
+There are two forms. *Whole*: the handler has one argument whose type is a pydantic model, a dataclass or a TypedDict (or
+which is named `params` or `parameters` and is a mapping): the object as a whole is validated into it. *Plain*: every
+argument is a field of the object; arguments that are not sent keep the function's own defaults.
 
-Always true: a name that nobody knows is refused with the nearest one that is known (a model opts out with
+Always true: an unknown name is refused, and the error names the nearest known one (a model opts out with
 `extra="ignore"` or `"allow"`); schemas are built once, at registration; what the client packs, the worker's `bind`
 accepts, because `pack` runs `bind` before anything is sent.
 """
@@ -30,7 +30,7 @@ from typing_extensions import TypedDict, is_typeddict
 
 from streamtask.errors import ConfigError, RequestRefused
 
-FIELDS_NAMED_MAX = 20  # fields named in one refusal; a list of 10,000 wrong items says no more than its first 20
+FIELDS_NAMED_MAX = 20  # fields named in one refusal; for a list of 10,000 invalid items the first 20 say enough
 _WHOLE_NAMES = ("params", "parameters")
 _UNBUILDABLE = (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError, NameError, TypeError)
 
@@ -38,7 +38,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class ParametersInvalid(Exception):
-    """`parameters` do not fit the handler. fields: {path: what is wrong}."""
+    """`parameters` do not fit the handler. fields: {path: what is wrong with it}."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self.fields = dict(fields)
@@ -50,7 +50,7 @@ class Binding:
 
     name     task type, for error texts
     context  the class that marks the context argument (handlers.Context)
-    names    further names that annotations may use (locals of the place where the function is defined)
+    names    further names that annotations may use (locals of the scope in which the function is defined)
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Binding:
         self._validate = self._adapter.validator.validate_python
 
     def bind(self, parameters: dict[str, Any] | None) -> Arguments:
-        """Positional and keyword arguments for the function (without the context). Raises ParametersInvalid."""
+        """The positional and keyword arguments of the function, without the context. Raises ParametersInvalid."""
         whole = self._whole
         if parameters is None:
             if whole is not None and whole.default is not inspect.Parameter.empty:
@@ -123,7 +123,7 @@ class Binding:
 
     @functools.cached_property
     def result_adapter(self) -> TypeAdapter[Any]:
-        """Reads the handler's result. Raises ConfigError when its return annotation cannot be read from JSON."""
+        """Reads the handler's result. Raises ConfigError when the type of its return annotation cannot be read from JSON."""
         return _adapter(self.result_type, f"handler {self._name!r}: its return annotation")
 
     def read_result(self, value: Any) -> Any:
@@ -131,7 +131,7 @@ class Binding:
         try:
             return self.result_adapter.validate_python(value)
         except ValidationError as refused:
-            # As in _validate_as_json: a strict model reads «"2026-01-01"» as a date from JSON only.
+            # As in _validate_as_json: a strict model reads the string "2026-01-01" as a date from JSON only.
             try:
                 text = orjson.dumps(value)
             except TypeError:
@@ -140,10 +140,10 @@ class Binding:
 
     def _validate_as_json(self, parameters: dict[str, Any], refused: ValidationError) -> Any:
         # The values came from JSON. Strict models accept a string as a date, UUID or enum from JSON only, so JSON
-        # decides; this path is paid for by wrong parameters and by strict models alone.
+        # decides; only invalid parameters and strict models pay for this path.
         try:
             text = orjson.dumps(parameters)
-        except TypeError:  # nested deeper than orjson writes (254): the first refusal stands
+        except TypeError:  # nested deeper than orjson can write (254): the first error stands
             raise ParametersInvalid(_field_texts(refused)) from None
         try:
             return self._adapter.validate_json(text)
@@ -161,15 +161,15 @@ class Binding:
 
 
 def fresh(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A copy of JSON values that a handler may change without its next attempt seeing it."""
+    """A copy of JSON values, so that the next attempt does not see what a handler changes in them."""
     if not parameters:
         return parameters
     try:
         copied: dict[str, Any] = orjson.loads(orjson.dumps(parameters))
-    except (TypeError, ValueError):  # deeper than orjson goes (254), or numbers beyond 64 bits
+    except (TypeError, ValueError):  # nested deeper than orjson can write (254), or numbers beyond 64 bits
         try:
             return copy.deepcopy(parameters)
-        except RecursionError:  # deeper than Python goes: then shared, rather than never run
+        except RecursionError:  # nested deeper than Python can recurse: share the values rather than never run the task
             return parameters
     return copied
 
@@ -213,7 +213,7 @@ def _check_argument(name: str, argument: inspect.Parameter, hints: Mapping[str, 
 
 
 def _arms(hint: Any) -> list[Any]:
-    """The classes that an annotation stands for: Annotated and unions taken apart, None left out."""
+    """The classes in an annotation: Annotated and unions are taken apart, None is left out."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _arms(typing.get_args(hint)[0])
@@ -244,7 +244,7 @@ def _is_whole(argument: inspect.Parameter, hints: Mapping[str, Any]) -> bool:
 
 
 def _known_names(hint: Any) -> frozenset[str] | None:
-    """Every name under which a field of these models may be sent; None: any name is fine."""
+    """Every name under which a field of these models may be sent; None: any name is accepted."""
     known: set[str] = set()
     for kind in _arms(hint):
         if _is_mapping(kind) and not is_typeddict(kind):
@@ -252,7 +252,7 @@ def _known_names(hint: Any) -> frozenset[str] | None:
         if isinstance(kind, type) and issubclass(kind, RootModel):
             return None
         config = getattr(kind, "model_config", None) or getattr(kind, "__pydantic_config__", None) or {}
-        if "extra" in config and config["extra"] != "forbid":  # the model's own wish
+        if "extra" in config and config["extra"] != "forbid":  # the model itself allows unknown names
             return None
         if is_typeddict(kind):
             known |= kind.__required_keys__ | kind.__optional_keys__
@@ -278,8 +278,8 @@ def _aliases(field: FieldInfo) -> Iterable[str]:
 
 
 def _fields_type(name: str, arguments: list[inspect.Parameter], hints: Mapping[str, Any]) -> Any:
-    """A TypedDict with one key per argument. A dict, not a model: no argument name is reserved in it, and keys that
-    are absent stay absent, so the function's own defaults apply."""
+    """A TypedDict with one key per argument. It is a dict and not a model because then no argument name is reserved, and
+    absent keys stay absent, so that the function's own defaults apply."""
     fields: dict[str, Any] = {}
     for argument in arguments:
         hint = hints.get(argument.name, Any)

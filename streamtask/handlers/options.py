@@ -1,7 +1,7 @@
-"""What a task type can be given: its options, and when a failed attempt is repeated.
+"""The options of a task type, and the rule for retrying a failed attempt.
 
-`@app.task(timeout=30, retry=Retry(attempts=3))` states options here, and only here: App.task and make_handler take them as
-they are. Always true: an option that cannot work is refused when the handler is registered, by name and with its value.
+`@app.task(timeout=30, retry=Retry(attempts=3))`: the options are declared here and nowhere else; App.task and make_handler
+pass them on. Always true: an option that cannot work is refused at registration; the error names the option and its value.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Retry:
                 )
 
     def policy(self) -> model.Retry:
-        """The part that the engine needs."""
+        """The part of it that the engine needs."""
         return model.Retry(
             attempts=self.attempts,
             backoff_ms=round(self.backoff * 1_000),
@@ -66,7 +66,7 @@ class Retry:
         )
 
     def wish(self, error: BaseException) -> tuple[bool, int | None]:
-        """(may run again, after so many ms or None for the backoff) for what a handler raised.
+        """What to do about an error that a handler raised: (may run again, after so many ms or None for the backoff).
 
         An exception group (a TaskGroup inside the handler) counts as each of its leaves.
         """
@@ -113,7 +113,7 @@ class TaskOptions(HandlerOptions, total=False):
 
 
 def check_options(name: str, options: HandlerOptions) -> None:
-    """Every option of the handler `name` by itself, and those that depend on each other. Raises ConfigError."""
+    """Check every option of the handler `name`, and the combinations of options. Raises ConfigError."""
     retry, executor = options.get("retry"), options.get("executor")
     timeout, timeout_max = options.get("timeout"), options.get("timeout_max")
     if retry is not None and not isinstance(retry, Retry):
@@ -150,5 +150,5 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:
 
 
 def _delay_ms(seconds: Any) -> int | None:
-    """The delay of RetryLater; an invalid number falls back to the backoff."""
+    """The delay of a RetryLater in milliseconds. None, for the usual backoff, when it is not a valid number."""
     return max(0, round(seconds * 1_000)) if is_number(seconds) else None

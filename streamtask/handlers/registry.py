@@ -1,8 +1,8 @@
 """The task types of an app: which function runs, how it is retried and limited, and the context that it runs with.
 
-Owns Handler, Registry and Context (what a handler sees of its execution); what a task type can be given is in options.py.
+It holds Handler, Registry and Context (a handler's view of its execution). The options of a task type are in options.py.
 
-Always true: a handler is checked completely when it is registered, so an invalid one stops the worker before it starts
+Always true: a handler is checked completely at registration, so an invalid one stops the worker before it starts
 any task; `ctx.progress` never blocks and can be called from any thread; after an execution has ended its context
 reports nothing more.
 """
@@ -32,7 +32,7 @@ from streamtask.handlers.options import LOST_MAX, ONCE, HandlerOptions, Retry, c
 from streamtask.observability.tracing import current_trace_id
 from streamtask.public import public
 
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: opened once per worker; what it yields is ctx.state
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]  #: entered once per worker; yields ctx.state
 
 _KINDS = ("async", "thread", "process")
 
@@ -41,12 +41,12 @@ _KINDS = ("async", "thread", "process")
 class Handler:
     """One task type: its function and its limits (seconds).
 
-    timeout      per attempt, when the request names none; None: no limit
-    timeout_max  the longest that a request may ask for
+    timeout      per attempt, when the request does not set one; None: no limit
+    timeout_max  the longest timeout that a request may set
     concurrency  executions of this type at once on one worker
-    lost_max     deaths of its own after which a task is FAILED `worker_lost`; 0 = never
-    memory_mb    process handlers: what an execution may take beyond what its child holds when it has loaded the app
-    max_tasks    process handlers: a child that ran so many executions of this type is replaced
+    lost_max     deaths charged to a task, after which it is FAILED `worker_lost`; 0: never
+    memory_mb    process handlers: memory of an execution, in addition to what its child holds after loading the app
+    max_tasks    process handlers: a child is replaced after this many executions of the type
     """
 
     name: str
@@ -83,11 +83,11 @@ class Handler:
         )
 
     def arguments(self, parameters: dict[str, Any] | None, *, ours: bool = False) -> Arguments:
-        """The validated arguments of one attempt. Raises binding.ParametersInvalid.
+        """The validated arguments of one attempt. Raises arguments.ParametersInvalid.
 
-        ours  the parameters were decoded for this attempt alone: no copy is needed
+        ours  the parameters were decoded for this attempt alone, so that no copy is needed
         """
-        # A handler may change what it is given; the next attempt must not see that.
+        # A handler may change its arguments; the next attempt must not see the changes.
         return self.binding.bind(fresh(parameters) if self.retry.attempts > 1 and not ours else parameters)
 
 
@@ -128,7 +128,7 @@ class Registry(Mapping[str, Handler]):
         self._handlers: dict[str, Handler] = {}
 
     def add(self, handler: Handler) -> None:
-        """Raises ConfigError when the task type is taken."""
+        """Raises ConfigError when the task type is already registered."""
         there = self._handlers.get(handler.name)
         if there is not None:
             raise ConfigError(
@@ -138,7 +138,7 @@ class Registry(Mapping[str, Handler]):
         self._handlers[handler.name] = handler
 
     def policies(self) -> dict[str, TaskPolicy]:
-        """What the engine needs to know about every task type."""
+        """What the engine needs to know about each task type."""
         return {name: handler.policy() for name, handler in self._handlers.items()}
 
     def __getitem__(self, name: str) -> Handler:
@@ -335,7 +335,7 @@ class FakeContext(Context):
 
 
 def _kind(name: str, function: Callable[..., Any], executor: str | None) -> tuple[HandlerKind, bool]:
-    """(its kind, True for an `async def`)."""
+    """Returns (the handler's kind, whether it is an `async def`)."""
     if executor is not None and executor not in _KINDS:
         raise ConfigError(f"handler {name!r}: executor={executor!r} must be 'async', 'thread', 'process', or omitted.")
     if not callable(function):
@@ -368,7 +368,7 @@ def _place(function: Callable[..., Any]) -> str:
 
 
 def _ms(seconds: float | None) -> int | None:
-    # Never 0: a timeout of 0.1 ms is a timeout.
+    # Never 0, which would mean something else: a timeout of 0.1 ms is a timeout.
     return None if seconds is None else max(1, round(seconds * 1_000))
 
 
@@ -377,7 +377,7 @@ def _clean(message: Any) -> str:
 
 
 def bounded(text: str, characters_max: int, *, keep_end: bool = False) -> str:
-    """`text` cut to its limit, and sayable in UTF-8: lone surrogates (undecodable file names) are spelled out."""
+    """`text` cut to its limit and valid as UTF-8: lone surrogates (undecodable file names) are escaped."""
     if len(text) > characters_max:
         text = "…" + text[1 - characters_max :] if keep_end else text[: characters_max - 1] + "…"
     if text.isascii():

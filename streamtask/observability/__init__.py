@@ -1,1 +1,1 @@
-"""What operators see: the table of every event that is logged, the Prometheus format, and OpenTelemetry spans."""
+"""What operators see: the table of all logged events, the Prometheus format, and OpenTelemetry spans."""

@@ -1,7 +1,7 @@
 """Every event that streamtask logs for operators: its name, level and meaning. No other name is ever logged.
 
-Events of the core arrive as Notes (domain/ports.py), those of the shells through `emit`. No payload is ever a field.
-Text on a terminal, JSON lines elsewhere; both on stderr, so that stdout is kept for the answers of commands.
+Events of the core arrive as Notes (domain/ports.py); other modules call `emit`. A field never contains a payload. Logs are
+text on a terminal and JSON lines elsewhere, always on stderr, so that stdout is free for the output of commands.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ EVENTS: dict[str, tuple[int, str]] = {
 }  # fmt: skip
 
 COUNTS: Counter[str] = Counter()  #: how often each event occurred in this process; see `count` and `counted`
-# Events come from the owner, the handlers' loop, the thread of the children, the watchdog: an unlocked `+= 1` loses some, and
-# a first event of its name breaks an iteration under way. Reentrant: a signal handler may emit an event in between.
+# The owner, the handlers' loop, the children's thread and the watchdog emit events: an unlocked `+= 1` loses some, and the
+# first event of a name breaks an iteration in progress. Reentrant: a signal handler may emit an event in between.
 _counting = threading.RLock()
 
 _log = structlog.get_logger("streamtask")
@@ -100,20 +100,20 @@ def emit(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def count(name: str) -> int:
-    """Count without a log line; returns how many there are now. From any thread."""
+    """Count the event without a log line; returns the count so far. From any thread."""
     with _counting:
         COUNTS[name] += 1
         return COUNTS[name]
 
 
 def counted() -> dict[str, int]:
-    """{event: how often it occurred}, as of now. From any thread."""
+    """{event: how often it has occurred so far}. From any thread."""
     with _counting:
         return {name: COUNTS[name] for name in EVENTS if name in COUNTS}
 
 
 class _Stderr:
-    """Whatever sys.stderr is at the moment: a program may replace it, and close the one that was there before."""
+    """The current sys.stderr: a program may replace it and close the previous one."""
 
     @staticmethod
     def write(text: str) -> int:
@@ -125,7 +125,7 @@ class _Stderr:
 
 
 def configure(level: int = logging.INFO, *, json: bool | None = None) -> None:
-    """Log to stderr. json None: unless it is a terminal."""
+    """Log to stderr. json None: JSON unless stderr is a terminal."""
     as_json = not sys.stderr.isatty() if json is None else json
     renderer: Any = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())

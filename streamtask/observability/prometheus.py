@@ -1,6 +1,6 @@
-"""Metrics as Prometheus reads them: tables of names, and families made from them. Knows nothing of what is measured.
+"""Metrics in Prometheus format: tables of names, and families made from them. Independent of what is measured.
 
-Always true: a name that is in no table is never exported, and every sample has exactly the labels that its table says.
+Always true: a name that is in no table is never exported, and every sample has exactly the labels of its table entry.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Samples = Iterable[tuple[Sequence[str], float]]
 
 
 def family(table: Table, name: str, samples: Samples) -> Metric:
-    """A counter or gauge of the table with these samples: (label values, value)."""
+    """A counter or gauge from the table, with these samples: (label values, value)."""
     kind, labels, meaning = table[name]
     make = CounterMetricFamily if kind == COUNTER else GaugeMetricFamily
     made = make(name.removesuffix("_total"), meaning, labels=labels)
@@ -40,7 +40,7 @@ class Together(Collector):
 
 
 class Given(Collector):
-    """Families that were made before."""
+    """A collector of families that already exist."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -50,6 +50,6 @@ class Given(Collector):
 
 
 def render(collector: Collector, accept: str) -> tuple[str, bytes]:
-    """(content type, body) in the format that the Accept header asks for."""
+    """Returns (content type, body) in the format that the Accept header asks for."""
     encode, content_type = choose_encoder(accept)
     return content_type, encode(collector)

@@ -1,13 +1,13 @@
-"""OpenTelemetry spans: one for each request that is sent, one for each attempt that runs. Nothing else knows the library.
+"""OpenTelemetry spans: one for each request that is sent, one for each attempt that runs. No other module uses the library.
 
     Sending    PRODUCER, `send <task_type>`: its context goes into the headers of the request record
     Attempt    CONSUMER, `process <task_type>`: a child of the request's context, current while the handler runs
 
-A provider is the user's to set (in the module of the app, or by `opentelemetry-instrument`). Without one nothing is made
-and nothing imported: whoever sets one has imported `opentelemetry.trace` before, so a look into sys.modules tells (0.1 µs).
+The user sets a provider (in the app's module, or by `opentelemetry-instrument`). Without one, no span is made and nothing
+is imported: setting a provider imports `opentelemetry.trace`, so looking into sys.modules is enough (0.1 µs).
 
-Status events carry the context of the request and not that of an attempt: docs/decisions/0011. A span is never worth a
-task: whatever a provider raises is logged once, and the task goes on without.
+Status events carry the context of the request, not that of an attempt: docs/decisions/0011. A span never costs a task: an
+exception from a provider is logged once, and the task continues without a span.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ R = TypeVar("R")
 Headers = Sequence[tuple[str, bytes]]
 
 _MODULE = "opentelemetry.trace"
-COMPLAINTS_MAX = 256  # different errors that are remembered as told
+COMPLAINTS_MAX = 256  # number of different errors that are remembered as logged
 
 log = logging.getLogger("streamtask.tracing")
 
-if "OTEL_PYTHON_TRACER_PROVIDER" in os.environ:  # the API itself loads that provider, once somebody asks for it
+if "OTEL_PYTHON_TRACER_PROVIDER" in os.environ:  # the API itself loads that provider on first use
     with contextlib.suppress(ImportError):
         import opentelemetry.trace  # noqa: F401
 
 
 def _harmless(function: Callable[P, R]) -> Callable[P, R | None]:
-    """None in place of whatever it raises."""
+    """Return None instead of raising."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
             return function(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 providers, samplers and processors are other people's code
+        except Exception as error:  # noqa: BLE001 providers, samplers and processors are the user's code
             _complain(function.__qualname__, f"{type(error).__name__}: {error}")
             return None
 
@@ -60,18 +60,18 @@ def _harmless(function: Callable[P, R]) -> Callable[P, R | None]:
 
 @functools.lru_cache(maxsize=COMPLAINTS_MAX)
 def _complain(what: str, error: str) -> None:
-    """Once for each error."""
+    """Logs each error once."""
     log.warning("%s failed, tasks go on without spans: %s", what, error)
 
 
 def active() -> bool:
-    """True when somebody has set a provider."""
+    """True when a provider is set."""
     return _MODULE in sys.modules and tracer() is not None
 
 
 @_harmless
 def tracer() -> Tracer | None:
-    """None when there is no provider."""
+    """The tracer; None when there is no provider."""
     module = sys.modules.get(_MODULE)
     if module is None:
         return None
@@ -88,7 +88,7 @@ def _tracer_of(provider: Any) -> Any:
 
 
 def current_trace_id() -> str | None:
-    """Of the span that is current here, as 32 hex digits."""
+    """The trace id of the current span, as 32 hex digits."""
     module = sys.modules.get(_MODULE)
     if module is None:
         return None
@@ -97,7 +97,7 @@ def current_trace_id() -> str | None:
 
 
 def _context_in(headers: Iterable[tuple[str, bytes]], within: Context | None = None) -> Context:
-    """`within` (None: an empty one) with the span that W3C headers name, if they do; of equal ones the last counts."""
+    """`within` (None: an empty one) with the span that W3C headers name, if any; of equal headers the last counts."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -120,11 +120,11 @@ def _fail(span: Span, code: str, error: str | None) -> None:
     span.set_status(Status(StatusCode.ERROR, error))
 
 
-# --- Who asks ---------------------------------------------------------------------------------------------------------
+# --- Sending ----------------------------------------------------------------------------------------------------------
 
 
 class Sending:
-    """A request on its way. headers: those of its record, with the context of this span."""
+    """The span of a request that is being sent. headers: those of its record, with the context of this span."""
 
     __slots__ = ("_span", "headers")
 
@@ -134,7 +134,7 @@ class Sending:
 
     @_harmless
     def end(self, partition: int = -1, offset: int = -1, error: str | None = None) -> None:
-        """partition, offset: where it lies; error: why it was not acknowledged."""
+        """partition, offset: the position of the record; error: why it was not acknowledged."""
         if error is not None:
             _fail(self._span, "not_acknowledged", error)
         elif offset >= 0:
@@ -149,7 +149,7 @@ def sending(
 ) -> Sending | None:
     """The span of a request that is about to be sent; None when there is no provider.
 
-    headers  of the record. A trace context among them is the caller's own and stays, without a span of ours
+    headers    of the record. If they contain a trace context, it is the caller's: it stays, and no span is made
     from_http  the headers came from another service over HTTP: the span is a child of theirs, unless one is current
     """
     made = tracer()
@@ -182,11 +182,11 @@ def sending(
     return Sending(span, [*own, *_headers_of(set_span_in_context(span, here))])
 
 
-# --- Who works --------------------------------------------------------------------------------------------------------
+# --- Running ----------------------------------------------------------------------------------------------------------
 
 
 class Attempt:
-    """One execution of a handler. context: what it runs in, with this span as the current one."""
+    """One execution of a handler. context: the context that it runs in, with this span as the current one."""
 
     __slots__ = ("_held", "_span", "context")
 
@@ -201,39 +201,39 @@ class Attempt:
 
     @property
     def carried(self) -> Headers:
-        """Its context as it goes over the pipe, to a child (`attach`)."""
+        """Its context as headers, which go over the pipe to a child (`attach`)."""
         return _headers_of(self._held)
 
     @_harmless
     def end(self, outcome: Outcome, stopped: StopReason | None) -> None:
-        """stopped: why it was told to end, if it was."""
+        """stopped: why it had to stop, if it was."""
         span, ending = self._span, outcome.ending
         if ending is Ending.STOPPED and stopped is not StopReason.TIMEOUT:
             span.set_attribute("streamtask.stopped", "cancel" if stopped is None else stopped.value)
         elif ending is not Ending.RETURNED:
             _fail(span, outcome.code, outcome.error)
             if outcome.exception is not None:
-                told = {"exception.type": outcome.exception, "exception.message": outcome.error}
+                attributes = {"exception.type": outcome.exception, "exception.message": outcome.error}
                 if outcome.traceback is not None:
-                    told["exception.stacktrace"] = outcome.traceback
-                span.add_event("exception", told)
+                    attributes["exception.stacktrace"] = outcome.traceback
+                span.add_event("exception", attributes)
         span.end()
 
 
 class Attempts:
-    """Makes the spans of one worker's attempts."""
+    """Creates the spans of one worker's attempts."""
 
     def __init__(self, names: TopicNames) -> None:
         self._topics = names.requests
         self._group = names.group
 
     def beginner(self) -> Callable[[Start], Attempt | None] | None:
-        """`begin`, or None when there is no provider: asked once a batch."""
+        """`begin`, or None when there is no provider: called once per batch."""
         return self.begin if active() else None
 
     @_harmless
     def begin(self, start: Start) -> Attempt | None:
-        """The span of this attempt: a child of the context in its request's headers, else the root of a trace."""
+        """The span of this attempt: a child of the context in its request's headers, or else the root of a trace."""
         made = tracer()
         record = start.record
         if made is None or record.request is None:
@@ -265,8 +265,8 @@ class Attempts:
 
 @_harmless
 def attach(carried: Headers) -> Any:
-    """In a child: the attempt's span, which lives in the worker, is the current one until `detach`. None: there is no
-    provider here."""
+    """In a child process: makes the attempt's span, which lives in the worker, the current one until `detach`. None: this
+    process has no provider."""
     if _MODULE not in sys.modules:
         return None
     from opentelemetry import context as contexts
@@ -283,7 +283,7 @@ def detach(token: Any) -> None:
 
 @_harmless
 def flush(timeout_s: float) -> None:
-    """Before an end that runs no exit handlers: what was recorded here goes to its exporter."""
+    """Export what was recorded. Call it before an exit that runs no exit handlers."""
     if active():
         provider: Any = sys.modules[_MODULE].get_tracer_provider()
         if hasattr(provider, "force_flush"):

@@ -1,1 +1,1 @@
-"""Topics in, the latest status of every task out: the fold, its stores, what is live, and one-off scans of the topics."""
+"""From topics to the latest status of every task: the fold, its stores, the live feed, and one-off scans of the topics."""

@@ -1,17 +1,16 @@
-"""The live feed: every status event that the view folds, fanned out to those who listen. Bounded, without polling.
+"""The live feed: fans out every status event that the view folds to its listeners. Bounded, without polling.
 
-    tail thread:  fold a batch → publish the positions → someone listens? → one callback per batch
+    tail thread:  fold a batch → publish the positions → is there a listener? → one callback per batch
     event loop:   deliver → the buffer of each listener → the stream that reads it (live.py)
 
-Invariants. Nothing between two reads of a listener is missed, or it is cut, and knows it: the tail thread publishes
-positions first and looks for listeners then; a listener registers first and reads the positions then (as in watch.py).
-Within a partition events come in the order of their offsets.
+Invariants. A listener misses nothing between two reads, or it is cut and knows it: the tail thread publishes the positions
+first and then looks for listeners; a listener registers first and then reads the positions (as in watch.py). Within a
+partition, events arrive in the order of their offsets.
 
-Memory. A listener for one task holds EVENTS_OF_TASK_MAX events and then only the latest; one for a filter holds
-EVENTS_MAX and BYTES_MAX and then is cut. All of them together hold HELD_BYTES_MAX: a body that many hold is one, and counts
-once, however many they are. When that is full, those that hold most are cut until a quarter is free, and nobody else:
-those that read in time are never among them. Between the threads there are at most HANDED_MAX batches and
-HANDED_BYTES_MAX (or one batch).
+Memory. A listener for one task holds EVENTS_OF_TASK_MAX events, then only the latest; a listener for a filter holds up to
+EVENTS_MAX and BYTES_MAX and then is cut. All together hold at most HELD_BYTES_MAX: a body that many listeners hold counts
+once. When that is full, the listeners that hold most are cut until a quarter is free; the others, which read in time, are
+not affected. Between the threads there are at most HANDED_MAX batches and HANDED_BYTES_MAX (or one batch).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import NamedTuple
 from streamtask.errors import StreamtaskError
 from streamtask.projection.watch import TooManyWaiters
 
-LISTENERS_MAX = 12_000  # each takes 45 KB of the process with its stream
+LISTENERS_MAX = 12_000  # each takes 45 KB of the process, including its stream
 EVENTS_OF_TASK_MAX = 64
 EVENTS_MAX = 1_000
 BYTES_MAX = 4_000_000
@@ -34,17 +33,17 @@ HELD_BYTES_MAX = 64_000_000
 TAKE_BYTES = 64_000  # written at once, or one event if that is larger
 HANDED_MAX = 64
 HANDED_BYTES_MAX = 16_000_000
-HOLDER_BYTES = 16  # of an event that another listener holds as well: a reference in its buffer
-HANDED_WAIT_S = 1.0  # then the event loop is stuck: everybody is cut, the view goes on
+HOLDER_BYTES = 16  # of an event that another listener also holds: a reference in the buffer
+HANDED_WAIT_S = 1.0  # after this time the event loop is stuck: all listeners are cut, and the view continues
 
 
 class Cut(StreamtaskError):
-    """A stream ends before its end: slow (too much was held for it), restarted, overrun (the view begins anew, or was
-    faster than the event loop), stopping (the service ends). Whoever reads it resumes from its last id."""
+    """A stream that was cut: slow (it held too much), restarted, overrun (the view started again, or was faster than the
+    event loop), stopping (the service ends). The client resumes from the stream's last id."""
 
 
 class Heard(NamedTuple):
-    """A status event on its way out. body: as the store has it; origin: "" when the event does not say."""
+    """A status event for listeners. body: as in the store; origin: "" when the event does not contain it."""
 
     partition: int
     offset: int
@@ -56,7 +55,7 @@ class Heard(NamedTuple):
 
 
 class _Shared:
-    """An event that listeners hold. Its body is counted as long as one of them does."""
+    """An event that listeners hold. Its body counts as long as at least one of them does."""
 
     __slots__ = ("event", "holders", "size")
 
@@ -65,9 +64,9 @@ class _Shared:
 
 
 class Listener:
-    """The buffer between the feed and one stream. Event loop only.
+    """The buffer between the feed and one stream. Used on the event loop only.
 
-    cut  why nothing more will come; what it held then is gone, whoever reads it resumes from its last id
+    cut  why it gets no more events; what it held then is gone, and the client resumes from its last id
     """
 
     __slots__ = ("_events", "_feed", "_held", "_news", "_taken", "cut", "status", "task_id", "task_type")
@@ -87,7 +86,7 @@ class Listener:
         return self._held
 
     def offer(self, shared: _Shared) -> None:
-        """Hold it; over the bounds keep the latest (one task), or cut (a filter)."""
+        """Hold the event. Beyond the limits keep only the latest (one task), or cut the listener (a filter)."""
         if self.cut is not None:
             return
         full = self._held + shared.size > BYTES_MAX and self._events
@@ -101,15 +100,15 @@ class Listener:
         self._news.set()
 
     def fall_behind(self) -> None:
-        """Too much is held for it: of one task only the latest counts, a filter's stream resumes."""
+        """It holds too much: drop the events, or, for a filter, cut it so that its stream resumes."""
         if self.task_id is None:
             self.end("slow")
         else:
             self._drop()
 
     def take(self) -> list[Heard]:
-        """What is held, oldest first, up to TAKE_BYTES and at least one; [] when nothing is. What was taken before is
-        written by now."""
+        """The held events, oldest first, up to TAKE_BYTES but at least one; [] when there are none. Calling it means that the
+        stream has written the events of the previous call."""
         self._written()
         size = 0
         while self._events and (not self._taken or size + self._events[0].size <= TAKE_BYTES):
@@ -120,10 +119,10 @@ class Listener:
         return [shared.event for shared in self._taken]
 
     async def wait(self, timeout_s: float) -> bool:
-        """True when there is something to take, or it was cut; False after timeout_s."""
+        """True when there are events to take or it was cut; False after timeout_s."""
         self._news.clear()
         if not self._events and self.cut is None:
-            # Not asyncio.timeout, which takes longer than the rest: ten thousand streams wait for every event.
+            # Not asyncio.timeout, which takes longer than all the rest: ten thousand streams wait for every event.
             alarm = asyncio.get_running_loop().call_later(timeout_s, self._news.set)
             try:
                 await self._news.wait()
@@ -132,7 +131,7 @@ class Listener:
         return bool(self._events) or self.cut is not None
 
     def end(self, reason: str) -> None:
-        """Cut it: its memory is free at once."""
+        """Cut the listener, which frees its memory at once."""
         if self.cut is None:
             self.cut = reason
             self._drop()
@@ -154,35 +153,35 @@ class Listener:
 
 
 class Feed:
-    """Who listens to what. All but `listening` and `may_hand` belongs to the event loop's thread.
+    """The listeners and their filters. Only `listening` and `may_hand` may be called outside the event loop's thread.
 
-    positions  {partition of the status topic: next offset} up to which every listener has been offered what it wants
+    positions  {partition of the status topic: next offset} up to which every listener was offered its events
     """
 
     def __init__(self) -> None:
         self.held_bytes = 0
         self.positions: Mapping[int, int] = {}
         self.stopping = asyncio.Event()
-        self._left = asyncio.Event()  # somebody did
+        self._left = asyncio.Event()  # set when a listener has left
         self._of_tasks: dict[str, list[Listener]] = {}
         self._of_filters: list[Listener] = []
         self._count = 0
         self._reserved = 0
         self._handing = threading.Condition()
-        self._handed: deque[int] = deque()  # bytes of each batch under way to `deliver`; bounded by may_hand
+        self._handed: deque[int] = deque()  # bytes of each batch on its way to `deliver`; bounded by may_hand
 
     @property
     def count(self) -> int:
-        """Listeners, and whoever reserved a place like theirs."""
+        """The number of listeners and reserved places."""
         return self._count + self._reserved
 
     @property
     def listening(self) -> bool:
-        """Whether anybody listens. From any thread."""
+        """Whether there is a listener. From any thread."""
         return self._count > 0
 
     def may_hand(self, events: Sequence[Heard] = ()) -> bool:
-        """Wait for a place among the batches that are under way to `deliver`. From the tail thread."""
+        """Wait for room among the batches on their way to `deliver`; False after HANDED_WAIT_S. From the tail thread."""
         size = sum(len(event.body) for event in events)
 
         def fits() -> bool:
@@ -195,12 +194,12 @@ class Feed:
             return True
 
     def hold(self, shared: _Shared) -> None:
-        """One more listener holds it."""
+        """Count one more listener that holds the event."""
         self.held_bytes += HOLDER_BYTES if shared.holders else shared.size
         shared.holders += 1
 
     def let_go(self, held: Iterable[_Shared]) -> None:
-        """One listener holds these no more."""
+        """Count one listener less for each of these events."""
         for shared in held:
             shared.holders -= 1
             self.held_bytes -= HOLDER_BYTES if shared.holders else shared.size
@@ -229,7 +228,7 @@ class Feed:
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """A place for a connection that may listen later. Raises TooManyWaiters."""
+        """Reserve a place for a connection that may listen later. Raises TooManyWaiters."""
         self._check_room()
         self._reserved += 1
         try:
@@ -239,7 +238,7 @@ class Feed:
             self._left.set()
 
     def deliver(self, events: Sequence[Heard], positions: Mapping[int, int]) -> None:
-        """A batch that was folded, and the positions behind it."""
+        """Offer a folded batch to the listeners. positions: next offsets after it."""
         with self._handing:
             self._handed.popleft()
             self._handing.notify()
@@ -256,7 +255,7 @@ class Feed:
         self.positions = positions
 
     def _make_room(self, size: int) -> None:
-        """Those that hold most fall behind, until a quarter of HELD_BYTES_MAX is free."""
+        """Make the listeners that hold most fall behind, until a quarter of HELD_BYTES_MAX is free."""
         everybody = [*self._of_filters, *(one for group in self._of_tasks.values() for one in group)]
         for listener in sorted(everybody, key=lambda one: one.held, reverse=True):
             if self.held_bytes + size <= HELD_BYTES_MAX * 3 // 4 or not listener.held:
@@ -264,18 +263,18 @@ class Feed:
             listener.fall_behind()
 
     def cut_all(self, reason: str) -> None:
-        """What comes next does not follow on what came: everybody resumes."""
+        """Cut all listeners, because the next events do not continue the previous ones: all streams resume."""
         self.positions = {}
         for listener in [*self._of_filters, *(one for group in self._of_tasks.values() for one in group)]:
             listener.end(reason)
 
     def stop(self) -> None:
-        """The service ends: streams end, and new ones at once."""
+        """End all streams, and new ones at once, because the service ends."""
         self.stopping.set()
         self.cut_all("stopping")
 
     async def until_empty(self, timeout_s: float) -> None:
-        """Wait until nobody listens any more, at most so long."""
+        """Wait until there are no listeners and no reserved places, for at most timeout_s."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.count:

@@ -1,12 +1,12 @@
-"""Records in, rows out: reads what the tail brings, folds it into what is known, writes both with the offsets.
+"""Records in, rows out: folds the records of the tail into what is known, and writes rows and offsets together.
 
-A request is its task's CREATED with version 0, a status event is itself with version = offset + 1. Which of two facts
-about a task stands is core/fold.py's to say; this module only asks, and keeps the request's tenant, which no status
-event carries. It runs in the tail thread and nowhere else.
+A request is its task's CREATED with version 0; a status event has version = offset + 1. core/fold.py decides which of two
+facts about a task stands; this module only asks it, and keeps the tenant, which only the request carries. It runs in the
+tail thread and nowhere else.
 
-A status event is read by `peek_status` (its JSON is served as it is): the columns take what has the right type. What a later
-event of the same batch overtakes is not read at all when nobody listens (`_Later`): two of three in a restore. A request is
-validated when its row is wanted (10 µs each).
+`peek_status` reads a status event (its JSON is served unchanged): a column is filled when the field has the right type. An
+event that a later one of the same batch overtakes is not read at all when there is no listener (`_Later`): two of three in
+a restore. A request is validated when its row is needed (10 µs each).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamtask.projection.store import Known, Partition, Row, Store
 
 
 class Record(Protocol):
-    """A record as the tail hands it over (kafka.tail.TailRecord)."""
+    """A record as the tail returns it (kafka.tail.TailRecord)."""
 
     @property
     def topic(self) -> str: ...
@@ -51,8 +51,8 @@ class Record(Protocol):
 
 
 class _Event(NamedTuple):
-    """A status event before it is made a row: what folding asks for, and where the rest is. updated_ms: folding asks
-    for it of requests only, so it is not read."""
+    """A status event before it becomes a row: what folding needs, and the sources of the rest. updated_ms is not read,
+    because folding needs it of requests only."""
 
     task_id: str
     status: str
@@ -62,13 +62,13 @@ class _Event(NamedTuple):
     tenant: str | None
     record: Record
     document: dict[str, Any]
-    body: bytes  # the event as JSON: the record's value, unless that is Avro
+    body: bytes  # the event as JSON: the record's value, or its translation from Avro
 
 
 class _Later:
-    """By what the status events are known that this one overtakes, in the same batch before it: they spell the same task_id,
-    CREATED or RUNNING and the same origin, in the places where our writers have them (codec/status.py). core/fold.py, rule 2:
-    they do not stand beside this one, whatever else is known. 0.4 µs, not 4; what is spelled otherwise is read and folded.
+    """Recognises the status events that this one overtakes, earlier in the same batch: they contain the same task_id, CREATED
+    or RUNNING, and the same origin, at the positions where our writers put them (codec/status.py). By rule 2 of core/fold.py
+    they do not stand beside this one. Takes 0.4 µs instead of 4; an event in another spelling is read and folded.
     """
 
     __slots__ = ("offset", "statuses", "tail")
@@ -76,7 +76,7 @@ class _Later:
     def __init__(self, event: _Event) -> None:
         self.offset = event.record.offset
         self.statuses = _BEFORE_CREATED if event.status == _CREATED else _BEFORE_OTHERS
-        # At the end of a JSON object and behind a comma this can only be its own last member.
+        # At the end of a JSON object and after a comma, this can only be the object's own last member.
         self.tail = b',"origin":"%b"}' % event.origin.encode()
 
 
@@ -90,7 +90,7 @@ _STATUS_END = _HEAD_BYTES + 8
 
 
 class _Asked:
-    """A request before it is made a row: what folding asks for. updated_ms is asked for only where two requests have one
+    """A request before it becomes a row: what folding needs. It needs updated_ms only where two requests have the same
     task_id."""
 
     __slots__ = ("_made", "_make", "origin", "record", "task_id")
@@ -118,7 +118,7 @@ Fact = Row | _Event | _Asked
 
 
 class Folded(NamedTuple):
-    """What a batch changes: whole rows, tenants of known tasks, and the tasks whose row is another."""
+    """What a batch changes: whole rows, tenants of known tasks, and the tasks whose row changed."""
 
     rows: list[Row]
     tenants: dict[str, str]
@@ -127,19 +127,19 @@ class Folded(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What was read since the start of this process."""
+    """What was read since this process started."""
 
     requests: int = 0
     events: int = 0
     cancels: int = 0
-    unreadable: int = 0  # not decodable, or without a task: they are in tasks.dead, or somebody else's
+    unreadable: int = 0  # not decodable, or without a task: in tasks.dead, or written by others
 
 
 class Materializer:
     """Folds records into a store. `apply` is one local transaction.
 
-    reader   of status events: what the workers wrote must be understood, so it may raise Unreachable
-    lenient  of requests and control messages: anybody's, so what it does not understand is left to the workers
+    reader   for status events: what the workers wrote must be understood, so it may raise Unreachable
+    lenient  for requests and control messages, which anyone may write: the workers deal with what it does not understand
     """
 
     def __init__(
@@ -161,27 +161,27 @@ class Materializer:
         self._band_of_name = {band.name: index for index, band in enumerate(names.bands)}
         self._band_of_topic = {topic: band for band, topic in enumerate(names.requests)}
         self.tally = Tally()
-        self._known: dict[str, Known] = {}  # by the last `fold`, before it
+        self._known: dict[str, Known] = {}  # before the last `fold`
 
     def apply(
         self, records: Sequence[Record], offsets: Mapping[Partition, int], feed: list[Heard] | None = None
     ) -> list[str]:
         """Fold these records and move to `offsets`, both or neither. Returns the tasks whose row changed.
 
-        feed  every status event that changed one, in order, is appended: more than the rows, which know the last alone
+        feed  gets every status event that changed a row, in order; the rows know only the last one
         """
         folded = self.fold(self.read(records, every=feed is not None), feed)
         self._store.apply(folded.rows, offsets, folded.tenants)
         return folded.changed
 
     def read(self, records: Sequence[Record], *, every: bool = False) -> list[Fact]:
-        """What these records say of tasks; every: also what is overtaken among them. Asks nothing of the store."""
+        """The facts in these records; every: including overtaken ones. Does not access the store."""
         if every:
             return [fact for record in records if (fact := self._fact(record)) is not None]
         return self._lasting(records)
 
     def fold(self, facts: Sequence[Fact], feed: list[Heard] | None = None) -> Folded:
-        """What these facts change, for Store.apply; nothing else may be applied in between."""
+        """What these facts change, for Store.apply. Apply nothing else in between."""
         known = self._known = self._store.known({fact.task_id for fact in facts})
         latest: dict[str, Fact] = {}
         asked: dict[tuple[str, str], str] = {}  # (task_id, origin): the tenant in that request
@@ -194,7 +194,7 @@ class Materializer:
                 latest[task_id] = fact
                 if feed is not None and type(fact) is _Event:
                     feed.append(heard(fact.record, fact.document, fact.body))
-        # A row is made of what stands at last: most events of a long batch are overtaken within it.
+        # Only facts that stand at the end become rows: most events of a long batch are overtaken within it.
         rows = [self._row(fact) for fact in latest.values()]
         tenants: dict[str, str] = {}
         for (task_id, origin), tenant in asked.items():
@@ -204,7 +204,7 @@ class Materializer:
         return Folded(rows, tenants, list(latest))
 
     def heard_again(self, records: Sequence[Record]) -> list[Heard]:
-        """The feed of the records that were applied last, for who began to listen meanwhile."""
+        """The feed of the records that were applied last, for listeners that registered meanwhile."""
         counted = replace(self.tally)
         facts = self.read(records, every=True)
         self.tally = counted
@@ -219,10 +219,10 @@ class Materializer:
         return out
 
     def _lasting(self, records: Sequence[Record]) -> list[Fact]:
-        """All facts that may stand; read from the last to the first, for what follows tells what was overtaken."""
+        """All facts that may stand. Reads from the last record to the first, because later ones show what is overtaken."""
         topic = self._names.status
         facts: list[Fact] = []
-        later: dict[bytes, _Later] = {}  # by the first bytes of the event: its task_id as our writers spell it
+        later: dict[bytes, _Later] = {}  # by the first bytes of the event: its task_id in our writers' spelling
         overtaken = 0
         for record in reversed(records):
             if record.topic != topic:
@@ -271,7 +271,7 @@ class Materializer:
             self.tally.unreadable += 1
             return None
         self.tally.events += 1
-        document.pop("result", None)  # nothing here looks at it, the body has it: 900 KB of `[[],[],…]` decode to 25 MB
+        document.pop("result", None)  # not needed here, and `body` has it: 900 KB of `[[],[],…]` decode to 25 MB
         return _Event(
             document["task_id"],
             document["status"],
@@ -296,7 +296,7 @@ class Materializer:
         record, document = event.record, event.document
         priority = document.get("priority")
         created_ms = _ms(document.get("created_at"), record.timestamp_ms)
-        return Row(  # by position: twelve names cost a microsecond
+        return Row(  # positional: twelve keywords would cost a microsecond
             event.task_id,
             event.body,
             event.status,
@@ -313,7 +313,7 @@ class Materializer:
 
     def _request(self, band: int, record: Record) -> Row | _Asked | None:
         document = peek_request(record.value)
-        if document is not None and document.get("tenant") is None:  # which only a valid request has
+        if document is not None and document.get("tenant") is None:  # only a valid request has a tenant
             self.tally.requests += 1
             origin = origin_text(self._names.bands[band].name, record.partition, record.offset)
             return _Asked(document["task_id"], origin, record, self._created)
@@ -340,7 +340,7 @@ class Materializer:
 
 
 def read_status(record: Record, reader: Reader) -> tuple[dict[str, Any], bytes]:
-    """A status event as `peek_status` reads it, and as JSON bytes. Raises DecodeError."""
+    """A status event as `peek_status` reads it, and its JSON bytes. Raises DecodeError."""
     body = record.value or b""
     if body and body[0] in BINARY:
         body = reader.json(RESPONSE, body)
@@ -348,7 +348,7 @@ def read_status(record: Record, reader: Reader) -> tuple[dict[str, Any], bytes]:
 
 
 def heard(record: Record, document: Mapping[str, Any], body: bytes) -> Heard:
-    """What `read_status` read, as an event of the feed."""
+    """The result of `read_status` as an event of the feed."""
     return Heard(
         record.partition,
         record.offset,
@@ -397,14 +397,14 @@ def _text(held: Any) -> str | None:
     return held if type(held) is str else None
 
 
-_SECONDS_MAX = 4_096  # distinct seconds kept; then all are forgotten
+_SECONDS_MAX = 4_096  # number of cached seconds; when the cache is full, it is emptied
 _seconds: dict[str, int] = {}
 
 
 def _ms(held: Any, otherwise: int) -> int:
-    """The milliseconds of a time as it is written on the wire; `otherwise` when it is none.
+    """The milliseconds of a time in wire format; `otherwise` when it is not a time.
 
-    As our own writers spell it, `2026-11-24T07:26:00.123Z`, the seconds are looked up: 0.3 µs, not 0.8.
+    For a time in our own writers' spelling, `2026-11-24T07:26:00.123Z`, the seconds are looked up: 0.3 µs instead of 0.8.
     """
     if type(held) is not str:
         return otherwise

@@ -1,9 +1,9 @@
-"""Where the view begins to read, and when it must begin anew: the Kafka side of the service.
+"""Where the view starts to read, and when it must start again: the Kafka side of the service.
 
-A store that has offsets goes on from them. An empty one reads tasks.status from its start; of the bands only what the
-workers have not finished, which is everything from their committed offsets on (read unstable: an open transaction must
-not hold up a start; at worst a few finished requests are read too). A store that was filled from other topics - another
-cluster, or topics deleted and made again - is emptied first: its offsets mean nothing there.
+A store with offsets continues from them. For an empty one, tasks.status is read from its start, and the bands only from
+the workers' committed offsets, that is, what the workers have not finished (read uncommitted: an open transaction must not
+delay the start; at worst a few finished requests are read too). A store that was filled from other topics (another
+cluster, or topics that were deleted and created again) is emptied first: its offsets mean nothing for these topics.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.projection.store import Partition, Store
 from streamtask.projection.view import OnGap, Retention
 
-LOOK_S = 60.0  # between two looks whether the topics are still the same ones
+LOOK_S = 60.0  # interval of checks whether the topics are still the same
 PAST_KBYTES = 4_096
-_BEGINNING = -1  # Tail: a negative offset
+_BEGINNING = -1  # for Tail, a negative offset means the beginning
 
 
 class Facts(NamedTuple):
-    """What the topics of the view are. identity: of cluster and topics, as the store keeps it."""
+    """The topics of the view. identity: of the cluster and the topics, as the store keeps it."""
 
     cluster_id: str
     identity: str
@@ -39,12 +39,12 @@ class Facts(NamedTuple):
 
 
 def topics_of(names: TopicNames) -> tuple[str, ...]:
-    """The topics that the view reads."""
+    """The names of the topics that the view reads."""
     return (*names.requests, names.status, names.control)
 
 
 def gather(kafka: KafkaSettings, names: TopicNames) -> Facts:
-    """Raises TopicsMissing, Unreachable, ClusterError."""
+    """Ask the cluster about the view's topics. Raises TopicsMissing, Unreachable, ClusterError."""
     ids = admin.topic_ids(kafka, topics_of(names))
     facts = admin.cluster_facts(kafka, names)
     there = facts.topics
@@ -60,9 +60,9 @@ def gather(kafka: KafkaSettings, names: TopicNames) -> Facts:
 
 
 class KafkaSource:
-    """A Tail that knows where to begin. Opened in the tail thread (`opener`), used by it alone.
+    """A Tail that knows where to start. Opened in the tail thread (`opener`), which alone uses it.
 
-    note  told in words of what the operator should know: positions lost to retention, a store that was emptied
+    note  called with texts for the operator: positions lost to retention, a store that was emptied
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, store: Store, note: Callable[[str], None]) -> None:
@@ -84,7 +84,7 @@ class KafkaSource:
             on_gap=lambda place, wanted, found: note(_gap(place, wanted, found)),
             on_error=note,
         )
-        # What has a status event needs no row of its request: written first, it would be written twice (40 µs, not 25).
+        # A task with a status event needs no row of its request: written first, it would be written twice (40 µs, not 25).
         self._first = {place: end for place, end in self._tail.ends().items() if place[0] == names.status}
         self._paused = [place for place in begin if place not in self._first]
         self._tail.pause(self._paused)
@@ -105,7 +105,7 @@ class KafkaSource:
         return self._tail.ends(read_committed=False)
 
     def stale(self) -> bool:
-        """True when the topics are no longer those that were opened: others of that name, or with more partitions."""
+        """True when the topics changed since they were opened: created again under the same name, or with more partitions."""
         if time.monotonic() < self._look_at:
             return False
         self._look_at = time.monotonic() + LOOK_S
@@ -114,9 +114,9 @@ class KafkaSource:
             ids = admin.topic_ids(self._kafka, topics_of(self._names))
             grown = admin.partition_count(self._kafka, self._names) != shards
         except Unreachable:
-            return False  # nobody knows: look again later
+            return False  # cannot be decided now: check again later
         except ClusterError:
-            return True  # topics are missing: whoever opens the next source waits for them
+            return True  # topics are missing: opening the next source waits for them
         return grown or _identity(self._facts.cluster_id, ids) != self._facts.identity
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class KafkaSource:
 
 
 def open_past(kafka: KafkaSettings, places: Mapping[Partition, int], on_gap: OnGap) -> Tail:
-    """Reads these places once more; small, for there may be several (past.py)."""
+    """A tail that reads these partitions once more. It holds little memory, because there may be several (past.py)."""
     return Tail(replace(kafka, tail_kbytes=PAST_KBYTES), places, on_gap=on_gap)
 
 
@@ -134,10 +134,10 @@ def starts(
     stored: Mapping[Partition, int],
     committed: Callable[[], Mapping[Partition, int]],
 ) -> dict[Partition, int]:
-    """The offset to begin at, per partition; negative: the beginning of the log.
+    """The offset to start at, per partition; negative: the beginning of the log.
 
-    `committed` is only asked for an empty store. A partition that a filled store does not know was added since: it is
-    read from its beginning.
+    `committed` is only called for an empty store. A partition that a filled store does not know was added since then: it
+    is read from its beginning.
     """
     begin = dict(stored) if stored else dict(committed())
     unfinished = {place: at for place, at in begin.items() if stored or place[0] in names.requests}
@@ -154,10 +154,10 @@ def within_logs(
     ends: Mapping[Partition, int],
     note: Callable[[str], None],
 ) -> dict[Partition, int]:
-    """The offsets to begin at, each one held by its log; where one is not, the log's start, and a note.
+    """The offsets to start at, each within its log; where one is not, the start of the log, and a note.
 
-    Below the start: the view was away for longer than the topic keeps records. Beyond the end: the topic was truncated
-    or restored, what it holds now is other than what was read.
+    An offset below the start: the view was stopped for longer than the topic keeps records. An offset beyond the end: the
+    topic was truncated or restored, and what it holds now is not what was read.
     """
     out = {}
     for place, wanted in begin.items():
@@ -176,7 +176,7 @@ def _identity(cluster_id: str, ids: Mapping[str, str]) -> str:
 
 
 def _retention_ms(config: Mapping[str, str]) -> int | None:
-    """None: for ever, or not known because the settings may not be read (then nothing is forgotten early)."""
+    """None: for ever, or unknown because the topic's settings may not be read (then nothing is forgotten early)."""
     text = config.get("retention.ms", "-1")
     return int(text) if text.isdigit() else None
 

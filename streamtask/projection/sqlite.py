@@ -1,11 +1,11 @@
 """The view's store in one SQLite file: WAL, synchronous=NORMAL, one writing connection and two reading ones.
 
-A power cut may lose the last transactions (NORMAL), never half of one: rows and offsets are older together, and the
-topics still hold what is missing. So the file is a cache: a file of another format version is emptied and rebuilt.
+A power cut may lose the last transactions (NORMAL), but never half of one: rows and offsets are then both older, and the
+topics still have what is missing. So the file is a cache: a file of another format version is emptied and rebuilt.
 
-Three connections, because a reader must wait for nobody: the tail thread writes, `get` and `body` read one row on the event
-loop (7 and 3.5 µs), `list` and `counts` scan in other threads. One process per file: an flock on `<file>.lock` keeps a
-second one out, which would move the offsets under the first.
+There are three connections, because a reader must not wait: the tail thread writes, `get` and `body` read one row on the
+event loop (7 and 3.5 µs), `list` and `counts` scan in other threads. A file belongs to one process: an flock on
+`<file>.lock` keeps a second process out, which would move the offsets under the first.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from streamtask.domain.model import TaskStatus
 from streamtask.errors import ConfigError
 from streamtask.projection.store import LIST_MAX, Cursor, Filter, Known, Page, Partition, Row, key_of, page_of, text_of
 
-APPLICATION_ID = 0x73747677  # "stvw", in the file's header: this is ours
-FORMAT = 1  # of the tables below; another number in the file: emptied and rebuilt from the topics
-KEYS_PER_SELECT = 500  # bounds the number of different statements, and each one's variables (SQLite: 32,766)
+APPLICATION_ID = 0x73747677  # "stvw", in the file's header: marks a streamtask view
+FORMAT = 1  # version of the tables below; a file with another one is emptied and rebuilt from the topics
+KEYS_PER_SELECT = 500  # bounds the number of different statements, and of variables in each (SQLite: 32,766)
 CACHE_KIB = 65_536
-CHECKPOINT_PAGES = 16_000  # 64 MB of log; with SQLite's own 1,000 each page of an index is written for every batch
-SCAN_CACHE_KIB = 4_096  # the counts read a whole index: kept, it would grow with the tasks until the cache is full
+CHECKPOINT_PAGES = 16_000  # 64 MB of log; with SQLite's default of 1,000 every index page is written for every batch
+SCAN_CACHE_KIB = 4_096  # the counts read a whole index, so a larger cache would grow with the tasks until it is full
 
 _TABLES = """
 CREATE TABLE task (
@@ -50,8 +50,8 @@ _DROP = "DROP TABLE IF EXISTS task; DROP TABLE IF EXISTS position; DROP TABLE IF
 _COLUMNS = (
     "task_id, body, status, task_type, tenant, priority, created_ms, updated_ms, version, origin, partition, band"
 )
-# Rows in one statement: each one gives the interpreter away and waits until it has it again, which beside a busy thread takes
-# longer than the row; and a row costs 6.5 µs, not 7.7. The first: as many as SQLite has variables for (32,766).
+# Rows per statement. Each statement releases the GIL and waits to get it back, which takes longer than the row if another
+# thread is busy; and a row costs 6.5 µs instead of 7.7. The largest uses as many variables as SQLite has (32,766).
 _ROWS_PER_INSERT = (2_048, 256, 32, 4, 1)
 _UPSERT = f"""
 INSERT INTO task ({_COLUMNS}) VALUES {{}}
@@ -70,8 +70,8 @@ ON CONFLICT (topic, partition) DO UPDATE SET offset = excluded.offset
 _GET = f"SELECT {_COLUMNS} FROM task WHERE task_id = ?"
 _BODY = "SELECT body, version FROM task WHERE task_id = ?"
 _KNOWN = "SELECT task_id, status, updated_ms, version, origin, tenant FROM task WHERE task_id IN ({})"
-# created_ms <= updated_ms in every row, so the index on created_ms finds all candidates; among them only long-lived
-# tasks are passed over. What is known by its request alone is CREATED: the index on status finds it.
+# created_ms <= updated_ms in every row, so the index on created_ms finds all candidates; only long-lived tasks among them
+# are skipped. A task known only by its request is CREATED: the index on status finds it.
 _EXPIRE = "DELETE FROM task WHERE rowid IN (SELECT rowid FROM task WHERE created_ms < ? AND updated_ms < ? LIMIT ?)"
 _EXPIRE_UNSTARTED = """
 DELETE FROM task WHERE rowid IN
@@ -80,9 +80,9 @@ DELETE FROM task WHERE rowid IN
 
 
 class SQLiteStore:
-    """The Store contract in a file. `path` None: a temporary file, gone with `close`.
+    """The Store contract in a file. With `path` None it is a temporary file, which `close` deletes.
 
-    Raises ConfigError when the file belongs to something else or is in use by another process.
+    Raises ConfigError when the file is not a streamtask view or another process uses it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -95,14 +95,14 @@ class SQLiteStore:
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             _prepare(self._writer)
             self._getter, self._scanner = _connect(self.path, CACHE_KIB), _connect(self.path, SCAN_CACHE_KIB)
-            self._looker = self._getter.cursor()  # kept: a new one costs half a microsecond
+            self._looker = self._getter.cursor()  # kept, because a new cursor costs half a microsecond
         except sqlite3.DatabaseError as error:
             os.close(self._hold)
             raise ConfigError(f"store={str(self.path)!r} cannot be used: {error}. Choose another file.") from None
         except BaseException:
             os.close(self._hold)
             raise
-        # Python's sqlite3 runs one statement per connection at a time, but a cursor's steps are many statements.
+        # Python's sqlite3 runs one statement per connection at a time, but the steps of a cursor are many statements.
         self._write_lock, self._get_lock, self._scan_lock = threading.Lock(), threading.Lock(), threading.Lock()
 
     def identity(self) -> str | None:
@@ -128,7 +128,7 @@ class SQLiteStore:
         with self._write_lock:
             for first in range(0, len(keys), KEYS_PER_SELECT):
                 part = keys[first : first + KEYS_PER_SELECT]
-                # Padded with NULL (equal to nothing) to one length: one prepared statement for every batch.
+                # Padded with NULL (which equals nothing) to one of few lengths, so that batches share prepared statements.
                 values: list[bytes | None] = [*part, *[None] * (_padded(len(part)) - len(part))]
                 found = self._writer.execute(_KNOWN.format(",".join("?" * len(values))), values)
                 for key, status, updated_ms, version, origin, tenant in found.fetchall():
@@ -198,7 +198,7 @@ class SQLiteStore:
         return gone
 
     def close(self) -> None:
-        """Close the connections, give the file free; idempotent."""
+        """Close the connections and unlock the file; idempotent."""
         for connection in (self._getter, self._scanner, self._writer):
             connection.close()
         if self._hold >= 0:
@@ -220,7 +220,7 @@ class SQLiteStore:
 
 
 def _padded(count: int) -> int:
-    """The next length among few: 1, 4, 16, 64, 256, 500."""
+    """The next of the few allowed lengths: 1, 4, 16, 64, 256, 500."""
     size = 1
     while size < count:
         size *= 4
@@ -228,7 +228,7 @@ def _padded(count: int) -> int:
 
 
 def _hold(path: Path) -> int:
-    """The descriptor of `<path>.lock`, locked for this process."""
+    """The descriptor of `<path>.lock`, which this process has locked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -253,7 +253,7 @@ def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
 
 
 def _check_ours(path: Path) -> None:
-    """Raise ConfigError when the file holds something else; it is only read: WAL would write into its header."""
+    """Raise ConfigError when the file holds something else. It is only read, because WAL would write into its header."""
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as connection:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -262,7 +262,7 @@ def _check_ours(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables; a file of another format is emptied."""
+    """Create the tables; a file of another format is emptied first."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (fmt,) = connection.execute("PRAGMA user_version").fetchone()
     if (application, fmt) != (APPLICATION_ID, FORMAT):

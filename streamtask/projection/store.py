@@ -1,11 +1,11 @@
-"""What the view remembers: the latest status of every task and how far each topic was read, in one local transaction.
+"""What the view stores: the latest status of every task, and how far each topic was read, in one local transaction.
 
-Invariant: rows and offsets move together. A crash between two `apply` leaves both as the first one left them, so a
-restart that reads on from `offsets()` folds every record exactly as if it had never stopped. The store knows no rule
-about statuses (core/fold.py does): it keeps what it is given, whole rows, last one wins.
+Invariant: rows and offsets change together. A crash between two `apply` leaves both as the first one left them, so a
+restart that continues from `offsets()` folds every record exactly as if the view had never stopped. The store has no
+rules about statuses (core/fold.py has them): it stores the rows that it is given, and the last one wins.
 
-Behind one Protocol: MemoryStore here (tests, throw-away views) and SQLiteStore (sqlite.py); one contract suite,
-tests/contract/test_store.py, holds both.
+Two classes implement the protocol: MemoryStore here (tests, throw-away views) and SQLiteStore (sqlite.py). One contract
+suite, tests/contract/test_store.py, tests both.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Row(NamedTuple):
 
     task_id        canonical UUID text
     body           the TaskResponse as JSON bytes: look-ups serve them as they are
-    status         wire name; task_type, tenant: None when nobody said
+    status         wire name; task_type, tenant: None when unknown
     created_ms, updated_ms   milliseconds since the epoch, as in the body
     version        offset of the status event + 1; 0 = only the request is known
-    origin         the request record of this history, `high-3@12345`; "" when the event does not say
+    origin         the request record of this history, `high-3@12345`; "" when the event does not contain it
     partition, band   the shard, and the index of the band (-1: not known)
     """
 
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The part of a row that folding needs: no body, which may be a megabyte."""
+    """The part of a row that folding needs, without the body, which may be a megabyte."""
 
     status: str
     updated_ms: int
@@ -71,7 +71,7 @@ class Filter(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """The last row of a page: the next page begins below it, whatever was added or changed meanwhile."""
+    """The last row of a page: the next page starts below it, whatever is added or changed meanwhile."""
 
     created_ms: int
     task_id: str
@@ -90,17 +90,17 @@ class Cursor(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Rows, newest first, and where to go on; `cursor` is None on the last page."""
+    """Rows, newest first, and the cursor of the next page; None on the last page."""
 
     rows: list[Row]
     cursor: Cursor | None
 
 
 class Store(Protocol):
-    """One writer (the tail thread), any number of readers in other threads."""
+    """Used by one writer (the tail thread) and any number of readers in other threads."""
 
     def identity(self) -> str | None:
-        """What these rows were read from (cluster id and topic ids as text), or None for a store never used."""
+        """The source of these rows (cluster id and topic ids as text), or None for a store that was never used."""
 
     def reset(self, identity: str) -> None:
         """Forget every row and offset, then remember `identity`."""
@@ -109,29 +109,29 @@ class Store(Protocol):
         """Next offset to read per partition, as of the last `apply`."""
 
     def known(self, task_ids: Collection[str]) -> dict[str, Known]:
-        """What is known of these tasks; absent ones are left out."""
+        """What is known of these tasks; unknown ones are left out."""
 
     def apply(
         self, rows: Sequence[Row], offsets: Mapping[Partition, int], tenants: Mapping[str, str] | None = None
     ) -> None:
-        """Write rows (the last one of a task_id wins), name the tenants of known tasks, move the offsets: all or
-        nothing. A row without a tenant leaves the one that is known of the same origin."""
+        """Write rows (the last one of a task_id wins), set the tenants of known tasks, move the offsets: all or nothing. A row
+        without a tenant keeps the tenant known for the same origin."""
 
     def get(self, task_id: str) -> Row | None:
         """The row of a canonical task_id, or None."""
 
     def body(self, task_id: str) -> tuple[bytes, int] | None:
-        """The body and the version of that row: half of what `get` costs."""
+        """The body and the version of that row; takes half the time of `get`."""
 
     def list(self, filter: Filter, cursor: Cursor | None, limit: int) -> Page:
         """At most `limit` rows (1..LIST_MAX) below `cursor`, newest first (created_ms, then task_id)."""
 
     def counts(self) -> dict[str, int]:
-        """{status: tasks}, every status named."""
+        """{status: number of tasks}, for every status."""
 
     def expire(self, before_ms: int, *, unstarted_before_ms: int, rows_max: int) -> int:
-        """Forget up to rows_max tasks last updated before `before_ms`, or known by their request alone and created
-        before `unstarted_before_ms`. Returns how many; call again while it is rows_max."""
+        """Delete up to rows_max tasks that were last updated before `before_ms`, or are known only by their request and were
+        created before `unstarted_before_ms`. Returns how many; call again while it is rows_max."""
 
     def close(self) -> None: ...
 
@@ -148,7 +148,7 @@ def text_of(key: bytes) -> str:
 
 
 class MemoryStore:
-    """The contract in a dict."""
+    """The Store contract in a dict."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -218,11 +218,11 @@ class MemoryStore:
         return len(old)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 def page_of(rows: list[Row], limit: int) -> Page:
-    """A page of at most `limit` rows out of up to limit + 1: the one too many only says that there are more."""
+    """A page of at most `limit` rows out of up to limit + 1: the extra one only shows that there are more."""
     if len(rows) <= limit:
         return Page(rows, None)
     last = rows[limit - 1]

@@ -1,7 +1,7 @@
 """Answers without a query service: reads the topics of a prefix to their ends, once, and folds them as the view does.
 
-For the command line and for a client that asks about a task nobody else can tell it of. It costs a whole read: up to
-a million records a second are read, some hundred thousand folded.
+For the command line, and for a client that asks about a task without a query service. It costs a whole read of the
+topics: up to a million records a second are read, and some hundred thousand are folded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def list_tasks(
 ) -> tuple[list[TaskResponse], bool]:
     """The newest `limit` tasks that match, and whether there are more. Raises Unreachable, TopicsMissing.
 
-    The rows lie in a temporary file: the memory stays the same for any number of tasks.
+    The rows are in a temporary file, so that memory use does not grow with the number of tasks.
     """
     kafka, names = settings.kafka_for("reader"), settings.topics
     formats, store = Formats(settings), SQLiteStore(None)
@@ -61,7 +61,7 @@ def list_tasks(
 
 
 def _task(row: Row) -> TaskResponse | None:
-    """None: the event has a task_id and a status, and the rest of it is not what workers write. The audit names it."""
+    """None: the event has a task_id and a status, but is not what workers write otherwise. The audit reports it."""
     try:
         return decode_status(row.body)
     except DecodeError:
@@ -83,7 +83,7 @@ def find_request(settings: Settings, task_id: str) -> TaskResponse | None:
 
 
 def read_dead(settings: Settings) -> list[DeadRecord]:
-    """Every dead letter, the newest first; records that are none are left out."""
+    """Every dead letter, newest first; other records are left out."""
     letters: list[DeadRecord] = []
     with Tail(settings.kafka_for("reader"), (settings.topics.dead,), with_headers=True) as tail:
         for records in _to_the_end(tail):
@@ -91,12 +91,12 @@ def read_dead(settings: Settings) -> list[DeadRecord]:
                 try:
                     letters.append(decode_dead(*record[1:]))
                 except DecodeError:
-                    continue  # somebody else's record; the audit names it
+                    continue  # not a dead letter; the audit reports it
     return sorted(letters, key=lambda letter: letter.timestamp_ms, reverse=True)
 
 
 def _to_the_end(tail: Tail) -> Iterator[list[TailRecord]]:
-    """Batches until the ends that the topics have now."""
+    """Batches up to the current ends of the topics."""
     goal = tail.ends()
     while not tail.caught_up(goal):
         records = tail.poll(RECORDS_MAX, POLL_S)

@@ -4,9 +4,9 @@
                                                                               → the live feed (feed.py)
     event loop:   get, page, changed, fresh, health; never touches Kafka
 
-Invariants. `positions` is published only after the store holds everything below it: whoever has seen a position finds
-the facts. `ready` is set once, when every partition has reached the end it had at the start. A batch has at most
-SERVING_RECORDS while requests are served; how long it holds the interpreter is server.SWITCH_S's to say.
+Invariants. `positions` is published only after the store holds everything below it: a reader of a position finds its facts.
+`ready` is set once, when every partition has reached the end that it had at the start. While requests are served, a batch
+has at most SERVING_RECORDS; server.SWITCH_S limits how long it holds the GIL.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from streamtask.projection.materialize import Materializer, Record
 from streamtask.projection.store import Cursor, Filter, Known, Page, Partition, Row, Store
 from streamtask.projection.watch import Watchers
 
-SERVING_RECORDS = 500  # so many are written in one transaction of the store
-RESTORING_RECORDS = 50_000  # more events of a task in one batch are one row; 60 MB, as much again for what is written
-# Of values: two batches are held in a restore, and what is read of them. Records of 500 bytes and less, the usual ones, reach
-# their number first.
+SERVING_RECORDS = 500  # written in one transaction of the store
+RESTORING_RECORDS = 50_000  # a batch's events of one task become one row; 60 MB, and as much again for writing
+# Of values. A restore holds two batches, and what was read from them. Records of 500 bytes and less, the usual ones, reach
+# RESTORING_RECORDS first.
 RESTORING_BYTES = 25_000_000
 SERVING_BYTES = 4_000_000
 POLL_S = 0.1
-LOOK_S = 2.0  # between two looks at the ends of the log
-EXPIRE_S = 30.0  # between two looks for forgotten tasks
-EXPIRE_ROWS = 500  # per slice, between two batches
-STATS_S = 1.0  # counts are kept for this long: they scan an index
+LOOK_S = 2.0  # interval of reading the ends of the log
+EXPIRE_S = 30.0  # interval of looking for expired tasks
+EXPIRE_ROWS = 500  # per slice; slices run between two batches
+STATS_S = 1.0  # counts are cached for this long, because they scan an index
 ACCEPTED_MAX = 10_000
 NOTES_MAX = 20
-REOPEN_S = 1.0  # between two attempts to open the topics
+REOPEN_S = 1.0  # interval of attempts to open the topics
 JOIN_S = 10.0
 
 log = logging.getLogger("streamtask.projection")
@@ -61,43 +61,43 @@ def now_ms() -> int:
 
 
 class Reading(Protocol):
-    """Reads partitions from given offsets on; kafka.tail.Tail is one. Used by one thread at a time."""
+    """Reads partitions from given offsets on; implemented by kafka.tail.Tail. Used by one thread at a time."""
 
     def poll(self, records_max: int, timeout_s: float, bytes_max: int | None = None) -> Sequence[Record]:
-        """Up to records_max records (and about bytes_max of values), as soon as there are any; [] after timeout_s."""
+        """Up to records_max records (with about bytes_max of values) once there are any; [] after timeout_s."""
 
     def positions(self) -> Mapping[Partition, int]:
-        """Next offset of every partition, behind everything that poll has returned."""
+        """Next offset of every partition, after everything that poll has returned."""
 
     def ends(self) -> Mapping[Partition, int]:
-        """The offset that every partition can be read to now (read committed)."""
+        """The offset up to which every partition can be read now (read committed)."""
 
     def close(self) -> None: ...
 
 
 class Source(Reading, Protocol):
-    """What the view reads. Used by the tail thread alone."""
+    """The source of the view. Used by the tail thread alone."""
 
     def high_watermarks(self) -> Mapping[Partition, int]:
-        """The offset behind the last record of every partition, whether it can be read yet or not."""
+        """The offset after the last record of every partition, whether or not that can be read yet."""
 
     def stale(self) -> bool:
-        """True when the topics are no longer those that were opened: close this one, open another."""
+        """True when the topics changed since they were opened: close this source, open another."""
 
 
-OnGap = Callable[[Partition, int, int], None]  # (place, wanted, found): the log no longer holds `wanted`
+OnGap = Callable[[Partition, int, int], None]  # (partition, wanted, found): the log no longer holds the offset `wanted`
 OpenPast = Callable[[Mapping[Partition, int], OnGap], Reading]
 
 
 class Retention(NamedTuple):
-    """How long the topics keep a task, in milliseconds; None = for ever."""
+    """How long the topics keep a task, in milliseconds; None: for ever."""
 
     status_ms: int | None = None
     requests_ms: int | None = None
 
 
 class Token(NamedTuple):
-    """A point in the log that an answer has to be as fresh as: `high-3@12345`, the place of a request record."""
+    """A point in the log that an answer must include: `high-3@12345`, the position of a request record."""
 
     topic: str
     partition: int
@@ -115,8 +115,8 @@ class Token(NamedTuple):
 
 @dataclass(slots=True)
 class _Ends:
-    """What the last look at the log showed. held_since: when a partition's readable end was first seen standing below
-    its last record: somebody's transaction is open."""
+    """The ends of the log when last read. held_since: since when a partition's readable end has been below its last record,
+    which means that a transaction is open."""
 
     lag: int = 0
     looked_at: float = 0.0
@@ -124,10 +124,10 @@ class _Ends:
 
 
 class ViewService(HasLifecycle):
-    """One view over one prefix. `running` starts and ends it; `store` is closed by whoever made it.
+    """One view of one prefix. `running` starts and ends it; the creator of `store` closes it.
 
-    open_past  reads what a stream resumes over; None: only streams that need not be read again can be resumed
-    reader     makes JSON of status events in other formats; lenient: of requests and control messages
+    open_past  reads what a resumed stream has missed; None: only streams that have missed nothing can be resumed
+    reader     converts status events in other formats to JSON; lenient: the same for requests and control messages
     """
 
     def __init__(
@@ -149,9 +149,9 @@ class ViewService(HasLifecycle):
         self.locale = locale
         self.watchers = Watchers()
         self.feed = Feed()
-        self.notes: deque[str] = deque(maxlen=NOTES_MAX)  # what the operator should know, the latest last
+        self.notes: deque[str] = deque(maxlen=NOTES_MAX)  # for the operator, the latest last
         self.failure: str | None = None
-        self.ended = asyncio.Event()  # the tail thread is over: stopped, or failed
+        self.ended = asyncio.Event()  # the tail thread has stopped or failed
         self.caught_up = asyncio.Event()  # set when `ready` first becomes true
         self._store = store
         self._open_source = open_source
@@ -181,7 +181,7 @@ class ViewService(HasLifecycle):
         return self._ready
 
     def get(self, task_id: str) -> Row | None:
-        """The latest that is known of a canonical task_id."""
+        """The latest known status of a canonical task_id."""
         row = self._store.get(task_id)
         if row is None and self._accepted:
             held = self._accepted.get(task_id)
@@ -189,7 +189,7 @@ class ViewService(HasLifecycle):
         return row
 
     def body(self, task_id: str) -> tuple[bytes, int] | None:
-        """The body and the version of what `get` finds."""
+        """The body and the version of the row that `get` finds."""
         found = self._store.body(task_id)
         if found is None and self._accepted:
             held = self._accepted.get(task_id)
@@ -197,13 +197,13 @@ class ViewService(HasLifecycle):
         return found
 
     async def page(self, filter: Filter, cursor: Cursor | None, limit: int) -> Page:
-        """As Store.list, off the event loop."""
+        """Store.list, off the event loop."""
         return await asyncio.to_thread(self._store.list, filter, cursor, limit)
 
     async def changed(self, task_id: str, after_version: int | None, timeout_s: float) -> Row | None:
         """The row once its version is above `after_version` (None: once it has ended), else as it is after timeout_s.
 
-        A task that has ended is given at once. Raises TooManyWaiters.
+        Returns at once for a task that has ended. Raises TooManyWaiters.
         """
 
         def seen() -> bool:
@@ -216,9 +216,9 @@ class ViewService(HasLifecycle):
         return self.get(task_id)
 
     async def fresh(self, token: Token, timeout_s: float) -> bool:
-        """Wait until the record at `token` is folded; False when it is not after timeout_s. Raises TooManyWaiters.
+        """Wait until the record at `token` is folded; False if that takes longer than timeout_s. Raises TooManyWaiters.
 
-        Before the view is ready nothing is fresh: what ended long ago may not have been read yet.
+        Before the view is ready, nothing is fresh: events of tasks that ended long ago may not have been read yet.
         """
         partition = (token.topic, token.partition)
         return await self._wait(
@@ -231,18 +231,18 @@ class ViewService(HasLifecycle):
         return {partition: offset for (name, partition), offset in self._positions.items() if name == topic}
 
     async def has_read(self, partition: int, offset: int, timeout_s: float) -> bool:
-        """Wait until this partition of the status topic is read up to `offset`; False when it is not after timeout_s."""
+        """Wait until this partition of the status topic is read up to `offset`; False if that takes over timeout_s."""
         place = (self.names.status, partition)
         return await self._wait(place, lambda: self._ready and self._positions.get(place, 0) >= offset, timeout_s)
 
     def known(self, task_ids: Collection[str]) -> dict[str, Known]:
-        """What folding knows of these tasks. From any thread."""
+        """What folding needs to know of these tasks. From any thread."""
         return self._store.known(task_ids)
 
     async def landed(self, token: Token, row: Row, timeout_s: float) -> bool:
-        """Wait until a request that was just acknowledged is in the view. If that takes longer than timeout_s, `get`
-        answers with `row` until it is: a GET after a POST is never a 404."""
-        if await self.fresh(token, timeout_s if self._ready else 0.0):  # a restore takes longer than anybody waits
+        """Wait until a request that was just acknowledged is in the view. If that takes longer than timeout_s, `get` answers
+        with `row` until it is, so that a GET after a POST is never a 404."""
+        if await self.fresh(token, timeout_s if self._ready else 0.0):  # no caller waits as long as a restore
             return True
         if len(self._accepted) >= ACCEPTED_MAX:
             self._accepted.popitem(last=False)
@@ -254,7 +254,7 @@ class ViewService(HasLifecycle):
         return self._positions
 
     async def stats(self) -> dict[str, Any]:
-        """Counts by status and what was read; the counts are at most a second old."""
+        """Tasks by status, and what was read; the counts are at most a second old."""
         at, counts = self._counts
         if time.monotonic() - at > STATS_S:
             counts = await asyncio.to_thread(self._store.counts)
@@ -273,7 +273,7 @@ class ViewService(HasLifecycle):
         }
 
     def health(self) -> dict[str, Any]:
-        """State, lag in records, and for how long the read-committed end has been standing below the log's end."""
+        """State, lag in records, and for how long the read-committed end has been below the end of the log."""
         state = "failed" if self.failure else "ready" if self._ready else "restoring"
         now = time.monotonic()
         held = [now - since for _, since in list(self._ends.held_since.values())]
@@ -300,7 +300,7 @@ class ViewService(HasLifecycle):
         with self.watchers.waiting(key) as event:
             try:
                 async with asyncio.timeout(timeout_s):
-                    # Registered first, looked then: see watch.py.
+                    # Register first, then look: see watch.py.
                     while not seen() and not self._stopping.is_set():
                         await event.wait()
                         event.clear()
@@ -321,7 +321,7 @@ class ViewService(HasLifecycle):
             await asyncio.to_thread(self._thread.join, JOIN_S)
 
     def start(self) -> None:
-        """Follow the topics. Like `stop`, on the event loop. Raises RuntimeError when it was started or stopped before."""
+        """Follow the topics. Call it, like `stop`, on the event loop. Raises RuntimeError if it was called before."""
         self._life.start(self._begin)
 
     def _begin(self) -> None:
@@ -329,7 +329,7 @@ class ViewService(HasLifecycle):
         self._thread.start()
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """Let everybody who waits go, and end the tail thread. The loop stands still while this waits for it."""
+        """Wake all waiters and end the tail thread. Blocks the event loop while it waits for the thread."""
         self._life.stop(self._end, timeout_s)
         if self.started:
             self._thread.join(timeout_s)
@@ -340,12 +340,12 @@ class ViewService(HasLifecycle):
         self.feed.stop()
 
     def note(self, text: str) -> None:
-        """Tell the operator: /health shows it, the log has it. From any thread."""
+        """Inform the operator: /health and the log show the text. From any thread."""
         log.warning("%s", text)
         self.notes.append(text)
 
     def _follow(self) -> None:
-        """The tail thread. A cluster that does not answer is waited for; anything else ends the service."""
+        """Runs in the tail thread. Waits for a cluster that does not answer; any other error ends the service."""
         try:
             while not self._stopping.is_set():
                 try:
@@ -360,7 +360,7 @@ class ViewService(HasLifecycle):
             self._tell(self.ended.set)
 
     def _read_one_source(self) -> None:
-        """Until it is stale: then nothing is ready any more until the next one has caught up."""
+        """Read a source until it is stale; after that, the view is not ready until the next one has caught up."""
         source = self._open_source()
         try:
             self._ready, self._positions, self._saved = False, {}, {}
@@ -370,7 +370,7 @@ class ViewService(HasLifecycle):
                 while not self._stopping.is_set() and not source.stale():
                     self._step(source, beside)
         finally:
-            self._writing = self._looking = None  # are over: the executor has waited for them
+            self._writing = self._looking = None  # both have ended: the executor has waited for them
             source.close()
 
     def _step(self, source: Source, beside: Executor) -> None:
@@ -384,17 +384,17 @@ class ViewService(HasLifecycle):
             self._looking = None
         if self._looking is None and now >= self._look_at:
             self._look_at = now + LOOK_S
-            # Beside: the broker is asked twice, up to 60 ms on a busy one, for which no event would be shown.
+            # In another thread: two requests to the broker take up to 60 ms when it is busy, which would delay events.
             self._looking = beside.submit(lambda: (source.ends(), source.high_watermarks()))
         if self._ready and now >= self._expire_at:
             self._expire(now)
 
     def _restore(self, source: Source, beside: Executor) -> None:
-        """A long batch; it is written while the next one is read (a third of the time)."""
+        """Handle a long batch, which is written while the next one is read (saves a third of the time)."""
         records = source.poll(RESTORING_RECORDS, POLL_S, RESTORING_BYTES)
         positions = dict(source.positions())
         facts = self._materializer.read(records)
-        self._settle()  # what is known must be in the store
+        self._settle()  # the store must hold what folding looks up
         if records:
             folded = self._materializer.fold(facts)
             write = partial(self._store.apply, folded.rows, self._moved(positions), folded.tenants)
@@ -406,7 +406,7 @@ class ViewService(HasLifecycle):
             self._settle()
 
     def _settle(self) -> None:
-        """The batch that is being written is: answers may be that fresh. Raises what went wrong."""
+        """Wait until the current batch is written, then publish its positions. Raises the error of the write."""
         if self._writing is not None:
             (written, changed, positions), self._writing = self._writing, None
             written.result()
@@ -421,12 +421,12 @@ class ViewService(HasLifecycle):
             changed = self._materializer.apply(records, self._moved(positions), feed)
             self._saved = positions
         self._publish(changed, positions)
-        # Whoever began to listen before the positions were published must find this batch, too.
+        # Listeners that registered before the positions were published must get this batch, too.
         if records and self.feed.listening:
             self._feed(self._materializer.heard_again(records) if feed is None else feed)
 
     def _moved(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
-        """Those that are not saved yet: five topics have many, and a short batch moves few."""
+        """The positions that are not saved yet: five topics have many, and a short batch moves few."""
         saved = self._saved
         return {at: offset for at, offset in positions.items() if saved.get(at) != offset}
 
@@ -434,7 +434,7 @@ class ViewService(HasLifecycle):
         return all(positions.get(at, 0) >= end for at, end in self._goal.items())
 
     def _publish(self, changed: Sequence[str], positions: Mapping[Partition, int]) -> None:
-        """Let the answers be as fresh as the store is."""
+        """Publish the positions that the store now contains, and wake the waiters for them."""
         before, self._positions = self._positions, positions
         if not self._ready and self._at_goal(positions):
             self._ready = True
@@ -449,7 +449,7 @@ class ViewService(HasLifecycle):
             self._tell(self._forget_accepted)
 
     def _feed(self, events: Sequence[Heard]) -> None:
-        """To those who listen; after the positions were published, never before."""
+        """Hand events to the listeners, always after the positions were published."""
         if self.feed.may_hand(events):
             self._tell(self.feed.deliver, events, self.status_positions())
         else:
@@ -461,11 +461,11 @@ class ViewService(HasLifecycle):
                 del self._accepted[task_id]
 
     def _look(self, looked: Future[tuple[Mapping[Partition, int], Mapping[Partition, int]]], now: float) -> None:
-        """Where the log ends now; and keep positions that moved over transaction markers alone."""
+        """Record the ends of the log, and save positions that only moved past transaction markers."""
         try:
             ends, highs = looked.result()
         except Unreachable:
-            return  # `looked_s_ago` grows: nobody knows how far behind the view is
+            return  # `looked_s_ago` grows: how far the view is behind is unknown
         held = self._ends.held_since
         self._ends = _Ends(
             lag=sum(max(0, end - self._positions.get(at, 0)) for at, end in ends.items()),

@@ -1,7 +1,7 @@
-"""Who waits for what: a task to change, or a partition to be read up to an offset. Bounded, without polling.
+"""Waiters: for a task to change, or for a partition to be read up to an offset. Bounded, without polling.
 
-The order is what makes it safe without a lock. A waiter registers *first* and looks *then*; the tail thread writes
-first and asks `awaited` then. So whichever comes second sees the other, and nobody sleeps over a change.
+The order of steps makes this safe without a lock. A waiter first registers and then looks; the tail thread first writes
+and then calls `awaited`. So the later of the two sees the other, and no waiter sleeps through a change.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ WAITERS_MAX = 10_000
 
 
 class TooManyWaiters(StreamtaskError):
-    """As many requests wait as may; ask again without waiting, or later."""
+    """Too many requests are waiting already. Ask again without waiting, or later."""
 
 
 class Watchers:
-    """Waiters by key (a task_id, or a topic partition). All but `awaited` belongs to the event loop's thread."""
+    """Waiters by key (a task_id, or a topic partition). Only `awaited` may be called outside the event loop's thread."""
 
     def __init__(self, waiters_max: int = WAITERS_MAX) -> None:
         self._waiters_max = waiters_max
@@ -28,7 +28,7 @@ class Watchers:
         self._count = 0
 
     def awaited(self, keys: Iterable[Hashable]) -> list[Hashable]:
-        """Those of `keys` that somebody waits for. From any thread."""
+        """The keys among `keys` that have waiters. From any thread."""
         waiters = self._waiters
         return [key for key in keys if key in waiters] if waiters else []
 
@@ -50,13 +50,13 @@ class Watchers:
                 del self._waiters[key]
 
     def wake(self, keys: Iterable[Hashable]) -> None:
-        """Something happened to these."""
+        """Wake the waiters of these keys."""
         for key in keys:
             for event in self._waiters.get(key, ()):
                 event.set()
 
     def wake_all(self) -> None:
-        """The service ends: everybody looks once more and leaves."""
+        """Wake all waiters because the service ends: each looks once more and leaves."""
         self.wake(list(self._waiters))
 
     @property

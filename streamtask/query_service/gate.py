@@ -1,8 +1,8 @@
-"""The outermost layer of the HTTP service: who may come in, and the look-up answered without anything in between.
+"""The outermost layer of the HTTP service: access control, and a shortcut for plain look-ups.
 
-`GET /tasks/{id}` without conditions is what is asked all day: LookUp sends the stored bytes at once, past routing and
-FastAPI (three times the rate; docs/decisions/0005). Whatever has a condition (query, If-None-Match, Consistency-Token)
-or is not found goes on to the routes, which answer the plain case with the same bytes.
+`GET /tasks/{id}` without conditions is by far the most common request: LookUp sends the stored bytes at once and bypasses
+routing and FastAPI (three times the rate; docs/decisions/0005). A request with a condition (query, If-None-Match,
+Consistency-Token), or for a task that is not found, goes on to the routes, which answer the plain case with the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamtask.projection.view import ViewService
 from streamtask.query_service.hosts import Hosts, is_foreign
 from streamtask.query_service.problems import Problem
 
-# The page and the schema are the same for everybody and hold nothing about this service; a browser sends no key.
+# The page and the schema are the same for all callers and reveal nothing about this service; a browser sends no key.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 KEY_PROTOCOL = b"key."
@@ -30,7 +30,7 @@ _TASK_PATH_LENGTH = len(_TASKS) + 36
 
 
 class LookUp:
-    """Answers the plain look-up of who may come in: before the application (metrics.py), and in it for who asks that."""
+    """Answers plain look-ups that are permitted: before the application (metrics.py), or in its gate."""
 
     def __init__(self, service: ViewService, api_key: str | None, hosts: Hosts) -> None:
         self._service = service
@@ -38,7 +38,7 @@ class LookUp:
         self._key = None if api_key is None else api_key.encode()
 
     async def answers(self, scope: Scope, send: Send) -> bool:
-        """Send the stored row of this task; False when there is more to consider."""
+        """Send the stored row of this task. False: the request needs the gate and the routes."""
         if scope["type"] != "http" or scope["method"] != "GET":
             return False
         path: str = scope["path"]
@@ -53,7 +53,7 @@ class LookUp:
         task_id = canonical(path[len(_TASKS) :])
         try:
             found = None if task_id is None else self._service.body(task_id)
-        except Exception:  # noqa: BLE001 the route meets it as well, and answers 500 as everywhere
+        except Exception:  # noqa: BLE001 the route will raise it too, and answers 500 as always
             return False
         if found is None:
             return False
@@ -78,7 +78,7 @@ _CONTENT_TYPE, _NO_CACHE = (b"content-type", b"application/json"), (b"cache-cont
 
 
 class Gate:
-    """ASGI middleware. `api_key` None: everybody may come in (loopback, or --insecure) who names one of our hosts."""
+    """ASGI middleware. `api_key` None: every request that names an allowed host is admitted (loopback, or --insecure)."""
 
     def __init__(self, app: ASGIApp, look_up: LookUp, api_key: str | None, hosts: Hosts) -> None:
         self._app = app
@@ -89,7 +89,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "websocket" and not self._opens(scope["headers"]):
-                await send({"type": "websocket.close", "code": REFUSED})  # before it was accepted: 403
+                await send({"type": "websocket.close", "code": REFUSED})  # not accepted before: the client sees 403
             else:
                 await self._app(scope, receive, send)
             return
@@ -112,7 +112,7 @@ class Gate:
         return self._key is None or _admits(self._key, headers)
 
     def _unknown_host(self, headers: list[tuple[bytes, bytes]]) -> bytes | None:
-        """The `Host` that is none of ours. No browser leaves it out, so whoever does is let through (HTTP/1.0 checks)."""
+        """A `Host` that is not allowed, if any. Browsers always send one, so a request without it passes (HTTP/1.0 probes)."""
         for name, value in headers:
             if name == b"host" and not self._hosts.allows(value):
                 return value
@@ -120,7 +120,7 @@ class Gate:
 
 
 def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
-    """Raise ConfigError when anybody on the network could submit and read: not loopback, no key, not --insecure."""
+    """Raise ConfigError if anyone on the network could submit and read: not loopback, no key, and not --insecure."""
     if api_key is not None and not api_key.strip():
         raise ConfigError("api_key is empty: set STREAMTASK_API_KEY to a secret, or leave it out.")
     if not (_is_loopback(host) or api_key is not None or insecure):
@@ -131,7 +131,7 @@ def check_bind(host: str, api_key: str | None, insecure: bool) -> None:
 
 
 def _admits(key: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
-    """A key in one of the headers; or, since a browser cannot set those of a WebSocket, among its protocols."""
+    """Whether a header has the key, or, because a browser cannot set headers of a WebSocket, one of its protocols."""
     for name, value in headers:
         if name == b"x-api-key":
             given = value
@@ -168,7 +168,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refusal_of_origin(headers: list[tuple[bytes, bytes]]) -> Problem | None:
-    """Why this may not write or open a WebSocket: a browser was sent here by the page of another site. None: it may."""
+    """Why the request may not write or open a WebSocket: the page of another site made the browser send it. None: it may."""
     try:
         if not is_foreign(headers):
             return None

@@ -1,14 +1,14 @@
 """Which hosts a request may name, and whether a page of another site sent it.
 
-A service on a loopback address, or one that asks nobody for a key, is within reach of every web page that its users visit.
-Browsers refuse a page the answers of another *origin*, so two things are looked at:
+A service on a loopback address, or one without an API key, can be reached by every web page that its users visit. A
+browser only keeps a page from reading the answers of another *origin*, so the service checks two headers:
 
-- `Origin` must be the host that was asked for, where something is written or a WebSocket is opened.
-- `Host` must be a name that this service has. Without this a page of evil.example gets in by DNS rebinding: its own name is
-  made to mean 127.0.0.1, and to the browser it then speaks to its own site, with an Origin that fits.
+- `Origin` must be the host that was addressed, for a request that writes or opens a WebSocket.
+- `Host` must be a name that this service has. This stops DNS rebinding: a page of evil.example makes its own name resolve
+  to 127.0.0.1; to the browser it then talks to its own site, and the Origin matches.
 
-An IP address cannot be rebound, since no name was looked up for it, so every one is allowed: that is how Kubernetes
-probes, load balancers and Prometheus ask.
+An IP address cannot be rebound, because no name is looked up for it, so every one is allowed: Kubernetes probes, load
+balancers and Prometheus use addresses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from streamtask.errors import ConfigError
 
-_KNOWN_MAX = 256  # spellings that are remembered as allowed; a client always sends the same
+_KNOWN_MAX = 256  # spellings that are cached as allowed; a client always sends the same one
 _NAME = re.compile(r"(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?)\Z")
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@\s]+)(:[0-9]{0,5})?\Z")
 
@@ -28,9 +28,9 @@ _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:/?#@\s]+)(:[0-9]{0,5})?\
 class Hosts:
     """The names of this service: localhost, every IP address, the host that it is bound to, and `allowed`.
 
-    allowed  names; `*.example.com` is every name below that one, `*` is any name at all
+    allowed  names; `*.example.com` means every name below that one, `*` means any name
 
-    Raises ConfigError for something that cannot be a name.
+    Raises ConfigError for something that is not a valid name.
     """
 
     def __init__(self, bound: str = "", allowed: Iterable[str] = ()) -> None:
@@ -60,7 +60,7 @@ class Hosts:
 
 
 def is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the page of another site sent this. Raises ValueError for an Origin that is none."""
+    """Whether the page of another site sent this. Raises ValueError for an invalid Origin."""
     named = dict(headers)
     origin = named.get(b"origin")
     if origin is None:
@@ -69,19 +69,19 @@ def is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def origin_host(origin: bytes) -> str:
-    """`host:port` of an Origin header; "" of `null`, which no host equals. Raises ValueError when it is malformed."""
+    """`host:port` of an Origin header; "" for `null`, which equals no host. Raises ValueError when it is malformed."""
     text = origin.decode("latin-1")
     if text == "null":
         return ""
     parts = urlsplit(text)  # raises for `http://[`
     if not parts.scheme or f"{parts.scheme}://{parts.netloc}" != text.lower() or not _HOST.match(parts.netloc):
         raise ValueError(f"{text[:80]!r} is not scheme://host[:port]")
-    _ = parts.port  # raises for a number that is no port
+    _ = parts.port  # raises for a number that is not a port
     return parts.netloc.lower()
 
 
 def _host_of(header: str) -> str | None:
-    """The host of `host[:port]` in lower case, without brackets and without a final dot; None when it is malformed."""
+    """The host in `host[:port]`, in lower case, without brackets or a final dot; None when it is malformed."""
     found = _HOST.match(header)
     return None if found is None else found["host"].strip("[]").lower().rstrip(".")
 

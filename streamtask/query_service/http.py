@@ -1,10 +1,10 @@
 """The query service over HTTP: the routes, what they accept, and how long they wait.
 
-Three rules. A body that was stored goes out as it was stored; nothing is parsed on the way. Every error is a problem
-document (problems.py). After a POST a GET never answers 404: here the POST waits for its own record, elsewhere the
-`Consistency-Token` of its answer does.
+There are three rules. A stored body is sent as it was stored, without parsing. Every error is a problem document
+(problems.py). After a POST a GET never answers 404: on this replica the POST waits for its own record, and on others the
+`Consistency-Token` of its answer makes the GET wait.
 
-FastAPI gives routing, query validation and OpenAPI; gate.py sits before it.
+FastAPI provides routing, query validation and OpenAPI; gate.py runs before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from streamtask.query_service.sse import add_streams
 __all__ = ["Placed", "Submitter", "check_bind", "create_app"]
 
 WAIT_MAX_S = 60.0  # of a long poll: proxies give up between 30 and 60 s
-LANDED_S = 2.0  # how long a POST waits for its own record; then `get` answers from memory until it is there
+LANDED_S = 2.0  # how long a POST waits for its own record; until it arrives, `get` then answers from memory
 CANCEL_BODY_MAX = 10_000
 LIMIT_DEFAULT = 50
 PLACED = ("Location", "Consistency-Token")
@@ -48,7 +48,7 @@ _LIST_NAMES = ("status", "task_type", "tenant", "since", "cursor", "limit")
 
 
 class Placed(Protocol):
-    """Where a submitted request lies (client.Receipt)."""
+    """The position of a submitted request (client.Receipt)."""
 
     @property
     def task_id(self) -> str: ...
@@ -61,9 +61,9 @@ class Placed(Protocol):
 
 
 class Submitter(Protocol):
-    """Writes to Kafka for the routes; returns when every in-sync replica has it.
+    """Writes to Kafka for the routes; returns when every in-sync replica has the record.
 
-    Both raise SubmitError or Unreachable when Kafka does not take it; submit also RequestRefused.
+    Both raise SubmitError or Unreachable when Kafka does not accept it; submit also raises RequestRefused.
     """
 
     async def submit(self, request: TaskRequest, headers: dict[str, str]) -> Placed: ...
@@ -80,7 +80,7 @@ def create_app(
     body_bytes_max: int = 1_000_000,
     hosts: Hosts | None = None,
 ) -> FastAPI:
-    """The ASGI application over a view that somebody else keeps running. hosts: its names; None: localhost and addresses."""
+    """The ASGI application over a view that the caller runs. hosts: allowed names; None: localhost and IP addresses."""
     hosts = hosts or Hosts()
     app = FastAPI(
         title="streamtask query service",
@@ -122,8 +122,8 @@ def _add_submit(app: FastAPI, service: ViewService, submitter: Submitter, body_b
         openapi_extra=examples.body("TaskRequest", required=True, cases=examples.requests()),
     )
     async def submit(request: Request) -> Response:
-        """Answers when every in-sync replica has the request. `Location` is the task; `Consistency-Token`, sent with a
-        GET to any replica of this service, makes that wait until it knows the task."""
+        """Answers when every in-sync replica has the request. `Location` is the task. Send `Consistency-Token` with a GET to
+        any replica of this service to make it wait until it knows the task."""
         asked = _task_request(await _body(request, body_bytes_max))
         if asked.priority is None:
             asked = asked.model_copy(update={"priority": PRIORITY_DEFAULT})
@@ -162,8 +162,8 @@ def _add_lookup(app: FastAPI, service: ViewService) -> None:
             int | None, Query(ge=0, description="With wait: answer once the version (ETag) is above this one")
         ] = None,
     ) -> Response:
-        """`ETag` is the version of the answer. With `wait` the answer comes once the version is above `after_version`
-        (or that of If-None-Match; without both: once the task has ended), at the latest after `wait` seconds."""
+        """`ETag` is the version of the answer. With `wait` the answer comes once the version is above `after_version` (or that
+        of If-None-Match; without both: once the task has ended), at the latest after `wait` seconds."""
         known_id = canonical_id(task_id)
         await be_fresh(request.headers, service, wait)
         seen = _etags(request.headers.get("if-none-match"))
@@ -199,7 +199,7 @@ def _add_list(app: FastAPI, service: ViewService) -> None:
         cursor: Annotated[str | None, Query(description="next_cursor of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, description=f"At most {LIST_MAX} per page")] = LIMIT_DEFAULT,
     ) -> Response:
-        """Pages neither repeat nor skip a task, whatever is submitted meanwhile. `next_cursor` null: the last page."""
+        """Pages never repeat or skip a task, whatever is submitted meanwhile. `next_cursor` is null on the last page."""
         wrong = unknown_names(request.query_params, _LIST_NAMES)
         if wrong:
             raise invalid("; ".join(f"{name}: {text}" for name, text in wrong.items()), wrong)
@@ -234,7 +234,7 @@ def _add_cancel(app: FastAPI, service: ViewService, submitter: Submitter) -> Non
     async def cancel(
         request: Request, task_id: Annotated[str, task_id_in_path("UUID; the task need not be known yet")]
     ) -> Response:
-        """Answers when the wish is acknowledged, not when the task has ended: look it up. 409 when it has ended."""
+        """Answers when the cancel request is acknowledged, not when the task has ended. 409 when it has already ended."""
         known_id = canonical_id(task_id)
         reason = _reason(await _body(request, CANCEL_BODY_MAX))
         row = service.get(known_id)
@@ -256,8 +256,8 @@ def _add_operations(app: FastAPI, service: ViewService) -> None:
         "/health", tags=["operations"], summary="State, lag, and age of the newest event read", responses=health_of
     )
     async def health() -> Response:
-        """503 only when the view has failed. `read_committed_age_s`: for how long an open transaction has been holding
-        back what may be read."""
+        """503 only when the view has failed. `read_committed_age_s`: for how long an open transaction has kept records from
+        being read."""
         facts = service.health()
         if service.failure is not None:
             raise unavailable("view-failed", "The view no longer follows the topics", service.failure, health=facts)
@@ -288,7 +288,7 @@ def _add_operations(app: FastAPI, service: ViewService) -> None:
 
 
 async def _body(request: Request, bytes_max: int) -> bytes:
-    """The whole body. Raises Problem 413 before more than bytes_max are held."""
+    """The whole body. Raises Problem 413 before it holds more than bytes_max."""
     too_large = Problem(413, "body-too-large", "The body is too large", f"The limit is {bytes_max:,} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > bytes_max:
@@ -339,7 +339,7 @@ def _cursor(text: str | None) -> Cursor | None:
 
 
 def _etags(text: str | None) -> set[int]:
-    """The versions in an If-None-Match header; what is none of ours matches nothing."""
+    """The versions in an If-None-Match header; ETags that this service did not issue match nothing."""
     if not text:
         return set()
     parts = (part.strip().removeprefix("W/").strip('"') for part in text.split(","))

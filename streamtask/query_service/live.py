@@ -1,15 +1,15 @@
-"""Streams of status events: where one begins, what it missed, and how the past joins the present.
+"""Streams of status events: where a stream begins, what it missed, and how past and present join.
 
-A stream is an async generator of Push, the same for SSE and WebSocket. Its first Push is made once it is certain that
-there will be a stream: whatever is wrong was raised before that, as a Problem. It returns at its end, and raises Cut
-(or a Problem, or an Unreachable) when it ends before.
+A stream is an async generator of Push, the same for SSE and WebSocket. It yields its first Push once it is certain that
+there will be a stream: any earlier error is raised as a Problem. It returns at its end, and raises Cut (or a Problem, or
+Unreachable) when it ends early.
 
-Invariant: after a Push, its `id` names exactly what this stream has given or passed over; a stream resumed with it, on
-any replica, gives what follows, no more and no less. The id of a task's stream is `<partition>:<offset>` of the status
-event; the id of a filtered stream names every partition so, for there is no order between them.
+Invariant: the `id` of a Push names exactly what this stream has given or skipped so far; a stream resumed with it, on any
+replica, gives what follows, no more and no less. The id of a task's stream is `<partition>:<offset>` of the status event;
+the id of a filtered stream names every partition like this, because there is no order between partitions.
 
-A listener is registered first, then the positions or the row are read, then the past up to there; what the listener
-holds below that is dropped (feed.py).
+First a listener is registered, then the positions or the row are read, then the past up to that point. What the listener
+holds below that point is dropped (feed.py).
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from streamtask.query_service.past import PAST_OFFSETS_MAX, Gap, Past, Pasts, Po
 from streamtask.query_service.problems import Problem, unavailable
 from streamtask.query_service.route_checks import unknown
 
-HEARTBEAT_S = 15.0  # of silence: proxies give up a silent connection after 30 to 60 s
-BEHIND_S = 5.0  # how long a view that is behind the id (another replica gave it) is waited for
-TENANT_S = 1.0  # how long an event whose request was not read yet is held for a stream of one tenant
-NEAR_OFFSETS = 500  # a past this short is read while the listener holds what comes
+HEARTBEAT_S = 15.0  # of silence: proxies close a silent connection after 30 to 60 s
+BEHIND_S = 5.0  # how long a stream waits for a view that is behind the id, which another replica gave out
+TENANT_S = 1.0  # how long a stream of one tenant holds an event whose request was not read yet
+NEAR_OFFSETS = 500  # such a short past is read while the listener holds new events
 
 _ENDED = frozenset(status.value for status in ENDED)
 _ID = re.compile(r"([0-9]{1,9}):(-1|[0-9]{1,18})")
 
 
 class Push(NamedTuple):
-    """What a stream says next. id: resume here (None: nothing to resume from). All else None: it only is alive."""
+    """The next item of a stream. id: resume after it (None: nothing to resume from). Without row, event, gap: a heartbeat."""
 
     id: str | None
     event: Heard | None = None
-    row: Row | None = None  # where a task stands now: the first thing that its stream says
+    row: Row | None = None  # the current status of the task, which its stream gives first
     gap: Gap | None = None
 
     @property
     def body(self) -> bytes | None:
-        """The TaskResponse as JSON, if there is one to give."""
+        """The TaskResponse as JSON, if there is one."""
         return self.event.body if self.event is not None else self.row.body if self.row is not None else None
 
 
 class Live:
-    """Makes the streams of one view."""
+    """Creates the streams of one view."""
 
     def __init__(self, service: ViewService) -> None:
         self.service = service
@@ -60,18 +60,18 @@ class Live:
     # --- One task -----------------------------------------------------------------------------------------------------
 
     async def of_task(self, task_id: str, last_id: str | None) -> AsyncGenerator[Push]:
-        """Where the task stands, then each of its events, until the terminal one; after `last_id` what follows it.
+        """The task's status, then each of its events until the terminal one; with `last_id`, the events after it.
 
-        Nothing at all when `last_id` is that of the terminal event. Raises Problem, TooManyWaiters, ClusterError.
+        Yields nothing when `last_id` is that of the terminal event. Raises Problem, TooManyWaiters, ClusterError.
         """
         with self.service.feed.listen(task_id) as listener:
-            positions = self._positions()  # before the row: what is below them is in it
+            positions = self._positions()  # read before the row, which then contains everything below them
             row = self.service.get(task_id)
             if row is None:
                 raise unknown(task_id, self.service)
             begin = None if last_id is None else await self._begin_of_task(last_id, row)
             if begin is not None:
-                row = self.service.get(task_id) or row  # it may have been waited for
+                row = self.service.get(task_id) or row  # reading the row again: there may have been a wait
                 if row.version and row.version < begin:
                     raise _bad_id(f"task {task_id} has no event at or behind it: its latest is {_id_of(row, {})}")
                 if row.version == begin and row.status in _ENDED:
@@ -97,7 +97,7 @@ class Live:
                 yield push
 
     async def _begin_of_task(self, last_id: str, row: Row) -> int:
-        """The first offset behind `last_id`, once the view has read up to there. Raises Problem."""
+        """The first offset after `last_id`, once the view has read up to it. Raises Problem."""
         found = _ID.fullmatch(last_id.strip())
         if found is None:
             raise _bad_id("it must be <partition>:<offset>, e.g. 3:1042")
@@ -111,7 +111,7 @@ class Live:
         key = row.task_id.encode()
         async for found in past.read({row.partition: row.version}, lambda record: record.key == key):
             for event in found:
-                if isinstance(event, Heard):  # a gap holds nothing of it: a topic keeps the latest of every task
+                if isinstance(event, Heard):  # a gap has no event of this task: a topic keeps the latest of every task
                     yield event
 
     async def _present_of_task(self, listener: Listener, given: _Given) -> AsyncGenerator[Push]:
@@ -131,7 +131,7 @@ class Live:
     # --- Many tasks ---------------------------------------------------------------------------------------------------
 
     async def matching(self, wanted: Filter, last_id: str | None) -> AsyncGenerator[Push]:
-        """Every event that matches from now on, or from `last_id` on. Raises Problem, TooManyWaiters, ClusterError."""
+        """Every matching event from now on, or after `last_id`. Raises Problem, TooManyWaiters, ClusterError."""
         seen = self._positions() if last_id is None else await self._begin_of_all(last_id)
         async with AsyncExitStack() as stack:
             past: Past | None = None
@@ -143,7 +143,7 @@ class Live:
                         yield push
             with self.service.feed.listen(status=wanted.status, task_type=wanted.task_type) as listener:
                 if last_id is None:
-                    seen = self._positions()  # again: the listener holds what comes from here on
+                    seen = self._positions()  # read again: the listener holds what comes from here on
                 elif self._behind(seen):
                     if past is None:
                         past = await stack.enter_async_context(self._pasts.opened(seen))
@@ -155,7 +155,7 @@ class Live:
                     yield push
 
     async def _begin_of_all(self, last_id: str) -> Positions:
-        """The first offsets behind `last_id`. Raises Problem."""
+        """The first offsets after `last_id`. Raises Problem."""
         begin: Positions = {}
         there = self._positions()
         for part in last_id.strip().split(","):
@@ -169,7 +169,7 @@ class Live:
             if partition not in begin:
                 if partition < max(begin):
                     raise _bad_id(f"it does not name partition {partition}: it may be of a single task's stream")
-                begin[partition] = 0  # added since
+                begin[partition] = 0  # a partition that was added since
         await self._reach(begin)
         if self._behind(begin) > PAST_OFFSETS_MAX:
             raise Problem(
@@ -181,7 +181,7 @@ class Live:
         return begin
 
     async def _past_of_all(self, past: Past, wanted: Filter, seen: Positions) -> AsyncGenerator[Push]:
-        """Up to where the view is now; `seen` moves along."""
+        """The matching events up to the view's current position; advances `seen`."""
         goal = self._positions()
         async for found in past.read(goal, lambda record: True):
             for event in found:
@@ -201,7 +201,7 @@ class Live:
                 if listener.cut is not None:
                     raise Cut(listener.cut)
                 if not await listener.wait(HEARTBEAT_S):
-                    _advance(seen, self.service.feed.positions)  # all that was offered is given
+                    _advance(seen, self.service.feed.positions)  # everything that was offered has been given
                     yield Push(_id_of_all(seen))
             for event in events:
                 if event.offset >= seen.get(event.partition, 0):
@@ -210,7 +210,7 @@ class Live:
                         yield Push(_id_of_all(seen), event)
 
     async def _is_of(self, tenant: str, event: Heard) -> bool:
-        """Whether the task is this tenant's. Only its request says so, which may be read after the event."""
+        """Whether the task belongs to this tenant. Only its request says so, and may be read after the event."""
         row = self.service.get(event.task_id)
         if row is None or row.tenant is None:
             try:
@@ -225,17 +225,17 @@ class Live:
     # --- Both ---------------------------------------------------------------------------------------------------------
 
     def _positions(self) -> Positions:
-        """Where the view is in the status topic. Raises Problem while it is not ready."""
+        """The view's positions in the status topic. Raises Problem while it is not ready."""
         if not self.service.ready:
             raise unavailable("not-ready", "The view is not ready", "Streams begin when it has caught up.")
         return self.service.status_positions()
 
     def _behind(self, seen: Mapping[int, int]) -> int:
-        """How many offsets the view has read behind `seen`."""
+        """The number of offsets that the view has read after `seen`."""
         return sum(max(0, at - seen.get(partition, 0)) for partition, at in self._positions().items())
 
     async def _reach(self, begin: Mapping[int, int]) -> None:
-        """Wait until the view has read up to there. Raises Problem when the topic does not go that far."""
+        """Wait until the view has read up to these offsets. Raises Problem when the topic does not go that far."""
         positions = self._positions()
         ahead = {partition: at for partition, at in begin.items() if at > positions.get(partition, 0)}
         if not ahead:
@@ -253,7 +253,7 @@ class Live:
 class _Given:
     """What the stream of one task has given so far: the partition, and the offset of the last event.
 
-    Past and present may both bring an event, and the partition changes when an earlier history of the task is read
+    Past and present may both deliver an event, and the partition changes when an earlier history of the task is read
     (core/fold.py, rule 4: the lower one stands).
     """
 
@@ -265,7 +265,7 @@ class _Given:
         self.offset = -1 if begin is None else begin - 1
 
     def takes(self, event: Heard) -> bool:
-        """True when the event is news, which it is no more afterwards."""
+        """True when the event is new; records it as given."""
         if event.partition == self.partition:
             if event.offset <= self.offset:
                 return False
@@ -276,7 +276,7 @@ class _Given:
 
 
 def _id_of(row: Row, positions: Mapping[int, int]) -> str:
-    """The id of what a row says. Of a request alone: the last offset that holds nothing of the task."""
+    """The id for a row. For a request without events: the last offset that was read, where it has none yet."""
     return f"{row.partition}:{(row.version or positions.get(row.partition, 0)) - 1}"
 
 

@@ -1,9 +1,9 @@
 """/metrics of the query service: requests by route and answer, and how far the view has read.
 
-    observed(app, service) → the ASGI application to serve: `app` with a count of its answers around it
+    observed(app, service) → the ASGI application to serve: `app`, wrapped so that its answers are counted
 
-Counted where an answer begins, so a long poll or a stream counts when it is answered. Routes are counted by their pattern,
-never by their path: task ids are not bounded. One scrape asks the store once for its counts (kept for a second).
+An answer is counted when it begins, so a long poll or a stream counts when it is answered. Routes are counted by their
+pattern, never by their path, because task ids are unbounded. A scrape asks the store once for its counts (cached for 1 s).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ METRICS: Table = {
 
 
 class _Counted:
-    """ASGI: counts every answer of the application inside. The plain look-up is answered before it: what every request
-    passes in FastAPI, ahead of its first layer, costs as much as the answer."""
+    """ASGI: counts every answer of the application that it wraps. It answers plain look-ups itself, because what every
+    request passes in FastAPI, before its first middleware, costs as much as the answer."""
 
     def __init__(self, app: FastAPI, counts: Counter[tuple[str, str, str]]) -> None:
         self._app, self._counts = app, counts
@@ -85,13 +85,13 @@ class _Counted:
 def _key(scope: Scope, status: int) -> tuple[str, str, str]:
     method = scope["method"] if scope["method"] in METHODS else "(other)"
     route = getattr(scope.get("route"), "path", None)
-    if route is None:  # the gate answered: a stored row, or a refusal
+    if route is None:  # the gate answered: with a stored row, or with a refusal
         route = _TASK if status == 200 else NO_ROUTE
     return method, route, str(status)
 
 
 def observed(app: FastAPI, service: ViewService) -> ASGIApp:
-    """`app` with the route /metrics, inside the gate (an API key is asked for where there is one), and counted."""
+    """`app` with the route /metrics behind the gate (which requires the API key if there is one), and with counting."""
     counts: Counter[tuple[str, str, str]] = Counter()
     process = ProcessCollector(registry=None)
 

@@ -1,8 +1,8 @@
-"""OpenAPI of the query service: FastAPI's description of the routes, with our schemas, the gate and the headers.
+"""OpenAPI of the query service: FastAPI's description of the routes, with streamtask's schemas, the gate and the headers.
 
 FastAPI knows paths and parameters. Bodies do not pass through it, so the routes name their schemas (examples.answer)
-and this module supplies them. What the gate answers before any route is said of every route here. The same document is
-served as /openapi.json and committed as docs/openapi.json.
+and this module supplies them. Answers that the gate gives before any route are added to every route. The same document
+is served as /openapi.json and committed as docs/openapi.json.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "STREAMTASK_API_KEY of the service, if it has one."},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
 }
-# Of the schemas those that are not of HTTP: frames of /ws, control messages, headers of records.
+# Schemas that do not belong to HTTP: frames of /ws, control messages, headers of records.
 _ELSEWHERE = ("Live", "ControlMessage", "TaskHeaders", "StatusHeaders", "DeadLetterHeaders")
-_DOORS = ("TaskRequest", "CancelBody")  # unknown fields are refused
+_STRICT = ("TaskRequest", "CancelBody")  # unknown fields are refused
 
 
 def describe(app: FastAPI) -> None:
-    """Let the app say this of itself."""
+    """Make the app serve this document as its own."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _document(app)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does it
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for method, operation in operations.items():
             _finish(path, method.upper(), operation)
     ours = {
-        name: schemas.closed(schema) if name in _DOORS else schema
+        name: schemas.closed(schema) if name in _STRICT else schema
         for name, schema in schemas.components(SCHEMAS).items()
         if not name.startswith(_ELSEWHERE)
     }
@@ -75,7 +75,7 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         for word in ("title", "description"):
             schema.pop(word, None)
         schema.update({word: schemas.plain(value) for word, value in schema.items()})
-        kept = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]  # there is no null in a query
+        kept = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]  # a query has no null
         if len(kept) == 1:
             del schema["anyOf"]
             schema.update(kept[0])
@@ -85,5 +85,5 @@ def _finish(path: str, method: str, operation: dict[str, Any]) -> None:
         more |= responses(401)
     if method not in READING:
         more |= responses(400, 403)
-    told = operation["responses"] | {str(code): one for code, one in more.items()}
-    operation["responses"] = dict(sorted(told.items()))
+    merged = operation["responses"] | {str(code): one for code, one in more.items()}
+    operation["responses"] = dict(sorted(merged.items()))

@@ -1,11 +1,11 @@
-"""What a stream missed, read from the status topic once more: from where it left off to where the view is.
+"""What a stream missed: read again from the status topic, from where the stream stopped up to the view's position.
 
 Bounded: PAST_OFFSETS_MAX offsets in all, CHUNK_RECORDS at a time, PASTS_MAX readers at once (each a small consumer of
-its own), PAST_S seconds from first to last, and closed before its stream goes live.
+its own), PAST_S seconds from first to last. The reader is closed before its stream goes live.
 
 What the feed left out is left out here too: an event of a second history of a task does not stand beside the first
-(core/fold.py), and the store knows whose events those are. Nothing is given out that the view has not folded yet: who
-saw an event here finds it by GET.
+(core/fold.py), and the store knows to which history events belong. Nothing is given that the view has not folded yet: a
+client that has seen an event here finds it by GET.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAST_OFFSETS_MAX = 200_000
 PAST_S = 60.0
 PASTS_MAX = 3  # they share an executor of at least five threads with `GET /tasks`
 WAITING_MAX = 200
-CHUNK_RECORDS = 200  # a longer one holds the interpreter (service.SERVING_RECORDS)
+CHUNK_RECORDS = 200  # a longer chunk would hold the GIL (view.SERVING_RECORDS)
 CHUNK_BYTES = 4_000_000
 POLL_S = 0.1
 
@@ -39,7 +39,7 @@ Positions = dict[int, int]  # partition of the status topic → next offset
 
 
 class Gap(NamedTuple):
-    """Events that the topic no longer holds: of one partition, from `wanted` to below `found`."""
+    """Events that the topic no longer holds: offsets `wanted` up to but without `found`, of one partition."""
 
     partition: int
     wanted: int
@@ -47,7 +47,7 @@ class Gap(NamedTuple):
 
 
 class Past:
-    """One reading of the past. `read` may be asked again, for what came since."""
+    """One reading of the past. `read` may be called again to get what arrived since."""
 
     def __init__(self, service: ViewService, source: Reading, begin: Mapping[int, int], gaps: list[Gap]) -> None:
         self._service = service
@@ -57,9 +57,9 @@ class Past:
         self._deadline = time.monotonic() + PAST_S
 
     async def read(self, goal: Mapping[int, int], pick: Pick) -> AsyncIterator[list[Heard | Gap]]:
-        """The picked events below `goal` (and some that came since), a list at a time, and what was found missing.
+        """The picked events below `goal` (and some later ones), a list at a time, and the gaps that were found.
 
-        Raises Unreachable when it takes too long: whoever got this far resumes from there.
+        Raises Unreachable when it takes too long: the client resumes from what it has got.
         """
         while any(at < goal.get(partition, 0) for partition, at in self._done.items()):
             if time.monotonic() > self._deadline:
@@ -87,7 +87,7 @@ class Past:
             try:
                 events.append(heard(record, *read_status(record, self._service.reader)))
             except DecodeError:
-                continue  # no event: the view has counted it
+                continue  # not an event: the view has counted it
         known = self._service.known({event.task_id for event in events})
         out: list[Heard | Gap] = []
         for event in events:
@@ -113,7 +113,7 @@ class Pasts:
             yield Past(self._service, source, begin, gaps)
 
     async def ends(self, begin: Mapping[int, int]) -> Positions:
-        """Where these partitions end now, read committed. Raises as `opened`."""
+        """The current ends of these partitions, read committed. Raises the same errors as `opened`."""
         async with self._source(begin, []) as source:
             return {partition: end for (_, partition), end in (await _in_a_thread(source.ends)).items()}
 
@@ -126,7 +126,7 @@ class Pasts:
             )
         if self._waiting >= WAITING_MAX:
             raise TooManyWaiters(f"{self._waiting} streams are already waiting to resume. Try again later.")
-        opened: list[Reading] = []  # the one, also when this was cancelled while it was being opened
+        opened: list[Reading] = []  # holds the reader, even if this is cancelled while it is being opened
         places = {(self._service.names.status, partition): at for partition, at in begin.items()}
 
         def on_gap(place: Partition, wanted: int, found: int) -> None:
@@ -144,13 +144,13 @@ class Pasts:
             try:
                 for source in opened:
                     await _in_a_thread(source.close)
-            finally:  # a stream that is cancelled while it closes must not keep its turn
+            finally:  # a stream that is cancelled while it closes must release the semaphore
                 self._turn.release()
 
 
 async def _in_a_thread(call: Callable[[], T]) -> T:
-    """As to_thread, but it never leaves a call behind that still uses a source: cancelled, it waits for its end first
-    (every call is bounded)."""
+    """Like to_thread, but when it is cancelled it waits for the end of the call, so that no call still uses a source
+    afterwards (every call is bounded)."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(None, call)
     try:
         return await asyncio.shield(future)

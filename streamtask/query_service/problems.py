@@ -51,7 +51,7 @@ def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 class Problem(Exception):
-    """A response with status 400 or above. `name` becomes its type; `more` are further members of the document."""
+    """A response with status 400 or above. `name` is part of its type; `more` are further members of the document."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Problem(Exception):
 
 
 def invalid(detail: str, fields: Mapping[str, str]) -> Problem:
-    """422: the document or the query is wrong, field by field."""
+    """422: the document or the query has invalid fields."""
     return Problem(422, "invalid-request", "The request is invalid", detail, fields=fields)
 
 
 def unavailable(name: str, title: str, detail: str, **more: Any) -> Problem:
-    """503, with the delay after which to try again."""
+    """503, with the delay after which the client may retry."""
     return Problem(503, name, title, detail, headers={"Retry-After": str(RETRY_AFTER_S)}, **more)
 
 

@@ -1,9 +1,9 @@
-"""`POST /tasks/{id}/redrive`: a task that has failed is run again as a new one.
+"""`POST /tasks/{id}/redrive`: runs a task that has failed again, as a new task.
 
-The task_id of the new one is a function of the dead letter (streamtask/redrive), so asking twice names the same task:
-it is sent only when this view does not know it. One redrive at a time goes through a service, and each waits until the
-view has its record; two services asked in the same moment may both send one, and the workers refuse the second as a
-duplicate of the first as long as that is open.
+The task_id of the new task is a function of the dead letter (streamtask/redrive), so asking twice names the same task:
+it is sent only when this view does not know it. A service redrives one task at a time, and each waits until the view has
+its record. Two services that are asked at the same moment may both send a request; the workers then refuse the second as a
+duplicate while the first is open.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from streamtask.query_service.problems import Problem, invalid, responses, unava
 from streamtask.query_service.route_checks import be_fresh, canonical_id, task_id_in_path, unknown
 from streamtask.redrive import Redrive, Refusal
 
-LANDED_S = 2.0  # how long to wait for the view to read the new request; then `get` answers from memory
+LANDED_S = 2.0  # how long to wait for the view to read the new request; after that, `get` answers from memory
 
 
 class Redriver(Protocol):
     """Reads dead letters and writes requests for the route. Raises SubmitError, ClusterError, RequestRefused."""
 
     async def find(self, task_id: str, origin: str) -> Redrive | Refusal | None:
-        """The new task of a FAILED one, or why there is none; None: its dead letter is not there."""
+        """The new task for a FAILED one, or why there is none; None: its dead letter does not exist."""
 
     async def send(self, item: Redrive) -> RequestRecord:
-        """Returns when every in-sync replica has it."""
+        """Returns when every in-sync replica has the request."""
 
 
 def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -> None:
-    """The route. redriver None: it answers that this service cannot."""
+    """Add the route. redriver None: it answers that this service cannot redrive."""
     one_at_a_time = asyncio.Lock()
 
     @app.post(
@@ -54,8 +54,8 @@ def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -
     async def redrive(
         request: Request, task_id: Annotated[str, task_id_in_path("UUID of the failed task")]
     ) -> Response:
-        """`Location` is the new task, which has the label `redrive_of`. Asked again, the answer names the same one, as
-        it is by then. 409 when the task has not failed, or cannot be redriven; no body is taken."""
+        """`Location` is the new task, which has the label `redrive_of`. If you ask again, the answer names the same task with
+        its current status. 409 when the task has not failed, or cannot be redriven. The request must have no body."""
         known_id = canonical_id(task_id)
         await _no_body(request)
         await be_fresh(request.headers, service, 0.0)
@@ -65,7 +65,7 @@ def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -
         if row.status != TaskStatus.FAILED.value:
             text = f"Task {known_id} is {row.status}."
             raise Problem(409, "not-failed", "Only failed tasks can be redriven", text, task_id=known_id)
-        if not service.ready:  # it might not know yet what was redriven before
+        if not service.ready:  # it might not know yet which tasks were redriven before
             raise unavailable("not-ready", "The view is not ready", "It has not read everything yet.")
         async with one_at_a_time:
             made = await _redriven(service, redriver, row)
@@ -74,7 +74,7 @@ def add_redrive(app: FastAPI, service: ViewService, redriver: Redriver | None) -
 
 
 async def _redriven(service: ViewService, redriver: Redriver, row: Row) -> Row:
-    """The row of the new task; sends it when it is not known. Raises Problem."""
+    """The row of the new task; sends its request when the task is not known. Raises Problem."""
     found = await redriver.find(row.task_id, row.origin)
     if found is None:
         raise _cannot(

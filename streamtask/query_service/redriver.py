@@ -1,4 +1,4 @@
-"""The dead letters of a real cluster for POST /tasks/{id}/redrive: found, and sent again as new requests."""
+"""Finds dead letters on a real cluster for POST /tasks/{id}/redrive, and sends them again as new requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamtask.redrive.run import find_letter, send, too_large
 
 
 class KafkaRedriver:
-    """redrive.Redriver on a real cluster. Every call opens its own clients: redrives by hand are rare."""
+    """redrive.Redriver on a real cluster. Every call opens its own clients, because redrives by hand are rare."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, cluster: str, reader: Reader = PLAIN) -> None:
         self._kafka = kafka

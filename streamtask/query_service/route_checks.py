@@ -1,4 +1,4 @@
-"""What the routes ask of a request before they answer: is this a task, is the view fresh enough, is it there at all."""
+"""The checks of a route before it answers: is the id valid, is the view fresh enough, does the task exist."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from streamtask.domain.identity import canonical
 from streamtask.projection.view import Token, ViewService
 from streamtask.query_service.problems import Problem, invalid, unavailable
 
-FRESH_S = 5.0  # how long a request waits for a view as fresh as its token
+FRESH_S = 5.0  # how long a request waits until the view is as fresh as its token
 
 
 def task_id_in_path(description: str = "UUID, in upper or lower case") -> Any:
-    """A UUID to readers of the OpenAPI document. `canonical_id` refuses others, in our own words."""
+    """A UUID in the OpenAPI document. `canonical_id` refuses other values, with streamtask's own error text."""
     return Path(description=description, json_schema_extra={"format": "uuid"})
 
 
 def canonical_id(text: str) -> str:
-    """The one spelling of this task_id. Raises Problem."""
+    """The task_id in canonical form. Raises Problem when it is not a UUID."""
     task_id = canonical(text)
     if task_id is None:
         raise invalid(f"{text[:80]!r} is not a UUID", {"task_id": "must be a UUID"})
@@ -28,7 +28,7 @@ def canonical_id(text: str) -> str:
 
 
 async def be_fresh(headers: Mapping[str, str], service: ViewService, wait_s: float) -> None:
-    """Wait for what the Consistency-Token of this request names. Raises Problem."""
+    """Wait until the view has read up to the Consistency-Token of this request. Raises Problem."""
     text = headers.get("consistency-token")
     if text is not None:
         await be_as_fresh(text, service, wait_s)

@@ -1,11 +1,11 @@
 """One process that follows the topics and serves HTTP: granian inside our own event loop, until SIGTERM or SIGINT.
 
-Order of the end: whoever waits in a long poll is answered, streams end (their readers resume elsewhere), the server
-takes nothing new and finishes what it has, the tail thread leaves, the store is closed. A second signal ends the
-process at once. When the view itself fails, the process ends too: a service that no longer follows would go on
-answering with the past.
+Order of a shutdown: long polls are answered; streams end (their clients resume elsewhere); the server accepts nothing new
+and finishes what it has; the tail thread ends; the store is closed. A second signal ends the process at once. The
+process also ends when the view itself fails: a service that no longer follows the topics would go on answering with old
+statuses.
 
-Why granian, and the figures: docs/decisions/0005-http-server.md.
+Why granian, with measurements: docs/decisions/0005-http-server.md.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from streamtask.query_service.submit import KafkaSubmitter
 from streamtask.schema_registry import Formats
 
 BACKLOG = 1_024
-REQUESTS_MAX = 25_000  # under way at once: long polls (watch.WAITERS_MAX), streams (feed.LISTENERS_MAX), and the rest
-FILES_SPARE = 1_000  # open files beside those of requests
+REQUESTS_MAX = 25_000  # at once: long polls (watch.WAITERS_MAX), streams (feed.LISTENERS_MAX), and the rest
+FILES_SPARE = 1_000  # open files in addition to those of requests
 STOP_S = 10.0
 STREAMS_STOP_S = 3.0
-SWITCH_S = 0.0005  # how long who waits for the interpreter lets another thread go on: by default 5 ms, each time
+SWITCH_S = 0.0005  # how long a thread that waits for the GIL lets another one run; the default is 5 ms
 COLLECT_AFTER = (
     50_000,
     20,
     20,
-)  # a batch of a restore holds 60,000 objects, none of them in a cycle: a tenth of its time
+)  # a batch of a restore holds 60,000 objects, none of them in a cycle: collections took a tenth of its time
 
 
 def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None] | None = None) -> None:
-    """Serve until a signal. `say` is told where (twice: listening, then ready); None: stdout.
+    """Serve until a signal. `say` is called with the address (twice: listening, then ready); None: print to stdout.
 
     Raises ConfigError, TopicsMissing, Unreachable, or ClusterError when the view failed.
     """
@@ -62,19 +62,19 @@ def run(settings: Settings, *, insecure: bool = False, say: Callable[[str], None
     with loop_runner() as runner:
         try:
             runner.run(_serve(settings, key, say or _print))
-        except BaseExceptionGroup as group:  # of the task groups inside: the caller knows our errors, not their trees
+        except BaseExceptionGroup as group:  # from the task groups inside: the caller expects our errors, not groups
             raise _leaf(group) from group
 
 
 def refuse_bind(settings: Settings, *, insecure: bool = False) -> None:
-    """Raise ConfigError when `serve` could not listen as it is set, or should not. Contacts no broker."""
+    """Raise ConfigError when `serve` could not, or should not, listen with these settings. Contacts no broker."""
     check_bind(settings.host, None if settings.api_key is None else settings.api_key.get_secret_value(), insecure)
     Hosts(settings.host, settings.hosts_allowed)
     find_place(settings.host, settings.port)
 
 
 def loop_runner() -> asyncio.Runner:
-    """On uvloop, where it is installed."""
+    """A runner on uvloop, if that is installed."""
     try:
         import uvloop
     except ImportError:
@@ -83,7 +83,7 @@ def loop_runner() -> asyncio.Runner:
 
 
 def _allow_files() -> None:
-    """As many open files as connections may be, where the system lets this process; else as many as it does."""
+    """Allow as many open files as there may be connections, or as many as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = REQUESTS_MAX + FILES_SPARE
     if hard != resource.RLIM_INFINITY:
@@ -132,11 +132,11 @@ async def _serve(settings: Settings, key: str | None, say: Callable[[str], None]
                 hosts=Hosts(settings.host, settings.hosts_allowed),
             )
             gc.set_threshold(*COLLECT_AFTER)
-            gc.freeze()  # the routes and their schemas live as long as the process: no collection looks at them again
+            gc.freeze()  # routes and schemas live as long as the process: collections may skip them
             async with serving(observed(app, service), place):
                 say(f"streamtask query service: {place.url} (docs: {place.url}/docs)")
                 await _until_stopped(service, lambda: say(f"ready: {place.url}"))
-                service.stop()  # long polls are answered and streams end, so that the server can finish
+                service.stop()  # answers long polls and ends streams, so that the server can finish
                 await service.feed.until_empty(STREAMS_STOP_S)  # the server would cut WebSockets off
     if service.failure is not None:
         raise ClusterError(f"The view has failed: {service.failure}")
@@ -146,12 +146,12 @@ async def _until_stopped(service: ViewService, ready: Callable[[], None]) -> Non
     stop = asyncio.Event()
     with _signals(stop):
         async with asyncio.TaskGroup() as waits:
-            told = waits.create_task(stop.wait(), name="signal")
+            signalled = waits.create_task(stop.wait(), name="signal")
             failed = waits.create_task(service.ended.wait(), name="view-ended")
             caught_up = waits.create_task(service.caught_up.wait(), name="view-ready")
             caught_up.add_done_callback(lambda task: None if task.cancelled() else ready())
-            await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (told, failed, caught_up):
+            await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (signalled, failed, caught_up):
                 task.cancel()
 
 
@@ -168,12 +168,12 @@ def _signals(stop: asyncio.Event) -> Any:
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
         loop.add_signal_handler(number, on_signal, number)
-    # Not removed at the end: a second signal must also end a stop that hangs. The loop's end removes them.
+    # Not removed at the end: a second signal must also end a shutdown that hangs. The loop removes them when it closes.
     yield
 
 
 class Place(NamedTuple):
-    """Where to listen: a numeric address."""
+    """Where to listen: a numeric address and a port."""
 
     address: str
     port: int
@@ -186,7 +186,7 @@ class Place(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, place: Place) -> AsyncIterator[None]:
-    """Answer HTTP at `place` while the block runs, then finish what was begun (at most STOP_S)."""
+    """Serve HTTP at `place` while the block runs, then finish open requests (at most STOP_S)."""
     server = Server(
         app,
         address=place.address,
@@ -210,7 +210,7 @@ async def serving(app: Any, place: Place) -> AsyncIterator[None]:
 
 
 async def _until_it_listens(place: Place) -> None:
-    # granian binds within serve() and does not say when.
+    # granian binds within serve() and does not report when.
     async with asyncio.timeout(STOP_S):
         while True:
             try:
@@ -223,10 +223,10 @@ async def _until_it_listens(place: Place) -> None:
 
 
 def find_place(host: str, port: int) -> Place:
-    """A free port at the address of `host`; port 0: any. Raises ConfigError when it cannot be listened on.
+    """A free port at the address of `host`; port 0: any. Raises ConfigError when listening is not possible.
 
-    Asked before anything else is started. granian binds it itself, later and with SO_REUSEPORT: without this look a
-    second service on the same port would silently share it.
+    Checked before anything else is started. granian binds the port itself, later and with SO_REUSEPORT: without this check
+    a second service on the same port would silently share it.
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(

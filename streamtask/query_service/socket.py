@@ -1,18 +1,18 @@
-"""`/ws`: streams over one WebSocket, subscribed by task or by filter. Text frames, each one a JSON object.
+"""`/ws`: streams over one WebSocket, each for a task or a filter. Every frame is text: one JSON object.
 
-    in   {"action": "subscribe", "id": "a", "task_id": "…"}             and "last_event_id", "consistency_token", as of SSE
+    in   {"action": "subscribe", "id": "a", "task_id": "…"}             also "last_event_id", "consistency_token", as for SSE
          {"action": "subscribe", "id": "b", "status": "failed", "task_type": "…", "tenant": "…"}
          {"action": "unsubscribe", "id": "a"}    {"action": "ping"}
-    out  {"type": "subscribed", "id": "a", "last_event_id": …}           then, of each subscription:
+    out  {"type": "subscribed", "id": "a", "last_event_id": …}           then, for each subscription:
          {"type": "event", "id": "a", "last_event_id": "3:1042", "task": {TaskResponse}}
          {"type": "alive", "id": "a", "last_event_id": …}                after 15 s of silence
          {"type": "gap", "id": "a", "gap": {"partition": …, "wanted": …, "found": …}}
          {"type": "end", "id": "a", "reason": "ended" | "unsubscribed" | "unavailable" | Cut's}
-         {"type": "error", "id": "a" or absent, "problem": {RFC 9457}}   a frame of the wrong shape, a refusal
+         {"type": "error", "id": "a" or absent, "problem": {RFC 9457}}   an invalid frame, a refusal
          {"type": "pong"}
 
-A subscription is a stream of live.py; nothing else is held for it here: it reads on when its last frame is written. So
-a reader that is slow is slow for all its subscriptions. One that takes nothing for SEND_S is disconnected.
+A subscription is a stream of live.py, without a buffer of its own here: it reads on when its last frame is written. So a
+slow client is slow for all its subscriptions. One that reads nothing for SEND_S is disconnected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from streamtask.query_service.sse import ENDS_STREAM, SEND_S, STOP_S
 FRAME_BYTES_MAX = 4_096
 SUBSCRIPTIONS_MAX = 100
 IDLE_S = 60.0  # without a subscription and without a frame
-PROTOCOL = "streamtask"  # a browser cannot send headers: its key comes as a second protocol (gate.py)
+PROTOCOL = "streamtask"  # a browser cannot set headers: its key comes as a second protocol (gate.py)
 
 NORMAL, GOING_AWAY, TOO_BIG, TRY_LATER = 1000, 1001, 1009, 1013
 
@@ -47,7 +47,7 @@ log = logging.getLogger("streamtask.query_service")
 
 
 def add_socket(app: FastAPI, live: Live) -> None:
-    """The route."""
+    """Add the route."""
 
     @app.websocket("/ws")
     async def talk(websocket: WebSocket) -> None:
@@ -57,7 +57,7 @@ def add_socket(app: FastAPI, live: Live) -> None:
                 await websocket.accept(PROTOCOL if PROTOCOL in protocols else None)
                 await Conversation(websocket, live).run()
         except TooManyWaiters:
-            await websocket.close(TRY_LATER)  # not accepted: 403
+            await websocket.close(TRY_LATER)  # closed before it is accepted: the client sees 403
 
 
 class Conversation:
@@ -70,10 +70,10 @@ class Conversation:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._code = NORMAL
         self._over = asyncio.Event()
-        self._patience: asyncio.Timeout | None = None  # of the frame that is waited for
+        self._patience: asyncio.Timeout | None = None  # the timeout for the next frame
 
     async def run(self) -> None:
-        """Until the other side leaves, is too slow, says nothing, or the service ends."""
+        """Talk until the client leaves, is too slow or idle, or the service ends."""
         async with asyncio.TaskGroup() as group:
             talk: set[asyncio.Task[Any]] = {
                 group.create_task(self._listen(group), name="ws-listen"),
@@ -91,10 +91,10 @@ class Conversation:
             async with asyncio.timeout(STOP_S):
                 await self._websocket.close(self._code)
         except (TimeoutError, RuntimeError, WebSocketDisconnect):
-            pass  # it has gone, or it does not read
+            pass  # the client has gone, or does not read
 
     async def _until_stopped(self) -> None:
-        """Returns when the service ends, and every subscription was told."""
+        """Returns when the service ends and every subscription has been informed."""
         await self._live.service.feed.stopping.wait()
         if self._streams:
             await asyncio.wait(set(self._streams.values()), timeout=STOP_S)
@@ -105,7 +105,7 @@ class Conversation:
                 async with asyncio.timeout(None) as self._patience:
                     self._mind()
                     message = await self._websocket.receive()
-                self._patience = None  # over: a stream that ends while this frame is answered must not touch it
+                self._patience = None  # ended: a stream that ends while this frame is answered must not reschedule it
                 if message["type"] == "websocket.disconnect":
                     return
                 text = message.get("text")
@@ -118,7 +118,7 @@ class Conversation:
             log.info("Closed a WebSocket: no subscriptions and no messages for %g s.", IDLE_S)
 
     def _mind(self) -> None:
-        """Wait for the next frame without end while there are subscriptions."""
+        """Wait for the next frame without a limit while there are subscriptions."""
         if self._patience is not None and not self._patience.expired():
             loop = asyncio.get_running_loop()
             self._patience.reschedule(None if self._streams else loop.time() + IDLE_S)
@@ -169,7 +169,7 @@ class Conversation:
         await self._say({"type": "end", "id": name, "reason": "unsubscribed"})
 
     async def _stream(self, name: str, pushes: AsyncGenerator[Push], token: str | None) -> None:
-        """One subscription to its end."""
+        """Run one subscription to its end."""
         head = orjson.dumps(name)
         begun = False
         try:
@@ -200,7 +200,7 @@ class Conversation:
         await self._write(orjson.dumps(document))
 
     async def _write(self, frame: bytes) -> None:
-        """Ends the conversation when the other side does not take it, or has gone."""
+        """Write a frame; end the conversation when the client does not read it or has gone."""
         try:
             async with asyncio.timeout(SEND_S), self._writing:
                 await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
@@ -236,7 +236,7 @@ def _asked(document: dict[str, Any]) -> Asked:
 
 
 def _frame(head: bytes, push: Push) -> bytes:
-    """An event, a gap or a sign of life, as JSON around what is JSON already."""
+    """An event, a gap or a heartbeat: the JSON frame around a body that is JSON already."""
     last_id = orjson.dumps(push.id)
     if push.gap is not None:
         return b'{"type":"gap","id":%b,"last_event_id":%b,"gap":%b}' % (head, last_id, orjson.dumps(push.gap._asdict()))

@@ -1,10 +1,10 @@
 """Server-Sent Events: `GET /tasks/{id}/events` and `GET /events`.
 
-A refusal is a problem document, as everywhere: a stream begins only when it is certain that there will be one (live.py).
-What ends a stream later (a reader that is too slow, a view that begins anew, the end of the service) ends the response;
-EventSource then connects again by itself, with the id of what it got last.
+A refusal is a problem document, as on all routes: a stream begins only when it is certain that there will be one
+(live.py). What ends a stream later (a slow client, a view that starts again, the end of the service) ends the response;
+EventSource then reconnects by itself, with the id of the last event that it received.
 
-A reader that takes nothing for SEND_S is given up: its buffers here are free; the socket lives on until it closes it.
+A client that reads nothing for SEND_S is disconnected: its buffers here are freed; the socket lives on until it closes it.
 
 Decision 0018 says why this is not sse-starlette.
 """
@@ -35,16 +35,16 @@ from streamtask.query_service.route_checks import be_fresh, canonical_id, task_i
 
 SEND_S = 20.0
 STOP_S = 1.0  # for what is being written when the service ends
-RETRY_MS = 2_000  # after which EventSource connects again
+RETRY_MS = 2_000  # after which EventSource reconnects
 MEDIA_TYPE = "text/event-stream"
-ENDS_STREAM = (Cut, Problem, ClusterError, TooManyWaiters)  # whoever reads it resumes
+ENDS_STREAM = (Cut, Problem, ClusterError, TooManyWaiters)  # the client resumes
 
 _NAMES = ("status", "task_type", "tenant", "last_event_id")
 _LINE = re.compile(rb"\r\n|\n|\r")
 _HEADERS = {
     "Content-Type": f"{MEDIA_TYPE}; charset=utf-8",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would keep events back
+    "X-Accel-Buffering": "no",  # otherwise nginx would hold events back
 }
 
 log = logging.getLogger("streamtask.query_service")
@@ -63,7 +63,7 @@ LastIdQuery = Annotated[
 
 
 def add_streams(app: FastAPI, live: Live) -> None:
-    """The two routes."""
+    """Add the two routes."""
     stream: dict[int | str, dict[str, Any]] = {
         200: examples.answer(
             None,
@@ -90,9 +90,9 @@ def add_streams(app: FastAPI, live: Live) -> None:
         last_event_id: LastId = None,
         last_event_id_query: LastIdQuery = None,
     ) -> Response:
-        """Where the task stands, then each status event, until the terminal one. The id is `<partition>:<offset>` of
-        the event in the status topic. With `Last-Event-ID`, on any replica: the events behind it, without gap or
-        repeat. A reader that is slow gets the latest event in place of several."""
+        """The task's current status, then each status event until the terminal one. The id is `<partition>:<offset>` of the
+        event in the status topic. With `Last-Event-ID`, on any replica, you get the events after it, without gap or repeat. A
+        slow client gets only the latest event in place of several."""
         known_id = canonical_id(task_id)
         await be_fresh(request.headers, live.service, 0.0)
         return await _answer(live.of_task(known_id, last_event_id or last_event_id_query), live)
@@ -112,9 +112,9 @@ def add_streams(app: FastAPI, live: Live) -> None:
         last_event_id: LastId = None,
         last_event_id_query: LastIdQuery = None,
     ) -> Response:
-        """Every status event that matches, from now on. The id names every partition, `0:17,1:1042`: with
-        `Last-Event-ID`, on any replica, the stream goes on behind it, without gap or repeat. A reader that is slow is
-        disconnected, and resumes. `event: gap` says that the topic no longer holds a part of what was asked for."""
+        """Every matching status event from now on. The id names every partition, as in `0:17,1:1042`. With `Last-Event-ID`,
+        on any replica, the stream continues after it, without gap or repeat. A slow client is disconnected and resumes.
+        `event: gap` says that the topic no longer holds a part of the events that were asked for."""
         wrong = unknown_names(request.query_params, _NAMES)
         if wrong:
             raise invalid("; ".join(f"{name}: {text}" for name, text in wrong.items()), wrong)
@@ -128,7 +128,7 @@ async def _answer(pushes: AsyncGenerator[Push], live: Live) -> Response:
 
 
 class EventStream(Response):
-    """Writes pushes until they end, the reader has gone, or the service ends."""
+    """Writes pushes until they end, the client has gone, or the service ends."""
 
     def __init__(self, first: Push, pushes: AsyncGenerator[Push], stopping: asyncio.Event) -> None:
         self.status_code = 200
@@ -137,7 +137,7 @@ class EventStream(Response):
         self._first = first
         self._pushes = pushes
         self._stopping = stopping
-        self._due: float | None = None  # when what is being written must be, on the loop's clock
+        self._due: float | None = None  # the loop's time by which the current write must have ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stuck = asyncio.get_running_loop().create_future()
@@ -158,8 +158,8 @@ class EventStream(Response):
 
     @contextmanager
     def _watched(self, stuck: asyncio.Future[None]) -> Iterator[None]:
-        """`stuck` is done once something has been written for SEND_S. One alarm a stream, not one a write: asyncio.timeout
-        was a third of what an event takes to each of ten thousand readers."""
+        """`stuck` is done once a write has taken SEND_S. There is one timer per stream, not one per write: asyncio.timeout
+        took a third of the time of sending an event to each of ten thousand clients."""
         loop = asyncio.get_running_loop()
         alarm: asyncio.TimerHandle
 
@@ -199,25 +199,25 @@ class EventStream(Response):
 
 
 async def until_gone(receive: Receive) -> None:
-    """Returns when the other side has closed the connection."""
+    """Returns when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def until_stopped(stopping: asyncio.Event) -> None:
-    """Returns when the service ends, and what was being written had its time."""
+    """Returns when the service ends, after some time for what was being written."""
     await stopping.wait()
     await asyncio.sleep(STOP_S)
 
 
 def block(push: Push) -> bytes:
-    """One push as it goes over the line. What has no data is no event, but its id counts."""
+    """One push in wire format. Without data it is not an event for the client, but its id counts."""
     text = b"" if push.id is None else b"id: %b\n" % push.id.encode()
     if push.gap is not None:
         return text + b"event: gap\ndata: %b\n\n" % orjson.dumps(push.gap._asdict())
     body = push.body
     if body is None:
         return (text or b": alive\n") + b"\n"
-    if b"\n" in body or b"\r" in body:  # JSON has line breaks between its parts alone: to the reader it is the same
+    if b"\n" in body or b"\r" in body:  # JSON has line breaks only between tokens, where they have no meaning
         body = b"\ndata: ".join(_LINE.split(body))
     return text + b"data: %b\n\n" % body

@@ -1,7 +1,7 @@
 """POST on its way to Kafka: one request or one cancel, acknowledged by all in-sync replicas or refused in time.
 
-The record is made and sent by the client's own `prepare` and `Sender`: a request looks the same in the topic whichever
-door it came through. What is added here is the time after which whoever asked is told.
+The client's own `prepare` and `Sender` make and send the record, so a request looks the same in the topic whether it
+came over HTTP or from a client. This module adds the time limit after which the caller gets an error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from streamtask.config.kafka import KafkaSettings
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import SubmitError
 
-ACKNOWLEDGED_S = 10.0  # a broker fails over within seconds; who asked by HTTP is better told than kept
+ACKNOWLEDGED_S = 10.0  # a broker fails over within seconds; an HTTP caller should get an error rather than wait longer
 
 
 class Placed(NamedTuple):
-    """Where a submitted request lies."""
+    """The position of a submitted request."""
 
     task_id: str
     band: str
@@ -33,7 +33,7 @@ class Placed(NamedTuple):
 
 
 class KafkaSubmitter:
-    """http.Submitter on a real cluster. Entered in the event loop that uses it."""
+    """http.Submitter on a real cluster. Enter it in the event loop that uses it."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, encoder: Encoder | None = None) -> None:
         self._encoder = encoder or Encoder()
@@ -52,7 +52,7 @@ class KafkaSubmitter:
         await self._sender.close()
 
     async def submit(self, request: TaskRequest, headers: dict[str, str]) -> Placed:
-        """Raises RequestRefused (nothing was sent) or SubmitError (it may or may not be there)."""
+        """Raises RequestRefused (nothing was sent) or SubmitError (it may or may not be stored)."""
         made = prepare(request, self._names, headers, self._encoder)
         again = f"It is task {made.task_id}. {LOOK_FIRST}"
         async with self._in_time(f"The request of task {made.task_id}", again) as sender:
@@ -69,7 +69,7 @@ class KafkaSubmitter:
 
     @asynccontextmanager
     async def _in_time(self, what: str, advice: str) -> AsyncIterator[Sender]:
-        """Raises SubmitError when the block takes too long."""
+        """Raises SubmitError when the block takes longer than ACKNOWLEDGED_S."""
         assert self._sender is not None, "used outside of its block"
         try:
             async with asyncio.timeout(ACKNOWLEDGED_S):

@@ -1,15 +1,15 @@
-"""Dead letters run again: which ones, as what, and how fast.
+"""Runs dead letters again: which ones, as which tasks, and how fast.
 
-A redrive is a new task per dead letter. Its request is the old one but for: `task_id`, which is a function of the letter
-(identity.redriven); the label `redrive_of`, the old task_id; `created_at`, and an `expires_at` that has passed, which are
-left out. It lies in the band and the partition number of the old one.
+A redrive makes a new task from each dead letter. Its request is the old one with these changes: `task_id` is a function of
+the letter (identity.redriven); the label `redrive_of` has the old task_id; `created_at` is left out, and so is an
+`expires_at` that has passed. The request goes to the band and the partition number of the old one.
 
-What stays true:
-- The same letter gives the same task_id, whoever asks and how often. A letter whose task is known (its request lies in
-  the band, or its status events do) is skipped, so a run that broke off is simply repeated.
-- Every letter that was chosen is accounted for: ready, known, or refused with the reason.
+Always true:
+- The same letter gives the same task_id, whoever asks and however often. A letter whose task is known (its request is in
+  the band, or its status events exist) is skipped, so a run that was interrupted is simply repeated.
+- Every selected letter is accounted for: ready, known, or refused with the reason.
 
-build.py chooses and builds, and is pure; run.py talks with Kafka.
+build.py selects and builds, and is pure; run.py talks to Kafka.
 """
 
 from streamtask.redrive.build import REDRIVE_OF, Builder, Choice, Plan, Redrive, Refusal, plan, select

@@ -1,6 +1,7 @@
-"""Which dead letters are run again, and as what. Pure.
+"""Selects the dead letters to run again and builds their new requests. Pure.
 
-The document of a request is changed, not its model: what a newer producer put in, and we do not know, is kept.
+It changes the document of a request, not its model, so that fields of a newer producer, which this version does not know,
+are kept.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _DUPLICATE = "a second request for a task that was still open; to run it anyway,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which dead letters. What is given must all hold; None or empty: any.
+    """Which dead letters to select. All given conditions must hold; None or empty: any.
 
     ids                 origins (`high-3@12345`) or task_ids of the old task
-    since_ms, until_ms  when it failed: from, and before
-    text                part of what was wrong, in any case
+    since_ms, until_ms  when the task failed: from, and before
+    text                part of the error text; upper and lower case are the same
     """
 
     ids: frozenset[str] = frozenset()
@@ -43,13 +44,13 @@ class Choice:
 
     @property
     def everything(self) -> bool:
-        """True when nothing was given."""
+        """True when no condition was given."""
         return self == Choice()
 
 
 @dataclass(frozen=True, slots=True)
 class Redrive:
-    """A new task, ready to be sent. notes: what of the old request it does not have, in words."""
+    """A new task, ready to be sent. notes: texts about what it lacks of the old request."""
 
     letter: DeadRecord
     task_id: str
@@ -65,7 +66,7 @@ class Redrive:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A letter that was chosen and cannot be redriven. why: in words."""
+    """A letter that was selected but cannot be redriven. why: the reason as text."""
 
     letter: DeadRecord
     why: str
@@ -73,7 +74,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class Plan:
-    """What a redrive would do. missing: ids that no letter has."""
+    """What a redrive would do. missing: ids without a dead letter."""
 
     ready: list[Redrive] = field(default_factory=list)
     known: list[Redrive] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Plan:
 
 
 def select(letters: Iterable[DeadRecord], choice: Choice) -> list[DeadRecord]:
-    """The letters that match, but for the task type: that is known of a request only when it was read."""
+    """The letters that match, except for the task type, which is only known when the request has been read."""
 
     def wanted(letter: DeadRecord) -> bool:
         at_ms = failed_ms(letter)
@@ -98,7 +99,7 @@ def select(letters: Iterable[DeadRecord], choice: Choice) -> list[DeadRecord]:
 
 
 def failed_ms(letter: DeadRecord) -> int:
-    """When it failed: as its worker wrote, else when the letter was written."""
+    """When the task failed, as its worker wrote, or else when the letter was written."""
     try:
         when = datetime.fromisoformat(letter.failed_at)
     except ValueError:
@@ -107,9 +108,9 @@ def failed_ms(letter: DeadRecord) -> int:
 
 
 class Builder:
-    """Makes requests of dead letters, of one cluster. `build` raises only what its reader says about itself.
+    """Builds the requests for dead letters of one cluster. `build` raises only errors of its reader's source of schemas.
 
-    partitions  of a band, now
+    partitions  current number of partitions of a band
     """
 
     def __init__(self, names: TopicNames, cluster: str, partitions: int, reader: Reader = PLAIN) -> None:
@@ -120,7 +121,7 @@ class Builder:
         self._bands = {topic: band for band, topic in enumerate(names.requests)}
 
     def build(self, letter: DeadRecord, now_ms: int) -> Redrive | Refusal:
-        """The new task of a letter, or why there is none."""
+        """The new task for a letter, or why there is none."""
         band = self._bands.get(letter.source_topic)
         partition, offset, timestamp_ms = letter.source_partition, letter.source_offset, letter.source_timestamp_ms
         if band is None or partition is None or offset is None or timestamp_ms is None:
@@ -158,9 +159,9 @@ class Builder:
                 f"{letter.headers_dropped} headers of the request were too large for the dead letter and are lost"
             )
         document |= {"task_id": task_id, "labels": labels}
-        # A key that belongs elsewhere would make workers warn of a producer that places keys wrongly.
+        # With a key that belongs to another partition, workers would warn of a producer that places keys wrongly.
         key = letter.key if letter.key and partition_of(letter.key, self._partitions) == record.partition else None
-        # A task_id header named the old task; the field of the new one is enough.
+        # A task_id header names the old task; the field of the new request is enough.
         headers = [item for item in letter.headers if item[0] != TASK_ID_HEADER]
         topic = self._names.requests[record.band]
         value = to_json(document)
@@ -178,20 +179,20 @@ class Builder:
         )
 
     def order(self, letter: DeadRecord) -> tuple[int, int, int, int]:
-        """Sorts letters by their request records: band, partition, offset."""
+        """The sort key of letters by their request records: band, partition, offset."""
         partition = -1 if letter.source_partition is None else letter.source_partition
         offset = -1 if letter.source_offset is None else letter.source_offset
         return self._bands.get(letter.source_topic, -1), partition, offset, letter.offset
 
     def record(self, item: Redrive, offset: int, timestamp_ms: int) -> RequestRecord:
-        """The request record that it has become."""
+        """The request record that the redrive has become."""
         return self._decoder.decode(item.band, item.partition, offset, timestamp_ms, item.key, item.value, item.headers)
 
 
 def plan(letters: Iterable[DeadRecord], choice: Choice, builder: Builder, now_ms: int) -> Plan:
-    """What is ready or refused, in the order of the request records: tasks with an ordering key start in theirs.
+    """What is ready or refused, in the order of the request records, so that tasks with the same ordering key start in order.
 
-    Nothing is known yet: `read_plan` asks Kafka for that.
+    `known` is still empty: `read_plan` asks Kafka which tasks are known.
     """
     found = Plan()
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""The redrive against Kafka: reads dead letters, tells which tasks are known, sends the others. Everything here blocks."""
+"""Redrives on Kafka: reads dead letters, finds out which tasks are known, sends the others. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from streamtask.projection.topic_scan import read_dead
 from streamtask.redrive.build import Builder, Choice, Plan, Redrive, plan
 from streamtask.schema_registry import Formats
 
-CHUNK_MAX = 500  # records under way at once: what a run that breaks off does not know about
-ACKNOWLEDGED_S = 45.0  # beyond the delivery timeout of the producer: every record has been reported by then
+CHUNK_MAX = 500  # records in flight at once: an interrupted run does not know the outcome of these
+ACKNOWLEDGED_S = 45.0  # more than the producer's delivery timeout: every record has been reported by then
 RECORDS_MAX = 5_000
 POLL_S = 0.1
-_BEGINNING = -1  # Tail: a negative offset
+_BEGINNING = -1  # for a Tail, a negative offset means the beginning
 
 
 def read_plan(settings: Settings, choice: Choice, now_ms: int) -> Plan:
-    """Read the dead letters, make the tasks, tell which are known. Raises ClusterError."""
+    """Read the dead letters, build the tasks, mark those that are known. Raises ClusterError."""
     kafka, names = settings.kafka_for("redrive"), settings.topics
     letters = read_dead(settings)
     with closing(Formats(settings)) as formats:
@@ -43,11 +43,11 @@ def read_plan(settings: Settings, choice: Choice, now_ms: int) -> Plan:
 
 
 def known_ids(kafka: KafkaSettings, names: TopicNames, items: Sequence[Redrive]) -> set[str]:
-    """Of these tasks, those whose request or status is there.
+    """The ids of those tasks whose request or status exists.
 
-    Only what can hold one is read: the partition of its band from the offset that the workers have committed, and the
-    same partition of the status topic, which holds whatever lies below. Also what is not committed: a transaction of
-    somebody else must not hide a request of ours. Raises Unreachable, TopicsMissing.
+    Reads only where one can be: the partition of its band from the offset that the workers have committed, and the same
+    partition of the status topic, which has the statuses of everything below that. Also reads uncommitted records: the
+    open transaction of another producer must not hide a request of ours. Raises Unreachable, TopicsMissing.
     """
     wanted: dict[Place, set[str]] = defaultdict(set)
     for item in items:
@@ -56,9 +56,9 @@ def known_ids(kafka: KafkaSettings, names: TopicNames, items: Sequence[Redrive])
     if not wanted:
         return set()
     bands = [place for place in wanted if place[0] != names.status]
-    # Asked before the status topic is read to its end: what is finished below has its events there by then.
+    # Asked before the status topic is read to its end, so that requests finished below it have their events there.
     begin = dict.fromkeys(wanted, _BEGINNING) | group_offsets(kafka, names.group, bands)
-    decoder = RequestDecoder(names, "")  # ours are JSON and name their task_id: neither registry nor cluster is needed
+    decoder = RequestDecoder(names, "")  # redrives are JSON and contain their task_id: no registry, no cluster id
     of_topic = {topic: band for band, topic in enumerate(names.requests)}
     known: set[str] = set()
     with Tail(kafka, begin, read_committed=False, with_headers=True) as tail:
@@ -74,10 +74,10 @@ def known_ids(kafka: KafkaSettings, names: TopicNames, items: Sequence[Redrive])
 
 
 def find_letter(kafka: KafkaSettings, names: TopicNames, task_id: str, origin: str) -> DeadRecord | None:
-    """The dead letter of the FAILED task with this history. origin "": the newest of that task that is no duplicate.
+    """The dead letter of the FAILED task with this history. origin "": the task's newest letter that is no duplicate.
 
-    Letters are placed by their task_id: its partition is read first, the others only if it is not there (the topic has
-    been given more of them since). Raises Unreachable, TopicsMissing.
+    Letters are placed by their task_id: its partition is read first, and the others only if the letter is not there (the
+    topic may have got more partitions since). Raises Unreachable, TopicsMissing.
     """
     with Tail(kafka, (names.dead,), with_headers=True) as tail:
         places = sorted(tail.positions())
@@ -89,7 +89,7 @@ def find_letter(kafka: KafkaSettings, names: TopicNames, task_id: str, origin: s
                 try:
                     letter = decode_dead(*record[1:])
                 except DecodeError:
-                    continue  # somebody else's record; the audit names it
+                    continue  # not a dead letter; the audit reports it
                 matches = letter.origin == origin if origin else letter.reason != ErrorCode.DUPLICATE
                 if letter.task_id == task_id and matches:
                     found = letter
@@ -105,11 +105,11 @@ def send(
     rate: float | None = None,
     wait: Callable[[float], object] = time.sleep,
 ) -> Generator[tuple[Redrive, Delivery]]:
-    """Send them in order; yields each with what became of it. Whoever stops listening stops the sending.
+    """Send the redrives in order; yields each with its delivery. When the caller stops iterating, sending stops.
 
-    rate  at most so many a second
+    rate  at most this many per second
 
-    Ends early, after the chunk with it, when Kafka did not take one for another reason than its size.
+    Ends early, after the chunk, when Kafka refuses a record of it for another reason than its size.
     """
     began = time.monotonic()
     chunk = CHUNK_MAX if rate is None else max(1, min(CHUNK_MAX, int(rate / 10)))
@@ -118,43 +118,43 @@ def send(
             if rate is not None and (early_s := began + at / rate - time.monotonic()) > 0:
                 wait(early_s)
             part = items[at : at + chunk]
-            told = _deliver(producer, part)
-            yield from zip(part, told, strict=True)
-            if any(one.error is not None and not too_large(one) for one in told):
+            reports = _deliver(producer, part)
+            yield from zip(part, reports, strict=True)
+            if any(one.error is not None and not too_large(one) for one in reports):
                 return
 
 
 def too_large(delivery: Delivery) -> bool:
-    """True when the broker will never take this record."""
+    """True when the broker will never accept this record."""
     return "MSG_SIZE_TOO_LARGE" in delivery.code or "MSG_SIZE_TOO_LARGE" in (delivery.error or "")
 
 
 def _deliver(producer: ClientProducer, part: Sequence[Redrive]) -> list[Delivery]:
-    told: dict[int, Delivery] = {}
-    all_told = threading.Event()
+    reports: dict[int, Delivery] = {}
+    all_reported = threading.Event()
 
-    def hear(index: int) -> Callable[[Delivery], None]:
+    def reporter(index: int) -> Callable[[Delivery], None]:
         def report(delivery: Delivery) -> None:
-            told[index] = delivery
-            if len(told) == len(part):
-                all_told.set()
+            reports[index] = delivery
+            if len(reports) == len(part):
+                all_reported.set()
 
         return report
 
     for index, item in enumerate(part):
         try:
             producer.send(
-                item.topic, item.key, item.value, item.headers, partition=item.partition, on_delivery=hear(index)
+                item.topic, item.key, item.value, item.headers, partition=item.partition, on_delivery=reporter(index)
             )
         except SubmitError as error:
-            hear(index)(Delivery(item.topic, item.partition, -1, str(error)))
-    if not all_told.wait(ACKNOWLEDGED_S):
+            reporter(index)(Delivery(item.topic, item.partition, -1, str(error)))
+    if not all_reported.wait(ACKNOWLEDGED_S):
         raise SubmitError("Kafka did not acknowledge what was sent. Repeat the command; it skips those already sent.")
-    return [told[index] for index in range(len(part))]
+    return [reports[index] for index in range(len(part))]
 
 
 def _to_the_end(tail: Tail) -> Iterator[TailRecord]:
-    """Records until the ends that the logs have now."""
+    """Records up to the current ends of the logs."""
     goal: Mapping[Place, int] = tail.ends()
     while not tail.caught_up(goal):
         yield from tail.poll(RECORDS_MAX, POLL_S)

@@ -1,7 +1,7 @@
-"""The formats of one process as its settings want them: a schema registry where one is named, readers, the encoder.
+"""The formats of one process, by its settings: readers, the encoder, and a schema registry if one is configured.
 
-client.py talks with a registry, mock.py is one, cache.py keeps what was learnt; subjects.py names ours. Without
-registry_url nothing here does any I/O and nothing but JSON and Avro single-object encoding is read.
+client.py talks to a registry, mock.py is one in memory, cache.py keeps known schemas, subjects.py names streamtask's
+subjects. Without registry_url nothing here does any I/O, and only JSON and Avro single-object encoding can be read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["Formats", "Registry", "open_registry"]
 
 
 class Formats:
-    """What one process reads and writes. Raises ConfigError when the settings do not go together.
+    """What one process reads and writes. Raises ConfigError when the settings contradict each other.
 
-    reader       never waits for the registry: raises SchemaPending (the owner thread of a worker)
-    waiting      waits at most registry_wait_s for an id, once (threads that only read)
-    insisting    raises Unreachable where the others would call a record unreadable
+    reader       never waits for the registry: raises SchemaPending (for the owner thread of a worker)
+    waiting      waits for each id at most registry_wait_s, once (for threads that only read)
+    insisting    raises Unreachable where the others would treat a record as unreadable
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,14 +40,14 @@ class Formats:
 
     @property
     def encoder_ready(self) -> Encoder | None:
-        """The encoder when it can be had without asking anybody."""
+        """The encoder, if it is available without asking a registry."""
         if self._encoder is None and self._settings.format != "confluent":
             self._encoder = self._local_encoder()
         return self._encoder
 
     def encoder(self) -> Encoder:
-        """Writes as `format` says. For the Confluent wire format the registry is asked for the ids, once, and learns
-        our schemas unless it may not. Raises Unreachable, ClusterError."""
+        """Writes in the format of the setting `format`. For the Confluent wire format it asks the registry once for the ids,
+        and registers streamtask's schemas there unless that is disabled. Raises Unreachable, ClusterError."""
         ready = self.encoder_ready
         if ready is not None:
             return ready

@@ -1,16 +1,16 @@
-"""Schemas by their ids: each is asked for once, and nobody waits long for one that cannot be had.
+"""Schemas by their ids. Each is requested once, and no reader waits long for one that is not available.
 
-Three ways to ask, for three kinds of readers. `get` never waits: it raises SchemaPending until the answer is there (the
-owner thread of a worker). `wait` waits (threads that only read). `insist` waits, and raises RegistryUnreachable where
-the others would call the record unreadable (readers that may not guess, and come again).
+There are three methods, for three kinds of readers. `get` never waits: it raises SchemaPending until the answer is there
+(the owner thread of a worker). `wait` waits (threads that only read). `insist` waits, and raises RegistryUnreachable where
+the others would call the record unreadable (readers that may not guess, and that try again).
 
-What stays true:
-- What was found once is kept: ids never change their meaning.
-- An id that the registry does not know is answered at once, and for MISSING_S without asking again.
-- An id is waited for wait_s in all, however many records have it: after that it is given up, and known again only when
-  one of the questions that go on in the background (one a second) is answered. When the registry has not answered
-  anybody for wait_s it is *away*: then no id is waited for.
-- Questions are asked by one thread of the cache's own, which ends when there are none.
+Always true:
+- A schema that was found is kept, because ids never change their meaning.
+- An id that the registry does not know is answered at once, without another request for MISSING_S.
+- Readers wait for an id wait_s in total, however many records have it. After that it is given up, and becomes known only
+  when one of the requests that continue in the background (one a second) succeeds. When the registry has answered no
+  request for wait_s it is *away*, and readers wait for no id.
+- The cache's own thread makes the requests; it ends when there are none left.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from streamtask.errors import ClusterError, DecodeError, RegistryUnreachable, Sc
 from streamtask.schema_registry.protocol import Registry
 
 MISSING_S = 30.0
-AGAIN_S = 0.25  # between two questions of one round that failed
-PROBE_S = 1.0  # between two questions while the registry is away
+AGAIN_S = 0.25  # between two attempts when requests fail
+PROBE_S = 1.0  # between two requests while the registry is away
 KNOWN_MAX = 10_000
 MISSING_MAX = 10_000
 
 
 class SchemaCache:
-    """What is known of one registry's ids. Any thread may ask.
+    """What is known of one registry's ids. Any thread may call it.
 
-    wait_s  how long one id is waited for in all
+    wait_s  how long readers wait for one id, in total
     """
 
     def __init__(self, registry: Registry, wait_s: float) -> None:
         self.registry = registry
         self._wait_s = wait_s
         self._known: OrderedDict[int, WriterSchema] = OrderedDict()
-        self._missing: OrderedDict[int, tuple[DecodeError, float]] = OrderedDict()  # why, until when
-        self._wanted: dict[int, float] = {}  # id: when it was first asked for; the next to ask for comes first
+        self._missing: OrderedDict[int, tuple[DecodeError, float]] = OrderedDict()  # the error, and until when it holds
+        self._wanted: dict[int, float] = {}  # id → when it was first wanted; the first one is requested next
         self._given_up: OrderedDict[int, None] = OrderedDict()
         self._changed = threading.Condition()
         self._asking = False
         self._probe: int | None = None
-        self._away_since: float | None = None  # first question of those that all failed
+        self._away_since: float | None = None  # start of the first of the requests that have all failed since
         self._why = ""
         self._asked_at = self._answered_at = 0.0
         self._closed = False
 
     def close(self) -> None:
-        """Nothing is asked any more."""
+        """Make no more requests."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def put(self, schema_id: int, schema: WriterSchema) -> None:
-        """Something that is known without asking."""
+        """Store a schema that is known without a request."""
         with self._changed:
             self._keep(schema_id, schema)
 
     # --- Asking -------------------------------------------------------------------------------------------------------
 
     def get(self, schema_id: int) -> WriterSchema:
-        """Never waits. Raises SchemaPending, SchemaUnavailable, or DecodeError: no record by this id can be read."""
+        """Never waits. Raises SchemaPending, SchemaUnavailable, or DecodeError: no record with this id can be read."""
         found = self._known.get(schema_id)
         if found is not None:
             return found
@@ -73,7 +73,7 @@ class SchemaCache:
             return self._get(schema_id)
 
     def wait(self, schema_id: int) -> WriterSchema:
-        """As `get`, after the wait. Raises SchemaUnavailable, DecodeError."""
+        """`get`, after waiting. Raises SchemaUnavailable, DecodeError."""
         while True:
             try:
                 return self.get(schema_id)
@@ -82,7 +82,7 @@ class SchemaCache:
                     self._changed.wait_for(lambda: self._left_s(schema_id) <= 0, self._left_s(schema_id))
 
     def insist(self, schema_id: int) -> WriterSchema:
-        """As `wait`; RegistryUnreachable in place of SchemaUnavailable."""
+        """`wait`, with RegistryUnreachable in place of SchemaUnavailable."""
         try:
             return self.wait(schema_id)
         except SchemaUnavailable as error:
@@ -96,7 +96,7 @@ class SchemaCache:
         held = self._missing.get(schema_id)
         if held is not None:
             if now < held[1]:
-                # A new one each time: an exception that is raised again keeps every frame it has passed, with its record.
+                # A new error each time: one that is raised again keeps every frame that it has passed, with its record.
                 raise DecodeError(str(held[0]))
             del self._missing[schema_id]
         if schema_id not in self._given_up and not self._away(now):
@@ -116,8 +116,8 @@ class SchemaCache:
         return self._away_since is not None and now - self._away_since >= self._wait_s
 
     def _give_up(self, schema_id: int) -> None:
-        """Nobody waits for this id again before it is known. If nobody was answered while it was waited for, the registry
-        has been away since then, whether its first question has failed yet or still hangs."""
+        """Let no reader wait for this id until it is known. If the registry answered no request while readers waited for it,
+        the registry has been away since then, whether its first request has already failed or still hangs."""
         since = self._wanted.pop(schema_id, None)
         if since is not None and self._answered_at < since:
             self._away_since = since if self._away_since is None else min(self._away_since, since)
@@ -126,12 +126,12 @@ class SchemaCache:
             self._given_up.popitem(last=False)
 
     def _left_s(self, schema_id: int) -> float:
-        """How long this id is still waited for."""
+        """How long readers still wait for this id."""
         since = self._wanted.get(schema_id)
         now = time.monotonic()
         return 0.0 if since is None or self._away(now) else max(since + self._wait_s - now, 0.0)
 
-    # --- The asking thread --------------------------------------------------------------------------------------------
+    # --- The cache's thread -------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         if not self._asking and not self._closed:
@@ -149,7 +149,7 @@ class SchemaCache:
             self._ask(schema_id)
 
     def _next(self) -> int | None:
-        """The id to ask for now: after a failure with a pause, so that a registry that is away is not hammered."""
+        """The next id to request. Pauses after a failure, so that a registry that is away is not flooded."""
         if self._away_since is not None and self._wanted:
             self._changed.wait(AGAIN_S)
         now = time.monotonic()
@@ -174,13 +174,13 @@ class SchemaCache:
                 found = writer_schema(schema_id, held.kind, held.text, references=held.references)
         except DecodeError as error:
             wrong = error
-        except Exception as error:  # noqa: BLE001 the thread's last frame: whatever the client raises is no answer
+        except Exception as error:  # noqa: BLE001 the thread's last frame: no error of the client is an answer
             why = str(error) if isinstance(error, ClusterError) else f"{type(error).__name__}: {error}"
             with self._changed:
                 self._why = why.rstrip(".")
                 self._away_since = began if self._away_since is None else self._away_since
                 if schema_id in self._wanted:
-                    self._wanted[schema_id] = self._wanted.pop(schema_id)  # the others' turn
+                    self._wanted[schema_id] = self._wanted.pop(schema_id)  # move it to the end
                 self._changed.notify_all()
             return
         with self._changed:

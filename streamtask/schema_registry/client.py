@@ -1,9 +1,9 @@
-"""Talks with a schema registry by Confluent's HTTP API: the few questions that are ours.
+"""Talks to a schema registry by Confluent's HTTP API, of which it uses a few requests.
 
-Every call ends within the timeout, whatever the other side does (refuses, hangs, drips, answers without end), and says
-what happened: RegistryUnreachable when the registry did not do its part (no answer, 5xx), ClusterError when it refuses
-us. Several URLs are tried in turn. Confluent's own client is not used: it waits for ever unless told otherwise, and asks
-for eight packages.
+Every call ends within the timeout, whatever the server does (refuses, hangs, sends slowly or without end), and its error
+says what happened: RegistryUnreachable when the registry failed (no answer, 5xx), ClusterError when it refuses the
+request. Several URLs are tried in turn. Confluent's own client is not used: it waits for ever unless configured
+otherwise, and needs eight packages.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ ANSWER_BYTES_MAX = 4_000_000
 FULL_TRANSITIVE = "FULL_TRANSITIVE"
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 
-# What may stand in `registry`: names as in Confluent's clients.
+# What the setting `registry` may contain; names as in Confluent's clients.
 SETTINGS = (
-    "timeout",  # seconds a call
-    "basic.auth.user.info",  # user:password; or in the URL
+    "timeout",  # seconds per call
+    "basic.auth.user.info",  # user:password; may also be in the URL
     "bearer.auth.token",
     "ssl.ca.location",
     "ssl.certificate.location",
     "ssl.key.location",
     "ssl.key.password",
-    "auto.register.schemas",  # false: `format=confluent` uses what is registered, and registers nothing
+    "auto.register.schemas",  # false: `format=confluent` uses the registered schemas and registers none
 )
 
 
 def open_registry(url: str, settings: Mapping[str, Any]) -> Registry:
-    """The registry at this URL (several: separated by commas); `mock://NAME` lies in this process. Raises ConfigError;
-    nothing is sent yet."""
+    """The registry at this URL (or several, separated by commas); `mock://NAME` is in this process. Sends nothing yet.
+    Raises ConfigError."""
     wrong = [name for name in settings if name not in SETTINGS]
     if wrong:
         raise ConfigError(f"registry: unknown setting {', '.join(wrong)}; use {', '.join(SETTINGS)}.")
@@ -50,7 +50,7 @@ def open_registry(url: str, settings: Mapping[str, Any]) -> Registry:
 
 
 class HttpRegistry:
-    """A registry over HTTP. Its calls may come from any thread."""
+    """A registry over HTTP. Any thread may call it."""
 
     def __init__(self, url: str, settings: Mapping[str, Any]) -> None:
         try:
@@ -178,7 +178,7 @@ def _tls(settings: Mapping[str, Any]) -> ssl.SSLContext | bool:
 
 
 def _advice(error: str) -> str:
-    """What to do about a failed handshake, where OpenSSL's words leave no doubt."""
+    """What to do about a failed handshake, where OpenSSL's error is unambiguous."""
     if "issuer certificate" in error or "self-signed certificate" in error:
         return " Set the authority that signed its certificate: ssl.ca.location in `registry`."
     if "CERTIFICATE_REQUIRED" in error:

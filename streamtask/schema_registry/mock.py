@@ -1,6 +1,6 @@
-"""`mock://NAME`: a registry inside this process, for tests and for trying out. Full transitive compatibility always.
+"""`mock://NAME`: a registry inside this process, for tests and experiments. It always checks full transitive compatibility.
 
-One registry a name, shared by everybody in the process who opens it; other processes do not see it.
+All callers in the process that open the same name share one registry; other processes do not see it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _opening = threading.Lock()
 
 
 def mock_registry(url: str) -> MockRegistry:
-    """The registry of this name, the same for all who ask."""
+    """The registry of this name, the same for all callers."""
     with _opening:
         return _registries.setdefault(url, MockRegistry(url))
 
@@ -27,7 +27,7 @@ class MockRegistry:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._texts: list[str] = []  # of id - 1
+        self._texts: list[str] = []  # the schema with id N is at N - 1
         self._subjects: dict[str, list[int]] = {}
         self._levels: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -77,4 +77,4 @@ class MockRegistry:
         self._levels[subject] = level
 
     def close(self) -> None:
-        """Nothing is held that has to be let go."""
+        """There is nothing to close."""

@@ -1,4 +1,4 @@
-"""What streamtask asks of a schema registry: one that is reached over HTTP (client.py), or one in memory (mock.py)."""
+"""What streamtask needs from a schema registry, over HTTP (client.py) or in memory (mock.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class Found(NamedTuple):
-    """A schema as a registry keeps it. kind: AVRO, JSON or PROTOBUF; references: it leans on other subjects."""
+    """A schema as a registry stores it. kind: AVRO, JSON or PROTOBUF; references: it refers to other subjects."""
 
     kind: str
     text: str
@@ -30,27 +30,27 @@ class Registry(Protocol):
         ...
 
     def schema(self, schema_id: int) -> Found | None:
-        """The schema of an id; None when the registry knows none."""
+        """The schema with this id; None when the registry does not know it."""
         ...
 
     def versions(self, subject: str) -> list[Version]:
-        """All versions of a subject, the oldest first; [] when there is no such subject."""
+        """All versions of a subject, oldest first; [] when the subject does not exist."""
         ...
 
     def id_of(self, subject: str, text: str) -> int | None:
-        """The id of exactly this schema under this subject, None when it is not registered there."""
+        """The id of exactly this schema under this subject; None when it is not registered there."""
         ...
 
     def register(self, subject: str, text: str) -> int:
-        """The id of this schema, registered under this subject unless it was. ClusterError: not compatible."""
+        """The id of this schema, registered under this subject if necessary. Raises ClusterError when it is incompatible."""
         ...
 
     def compatible(self, subject: str, text: str) -> list[str]:
-        """What the registry has against this schema as the next version; [] when nothing."""
+        """The registry's objections to this schema as the next version; [] when there are none."""
         ...
 
     def compatibility(self, subject: str) -> str | None:
-        """The subject's own rule, None when it has none."""
+        """The subject's own compatibility level; None when it has none."""
         ...
 
     def set_compatibility(self, subject: str, level: str) -> None: ...

@@ -1,7 +1,7 @@
-"""Our subjects in a registry: `<topic>-value` for each band, the status topic and the control topic.
+"""streamtask's subjects in a registry: `<topic>-value` for each band, the status topic and the control topic.
 
-That is Confluent's default (TopicNameStrategy), so that its clients find them without being told. Each subject has
-FULL_TRANSITIVE compatibility, which is what our schemas keep anyway.
+This is Confluent's default (TopicNameStrategy), so its clients find them without configuration. Each subject has
+FULL_TRANSITIVE compatibility, which streamtask's schemas satisfy anyway.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Registered(NamedTuple):
 
 
 def documents(names: TopicNames) -> dict[str, str]:
-    """{topic: document} of every topic that has a schema; dead letters are other people's bytes."""
+    """{topic: document} for every topic with a schema; dead letters contain other producers' bytes and have none."""
     return {
         **dict.fromkeys(names.requests, avro.REQUEST),
         names.status: avro.RESPONSE,
@@ -41,7 +41,7 @@ def subject_of(topic: str) -> str:
 
 
 def text_of(document: str) -> str:
-    """The current schema as it is registered: on one line."""
+    """The current schema in the form in which it is registered: on one line."""
     return json.dumps(schema.read(document), separators=(",", ":"), ensure_ascii=False)
 
 
@@ -57,7 +57,7 @@ def register(registry: Registry, names: TopicNames) -> Iterator[Registered]:
 
 
 def schema_ids(registry: Registry, names: TopicNames, *, register: bool) -> dict[str, int]:
-    """{topic: the id of its schema}. register: what the registry does not know yet is registered, else refused.
+    """{topic: the id of its schema}. register: register a schema that the registry does not know; False: raise an error.
 
     Raises Unreachable, ClusterError.
     """
@@ -77,11 +77,11 @@ def schema_ids(registry: Registry, names: TopicNames, *, register: bool) -> dict
 
 
 def learn(registry: Registry, names: TopicNames, put: Callable[[int, WriterSchema], None]) -> None:
-    """Hands over every version of every subject of ours, so that the records of all of them are read whatever becomes of
-    the registry. Raises Unreachable, ClusterError."""
+    """Call `put` with every version of streamtask's subjects, so that their records can be read whatever happens to the
+    registry. Raises Unreachable, ClusterError."""
     for topic in documents(names):
         for version in registry.versions(subject_of(topic)):
             try:
                 put(version.schema_id, writer_schema(version.schema_id, "AVRO", version.text, references=False))
             except DecodeError:
-                continue  # somebody registered something else under our name; its records will say so
+                continue  # another schema is registered under streamtask's name; its records will show that

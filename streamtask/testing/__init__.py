@@ -1,9 +1,9 @@
-"""For your own tests: run an App's tasks in memory, in milliseconds, or by a worker on a real Kafka.
+"""Run an App's tasks in your tests: in memory, in milliseconds, or with a worker on a real Kafka.
 
-    with in_memory(app) as shop:                        # no broker; what that does not prove: in_memory.py
+    with in_memory(app) as shop:                        # no broker; in_memory.py lists what that does not prove
         assert resize.submit_sync("a.png").result() == "a.png at 800"
 
-    with running(app, bootstrap) as shop:               # its own topics, deleted at the end
+    with running(app, bootstrap) as shop:               # with its own topics, which are deleted at the end
         assert resize.submit_sync("a.png").result(timeout=30) == "a.png at 800"
 
 The pytest plugin (streamtask/pytest_plugin.py) provides them as fixtures: `streamtask_memory`, `streamtask_app`,

@@ -5,21 +5,21 @@
         assert task.result() == "a.png at 800"
         assert [event.status for event in shop.history(task.task_id)] == ["created", "running", "completed"]
 
-The handlers, their validation, retries, limits, cancels and priorities are the real ones: the client's own code, the
-worker's engine and executor, and the bytes of the wire, over a log in memory (memory_worker.py). The suite
-tests/contract/test_client_life.py holds both to the same promises.
+The handlers, their validation, retries, limits, cancellation and priorities are the real ones: the client's own code,
+the worker's engine and executor, and the real wire format, over a log in memory (memory_worker.py). The suite
+tests/contract/test_client_life.py holds both implementations to the same behaviour.
 
 Waiting for a backoff, a `not_before` or an `expires_at` takes no time: while no handler runs and a call waits for a
-task, the clock skips to what is due next. Timeouts of waits are on the same clock, so `result(timeout=5)` of a task that
-retries in an hour raises WaitTimeout, at once. While a handler runs, time is real.
+task, the clock skips to the next time at which something is due. Timeouts of waits are on the same clock, so
+`result(timeout=5)` of a task that retries in an hour raises WaitTimeout at once. While a handler runs, time is real.
 
 What it does not prove:
 
-- Anything about Kafka: topics, ACLs, partitions, delivery, crashes, rebalances, exactly-once status events. `running`
-  (streamtask/testing/running.py) is for that, with the same interface.
-- Handlers of `executor="process"` run in this process, in a thread or on the event loop: nothing is killed, and
-  `memory_mb` and `max_tasks` do nothing. One that can be imported by a child is not proven to be.
-- Sizes are those of Kafka's default limit, and nothing is compressed: a topic may take less, or a little more.
+- Anything about Kafka: topics, ACLs, partitions, delivery, crashes, rebalances, exactly-once status events. Use
+  `running` (streamtask/testing/running.py), which has the same interface, for those.
+- Handlers of `executor="process"` run in this process, in a thread or on the event loop: nothing is killed, `memory_mb`
+  and `max_tasks` have no effect, and nothing proves that a child can import the handler.
+- Sizes: the limit is Kafka's default and nothing is compressed. A real topic may accept less, or a little more.
 - Formats: records are JSON, whatever `format` says. Spans are not recorded.
 """
 
@@ -70,7 +70,7 @@ class InMemory:
         return [task for _, task in self._worker.events(task_id)]
 
     def now(self) -> datetime:
-        """The time that the worker sees: real time, plus what was skipped. Use it for `not_before` and `expires_at`."""
+        """The time that the worker sees: real time plus the time skipped. Use it for `not_before` and `expires_at`."""
         return datetime.fromtimestamp(self._worker.now().wall_ms / 1_000, UTC)
 
 
@@ -78,12 +78,12 @@ class RunInMemory(Protocol):
     """The type of the fixture `streamtask_memory`."""
 
     def __call__(self, app: App, **settings: Any) -> InMemory:
-        """Run `app` in memory until the test has ended. settings: any field of config.Settings."""
+        """Run `app` in memory until the test ends. settings: any field of config.Settings."""
 
 
 @contextmanager
 def in_memory(app: App, **settings: Any) -> Iterator[InMemory]:
-    """Run the tasks of `app` in this process while the block runs, without a broker. It can be used in `async def`, too.
+    """Run the tasks of `app` in this process while the block runs, without a broker. Also works in `async def`.
 
     settings  any field of config.Settings
 

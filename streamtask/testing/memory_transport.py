@@ -1,7 +1,7 @@
-"""The client's side of the worker in memory: what Transport promises, without a broker (see client/transport.py).
+"""The client's connection to the worker in memory: an implementation of Transport without a broker (client/transport.py).
 
-A request is refused as by a broker when it is larger than Kafka's default limit for a message; nothing else can fail.
-Always true: a Track is touched by its client's event loop alone, and offers each event once, in order.
+As a broker would, it refuses a request that is larger than Kafka's default limit for a message; nothing else can fail.
+Always true: only its client's event loop touches a Track, which gets each event once and in order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streamtask.testing.memory_worker import SHARD, MemoryWorker, Published, cal
 
 
 class MemoryTransport:
-    """Of one client."""
+    """The Transport of one client."""
 
     def __init__(self, worker: MemoryWorker, topics: TopicNames) -> None:
         self._worker, self._topics = worker, topics
@@ -50,7 +50,7 @@ class MemoryTransport:
         return self._worker.now().mono_ms / 1_000
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 class _Sender:
@@ -88,7 +88,7 @@ class _Sender:
         return failed, f"MSG_SIZE_TOO_LARGE: {failed}"
 
     async def close(self) -> None:
-        """Nothing is held: a submit_bulk that was broken off has sent its load."""
+        """There is nothing to flush: a submit_bulk that was interrupted has already sent its load."""
 
 
 def _fits(value: bytes) -> bool:
@@ -96,7 +96,7 @@ def _fits(value: bytes) -> bool:
 
 
 class _Track(Track):
-    """Its deadlines are on the clock of the worker, which may skip while it waits."""
+    """Its deadlines are on the worker's clock, which may skip while a caller waits."""
 
     __slots__ = ("_worker",)
 
@@ -109,7 +109,7 @@ class _Track(Track):
 
 
 class _Watch:
-    """Belongs to the event loop on which it was made."""
+    """The EventWatch of one client; belongs to the event loop on which it was created."""
 
     def __init__(self, worker: MemoryWorker) -> None:
         self._worker = worker

@@ -1,19 +1,20 @@
 """A worker without a broker: the real engine and the real executor over a log in memory, on a clock that can skip.
 
-    client     → append, cancel     encoded records, as a broker would take them
-    own thread → turn.turn          the turns of core/, whose asks are answered from memory: they never fail
-    executor   → handlers           lifespan, context, validation, threads and event loop are those of a worker
+    client     → append, cancel     encoded records, as a broker would receive them
+    own thread → turn.turn          the turns of core/; its requests for I/O are answered from memory and never fail
+    executor   → handlers           lifespan, context, validation, threads and event loop are a worker's own
     commit     → watches            status events, encoded and decoded as on Kafka
 
-Why the engine and not a simpler loop: retries, limits, expiry, cancels, priorities, ordering keys and duplicates are
-decided in core/, and a second implementation of them would be one more thing that can be wrong in a test.
+It uses the engine because retries, limits, expiry, cancellation, priorities, ordering keys and duplicates are decided in
+core/. A simpler loop would be a second implementation of them, which could be wrong in a test.
 
-Time is real, plus what was skipped. It skips to the next thing that is due (a backoff, `not_before`, `expires_at`, the
-deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a task. While no
-call waits it does not skip, so a test can act between two events, such as cancelling a task that waits for its retry.
+Time is real time plus the time skipped. It skips to the next time at which something is due (a backoff, `not_before`,
+`expires_at`, the deadline of a wait) when no handler runs, nothing is left to do, and at least one caller waits for a
+task. While no call waits it does not skip, so a test can act between two events, such as cancelling a task that waits
+for its retry.
 
-Always true: one thread owns engine and executor; `_lock` guards all that clients touch; an event that a caller has not
-seen yet keeps the time from skipping on its behalf.
+Always true: one thread owns engine and executor; `_lock` guards everything that clients touch; time does not skip on
+behalf of a caller that has not yet seen the latest event of its task.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ from streamtask.projection.materialize import created_row
 from streamtask.worker.result_size import EventSize
 
 OWNER = "in-memory"
-SHARD = 0  # the only partition: the offsets of a band count 0, 1, 2, …
+SHARD = 0  # the only partition: the offsets of each band are 0, 1, 2, …
 RECORDS_MAX = 500  # of one turn
-REST_S = 60.0  # nothing is due: a client, an end of a handler or `stop` wakes the thread before
-CLOSE_S = 2.0  # what handlers get that still run at the end
+REST_S = 60.0  # when nothing is due: a client, the end of a handler or `stop` wakes the thread earlier
+CLOSE_S = 2.0  # grace period at the end for handlers that still run
 JOIN_S = 10.0
 
 Headers = list[tuple[str, bytes]] | None
@@ -98,7 +99,7 @@ class Sent(NamedTuple):
 
 
 class Watch(Protocol):
-    """Is told of every commit. Called on the thread of the worker."""
+    """Notified of every commit, on the worker's thread."""
 
     def published(self, events: Sequence[Published]) -> None: ...
 
@@ -110,9 +111,9 @@ class Watch(Protocol):
 class _Waiter:
     """A caller that waits for the next event of a task.
 
-    seen         offset of the last event of the task that it knows
-    deadline_ms  monotonic, skipped time included; None: none
-    limit        the timeout that it waits under, on its loop
+    seen         offset of the last event of the task that the caller knows
+    deadline_ms  on the monotonic clock, skipped time included; None: no deadline
+    limit        the asyncio timeout that the caller waits under, on its loop
     """
 
     task_id: str
@@ -123,7 +124,7 @@ class _Waiter:
     left: bool = False
 
     def expire(self) -> None:
-        """From any thread."""
+        """Called from any thread."""
         call_soon(self.loop, self._time_out)
 
     def _time_out(self) -> None:
@@ -132,7 +133,7 @@ class _Waiter:
 
 
 class MemoryWorker:
-    """See the module. `running` starts and ends it; clients call everything else, from any thread."""
+    """See the module docstring. `running` starts and ends it; clients call everything else, from any thread."""
 
     def __init__(self, app: App, settings: Settings) -> None:
         self._app, self._settings, self._names = app, settings, settings.topics
@@ -146,7 +147,7 @@ class MemoryWorker:
             worker=f"{app.name}@memory",
             unknown_type_grace_ms=int(settings.unknown_type_grace_s * 1_000),
         )
-        self._engine = Engine(config, OWNER, random.Random(0))  # the same backoffs in every run
+        self._engine = Engine(config, OWNER, random.Random(0))  # a fixed seed: the same backoffs in every run
         self._decode = RequestDecoder(self._names, OWNER, compact=True).decode
         self._write = Encoder().status_writer(
             self._names.status,
@@ -157,7 +158,7 @@ class MemoryWorker:
         self._size = EventSize(lambda _within: MESSAGE_MAX_BYTES)
         self._size.look(0)
         self._plan: CommitPlan | None = None
-        self._paused: set[int] = set()  # bands
+        self._paused: set[int] = set()  # the paused bands
         self._controlled: list[int] = []
         self._recalled: list[tuple[int, int, Sequence[Recalled], bool]] = []
         self._stopping = False
@@ -176,7 +177,7 @@ class MemoryWorker:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Raises LifespanError, and at the end the error that stopped the worker, if any."""
+        """The worker runs during the block. Raises LifespanError, and at the end the error that stopped the worker."""
         self._executor.start()
         thread = threading.Thread(target=self._run, name=f"streamtask-memory-{self._app.name}", daemon=True)
         thread.start()
@@ -193,12 +194,12 @@ class MemoryWorker:
     # --- For clients --------------------------------------------------------------------------------------------------
 
     def now(self) -> Now:
-        """Both clocks, skipped time included."""
+        """The wall clock and the monotonic clock, skipped time included."""
         return Now(now_ms() + self._skipped_ms, time.monotonic_ns() // 1_000_000 + self._skipped_ms)
 
     def append(self, requests: Sequence[tuple[int, bytes, bytes, Headers]]) -> list[int]:
-        """Put (band, key, value, headers) of each into the log, all before the worker sees the first one; returns their
-        offsets. Raises StreamtaskError when the worker has ended."""
+        """Append (band, key, value, headers) of each request to the log, all before the worker sees the first one; returns
+        their offsets. Raises StreamtaskError when the worker has ended."""
         with self._lock:
             self._refuse_if_ended()
             timestamp_ms = self.now().wall_ms
@@ -241,7 +242,7 @@ class MemoryWorker:
             return list(self._events.get(task_id, ()))
 
     def subscribe(self, watch: Watch) -> None:
-        """Tell this watch of every commit from now on. Raises StreamtaskError when the worker has ended."""
+        """Notify this watch of every commit from now on. Raises StreamtaskError when the worker has ended."""
         with self._lock:
             self._refuse_if_ended()
             self._watches.append(watch)
@@ -252,7 +253,7 @@ class MemoryWorker:
 
     @contextlib.asynccontextmanager
     async def waiting(self, task_id: str, seen: int, deadline_s: float | None) -> AsyncIterator[None]:
-        """A block in which a caller waits for an event of a task after offset `seen`: time may skip.
+        """A block in which a caller waits for an event of a task after offset `seen`; time may skip meanwhile.
 
         deadline_s  on the monotonic clock of `now`
 
@@ -289,7 +290,7 @@ class MemoryWorker:
                     raise self._executor.failure
                 if not busy:
                     self._rest()
-        except BaseException as error:  # noqa: BLE001 the last frame of the thread: raised where the block ends
+        except BaseException as error:  # noqa: BLE001 the thread's last frame: raised again where the block ends
             self._error = error
             text = f"{type(error).__name__}: {error}"
         finally:
@@ -370,7 +371,7 @@ class MemoryWorker:
         return None
 
     def _publish(self, plan: CommitPlan) -> None:
-        """Dead letters are left out: no client reads them."""
+        """Publish the plan's events. Its dead letters are dropped: no client reads them."""
         tasks = [decode_status(self._write(event)) for event in plan.events]
         with self._lock:
             found = list(enumerate(tasks, self._events_end))
@@ -399,7 +400,7 @@ class MemoryWorker:
                 case RecallStatus(shard, epoch):
                     self._recalled.append((shard, epoch, (), True))
                 case Note():
-                    pass  # what operators of a worker read
+                    pass  # for the operators of a real worker
                 case _:
                     raise AssertionError(f"{effect} follows a fault, and memory has none")
         if starts:
@@ -410,7 +411,7 @@ class MemoryWorker:
     # --- Time ---------------------------------------------------------------------------------------------------------
 
     def _rest(self) -> None:
-        """Until something comes or is due: by skipping there, where that is allowed, else by sleeping."""
+        """Wait until something arrives or is due: skip to that time where it is allowed, otherwise sleep."""
         due_ms = self._engine.next_due_ms(self.now())
         with self._lock:
             if self._cancelled or self._controlled or self._recalled or self._unread_now():
@@ -425,7 +426,7 @@ class MemoryWorker:
         self._executor.wait(max(1, min(waits)) / 1_000 if waits else REST_S)
 
     def _expire(self, mono_ms: int) -> None:
-        """Under the lock. Ends the waits whose deadline has come."""
+        """Ends the waits whose deadline has passed. The caller holds the lock."""
         over = [one for one in self._waiters if one.deadline_ms is not None and one.deadline_ms <= mono_ms]
         if over:
             self._waiters = [one for one in self._waiters if one not in over]
@@ -433,13 +434,13 @@ class MemoryWorker:
                 one.expire()
 
     def _up_to_date(self, waiter: _Waiter) -> bool:
-        """Under the lock. Whether it has seen all events of its task: else it is about to go on, and may do anything."""
+        """Whether it has seen all events of its task; if not, it is about to go on, and may do anything. Under the lock."""
         events = self._events.get(waiter.task_id)
         return not events or events[-1][0] <= waiter.seen
 
 
 def _in_this_process(handler: Handler) -> Handler:
-    """A process handler as what it would be without its process."""
+    """A process handler as an async or thread handler; any other handler unchanged."""
     if handler.kind is not HandlerKind.PROCESS:
         return handler
     kind = HandlerKind.ASYNC if handler.is_async else HandlerKind.THREAD
@@ -447,6 +448,6 @@ def _in_this_process(handler: Handler) -> Handler:
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """From any thread; a loop that is closed has no callers left."""
+    """Called from any thread. A closed loop has no callers left."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call)

@@ -1,7 +1,7 @@
-"""An App with a worker in this process, under its own prefix, so that you can patch, measure and debug what runs.
+"""Runs an App with a worker in this process, under its own prefix, so that you can patch, measure and debug what runs.
 
-Always true: after the block the App's settings are restored, its clients closed and its topics deleted; if the worker
-failed, the block fails.
+Always true: after the block, the App's settings are restored, its clients closed and its topics deleted; the block fails
+if the worker failed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from streamtask.config import Settings
 
 PARTITIONS = 2
-READY_S, STOP_SPARE_S = 60.0, 15.0  # what an idle machine does in 1 s; the rest is for a loaded one
-ANSWER_S = 15.0  # of a broker that was there before
-# Shorter than in production, where nobody waits for them: a type that no handler knows, work at the end.
+READY_S, STOP_SPARE_S = 60.0, 15.0  # an idle machine needs 1 s; the rest is for a loaded one
+ANSWER_S = 15.0  # of a broker that was already running
+# Shorter than in production, because a test waits for both: an unknown task type, and tasks running at the end.
 DEFAULTS: dict[str, Any] = {"unknown_type_grace_s": 2.0, "drain_grace_s": 2.0}
 
 
@@ -43,8 +43,8 @@ class Running:
     """An App whose worker runs in this process. The submit() and submit_sync() of its tasks work, too.
 
     app, settings    the App, and the settings that hold while it runs
-    bootstrap        of the broker
-    prefix           of its topics
+    bootstrap        address of the broker
+    prefix           prefix of the topics
     """
 
     def __init__(self, app: App, settings: Settings, kafka: KafkaSettings) -> None:
@@ -87,7 +87,7 @@ class RunApp(Protocol):
     """The type of the fixture `streamtask_app`."""
 
     def __call__(self, app: App, **settings: Any) -> Running:
-        """Run a worker of `app` until the test has ended. settings: any field of config.Settings."""
+        """Run a worker of `app` until the test ends. settings: any field of config.Settings."""
 
 
 @contextmanager
@@ -96,8 +96,8 @@ def running(
 ) -> Iterator[Running]:
     """Run a worker of `app` in this process while the block runs.
 
-    bootstrap   of a real Kafka, which gets topics under a random prefix
-    partitions  of them; as many shards
+    bootstrap   address of a real Kafka, on which topics with a random prefix are created
+    partitions  of each topic, and so the number of shards
     local       the broker uses no TLS or SASL, whatever the app's settings say
     settings    any field of config.Settings
 
@@ -108,7 +108,7 @@ def running(
     overrides: dict[str, Any] = {**DEFAULTS, "prefix": f"test.{secrets.token_hex(5)}", "url": "", **settings}
     overrides["bootstrap_servers"] = bootstrap
     if app.settings.metrics_port is not None:
-        overrides.setdefault("metrics_port", 0)  # any: tests may run side by side
+        overrides.setdefault("metrics_port", 0)  # any free port: tests may run side by side
     if local and "kafka" not in settings and app.settings.kafka.get("security.protocol"):
         overrides["kafka"] = {**app.settings.kafka, "security.protocol": "PLAINTEXT"}
     with app.configured(**overrides) as found:
@@ -124,17 +124,17 @@ def running(
 
 @contextmanager
 def _worker(app: App, settings: Settings, overrides: dict[str, Any]) -> Iterator[None]:
-    """A worker in a thread of its own, drained at the end."""
+    """A worker in its own thread, drained at the end."""
     worker = Worker(
         app.name, app.registry, settings, lifespan=app.lifespan, children=_children(app, settings, overrides)
     )
-    changed = threading.Event()  # it is ready, or has ended
+    changed = threading.Event()  # the worker is ready, or has ended
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
             worker.run(signals=False, ready=changed.set)
-        except BaseException as error:  # noqa: BLE001 - told to the test, whatever it is
+        except BaseException as error:  # noqa: BLE001 - the test gets any error
             failed.append(error)
         finally:
             changed.set()
@@ -159,7 +159,7 @@ def _worker(app: App, settings: Settings, overrides: dict[str, Any]) -> Iterator
 
 
 def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Children | None:
-    """Where process handlers run. None: there are none, and nobody could load the app by a name."""
+    """The children of process handlers. None: the app has none, and no child could import it by a name."""
     wanted = any(handler.kind is HandlerKind.PROCESS for handler in app.registry.values())
     path = path_of(app)
     if path is None:
@@ -174,13 +174,13 @@ def _children(app: App, settings: Settings, overrides: dict[str, Any]) -> Childr
         grace_s=settings.kill_grace_s,
         environment={
             OVERRIDES_VARIABLE: json.dumps(overrides, default=str),
-            "PYTHONPATH": os.pathsep.join(one for one in sys.path if one),  # pytest has added to it
+            "PYTHONPATH": os.pathsep.join(one for one in sys.path if one),  # pytest has added to sys.path
         },
     )
 
 
 def path_of(app: App) -> str | None:
-    """`module:name` of an App that a handler's module contains."""
+    """`module:name` of an App, if the module of one of its handlers contains it."""
     modules = dict.fromkeys(handler.function.__module__ for handler in app.registry.values())
     for module in modules:
         for name, value in vars(sys.modules.get(module, object)).items():
