@@ -30,14 +30,14 @@ from streamtask.config import TopicNames
 REPEATED_MAX = 10_000  # second letters of a cell that are kept until their histories may arrive
 LOOKED_UP_MAX = 100_000  # task_ids looked up at once: bounds the set of them
 
-Told = Callable[[str, str, str, "str | None", dict[str, Any]], None]  # kind, text, task_id, origin, evidence
+OnFinding = Callable[[str, str, str, "str | None", dict[str, Any]], None]  # kind, text, task_id, origin, evidence
 Lost = tuple[Block, int, int]  # block, slot, offset
 
 
 class Conclusions:
     """Judges the places of a cell; calls `tell` for each violation."""
 
-    def __init__(self, names: TopicNames, report: Report, tell: Told) -> None:
+    def __init__(self, names: TopicNames, report: Report, tell: OnFinding) -> None:
         self._names = names
         self._report = report
         self._tell = tell

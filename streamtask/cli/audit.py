@@ -77,7 +77,7 @@ def audit(
     since_ms = None if begin is None else to_ms(begin)
     with ExitStack() as stack:
         formats = stack.enter_context(closing(Formats(settings)))
-        printer = Told(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
+        printer = AuditPrinter(cli, None if evidence is None else stack.enter_context(_lines(evidence)), follow=follow)
         if follow:
             report = follow_audit(
                 kafka,
@@ -101,7 +101,7 @@ def audit(
     return 0 if report.clean else EXIT_BAD_ANSWER
 
 
-class Told:
+class AuditPrinter:
     """Prints violations, counts and the report. evidence: a file that gets the violations as JSON lines."""
 
     def __init__(self, cli: CommandContext, evidence: TextIO | None, *, follow: bool) -> None:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, told_of_failure, traced
+from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
@@ -224,7 +224,7 @@ class AsyncClient:
         """POST /tasks: the query service sends the request to the broker."""
         (one,) = traced([one], self.topics)
         headers = {name: text.decode("latin-1") for name, text in one.headers or ()}
-        with told_of_failure([one]):
+        with spans_end_on_error([one]):
             task, token = await self._query_service().submit(one.value, headers)
         if one.span is not None:
             one.span.end()

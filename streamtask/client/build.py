@@ -220,7 +220,7 @@ def traced(prepared: list[Prepared], topics: TopicNames, *, from_http: bool = Fa
 
 
 @contextmanager
-def told_of_failure(prepared: list[Prepared]) -> Iterator[None]:
+def spans_end_on_error(prepared: list[Prepared]) -> Iterator[None]:
     """If the block raises, ends the spans with that error; otherwise the caller ends each span with its outcome."""
     try:
         yield

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from streamtask.client.build import Prepared, Record, told_of_failure, traced
+from streamtask.client.build import Prepared, Record, spans_end_on_error, traced
 from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
@@ -113,7 +113,7 @@ class Sender:
         if not tracing.active():
             return await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
         prepared = traced(prepared, topics, from_http=from_http)
-        with told_of_failure(prepared):
+        with spans_end_on_error(prepared):
             places = await self.deliver([(names[one.band], one.key, one.value, one.headers) for one in prepared])
         for one, place in zip(prepared, places, strict=True):
             if one.span is not None:

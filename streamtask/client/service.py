@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from streamtask.client.stream import Told, server_events
+from streamtask.client.stream import Update, server_events
 from streamtask.config import Settings
 from streamtask.domain.model import TaskResponse, rfc3339
 from streamtask.errors import (
@@ -190,7 +190,7 @@ class ServiceLink:
             silent_since = silent_since or time.monotonic()
             await asyncio.sleep(AGAIN_S)
 
-    async def _by_sse(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
+    async def _by_sse(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Update, None]:
         """GET /tasks/{id}/events, until the service ends it. Raises Unreachable when it breaks or is silent."""
         import httpx
 
@@ -208,13 +208,13 @@ class ServiceLink:
                     raise error_of(answer.status_code, _problem(answer), task_id=task_id, url=self.url)
                 async for event in server_events(answer.aiter_bytes()):
                     is_task = event.name == "message" and event.data
-                    yield Told(event.id, _read(event.data, self.url) if is_task else None)
+                    yield Update(event.id, _read(event.data, self.url) if is_task else None)
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
-    async def _by_socket(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Told, None]:
+    async def _by_socket(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Update, None]:
         """A subscription of /ws, until the service ends it. Raises Unreachable when it breaks or is silent."""
-        from streamtask.client.socket import DoorClosed, SaidNo, socket_events
+        from streamtask.client.socket import HandshakeRefused, SubscriptionRefused, socket_events
 
         assert self._socket_url is not None, "the url does not begin with ws"
         asked = {"task_id": task_id}
@@ -227,10 +227,10 @@ class ServiceLink:
             async with aclosing(updates):
                 async for update in updates:
                     yield update
-        except SaidNo as no:
+        except SubscriptionRefused as no:
             self._answered = True
             raise error_of(int(no.problem.get("status") or 500), no.problem, task_id=task_id, url=self.url) from None
-        except DoorClosed as door:
+        except HandshakeRefused as door:
             if door.status in (401, 403):  # a refused handshake carries no reason: ask over HTTP, which gives it
                 await self.get(task_id, token=token)
                 raise Unreachable(

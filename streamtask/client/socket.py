@@ -15,14 +15,14 @@ from pydantic import BaseModel, ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
 
-from streamtask.client.stream import BLOCK_BYTES_MAX, Told
+from streamtask.client.stream import BLOCK_BYTES_MAX, Update
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError, Unreachable
 
 NAME = "task"  # of the single subscription
 
 
-class DoorClosed(Exception):
+class HandshakeRefused(Exception):
     """No WebSocket was opened; `status` is the HTTP status of the answer."""
 
     def __init__(self, status: int) -> None:
@@ -30,7 +30,7 @@ class DoorClosed(Exception):
         self.status = status
 
 
-class SaidNo(Exception):
+class SubscriptionRefused(Exception):
     """The WebSocket is open, but the subscription was refused with this problem document."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
@@ -49,13 +49,14 @@ class _Frame(BaseModel):
 
 async def socket_events(
     url: str, headers: Mapping[str, str], asked: Mapping[str, str], *, open_s: float, silence_s: float
-) -> AsyncGenerator[Told, None]:
+) -> AsyncGenerator[Update, None]:
     """The frames about one task, until the service ends the stream or closes the connection.
 
     url    of the WebSocket itself
     asked  fields of the subscription
 
-    Raises DoorClosed, SaidNo; Unreachable when it cannot connect, the connection breaks, or is silent for silence_s.
+    Raises HandshakeRefused and SubscriptionRefused. Raises Unreachable when it cannot connect, or the connection breaks or is
+    silent for silence_s.
     """
     try:
         async with connect(url, additional_headers=headers, open_timeout=open_s, max_size=BLOCK_BYTES_MAX) as socket:
@@ -64,14 +65,14 @@ async def socket_events(
                 async with asyncio.timeout(silence_s):
                     frame = _read(await socket.recv(), url)
                 if frame.type == "error":
-                    raise SaidNo(frame.problem or {})
+                    raise SubscriptionRefused(frame.problem or {})
                 if frame.type == "end":
                     return  # the task has ended, or the client should resume
-                yield Told(frame.last_event_id, frame.task)
+                yield Update(frame.last_event_id, frame.task)
     except ConnectionClosedOK:
         return
     except InvalidStatus as error:
-        raise DoorClosed(error.response.status_code) from None
+        raise HandshakeRefused(error.response.status_code) from None
     except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
         raise Unreachable(
             f"{url} cannot be reached ({error or type(error).__name__}). Check that `streamtask serve` is running."

@@ -18,7 +18,7 @@ BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, un
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Told(NamedTuple):
+class Update(NamedTuple):
     """An update of a task from a stream. id: resume after it. task None: only a sign of life, or a new position."""
 
     id: str | None

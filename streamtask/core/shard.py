@@ -36,7 +36,7 @@ from streamtask.domain.identity import TRACE_HEADERS, Origin
 from streamtask.domain.model import HandlerKind, RequestRecord, TaskPolicy, TaskStatus
 from streamtask.domain.ports import Cell, Committed, Note, OffsetCommit, Recalled, Settled
 
-NOBODY = "-"  # owner of a shard that was handed over while it was recovering
+NO_OWNER = "-"  # owner of a shard that was handed over while it was recovering
 SECONDS_MAX = 1e9  # of a time limit: 31 years; a longer limit counts as none
 
 
@@ -308,7 +308,7 @@ class Shard:
         """The head of the next commit (with the next sequence)."""
         if self.recovering:
             # A clean hand-over of a recovering shard names no owner: there is nothing to fence, but tasks.status must be read.
-            return Head(NOBODY if closing else owner, self.sequence + 1, self.clock_ms, "recovering")
+            return Head(NO_OWNER if closing else owner, self.sequence + 1, self.clock_ms, "recovering")
         return Head(owner, self.sequence + 1, self.clock_ms, "clean" if closing else "open")
 
     # -- claim ---------------------------------------------------------------------------------------------------------

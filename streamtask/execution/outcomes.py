@@ -130,7 +130,7 @@ def abandoned(reason: StopReason, seconds: float) -> Outcome:
 def raised(error: BaseException, retry: Retry) -> Outcome:
     """The outcome of a handler that raised."""
     try:
-        retryable, after_ms = retry.wish(error)
+        retryable, after_ms = retry.decide(error)
     except BaseException:  # noqa: BLE001 an exception class's own __instancecheck__ or attributes ran
         retryable, after_ms = True, None
     name = _name(type(error))

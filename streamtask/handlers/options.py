@@ -65,7 +65,7 @@ class Retry:
             backoff_max_ms=round(self.backoff_max * 1_000),
         )
 
-    def wish(self, error: BaseException) -> tuple[bool, int | None]:
+    def decide(self, error: BaseException) -> tuple[bool, int | None]:
         """What to do about an error that a handler raised: (may run again, after so many ms or None for the backoff).
 
         An exception group (a TaskGroup inside the handler) counts as each of its leaves.

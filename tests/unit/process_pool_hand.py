@@ -85,7 +85,7 @@ class Hand:
         """Short ones, which are handed to a child together: the pool's thread sees none before it sees all."""
         starts = [self._start(task_type, parameters, shares=True) for task_type, parameters in wanted]
         all_there = threading.Event()
-        self.pool._wish(lambda: assert_(all_there.wait(WAIT_S)))
+        self.pool._post(lambda: assert_(all_there.wait(WAIT_S)))
         self.executor.submit(starts)
         all_there.set()
         return [start.token for start in starts]

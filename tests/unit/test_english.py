@@ -18,22 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DIALECT = re.compile(r"\b(?:wish(?:es|ed)?|mend(?:s|ed|ing)?|nobody|somebody|its word)\b|[«»]", re.IGNORECASE)
 # Records of what was decided and changed keep the words of their day.
 PAST = {"docs/changelog.md"}
-# Folders whose docstrings and comments are still to be rewritten. Remove a folder from here when it is done.
-PENDING = {
-    "client",
-    "codec",
-    "config",
-    "demo",
-    "dev",
-    "devbroker",
-    "handlers",
-    "observability",
-    "projection",
-    "query_service",
-    "redrive",
-    "schema_registry",
-    "testing",
-}
 
 
 def pages() -> Iterator[Path]:
@@ -45,14 +29,12 @@ def pages() -> Iterator[Path]:
 
 
 def modules() -> dict[str, list[Path]]:
-    """{folder of streamtask, or "" for the modules at its top: its modules, without those of PENDING folders}."""
+    """{folder of streamtask, or "" for the modules at its top: its modules}."""
     out: dict[str, list[Path]] = {}
     package = ROOT / "streamtask"
     for module in sorted(package.rglob("*.py")):
         parents = module.relative_to(package).parts[:-1]
-        folder = parents[0] if parents else ""
-        if folder not in PENDING:
-            out.setdefault(folder, []).append(module)
+        out.setdefault(parents[0] if parents else "", []).append(module)
     return out
 
 

@@ -341,23 +341,23 @@ def test_a_task_type_registered_twice_is_refused_naming_both_places() -> None:
 
 def test_what_a_handler_raises_decides_about_its_retry() -> None:
     default, picky = Retry(), Retry(retry_on=(ConnectionError,), give_up_on=(ConnectionRefusedError,))
-    assert default.wish(ValueError()) == (True, None)
-    assert default.wish(SystemExit(1)) == (True, None)
-    assert default.wish(GiveUp("no")) == (False, None)
-    assert default.wish(RetryLater(after=1.5)) == (True, 1_500)
-    assert default.wish(RetryLater(after=-1)) == (True, 0)
-    assert default.wish(RetryLater(after=float("inf"))) == (True, None)
-    assert picky.wish(ValueError()) == (False, None)
-    assert picky.wish(ConnectionResetError()) == (True, None)
-    assert picky.wish(ConnectionRefusedError()) == (False, None)
-    assert picky.wish(RetryLater(after=0)) == (True, 0)
+    assert default.decide(ValueError()) == (True, None)
+    assert default.decide(SystemExit(1)) == (True, None)
+    assert default.decide(GiveUp("no")) == (False, None)
+    assert default.decide(RetryLater(after=1.5)) == (True, 1_500)
+    assert default.decide(RetryLater(after=-1)) == (True, 0)
+    assert default.decide(RetryLater(after=float("inf"))) == (True, None)
+    assert picky.decide(ValueError()) == (False, None)
+    assert picky.decide(ConnectionResetError()) == (True, None)
+    assert picky.decide(ConnectionRefusedError()) == (False, None)
+    assert picky.decide(RetryLater(after=0)) == (True, 0)
 
 
 def test_an_exception_group_counts_as_each_of_its_leaves() -> None:
-    assert Retry().wish(ExceptionGroup("g", [ValueError(), ExceptionGroup("h", [GiveUp("no")])])) == (False, None)
-    assert Retry().wish(ExceptionGroup("g", [RetryLater(after=2)])) == (True, 2_000)
-    assert Retry(retry_on=(KeyError,)).wish(ExceptionGroup("g", [KeyError()])) == (True, None)
-    assert Retry(retry_on=(KeyError,)).wish(ExceptionGroup("g", [ValueError()])) == (False, None)
+    assert Retry().decide(ExceptionGroup("g", [ValueError(), ExceptionGroup("h", [GiveUp("no")])])) == (False, None)
+    assert Retry().decide(ExceptionGroup("g", [RetryLater(after=2)])) == (True, 2_000)
+    assert Retry(retry_on=(KeyError,)).decide(ExceptionGroup("g", [KeyError()])) == (True, None)
+    assert Retry(retry_on=(KeyError,)).decide(ExceptionGroup("g", [ValueError()])) == (False, None)
 
 
 def handler_of(function: Callable[..., Any]) -> Handler:

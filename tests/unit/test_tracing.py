@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
-from streamtask.client.build import Prepared, prepare, told_of_failure, traced
+from streamtask.client.build import Prepared, prepare, spans_end_on_error, traced
 from streamtask.codec import status_headers
 from streamtask.config import TopicNames
 from streamtask.core.shard import trace_headers
@@ -176,7 +176,7 @@ def test_what_was_not_acknowledged_is_an_error(spans: Spans) -> None:
     first, second = send(), send()
     assert first.span is not None
     first.span.end(-1, -1, "_MSG_TIMED_OUT")
-    with pytest.raises(KeyError), told_of_failure([second]):
+    with pytest.raises(KeyError), spans_end_on_error([second]):
         raise KeyError("x")
     for span, text in zip(spans.all(), ("_MSG_TIMED_OUT", "'x'"), strict=True):
         assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, text)

@@ -58,7 +58,7 @@ class Pool(HasLifecycle):
         self._on_event = children.on_event
         self._life = Lifecycle("The pool of child processes")
         self._mark = secrets.token_hex(8)
-        self._wishes: deque[Callable[[], None]] = deque()  # for the pool's thread; bounded by slots and children
+        self._posted: deque[Callable[[], None]] = deque()  # for the pool's thread; bounded by slots and children
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Place] = {}
         self._idle: list[Place] = []
@@ -71,7 +71,7 @@ class Pool(HasLifecycle):
         self._closing = False
         self._deadline_s = math.inf  # for closing
         self._woken = False
-        self._guard = Keeper(self._mark, lambda: self._wish(self._guard_died))
+        self._guard = Keeper(self._mark, lambda: self._post(self._guard_died))
         self._thread = threading.Thread(target=self._run, name="streamtask-children", daemon=True)
         self.failure: Exception | None = None  #: children cannot be started: from now on nothing should be submitted
 
@@ -98,11 +98,11 @@ class Pool(HasLifecycle):
         assert job.own or self._count, f"{job.task_type!r} needs a child, and there are none"
         if not self._thread.ident:
             self._thread.start()
-        self._wish(lambda: self._submit(job))
+        self._post(lambda: self._submit(job))
 
     def stop_job(self, token: int, reason: StopReason) -> None:
         """Stop this execution; one that has ended is ignored. The first reason counts."""
-        self._wish(lambda: self._stop_job(token, reason))
+        self._post(lambda: self._stop_job(token, reason))
 
     def pids(self) -> list[int]:
         """The pids of living children."""
@@ -118,7 +118,7 @@ class Pool(HasLifecycle):
 
         def end() -> None:
             if self._thread.ident:
-                self._wish(lambda: self._close(deadline_s))
+                self._post(lambda: self._close(deadline_s))
                 self._thread.join()
             elif self.started:
                 self._release()
@@ -127,8 +127,8 @@ class Pool(HasLifecycle):
 
         self._life.stop(end, timeout_s + self._settings.grace_s)
 
-    def _wish(self, wish: Callable[[], None]) -> None:
-        self._wishes.append(wish)
+    def _post(self, call: Callable[[], None]) -> None:
+        self._posted.append(call)
         if not self._woken:
             self._woken = True
             with contextlib.suppress(OSError):  # full: the thread is awake. Closed: the pool has ended
@@ -158,8 +158,8 @@ class Pool(HasLifecycle):
                         self._write(key.data)
                     if mask & selectors.EVENT_READ:
                         self._read(key.data)
-            while self._wishes:
-                self._wishes.popleft()()
+            while self._posted:
+                self._posted.popleft()()
             self._by_the_clock(time.monotonic())
             self._assign()
         self._guard.end()
@@ -406,7 +406,7 @@ class Pool(HasLifecycle):
         with child.lock:
             child.process.wait()
             child.reaped = True
-        self._wish(lambda: self._died(child))
+        self._post(lambda: self._died(child))
 
     def _retire(self, child: Place) -> None:
         """The child has nothing to do and ends by itself; it is killed if it does not."""

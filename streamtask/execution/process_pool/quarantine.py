@@ -53,7 +53,7 @@ class Quarantine(Pool):
         assert job.group, f"{job.task_type!r} is in no group"
         if not self._thread.ident:
             self._thread.start()
-        self._wish(lambda: self._submit(job))
+        self._post(lambda: self._submit(job))
 
     # --- The pool's thread --------------------------------------------------------------------------------------------
 
