@@ -362,6 +362,8 @@ class StatusTransaction:
         """Abort. Answer: None; Fault(RETRY): call again; or Fault(FENCED)."""
         if over := self._ended():
             return over
+        if self._state is _State.READY:
+            return None  # `produce` failed before it had begun: the partitions of tasks.dead could not be asked for
         producer = self._move("abort", _State.OPEN, _State.FLUSHED, _State.SENT)
         if self._abort_began is None:
             self._abort_began = time.monotonic()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamtask.config import TopicNames
@@ -15,6 +17,7 @@ from streamtask.domain.ports import (
     DEAD,
     LETTERS,
     STATUS,
+    AbortTransaction,
     Fault,
     FaultKind,
     Flush,
@@ -95,6 +98,35 @@ def test_letters_go_to_the_partitions_that_are_not_avoided(member: Member, broke
     answer = member.adapter.perform(Produce(commit))
     assert isinstance(answer, Fault)
     assert (answer.kind, answer.places) == (FaultKind.ABORT, frozenset({DEAD}))
+
+
+def test_a_batch_whose_letters_cannot_be_placed_is_aborted_and_the_next_one_commits(member: Member) -> None:
+    """Bug: no broker said which partitions tasks.dead has; the abort of what had not begun ended the worker."""
+
+    class Silent:
+        """The producer, whose brokers do not answer questions."""
+
+        def __init__(self, real: Producer) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def list_topics(self, *_: Any, **__: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    transaction = member.adapter._transaction
+    assert transaction is not None
+    real = transaction._producer
+    transaction._producer = Silent(real)  # type: ignore[assignment,arg-type]
+    commit = plan(0, 1, dead=[letter()])
+    commit.avoid = frozenset({0})
+    answer = member.adapter.perform(Produce(commit))
+    assert isinstance(answer, Fault)
+    assert answer.kind is FaultKind.ABORT
+    assert member.adapter.perform(AbortTransaction()) is None
+    transaction._producer = real
+    assert member.commit(plan(0, 1)) is None
 
 
 def test_a_flush_answers_in_slices_and_gives_up_only_when_it_is_told(member: Member) -> None:
