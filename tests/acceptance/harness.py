@@ -181,6 +181,7 @@ class Bench:
         self._letters: list[DeadRecord] = []
         self.known_origins: set[str] = set()  # with a status event
         self.ended: set[str] = set()  # origins with a terminal event, and those of dead letters
+        self._letter_ms: dict[str, int] = {}  # when the last dead letter of an origin was written
 
     # --- Processes ----------------------------------------------------------------------------------------------------
 
@@ -246,12 +247,16 @@ class Bench:
                 if topic == self.names.dead:
                     self._letters.append(decode_dead(partition, offset, timestamp_ms, key, value, headers))
                     self.ended.add(self._letters[-1].origin)
+                    self._letter_ms[self._letters[-1].origin] = timestamp_ms
                 elif value is not None:
                     event = decode_status(value, self.reader)
                     self._history[event.task_id].append(Seen(event, partition, offset, timestamp_ms, value))
                     self.known_origins.add(event.origin or "")
                     if event.ended:
                         self.ended.add(event.origin or "")
+                    elif timestamp_ms > self._letter_ms.get(event.origin or "", timestamp_ms):
+                        # A duplicate that was refused, before the offsets were lost (decision 0007): it is a task now.
+                        self.ended.discard(event.origin or "")
 
     def find_partitions(self) -> None:
         """Also look at partitions that were added since."""
