@@ -19,7 +19,7 @@ from streamtask.client.build import prepare
 from streamtask.codec import RequestDecoder, status_headers, status_key
 from streamtask.codec.formats import Encoder
 from streamtask.config import EngineConfig, TopicNames
-from streamtask.core import ownership, protocol
+from streamtask.core import ownership, protocol, turn
 from streamtask.core.engine import Engine
 from streamtask.domain.model import HandlerKind, Outcome, RequestRecord
 from streamtask.domain.ports import (
@@ -95,15 +95,6 @@ class _Rooms:
             status_key(event)
             status_headers(event)
 
-    def drive(self, flow: protocol.Flow) -> bool:
-        answer: Any = None
-        while True:
-            try:
-                ask = flow.send(answer)
-            except StopIteration as end:
-                return bool(end.value)
-            answer = self.perform(ask)
-
     def poll(self) -> list[RequestRecord]:
         records: list[RequestRecord] = []
         for cell in self.cells:
@@ -129,7 +120,7 @@ class _Rooms:
             return 0
         flow = protocol.commit(engine, batch, self.clock)
         encoded = self.spent["encode"]
-        self.timed("settle", lambda: self.drive(flow))
+        self.timed("settle", lambda: turn.drive(flow, self.perform))
         self.spent["settle"] -= self.spent["encode"] - encoded
         starts = []
         for effect in engine.take_effects():
@@ -150,7 +141,9 @@ class _Rooms:
             self.engine.ended(token, outcome, now)
 
     def run(self, tasks: int) -> None:
-        self.drive(protocol.assigned(self.engine, range(len(self.cells) // len(self.names.bands)), self.clock))
+        turn.drive(
+            protocol.assigned(self.engine, range(len(self.cells) // len(self.names.bands)), self.clock), self.perform
+        )
         for effect in self.engine.take_effects():
             if isinstance(effect, ReadControl):
                 ownership.control_read(self.engine, effect.shards)

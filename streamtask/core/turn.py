@@ -9,7 +9,8 @@ code that performs the asks decides no order of its own: worker/loop.py with Kaf
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from streamtask.core import ownership, protocol, set_aside
 from streamtask.core.engine import Engine
@@ -47,6 +48,17 @@ def turn(engine: Engine, clock: Clock) -> Turn:
     engine.fetched((yield TakeRecords()))
     yield HandOver(engine.take_effects())
     return bool(fetched or changed or committed)
+
+
+def drive(flow: Turn | Flow, perform: Callable[[Any], Answer]) -> bool:
+    """Run a flow to its end: perform each ask, send the answer back. Returns what the flow returns."""
+    answer: Answer = None
+    while True:
+        try:
+            ask = flow.send(answer)
+        except StopIteration as end:
+            return bool(end.value)
+        answer = perform(ask)
 
 
 def assigned(engine: Engine, shards: Sequence[int], clock: Clock) -> Turn:

@@ -35,7 +35,7 @@ from streamtask.codec.formats import Encoder
 from streamtask.config import EngineConfig, Settings
 from streamtask.core import turn
 from streamtask.core.engine import Engine
-from streamtask.domain.model import HandlerKind, Outcome, RequestRecord, TaskResponse, now_ms
+from streamtask.domain.model import HandlerKind, RequestRecord, TaskResponse, now_ms
 from streamtask.domain.ports import (
     Answer,
     Ask,
@@ -51,6 +51,7 @@ from streamtask.domain.ports import (
     Flush,
     HandOver,
     ListOffsets,
+    LocalAsk,
     Note,
     Now,
     Pause,
@@ -74,7 +75,7 @@ from streamtask.execution.executor import Executor
 from streamtask.handlers.registry import Handler
 from streamtask.kafka.admin import MESSAGE_MAX_BYTES
 from streamtask.projection.materialize import created_row
-from streamtask.worker.result_size import EventSize
+from streamtask.worker.result_size import EventSize, take_reports
 
 OWNER = "in-memory"
 SHARD = 0  # the only partition: the offsets of each band are 0, 1, 2, …
@@ -283,9 +284,9 @@ class MemoryWorker:
     def _run(self) -> None:
         text = "its block has ended"
         try:
-            self._drive(turn.assigned(self._engine, (SHARD,), self.now))
+            turn.drive(turn.assigned(self._engine, (SHARD,), self.now), self._answer)
             while not self._stopping:
-                busy = self._drive(turn.turn(self._engine, self.now))
+                busy = turn.drive(turn.turn(self._engine, self.now), self._answer)
                 if self._executor.failure is not None:
                     raise self._executor.failure
                 if not busy:
@@ -301,29 +302,23 @@ class MemoryWorker:
                 watch.ended(self._failure)
             self._executor.stop(CLOSE_S)
 
-    def _drive(self, flow: turn.Turn) -> bool:
-        answer: Answer = None
-        while True:
-            try:
-                ask = flow.send(answer)
-            except StopIteration as end:
-                return bool(end.value)
-            match ask:
-                case Fetch():
-                    answer = self._unread_now()
-                case TakeRecords(bands):
-                    answer = self._take(bands)
-                case TakeExecutions():
-                    answer = self._executions()
-                case TakeFacts():
-                    answer = self._facts()
-                case HandOver(effects):
-                    self._hand_over(effects)
-                    answer = None
-                case AwaitExecutions(wait_ms):
-                    answer = self._executor.wait(wait_ms / 1_000)
-                case _:
-                    answer = self._perform(ask)
+    def _answer(self, ask: Ask | LocalAsk) -> Answer:
+        match ask:
+            case Fetch():
+                return self._unread_now()
+            case TakeRecords(bands):
+                return self._take(bands)
+            case TakeExecutions():
+                return self._executions()
+            case TakeFacts():
+                return self._facts()
+            case HandOver(effects):
+                self._hand_over(effects)
+            case AwaitExecutions(wait_ms):
+                self._executor.wait(wait_ms / 1_000)
+            case _:
+                return self._perform(ask)
+        return None
 
     def _unread_now(self) -> bool:
         return any(unread for band, unread in enumerate(self._unread) if band not in self._paused)
@@ -344,14 +339,7 @@ class MemoryWorker:
         return Facts(cancelled, controlled, recalled, executions=self._executions())
 
     def _executions(self) -> Executions:
-        begun, (done, progress) = self._executor.begun(), self._executor.drain()
-        return Executions(begun, progress, [(token, self._fitting(token, outcome)) for token, outcome in done])
-
-    def _fitting(self, token: int, outcome: Outcome) -> Outcome:
-        if outcome.result is None or not self._size.may_not_fit(outcome.result):
-            return outcome
-        request = self._engine.running[token].record.request
-        return self._size.fitting(outcome, None if request is None else request.labels)
+        return take_reports(self._executor, self._engine, self._size)
 
     def _perform(self, ask: Ask) -> Answer:
         match ask:

@@ -18,7 +18,7 @@ from streamtask.config import EngineConfig, Settings, TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.core import ownership, turn
 from streamtask.core.engine import Engine
-from streamtask.domain.model import DeadLetter, Outcome, RequestRecord, now_ms
+from streamtask.domain.model import DeadLetter, RequestRecord, now_ms
 from streamtask.domain.ports import (
     Answer,
     Ask,
@@ -30,6 +30,7 @@ from streamtask.domain.ports import (
     Fault,
     Fetch,
     HandOver,
+    LocalAsk,
     Note,
     Now,
     Pause,
@@ -54,7 +55,7 @@ from streamtask.schema_registry import Formats
 from streamtask.worker.metrics import Observer
 from streamtask.worker.producer_checks import Noticing
 from streamtask.worker.recovery import ControlReader, StatusRecall
-from streamtask.worker.result_size import EventSize
+from streamtask.worker.result_size import EventSize, take_reports
 from streamtask.worker.watchdog import Watchdog
 
 RECORDS_MAX = 2_000  # per poll
@@ -217,29 +218,27 @@ class Owner:
     # -- what the core asks for ----------------------------------------------------------------------------------------
 
     def _drive(self, flow: turn.Turn) -> bool:
+        return turn.drive(flow, self._answer)
+
+    def _answer(self, ask: Ask | LocalAsk) -> Answer:
         answer: Answer = None
-        while True:
-            try:
-                ask = flow.send(answer)
-            except StopIteration as end:
-                return bool(end.value)
-            match ask:
-                case TakeRecords(bands):
-                    answer = self._take(bands)
-                case TakeExecutions():
-                    answer = self._executions()
-                case TakeFacts():
-                    answer = self._facts()
-                case HandOver(effects):
-                    self._hand_over(effects)
-                    answer = None
-                case AwaitExecutions(wait_ms):
-                    answer = self.executor.wait(wait_ms / 1_000)
-                case Fetch():
-                    answer = self._fetched = self.adapter.fetch(self._poll_s, RECORDS_MAX)
-                case _:
-                    answer = self._perform(ask)
-            self.watchdog.step()
+        match ask:
+            case TakeRecords(bands):
+                answer = self._take(bands)
+            case TakeExecutions():
+                answer = self._executions()
+            case TakeFacts():
+                answer = self._facts()
+            case HandOver(effects):
+                self._hand_over(effects)
+            case AwaitExecutions(wait_ms):
+                self.executor.wait(wait_ms / 1_000)
+            case Fetch():
+                answer = self._fetched = self.adapter.fetch(self._poll_s, RECORDS_MAX)
+            case _:
+                answer = self._perform(ask)
+        self.watchdog.step()
+        return answer
 
     def _perform(self, ask: Ask) -> Answer:
         began_s = time.monotonic()
@@ -271,17 +270,7 @@ class Owner:
         )
 
     def _executions(self) -> Executions:
-        begun, (done, progress) = self.executor.begun(), self.executor.drain()
-        if not done:
-            return Executions(begun, progress)
-        return Executions(begun, progress, [(token, self._fitting(token, outcome)) for token, outcome in done])
-
-    def _fitting(self, token: int, outcome: Outcome) -> Outcome:
-        if outcome.result is None or not self._size.may_not_fit(outcome.result):
-            return outcome
-        claim = self.engine.running.get(token)
-        labels = claim.record.request.labels if claim is not None and claim.record.request is not None else None
-        return self._size.fitting(outcome, labels)
+        return take_reports(self.executor, self.engine, self._size)
 
     def _hand_over(self, effects: list[Effect]) -> None:
         """Perform effects, starts and stops in batches."""

@@ -9,14 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from streamtask.core.engine import Engine
 from streamtask.domain.model import Ending, ErrorCode, Outcome
+from streamtask.domain.ports import Executions
 from streamtask.errors import StreamtaskError
+from streamtask.execution.executor import Executor
 
 RECORD_SPARE_BYTES = 2_048  # size of a batch without the value of its one record
 EVENT_SPARE_BYTES = 1_024  # size of an event without its result and labels
 SURELY_FITS_BYTES = 100_000  # so far below the limit the labels are not counted
 AGAIN_S = 5.0  # between two queries
 ANSWER_S = 2.0  # the owner waits this long for the answer
+
+
+def take_reports(executor: Executor, engine: Engine, size: EventSize) -> Executions:
+    """What the executions have reported since the last call, with results that their events can carry."""
+    begun, (done, progress) = executor.begun(), executor.drain()
+    return Executions(begun, progress, [(token, _fitting(token, outcome, engine, size)) for token, outcome in done])
+
+
+def _fitting(token: int, outcome: Outcome, engine: Engine, size: EventSize) -> Outcome:
+    if outcome.result is None or not size.may_not_fit(outcome.result):
+        return outcome
+    claim = engine.running.get(token)
+    request = claim.record.request if claim is not None else None
+    return size.fitting(outcome, None if request is None else request.labels)
 
 
 class EventSize:

@@ -53,10 +53,10 @@ def _in_sync(stage: Stage) -> Acting:
     transaction that it completes while a partition has no leader (tests/contract/test_kafka_markers.py, decision 0019).
     """
     lagging = ["not asked yet"]
+    admin = AdminClient({"bootstrap.servers": stage.kafka.bootstrap, "log_level": 0})
 
     def look() -> None:
         nonlocal lagging
-        admin = AdminClient({"bootstrap.servers": stage.kafka.bootstrap, "log_level": 0})
         try:
             topics = admin.list_topics(timeout=ANSWER_S).topics
         except KafkaException as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from streamtask.config import EngineConfig
-from streamtask.core import ownership, protocol
+from streamtask.core import ownership, protocol, turn
 from streamtask.core.engine import Engine
 from streamtask.domain.model import (
     BANDS,
@@ -165,17 +165,15 @@ class Desk:
         raise AssertionError("it goes on committing")
 
     def drive(self, flow: protocol.Flow) -> bool:
-        answer: Answer = None
-        while True:
-            try:
-                ask = flow.send(answer)
-            except StopIteration as end:
-                return bool(end.value)
-            self.asked.append(ask)
-            planned = self.answers.get(type(ask))
-            answer = planned.pop(0) if planned else self.perform(ask)
-            if isinstance(answer, Fault):
-                self._plan = None
+        return turn.drive(flow, self._answer)
+
+    def _answer(self, ask: Ask) -> Answer:
+        self.asked.append(ask)
+        planned = self.answers.get(type(ask))
+        answer = planned.pop(0) if planned else self.perform(ask)
+        if isinstance(answer, Fault):
+            self._plan = None
+        return answer
 
     def perform(self, ask: Ask) -> Answer:
         cells = [(band, shard) for shard in getattr(ask, "shards", ()) for band in range(len(BANDS))]
