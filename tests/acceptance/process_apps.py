@@ -120,10 +120,19 @@ def says_in_a_child(ctx: Context) -> None:
         ctx.log.info("said", where="in a child")
 
 
+_long_ones_running = 0
+
+
 @app.task
 async def kills_its_worker(ctx: Context) -> None:
-    """Wherever it runs: isolation does not hold this one."""
+    """Wherever it runs: isolation does not hold this one.
+
+    It waits for ten neighbours to take along. In a trial it may be alone, and kills after a second.
+    """
     _write(ctx, "start")
+    deadline = time.monotonic() + 1
+    while _long_ones_running < 10 and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
     for parent in (psutil.Process(), *psutil.Process().parents()):
         if "streamtask.worker.process" in parent.cmdline():
             parent.kill()
@@ -139,6 +148,11 @@ async def dies_in_the_worker(ctx: Context) -> None:
 
 @app.task
 async def long(ctx: Context, ms: int) -> int:
+    global _long_ones_running
     with recorded(ctx):
-        await asyncio.sleep(ms / 1_000)
+        _long_ones_running += 1
+        try:
+            await asyncio.sleep(ms / 1_000)
+        finally:
+            _long_ones_running -= 1
         return os.getpid()
