@@ -13,7 +13,7 @@ from streamtask.core.ledger import SUSPECT_LOST
 from streamtask.core.retry import Again, after_death, death, decide
 from streamtask.core.shard import Claim, LastEvent, Owed, Phase, Wait
 from streamtask.core.state import State
-from streamtask.domain.model import Ending, ErrorCode, Outcome, TaskStatus
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, TaskStatus
 from streamtask.domain.ports import Now, StopReason
 
 WAIT_TEXT_MAX = 1_000  # characters of the message that says why the task runs again
@@ -23,9 +23,6 @@ def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     """The claim was RUNNING; from now on it owes its end or its wait. An end that was asked for (a stop) takes precedence."""
     if claim.stop is StopReason.CANCEL:
         transitions.end(state, claim, admission.cancelled(ErrorCode.CANCELLED))
-    elif claim.stop is StopReason.TIMEOUT and not outcome.begun:
-        # It timed out behind tasks that took longer than their type ever did: that is no fault of this one.
-        _again(state, claim, "others ran longer than expected", now)
     elif claim.stop is StopReason.TIMEOUT:
         text = f"attempt {claim.attempt} ran longer than {(claim.timeout_ms or 0) / 1000:g} s"
         if not outcome.retryable:  # given up, while its code runs on
@@ -34,7 +31,9 @@ def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     elif outcome.ending is Ending.RETURNED:
         transitions.end(state, claim, LastEvent(TaskStatus.COMPLETED, result=outcome.result))
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
-        _again(state, claim, "no child process started it", now)
+        # It waited behind tasks that took longer than their type ever did, or for a child: that is no fault of this one.
+        child = claim.kind is HandlerKind.PROCESS or claim.group
+        _again(state, claim, "no child process started it" if child else "others ran longer than expected", now)
     elif outcome.ending is Ending.STOPPED or claim.stop is StopReason.REVOKE:
         # Revoked: given up here; it starts again at the next owner. It owes nothing: the clean commit clears its mark.
         claim.phase = Phase.WAITING

@@ -67,7 +67,7 @@ class Engine(State):
                     transitions.cancel(self, claim)
 
     def begun(self, token: int, now: Now) -> None:
-        """A child process starts this execution only now (reported for `timed` executions): its time counts from here."""
+        """This execution starts only now (reported for those that are `late` and `timed`): its time counts from here."""
         claim = self.running.get(token)
         if claim is not None and claim.owner_shard.standing is not Standing.GONE:
             timers.begun(self, claim, now)

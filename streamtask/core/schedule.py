@@ -13,8 +13,8 @@ Bound: while slots are free to it, the best runnable claim of a band is picked a
 other bands have in a round: for low 2 * (16 + 4) = 40 picks, 2 * (16 + 16 + 4 + 16) = 104 when all of them have aged
 (the rest of the round in which low has used its turn, then a whole one). While all bands have work, one pick in 21 is low's.
 
-Slots: one in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Short
-executions of threads and children share slots (core/slot_sharing.py): a claim is picked while any part of a slot is free.
+Slots (core/slot_sharing.py): one in eight of each kind is kept for the first band. Short executions share slots: a claim is
+picked while any part of a slot is free.
 Suspects start in groups (core/suspects.py), and those on trial hold at most half of the slots of their kind, so that others
 can run. A suspect that must be the only one on trial goes first: for at most alone_ms no other suspect goes on trial while it
 waits for those that are. A suspect that must be *alone* also keeps everything else from starting while it waits, and later
@@ -33,12 +33,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
-from streamtask.core.slot_sharing import WHOLE, Pace
+from streamtask.core.slot_sharing import WHOLE, Slots
 from streamtask.core.suspects import ALONE, ONLY, Groups, stage_of
 from streamtask.domain.model import Band, HandlerKind
 
 AGED_TURNS_MAX: Final = 16
-KEPT_SHARE: Final = 8  # one slot in eight is kept for the first band
 KINDS: Final = tuple(HandlerKind)
 _GARBAGE_MIN: Final = 64
 
@@ -106,12 +105,8 @@ class Schedule(Generic[T]):
         self._weights = [band.weight for band in bands]
         self._ageing_ms = ageing_ms
         self._alone_ms = alone_ms
-        self.pace = Pace()
-        # Counted in parts, indexed by _index(kind). shared: what all bands but the first may use together.
-        self._slots = [slots.get(kind, 0) * WHOLE for kind in KINDS]
-        self._shared = [(total - _kept(total)) * WHOLE for total in (slots.get(kind, 0) for kind in KINDS)]
-        self._used = [0] * len(KINDS)
-        self._used_shared = [0] * len(KINDS)
+        self._slots = Slots([slots.get(kind, 0) for kind in KINDS])  # its lists are indexed by _index(kind)
+        self.pace = self._slots.pace
         self._limits = {task_type: limit for task_type, limit in limits.items() if limit is not None}
         self._types = dict.fromkeys(self._limits, 0)  # executions of limited types
         self._turns = list(self._weights)
@@ -149,11 +144,17 @@ class Schedule(Generic[T]):
 
     def free(self, kind: HandlerKind) -> int:
         """Slots of this kind of which no part is held (including the kept one)."""
-        return max(0, self._slots[_index(kind)] - self._used[_index(kind)]) // WHOLE
+        return max(0, self._slots.total[_index(kind)] - self._slots.used[_index(kind)]) // WHOLE
 
     def parts_of(self, item: T) -> int:
         """How many of the WHOLE parts of a slot it holds; 0 if none."""
         return self._held.get(item, 0)
+
+    def may_wait(self, item: T) -> bool:
+        """Whether one that holds a slot may find all threads, children or places for coroutines busy, because of those that
+        share slots.
+        """
+        return self._held[item] < WHOLE or (not item.suspect and self.pace.parts.get(item.task_type, WHOLE) < WHOLE)
 
     @property
     def waiting(self) -> int:
@@ -218,7 +219,7 @@ class Schedule(Generic[T]):
             heapq.heappush(home, (key, item))
             return
         stage = stage_of(item.trial) if item.suspect else None
-        if stage is not None and stage >= ONLY and self._slots[_index(kind)]:
+        if stage is not None and stage >= ONLY and self._slots.total[_index(kind)]:
             self._narrow[item] = 0
             return
         name = (band, kind, task_type if limited else None, stage)
@@ -242,7 +243,7 @@ class Schedule(Generic[T]):
         return lane.task_type is None or self._types[lane.task_type] < self._limits[lane.task_type]
 
     def _may_be_tried(self, stage: int, kind: HandlerKind) -> bool:
-        half = (self._slots[_index(kind)] // WHOLE + 1) // 2
+        half = (self._slots.total[_index(kind)] // WHOLE + 1) // 2
         return not self._spared and self._groups.tried_of(kind) < half and self._groups.has_room(stage, kind)
 
     def _show_suspects(self) -> None:
@@ -268,7 +269,7 @@ class Schedule(Generic[T]):
         """The next claim to start. From now on it holds a slot (and is in a group, if it is a suspect)."""
         if not self._keys:
             return None
-        (async_, thread, process), slots = self._used, self._slots
+        (async_, thread, process), slots = self._slots.used, self._slots.total
         if async_ >= slots[0] and thread >= slots[1] and process >= slots[2]:
             return None
         if self._groups.narrowest == ALONE:
@@ -303,7 +304,8 @@ class Schedule(Generic[T]):
         alone = stage_of(item.trial) == ALONE
         waits = now_ms < until
         kind, limit = _index(item.kind), self._limits.get(item.task_type)
-        full = (limit is not None and self._types[item.task_type] >= limit) or self._used[kind] >= self._slots[kind]
+        full = limit is not None and self._types[item.task_type] >= limit
+        full = full or self._slots.used[kind] >= self._slots.total[kind]
         busy = (bool(self._held) and (waits or full)) if alone else (self._groups.tried > 0 or full)
         if self._spared and not (busy and waits):
             self._spared = False
@@ -330,18 +332,16 @@ class Schedule(Generic[T]):
     def _best(self, band: int) -> list[tuple[int, T]] | None:
         """The heap of this band whose first claim is the best of the band among those with a free slot."""
         best: list[tuple[int, T]] | None = None
-        keys, lanes = self._keys, self._lane_of
+        keys, lanes, slots = self._keys, self._lane_of, self._slots
         for kind, home in enumerate(self._heaps[band]):
-            if (
-                home
-                and self._used[kind] < self._slots[kind]
-                and (not band or self._used_shared[kind] < self._shared[kind])
-            ):
+            if home and slots.used[kind] < slots.total[kind] and (not band or slots.others[kind] < slots.short[kind]):
                 key, item = home[0]
                 if lanes or keys.get(item) != key:
                     self._clean(home)
                     if not home:
                         continue
+                if band and slots.others[kind] >= slots.shared[kind] and self._parts(home[0][1], kind) == WHOLE:
+                    continue
                 if best is None or home[0][0] < best[0][0]:
                     best = home
         return best
@@ -361,20 +361,18 @@ class Schedule(Generic[T]):
                     lane.shown = 0  # aside, until what it lacks is given back
             heapq.heappop(home)
 
+    def _parts(self, item: T, kind: int) -> int:
+        return WHOLE if item.suspect else self._slots.parts(kind, item.task_type)
+
     def _take(self, item: T) -> T:
         band = item.band
         self._turns[band] -= 1
         del self._keys[item]
         self._queued[band] -= 1
         named = item.kind
-        if named is ASYNC or item.suspect:
-            kind, parts = (0 if named is ASYNC else 1 if named is THREAD else 2), WHOLE
-        else:
-            kind, parts = (1 if named is THREAD else 2), self.pace.parts.get(item.task_type, WHOLE)
-        self._held[item] = parts
-        self._used[kind] += parts
-        if band:
-            self._used_shared[kind] += parts
+        kind = 0 if named is ASYNC else 1 if named is THREAD else 2
+        parts = self._held[item] = self._parts(item, kind)
+        self._slots.take(kind, band, parts)
         if item.task_type in self._limits:
             self._types[item.task_type] += 1
         if item.suspect:
@@ -400,9 +398,7 @@ class Schedule(Generic[T]):
         parts = self._held.pop(item)
         named = item.kind
         kind = 0 if named is ASYNC else 1 if named is THREAD else 2
-        self._used[kind] -= parts
-        if item.band:
-            self._used_shared[kind] -= parts
+        self._slots.release(kind, item.band, parts)
         if item.task_type in self._limits:
             self._types[item.task_type] -= 1
             for lane in self._lanes_of_type.get(item.task_type, ()):
@@ -492,7 +488,3 @@ class Schedule(Generic[T]):
 def _index(kind: HandlerKind) -> int:
     # Not a dict: hashing an enum member is a Python call, and this runs several times per task.
     return 0 if kind is ASYNC else 1 if kind is THREAD else 2
-
-
-def _kept(total: int) -> int:
-    return max(1, total // KEPT_SHARE) if total >= 2 else 0

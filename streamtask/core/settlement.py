@@ -9,7 +9,6 @@ from __future__ import annotations
 from streamtask.core import batch, timers, transitions
 from streamtask.core.batch import ACQUIT, CREATE, FINISH, REPORT, START, WAIT, Batch, Step
 from streamtask.core.shard import Claim, LastEvent, Phase
-from streamtask.core.slot_sharing import WHOLE
 from streamtask.core.state import State
 from streamtask.core.suspects import acquitted
 from streamtask.domain.model import TaskStatus
@@ -35,7 +34,7 @@ def settle(state: State, landed: Batch, now: Now) -> None:
             _settle(state, step, now)
     state.settled_mono_ms = now.mono_ms
     if landed.made_mono_ms:
-        state.schedule.pace.committed(now.mono_ms - landed.made_mono_ms)
+        state.schedule.pace.committed(now.mono_ms - landed.made_mono_ms, now.mono_ms)
     state.refused_batches = 0
     state.units_max = state.units_max * 2 if 0 < state.units_max < state.config.events_max else 0
 
@@ -124,7 +123,7 @@ def _start(state: State, claim: Claim, now: Now) -> None:
     claim.stop, claim.acquitted, claim.on_trial = None, False, claim.suspect
     claim.progress_mono_ms = now.mono_ms - state.config.progress_ms
     state.running[token] = claim
-    limit, shares = claim.timeout_ms, state.schedule.parts_of(claim) < WHOLE
+    limit, shares = claim.timeout_ms, state.schedule.may_wait(claim)
     start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.group if state.children else 0, shares)
     timers.start(state, claim, start, now)
     state.effects.append(start)

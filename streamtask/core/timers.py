@@ -4,9 +4,10 @@
     on the monotonic clock  the grace of an unknown type, the backoff of a retry, the time limit of an attempt, a trial, and
                             how long a child may take to begin
 
-The time of an attempt counts from the start of its handler. Coroutines and threads start when they are handed over; a child
-may have to be started first, and reports when it begins (`Start.timed`). An execution that does not begin within `begin_ms` is
-stopped, and its task runs again: this is not a failure.
+The time of an attempt counts from the start of its handler. Coroutines and threads start when they are handed over, unless
+their type shares slots: then they may wait for others. A child may have to be started first. Where the start is late, it is
+reported (`Start.timed`). An execution that does not begin within `begin_ms` is stopped, and its task runs again: this is not a
+failure.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def retry(state: State, claim: Claim, wait_ms: int, now: Now) -> None:
 
 def start(state: State, claim: Claim, handed: Start, now: Now) -> None:
     """The execution is handed over: arm what applies from now on."""
-    if not handed.in_child:
+    if not handed.late:
         run(state, claim, handed.timeout_ms, now)
     elif handed.timed:
         claim.armed = True
@@ -72,7 +73,7 @@ def run(state: State, claim: Claim, timeout_ms: int | None, now: Now) -> None:
 
 
 def begun(state: State, claim: Claim, now: Now) -> None:
-    """Its child process begins to run it."""
+    """It begins to run, in a child process or after it has waited for others."""
     if claim.stop is None:
         state.mono.disarm(claim, BEGIN)
         run(state, claim, claim.timeout_ms, now)

@@ -286,10 +286,11 @@ class Start:
 
     token      identifies this execution in Executions and Stop; never reused in a process
     timeout_ms the attempt's time limit, resolved by the engine, which also keeps the clock; None: no limit. It counts from
-               the start of the handler, which a child reports (Engine.begun)
+               the start of the handler, which is reported if it is `late` (Engine.begun)
     group      two processes have died under it: run it, whatever its kind, in the quarantine child of this number, with all
                others of this group, so that it cannot take the worker down; 0: it runs as its kind does
-    shares     its type is short, and it shares its slot: a child may receive several of these at once
+    shares     its type is short and shares slots: it may wait in the executor while others run, and a child may receive
+               several of these at once
     """
 
     token: int
@@ -309,6 +310,11 @@ class Start:
     def in_child(self) -> bool:
         """Whether its handler starts in a child process, and therefore later than it is handed over."""
         return self.kind is HandlerKind.PROCESS or self.group > 0
+
+    @property
+    def late(self) -> bool:
+        """Whether its handler may start later than it is handed over."""
+        return self.in_child or self.shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +430,7 @@ LocalAsk = Fetch | TakeRecords | TakeExecutions | TakeFacts | AwaitExecutions | 
 class Executions(NamedTuple):
     """Reports of executions.
 
-    begun: tokens of `timed` executions that a child has started; progress: (token, fraction, message); ended: (token,
+    begun: tokens of executions that are `late` and `timed` and start now; progress: (token, fraction, message); ended: (token,
     outcome). In this order: one that has ended may also have begun and progressed since the last ask.
     """
 

@@ -4,6 +4,9 @@ A coroutine that runs on for `patience_s` after its cancel has swallowed it. It 
 free, its result is dropped; it is cancelled again and again as long as it lives. The time counts from when the loop delivered
 the cancel, and only while the loop answers: a coroutine that waits because another one blocks the loop is not at fault.
 
+At most `limit` coroutines run at a time. The others wait, those of the first band before the rest, and begin as running ones
+end (core/slot_sharing.py says why more are started than may run).
+
 Always true: the loop outlives every handler; the lifespan opens before the first call and closes after the last; an execution
 that was begun is finished once, by its own task or when that ends; at most ABANDONED_MAX are abandoned at a time, and further
 ones keep their slots.
@@ -15,7 +18,9 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -38,6 +43,9 @@ class LoopListener(Protocol):
     def execution_ended(self, execution: Execution, outcome: Outcome) -> None:
         """The outcome of an execution; called once for each one that was begun."""
 
+    def execution_begins(self, execution: Execution) -> None:
+        """The handler of one that is `late` is called now."""
+
     def lifespan_broke(self, error: BaseException) -> None:
         """From now on no handler should be started."""
 
@@ -51,6 +59,7 @@ class Coroutines(HasLifecycle):
     lifespan    opened on the loop
     listener    notified of the fate of executions and of the lifespan
     patience_s  a coroutine that runs on for this long after its cancel is abandoned
+    limit       how many run at a time
 
     `begin` and `cancel` belong to one thread, which is not the loop's.
     """
@@ -61,14 +70,19 @@ class Coroutines(HasLifecycle):
         lifespan: Lifespan | None,
         listener: LoopListener,
         patience_s: float,
+        limit: int = sys.maxsize,
     ) -> None:
         self._lifespan = lifespan
+        self._limit = limit
         self._finish = listener.execution_ended
+        self._begins = listener.execution_begins
         self._on_failure = listener.lifespan_broke
         self._on_event = listener.happened
         self._patience_s = patience_s
         self.state: Any = None  #: the value that the lifespan yielded
         self._tasks: dict[asyncio.Task[None], Execution] = {}  # strong references: the loop holds only weak ones
+        # By token: of the first band, and of the others. A dict takes ever longer to find its first after many were removed.
+        self._waiting: tuple[OrderedDict[int, Execution], ...] = (OrderedDict(), OrderedDict())
         self._abandoned: set[asyncio.Task[None]] = set()
         self.abandoned_total = 0
         self._asked_s: float | None = None  # since when the loop owes an answer
@@ -172,6 +186,9 @@ class Coroutines(HasLifecycle):
 
     async def _leave_nothing(self) -> None:
         """Cancel what handlers left behind on the loop; tasks that swallow it are left to the end of the process."""
+        for waiting in self._waiting:
+            while waiting:
+                self._finish_unbegun(waiting.popitem(last=False)[1])
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -179,6 +196,27 @@ class Coroutines(HasLifecycle):
             await asyncio.wait(others, timeout=LIFESPAN_CLOSE_S_MIN / 2)
 
     def _begin(self, batch: Sequence[Execution]) -> None:
+        first, others = self._waiting
+        if len(batch) <= self._places() and not first and not others:
+            self._launch(batch)
+            return
+        for execution in batch:
+            (others if execution.record.band else first)[execution.token] = execution
+        self._launch_next()
+
+    def _places(self) -> int:
+        return self._limit - len(self._tasks) + len(self._abandoned)
+
+    def _launch_next(self) -> None:
+        """Begin those that wait for which there is a place."""
+        places = self._places()
+        batch: list[Execution] = []
+        for waiting in self._waiting:
+            while waiting and len(batch) < places:
+                batch.append(waiting.popitem(last=False)[1])
+        self._launch(batch)
+
+    def _launch(self, batch: Iterable[Execution]) -> None:
         loop, tasks, ended = self._loop, self._tasks, self._task_ended
         for execution in batch:
             # asyncio.Task itself, not loop.create_task: it is kept in self._tasks, and this saves 0.4 µs.
@@ -194,6 +232,9 @@ class Coroutines(HasLifecycle):
         if execution.stop_reason is not None:
             self._finish(execution, outcomes.not_begun(execution.stop_reason))
             return
+        if execution.late:
+            self._begins(execution)
+        began_s = time.perf_counter()
         try:
             execution.reopen()
         except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
@@ -218,26 +259,34 @@ class Coroutines(HasLifecycle):
             outcome = outcomes.returned(value)
             if execution.cancel_sent:
                 self._on_event("handler_swallowed_cancel", execution.fields())
+        outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
         self._finish(execution, outcome)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         execution = self._tasks.pop(task)
-        if not execution.ended:
-            # Cancelled before its first step: _run never ran.
-            if execution.stop_reason is not None:
-                outcome = outcomes.not_begun(execution.stop_reason)
-            else:
-                outcome = outcomes.broken_off(execution.handler, execution, asyncio.CancelledError("not begun"))
-            self._finish(execution, outcome)
+        if not execution.ended:  # cancelled before its first step: _run never ran
+            self._finish_unbegun(execution)
         execution.task = None
         if task in self._abandoned:
             self._abandoned.discard(task)
             self._on_event("abandoned_handler_ended", execution.fields())
+        if any(self._waiting):
+            self._launch_next()
+
+    def _finish_unbegun(self, execution: Execution) -> None:
+        if execution.stop_reason is not None:
+            outcome = outcomes.not_begun(execution.stop_reason)
+        else:
+            outcome = outcomes.broken_off(execution.handler, execution, asyncio.CancelledError("not begun"))
+        self._finish(execution, outcome)
 
     def _cancel(self, batch: Sequence[Execution]) -> None:
         for execution in batch:
             task = execution.task
-            if task is not None and not task.done():
+            if task is None:
+                if any(waiting.pop(execution.token, None) is not None for waiting in self._waiting):
+                    self._finish_unbegun(execution)
+            elif not task.done():
                 execution.cancel_sent = True
                 task.cancel()
         self._look_again(batch)
@@ -272,6 +321,7 @@ class Coroutines(HasLifecycle):
         self.abandoned_total += 1
         self._finish(execution, outcomes.abandoned(execution.stop_reason, self._patience_s))
         self._on_event("handler_abandoned", fields)
+        self._launch_next()
 
     def _answer(self) -> None:
         self._asked_s = None

@@ -22,7 +22,7 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 class Execution(LiveContext):
     """Belongs to the executor. The loop uses `task` and `cancel_sent`; the thread that runs it sets `thread_id`."""
 
-    __slots__ = ("cancel_sent", "handler", "pool", "span", "task", "thread_id", "told", "woke_s")
+    __slots__ = ("cancel_sent", "handler", "late", "pool", "span", "task", "thread_id", "timed", "told", "woke_s")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class Execution(LiveContext):
     ) -> None:
         super().__init__(start, started_s=started_s, reporter=reporter, state=state, bands=bands)
         self.handler = handler
+        self.late = start.shares  # it may wait for others before its handler is called
+        self.timed = start.timed  # the core is to know when that is
         self.task: asyncio.Task[None] | None = None
         self.thread_id: int | None = None
         self.cancel_sent = False

@@ -51,12 +51,13 @@ PROGRESS_WAKE_S = 0.05  # progress of one execution wakes the owner at most this
 class Executor(HasLifecycle):
     """The handlers of one worker process.
 
-    handlers  by task type (app.registry)
-    threads   how many plain functions run at once
-    lifespan  opened on the loop; the value that it yields is ctx.state
-    on_event  receives facts for the operator, from any thread; default: structlog warnings
-    children  child processes for process handlers and quarantined tasks; None: there are none
-    attempts  makes the spans of executions; None: no spans
+    handlers    by task type (app.registry)
+    threads     how many plain functions run at once; the others wait, those of the first band before the rest
+    coroutines  the same for `async def`
+    lifespan    opened on the loop; the value that it yields is ctx.state
+    on_event    receives facts for the operator, from any thread; default: structlog warnings
+    children    child processes for process handlers and quarantined tasks; None: there are none
+    attempts    makes the spans of executions; None: no spans
 
     submit, stop_executions, drain and wait belong to the owner thread; any thread may call the rest.
     """
@@ -66,6 +67,7 @@ class Executor(HasLifecycle):
         handlers: Mapping[str, Handler],
         *,
         threads: int = 16,
+        coroutines: int = sys.maxsize,
         lifespan: Lifespan | None = None,
         bands: Sequence[Band] = BANDS,
         on_event: OnEvent | None = None,
@@ -82,9 +84,12 @@ class Executor(HasLifecycle):
         self._on_event = on_event or _warn
         self._executions: dict[int, Execution] = {}
         self._done: deque[tuple[int, Outcome]] = deque()
-        self._begun: deque[int] = deque()  # bounded by the slots of children
+        self._begun: deque[int] = deque()  # bounded by the executions that are open
         self._progress: dict[int, tuple[float, str | None]] = {}
-        self._thread_work: SimpleQueue[Execution | None] = SimpleQueue()  # bounded by the slots of its kind
+        # What waits for a thread: of the first band, and of the others, bounded by what the core hands over; and for each of
+        # them one True. False ends a thread.
+        self._thread_work: tuple[deque[Execution], deque[Execution]] = (deque(), deque())
+        self._thread_turns: SimpleQueue[bool] = SimpleQueue()
         self._waiting: dict[int, Execution] = {}  # still queued there; the thread or the stop that pops one owns it
         self._threads: list[threading.Thread] = []
         self._patience_s = patience_s
@@ -100,6 +105,7 @@ class Executor(HasLifecycle):
             lifespan=lifespan,
             listener=self,
             patience_s=patience_s,
+            limit=coroutines,
         )
         self._life = Lifecycle("The executor")
         self._loop_ends = False
@@ -214,7 +220,9 @@ class Executor(HasLifecycle):
         return taken
 
     def begun(self) -> list[int]:
-        """The `timed` executions that a child has begun since the last call. Call it before drain: they may have ended."""
+        """The executions that are `late` and `timed` and have begun since the last call. Call it before drain: they may have
+        ended.
+        """
         return [self._begun.popleft() for _ in range(len(self._begun))] if self._begun else []
 
     def wait(self, timeout_s: float) -> bool:
@@ -303,7 +311,7 @@ class Executor(HasLifecycle):
         if self._executions:
             self._all_ended.wait(max(0.0, deadline - time.monotonic()))
         for _ in self._threads:
-            self._thread_work.put(None)
+            self._thread_turns.put(False)
         for pool in self._pools():
             pool.stop(max(0.0, deadline - time.monotonic()))
         if not self._coroutines.stop(max(0.0, deadline - time.monotonic())):
@@ -338,6 +346,13 @@ class Executor(HasLifecycle):
         if not self._rung:
             self.wake()
 
+    def execution_begins(self, execution: Execution) -> None:
+        """See LoopListener; called by the thread that will run it."""
+        execution.begin()
+        if execution.timed:
+            self._begun.append(execution.token)
+            self.wake()
+
     def lifespan_broke(self, error: BaseException) -> None:
         """See LoopListener."""
         self.failure = error
@@ -368,23 +383,24 @@ class Executor(HasLifecycle):
             thread.start()
             self._threads.append(thread)
         self._waiting[execution.token] = execution
-        self._thread_work.put(execution)
+        self._thread_work[1 if execution.record.band else 0].append(execution)
+        self._thread_turns.put(True)
 
     def _work(self) -> None:
         """One thread: takes work until there is none, sleeps, takes again.
 
         It takes one at a time: a batch would wait behind its slowest execution, and taking costs 0.1 µs while there is work.
         """
-        take = self._thread_work.get
+        my_turn = self._thread_turns.get
         ident = threading.get_ident()
-        while True:
-            execution = take()
-            if execution is None:
-                return
+        while my_turn():
+            execution = self._next_of_threads()
             if self._waiting.pop(execution.token, None) is None:
                 del execution
                 continue  # stopped before its turn
             execution.thread_id = ident
+            if execution.late:
+                self.execution_begins(execution)
             began_s = time.perf_counter()
             # Its own context: what a handler binds there must not reach the next one (0.1 µs).
             context = contextvars.Context() if execution.span is None else execution.span.context
@@ -392,6 +408,15 @@ class Executor(HasLifecycle):
             outcome.ran_ms = (time.perf_counter() - began_s) * 1_000
             self.execution_ended(execution, outcome)
             del execution, outcome, context  # otherwise the last task stays in memory while this thread sleeps
+
+    def _next_of_threads(self) -> Execution:
+        """There is one, since each has its turn. It may be added to one queue while this looks into the other."""
+        while True:
+            for work in self._thread_work:
+                try:
+                    return work.popleft()
+                except IndexError:
+                    pass
 
     # --- Children -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ Always true: the first stop reason is kept; after `end` the context reports noth
 
 from __future__ import annotations
 
+import time
+
 from streamtask.codec import reopened
 from streamtask.domain.ports import StopReason
 from streamtask.handlers.registry import Context
@@ -37,6 +39,10 @@ class LiveContext(Context):
     def end(self) -> None:
         """Its outcome is known: what it reports from now on is dropped."""
         self._ended = True
+
+    def begin(self) -> None:
+        """Its handler is called only now, after it has waited for others: its time counts from here."""
+        self._started_s = time.monotonic()
 
     def reopen(self) -> None:
         """Decode the parameters of a request that waited as text. Called right before the handler, where that runs."""

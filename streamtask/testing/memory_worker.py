@@ -140,7 +140,13 @@ class MemoryWorker:
         self._app, self._settings, self._names = app, settings, settings.topics
         bands = self._names.bands
         handlers = {name: _in_this_process(handler) for name, handler in app.registry.items()}
-        self._executor = Executor(handlers, threads=settings.threads, lifespan=app.lifespan, bands=bands)
+        self._executor = Executor(
+            handlers,
+            threads=settings.threads,
+            coroutines=settings.concurrency,
+            lifespan=app.lifespan,
+            bands=bands,
+        )
         config = EngineConfig(
             bands=bands,
             policies={name: handler.policy() for name, handler in handlers.items()},

@@ -71,6 +71,7 @@ class Worker:
         self.executor = Executor(
             handlers,
             threads=settings.threads,
+            coroutines=settings.concurrency,
             lifespan=lifespan,
             bands=self.names.bands,
             on_event=lambda name, fields: event_log.emit("app_event", {"what": name, **fields}),

@@ -224,7 +224,7 @@ class Desk:
             match effect:
                 case Start():
                     self.running[effect.token] = effect
-                    if self.children_begin and effect.kind is HandlerKind.PROCESS and effect.timed:
+                    if self.children_begin and effect.late and effect.timed:
                         self.engine.begun(effect.token, self.now)
                 case Stop():
                     self.stops.append(effect)

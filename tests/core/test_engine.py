@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from streamtask.core import ownership, settlement
-from streamtask.domain.model import Ending, HandlerKind, Outcome, Retry, TaskPolicy
+from streamtask.domain.model import Ending, HandlerKind, Outcome, RequestRecord, Retry, TaskPolicy
 from streamtask.domain.ports import Expected, Pause, ReadControl, Resume, StopReason
 from streamtask.execution import outcomes
 from tests.core.desk import RETURNED, STOPPED, Desk, raised
@@ -173,24 +173,6 @@ def test_the_requests_timeout_wins_within_the_types_bound(
     assert start.timeout_ms == limit
 
 
-def test_one_whose_time_ran_out_before_its_turn_runs_again_and_has_not_failed() -> None:
-    d = desk({"noop": TaskPolicy(timeout_ms=100, kind=HandlerKind.THREAD)})
-    record = d.submit()
-    d.settle()
-    d.later(100)
-    d.settle()
-    assert [stop.reason for stop in d.stops] == [StopReason.TIMEOUT]
-    d.end(record, Outcome(Ending.STOPPED, code="timeout", begun=False))
-    d.settle()
-    d.later(0)
-    d.settle()
-    assert d.history(record) == ["created", "running 1", "running 1", "running 2"]
-    assert "not begun" in (d.events[-2].message or "")
-    d.end(record, RETURNED)
-    d.settle()
-    assert d.history(record)[-1] == "completed"
-
-
 def stopped_at(d: Desk, ms: int) -> StopReason:
     """Why the one that runs is told to stop when so much time has gone; not earlier."""
     d.later(ms - 1)
@@ -252,8 +234,9 @@ def test_a_beginning_told_for_what_has_ended_is_nothing() -> None:
     assert not d.stops
 
 
-def test_executions_of_short_threads_share_slots_once_their_type_is_known() -> None:
-    d = desk({"noop": TaskPolicy(kind=HandlerKind.THREAD)}, slots={HandlerKind.THREAD: 1})
+@pytest.mark.parametrize("kind", list(HandlerKind))
+def test_short_executions_share_slots_once_their_type_is_known(kind: HandlerKind) -> None:
+    d = desk({"noop": TaskPolicy(kind=kind)}, slots={kind: 1})
     first = d.submit()
     others = [d.submit() for _ in range(20)]
     d.settle()
@@ -261,6 +244,48 @@ def test_executions_of_short_threads_share_slots_once_their_type_is_known() -> N
     d.end(first, Outcome(Ending.RETURNED, ran_ms=0.1))
     d.settle()
     assert len(d.running) == len(others)
+
+
+def sharing(kind: HandlerKind, timeout_ms: int) -> tuple[Desk, RequestRecord]:
+    """One execution of a type that shares slots, which waits for others until the test says that it begins."""
+    d = desk({"noop": TaskPolicy(kind=kind, timeout_ms=timeout_ms)}, slots={kind: 1})
+    first = d.submit()
+    d.settle()
+    d.end(first, Outcome(Ending.RETURNED, ran_ms=0.1))
+    d.settle()
+    d.children_begin = False
+    record = d.submit()
+    d.settle()
+    return d, record
+
+
+@pytest.mark.parametrize("kind", [HandlerKind.ASYNC, HandlerKind.THREAD])
+def test_the_time_of_an_execution_that_waits_for_others_counts_from_when_it_begins(kind: HandlerKind) -> None:
+    d, record = sharing(kind, 100)
+    (token,) = d.running
+    d.later(30_000)
+    d.turn()
+    assert not d.stops, "it waits for others"
+    d.engine.begun(token, d.now)
+    assert stopped_at(d, 100) is StopReason.TIMEOUT
+    d.end(record, STOPPED)
+    d.settle()
+    assert d.last(record).error_code == "timeout"
+
+
+@pytest.mark.parametrize("kind", [HandlerKind.ASYNC, HandlerKind.THREAD])
+def test_one_that_others_kept_from_beginning_for_a_minute_runs_again_and_has_not_failed(kind: HandlerKind) -> None:
+    d, record = sharing(kind, 100)
+    assert stopped_at(d, 60_000) is StopReason.NOT_BEGUN
+    d.end(record, Outcome(Ending.STOPPED, begun=False))
+    d.settle()
+    d.later(0)
+    d.settle()
+    assert d.history(record) == ["created", "running 1", "running 1", "running 2"]
+    assert "others ran longer than expected" in (d.events[-2].message or "")
+    d.end(record, RETURNED)
+    d.settle()
+    assert d.history(record)[-1] == "completed"
 
 
 def test_a_timeout_stops_the_handler_and_is_a_failure() -> None:

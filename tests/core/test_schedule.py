@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streamtask.core.schedule import AGED_TURNS_MAX, Schedule
-from streamtask.core.slot_sharing import AHEAD_MS, WHOLE
+from streamtask.core.slot_sharing import AHEAD_MAX_MS, MOST_MIN, WHOLE
 from streamtask.core.suspects import ALONE, GROUPS_ON_TRIAL, ONLY, SINGLE, Groups, stage_of
 from streamtask.domain.model import BANDS, HandlerKind
 
@@ -262,33 +262,41 @@ def test_executions_of_a_short_type_share_slots_and_those_of_an_unknown_one_do_n
     learned(plan, 0.02)
     assert len(plan.pick_many(9 * WHOLE, 0)) == 0, "both slots are taken whole"
     plan.release(running[0])
-    assert len(plan.pick_many(9 * WHOLE, 0)) == WHOLE
+    assert len(plan.pick_many(9 * WHOLE, 0)) == (WHOLE if kind is PROCESS else MOST_MIN + 1)
 
 
 def test_a_type_that_takes_longer_than_what_shares_may_wait_shares_with_nobody() -> None:
     plan = schedule(process=4)
-    learned(plan, AHEAD_MS)
+    learned(plan, AHEAD_MAX_MS)
     add(plan, *some(9, kind=PROCESS, band=HIGH))
     assert len(plan.pick_many(9, 0)) == 4
 
 
-def test_a_coroutine_and_a_suspect_take_whole_slots_however_short_they_are() -> None:
+def test_a_suspect_takes_a_whole_slot_however_short_it_is() -> None:
     plan = schedule(2, process=2)
     learned(plan, 0.02)
     suspects = some(2, kind=PROCESS, band=HIGH, suspect=True)
     add(plan, *some(5, band=HIGH), *suspects)
-    assert Counter(item.kind for item in plan.pick_many(9, 0)) == {ASYNC: 2, PROCESS: 1}, "half are left to others"
+    assert Counter(item.kind for item in plan.pick_many(9, 0)) == {ASYNC: 5, PROCESS: 1}, "half are left to others"
     assert plan.parts_of(suspects[0]) == WHOLE
 
 
-def test_the_slot_kept_for_high_is_kept_from_short_ones_too() -> None:
+def test_short_ones_leave_an_eighth_of_all_slots_to_the_first_band() -> None:
     plan = schedule(process=2)
     learned(plan, 0.02)
     add(plan, *some(2 * WHOLE, kind=PROCESS, band=LOW))
-    assert len(plan.pick_many(9 * WHOLE, 0)) == WHOLE
-    assert plan.free(PROCESS) == 1
+    assert len(plan.pick_many(9 * WHOLE, 0)) == 2 * WHOLE * 7 // 8
+    add(plan, *some(2 * WHOLE, kind=PROCESS, band=HIGH))
+    assert len(plan.pick_many(9 * WHOLE, 0)) == 2 * WHOLE // 8
+
+
+def test_long_ones_leave_a_whole_slot_to_the_first_band_even_beside_short_ones() -> None:
+    plan = schedule(process=2)
+    learned(plan, 0.02)
+    add(plan, *some(2, kind=PROCESS, band=LOW, task_type="long"), *some(9, kind=PROCESS, band=LOW))
+    assert [item.task_type for item in plan.pick_many(99, 0)] == ["long"], "the next of its band in line is long, too"
     add(plan, Item(kind=PROCESS, band=HIGH, task_type="long"))
-    assert len(plan.pick_many(9 * WHOLE, 0)) == 1
+    assert len(plan.pick_many(99, 0)) == 1
 
 
 def test_a_limit_counts_executions_not_slots() -> None:
@@ -589,7 +597,7 @@ class NaiveSchedule:
         self.groups: Groups[Item] = Groups(GROUPS_ON_TRIAL)
         self.spared = False
         self.taken: dict[Item, int] = {}  # parts of a slot, by what runs
-        self.parts: dict[str, int] = {}  # what a type takes as a thread or in a child, when it is known
+        self.parts: dict[str, int] = {}  # what a type takes when it is known
         self.runnable_since: list[Item] = []
         self.waits_until: dict[Item, int] = {}  # of those that are to be alone: how long others wait for them
 
@@ -614,16 +622,24 @@ class NaiveSchedule:
         return self.room_of(item.kind) and (limit is None or of_type < limit)
 
     def may_run(self, item: Item) -> bool:
-        kind = [other for other in self.running if other.kind is item.kind]
-        slots = SLOTS[item.kind]
-        kept = max(1, slots // 8) if slots >= 2 else 0
-        others = [self.taken[other] for other in kind if other.band != HIGH]
         return (
             self.front(item)
             and self.has_room(item)
-            and (item.band == HIGH or sum(others) < (slots - kept) * WHOLE)
+            and self.leaves_room(item, SLOTS[item.kind] / 8)
             and (not item.suspect or self.may_be_tried(item))
         )
+
+    def leaves_room(self, item: Item, kept: float) -> bool:
+        """Whether so many slots are left to the first band."""
+        slots = SLOTS[item.kind]
+        others = sum(self.taken[one] for one in self.running if one.kind is item.kind and one.band != HIGH)
+        return item.band == HIGH or others < (slots - (kept if slots >= 2 else 0)) * WHOLE
+
+    def parts_of(self, item: Item) -> int:
+        sharing = sum(other.kind is item.kind and self.taken[other] < WHOLE for other in self.running)
+        if item.suspect or (sharing >= MOST_MIN and item.kind is not PROCESS):
+            return WHOLE
+        return self.parts.get(item.task_type, WHOLE)
 
     def may_be_tried(self, item: Item) -> bool:
         half = (SLOTS[item.kind] + 1) // 2
@@ -655,13 +671,16 @@ class NaiveSchedule:
             narrow, holds = self.pick_narrow(now_ms)
             if narrow is not None or holds:
                 return narrow
-        best: dict[int, Item] = {}
+        first: dict[tuple[int, HandlerKind], Item] = {}
         for item in self.queue:
-            if (
-                not self.is_narrow(item)
-                and self.may_run(item)
-                and (item.band not in best or item.priority > best[item.band].priority)
-            ):
+            place = (item.band, item.kind)
+            if not self.is_narrow(item) and self.may_run(item):
+                if place not in first or item.priority > first[place].priority:
+                    first[place] = item
+        best: dict[int, Item] = {}
+        for item in (one for one in self.queue if one in first.values()):
+            kept = 1 if self.parts_of(item) == WHOLE else 0
+            if self.leaves_room(item, kept) and (item.band not in best or item.priority > best[item.band].priority):
                 best[item.band] = item
         if not best:
             return None
@@ -676,9 +695,8 @@ class NaiveSchedule:
         self.turns[item.band] -= 1
         self.waits_until.pop(item, None)
         self.queue.remove(item)
+        self.taken[item] = self.parts_of(item)
         self.running.append(item)
-        whole = item.kind is ASYNC or item.suspect
-        self.taken[item] = WHOLE if whole else self.parts.get(item.task_type, WHOLE)
         if item.suspect:
             self.groups.join(item)
         return item

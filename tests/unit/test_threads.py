@@ -66,6 +66,9 @@ class Listening:
         execution.end()
         self.finished[execution.token] += 1
 
+    def execution_begins(self, execution: Execution) -> None:
+        raise AssertionError(f"{execution.token} shares no slot")
+
     def lifespan_broke(self, error: BaseException) -> None:
         self.failures.append(error)
 
@@ -289,7 +292,7 @@ def reports_plain(ctx: Context, n: int) -> int:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_execution_ends_once_however_often_its_threads_take_turns(seed: int, frantic: None) -> None:
     handlers = {function.__name__: make_handler(function) for function in (reports_async, reports_plain)}
-    executor = Executor(handlers, threads=8, on_event=lambda *_: None)
+    executor = Executor(handlers, threads=8, coroutines=8, on_event=lambda *_: None)
     executor.start(DEADLINE_S)
     kinds = [("reports_async", HandlerKind.ASYNC), ("reports_plain", HandlerKind.THREAD)]
     owner = Owner(executor, kinds, total=30_000, seed=seed)
@@ -301,9 +304,12 @@ def test_every_execution_ends_once_however_often_its_threads_take_turns(seed: in
         assert executor.stop(DEADLINE_S)
 
 
-def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_together(frantic: None) -> None:
+@pytest.mark.parametrize("limit", [7, 20_000])
+def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_together(
+    limit: int, frantic: None
+) -> None:
     told = Listening()
-    loop = Coroutines(lifespan=None, listener=told, patience_s=5.0)
+    loop = Coroutines(lifespan=None, listener=told, patience_s=5.0, limit=limit)
     loop.start()
     assert loop.await_opened(DEADLINE_S)
     handler = make_handler(reports_async)
@@ -325,6 +331,7 @@ def test_every_coroutine_is_finished_once_however_its_begin_and_its_stop_fall_to
     assert len(told.finished) == len(made), "stopping ends those that still ran"
     assert set(told.finished.values()) == {1}
     assert not loop._tasks
+    assert not any(loop._waiting)
 
 
 def test_every_execution_in_children_ends_once_however_often_their_pool_and_its_owner_take_turns(
