@@ -224,7 +224,8 @@ class Desk:
             match effect:
                 case Start():
                     self.running[effect.token] = effect
-                    if self.children_begin and effect.late and effect.timed:
+                    begins = effect.kind is HandlerKind.PROCESS or effect.shares
+                    if self.children_begin and begins and effect.timed:
                         self.engine.begun(effect.token, self.now)
                 case Stop():
                     self.stops.append(effect)

@@ -73,6 +73,7 @@ class Cluster:
         self.supervised = self.rng.random() < 0.5  #: a dead process is removed from the group at once
         self.timeouts = True
         self.child_starts_ms: tuple[int, ...] = (0,)
+        self.waits_for_others_ms: tuple[int, ...] = (0,)  #: of executions that share slots, before they begin
         self.link_bytes_ms = 1 << 30  #: of results that a flush takes in a millisecond
 
     # -- what happened -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from streamtask.core.offset_map import Mark
@@ -71,6 +72,48 @@ def child_that_starts_slowly() -> None:
     task = stage.submit("crash", "crash", "ok", timeout_seconds=0.3)
     stage.play()
     stage.expect(task, COMPLETED, attempt=3, lost=2)
+
+
+def time_limit_behind_others() -> None:
+    """A type is short, so its executions share slots; then one of them waits for others for longer than its time limit, which
+    counts from where it begins."""
+    stage = Stage(slots=1)
+    stage.start(A)
+    for _ in range(3):
+        stage.submit("ok", timeout_seconds=0.3)
+    stage.play()
+    stage.cluster.waits_for_others_ms = (2_000,)
+    task = stage.submit("ok", timeout_seconds=0.3)
+    stage.play()
+    stage.expect(task, COMPLETED, attempt=1, lost=0)
+
+
+def killed_with_a_queue_of_started_tasks() -> None:
+    """Two workers die with tasks that are RUNNING and have not begun, because they wait for others: no death is theirs, and
+    all of them complete."""
+    stage = Stage(slots=3)
+    stage.start(A)
+    for _ in range(3):
+        stage.submit("ok")
+    stage.play()
+    stage.cluster.waits_for_others_ms = (60_000,)
+    tasks = [stage.submit("ok", band=n % 3) for n in range(18)]
+    for slot in (A, B):
+        process = stage.process(slot)
+        waiting = partial(_waiting, process)
+        stage.until(waiting, "more of them are started than there are slots, and wait")
+        stage.crash(process)
+        stage.start(slot + 1)
+    stage.cluster.waits_for_others_ms = (0,)
+    stage.play()
+    for task in tasks:
+        stage.expect(task, COMPLETED)
+        assert not task.letters, f"{task}"
+    assert sum(task.attempt >= 3 for task in tasks) >= 4, "nobody waited at both"
+
+
+def _waiting(process: Process) -> bool:
+    return sum(not one.begun for one in process.executions.values()) > 4
 
 
 def child_dies_and_then_its_worker() -> None:

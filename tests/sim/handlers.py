@@ -133,7 +133,9 @@ def behaviour_of(record: RequestRecord, attempt: int, rng: random.Random) -> Beh
 
 @dataclass(slots=True)
 class Execution:
-    """A handler under way. begun: its first instruction has run; told: it was asked to stop."""
+    """A handler under way. late: it may begin later than it is handed over; begun: its first instruction has run; told: it
+    was asked to stop.
+    """
 
     token: int
     record: RequestRecord
@@ -145,3 +147,4 @@ class Execution:
     group: int = 0
     timeout_ms: int | None = None
     begun_ms: int = 0
+    late: bool = False

@@ -186,7 +186,7 @@ def _child_death_charged() -> Any:
 
 
 def _time_from_the_beginning() -> Any:
-    """The time of an execution counts from when it was handed to a child."""
+    """The time of an execution counts from when it was handed over."""
 
     def at_once(engine: Any, claim: Claim, handed: Start, now: Now) -> None:
         timers.run(engine, claim, handed.timeout_ms, now)
@@ -421,9 +421,9 @@ MUTATIONS: dict[str, Mutation] = {
         "when the worker dies too, the next claim charges the same death again",
     ),
     "time_from_the_beginning": Mutation(
-        "time limits count from the beginning in a child",
+        "time limits count from the beginning",
         _time_from_the_beginning,
-        ("child_that_starts_slowly",),
+        ("child_that_starts_slowly", "time_limit_behind_others"),
         "a task is stopped, again and again, before its handler has run, or has run as long as it may",
     ),
     "explicit_positions": Mutation(

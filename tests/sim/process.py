@@ -183,8 +183,7 @@ class Process(Performer):
             running = [claim for claim in engine.running.values() if claim.kind is kind]
             whole = sum(engine.schedule.parts_of(claim) == WHOLE for claim in running)
             assert whole <= slots, f"{whole} whole executions in {slots} slots"
-            most = slots * (1 if kind is HandlerKind.ASYNC else WHOLE)
-            assert len(running) <= most, f"{len(running)} executions where {most} fit"
+            assert len(running) <= slots * WHOLE, f"{len(running)} executions where {slots * WHOLE} fit"
         assert len(engine.cancels) <= config.cancels_max, f"{len(engine.cancels)} cancels are kept"
         weights.bounded(engine)
         claims = sum(len(shard.claims) for shard in engine.shards.values())
@@ -411,9 +410,14 @@ class Process(Performer):
             behaviour_of(effect.record, effect.attempt, self.rng),
             group=effect.group,
             timeout_ms=effect.timeout_ms,
+            late=effect.late,
         )
         self.executions[effect.token] = execution
-        starts_ms = self.rng.choice(self.cluster.child_starts_ms) if effect.in_child else 0
+        starts_ms = 0
+        if effect.in_child:
+            starts_ms = self.rng.choice(self.cluster.child_starts_ms)
+        elif effect.shares:
+            starts_ms = self.rng.choice(self.cluster.waits_for_others_ms)
         self.do(self.cluster.latency() + starts_ms, lambda: self._begin(execution))
 
     def _begin(self, execution: Execution) -> None:
@@ -431,7 +435,7 @@ class Process(Performer):
         if owner and record.task_id in self.broker.control[: self.barrier.get(shard, 0)]:
             raise PromiseBroken(f"{record} starts, although it was cancelled before its shard was claimed")
         execution.begun, execution.begun_ms = True, cluster.timeline.now
-        if execution.kind is HandlerKind.PROCESS or execution.group:
+        if execution.late:
             self.begun.append(execution.token)
             self.stir()
         behaviour = execution.behaviour
@@ -444,9 +448,7 @@ class Process(Performer):
         for delay_ms, fraction in behaviour.progress:
             self.do(delay_ms, partial(self._progress, execution.token, fraction))
         if behaviour.outcome is not None:
-            outcome = behaviour.outcome
-            if execution.kind is not HandlerKind.ASYNC:  # short ones share slots from now on
-                outcome = replace(outcome, ran_ms=float(behaviour.takes_ms))
+            outcome = replace(behaviour.outcome, ran_ms=float(behaviour.takes_ms))  # short ones share slots from now on
             self.do(behaviour.takes_ms, lambda: self._end(execution, outcome))
 
     def _kills(self, execution: Execution) -> None:
@@ -488,9 +490,11 @@ class Process(Performer):
             return
         execution.told = True
         had_ms, limit_ms = self.cluster.timeline.now - execution.begun_ms, execution.timeout_ms or 0
-        timed_out = effect.reason is StopReason.TIMEOUT and execution.kind is HandlerKind.PROCESS
-        if timed_out and execution.begun and had_ms < limit_ms:
-            raise PromiseBroken(f"{execution.record} is stopped after {had_ms} of {limit_ms} ms in its child")
+        timed_out = effect.reason is StopReason.TIMEOUT and execution.late
+        if timed_out and not execution.begun:
+            raise PromiseBroken(f"{execution.record} is stopped by its time limit before it began")
+        if timed_out and had_ms < limit_ms:
+            raise PromiseBroken(f"{execution.record} is stopped after {had_ms} of {limit_ms} ms")
         if not execution.begun:
             self._end(execution, NOT_BEGUN)
         elif not (execution.behaviour.stubborn and execution.kind is HandlerKind.THREAD):

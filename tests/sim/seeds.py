@@ -20,6 +20,7 @@ from .cluster import EPOCH_MS, Cluster
 
 CALM_LIMIT_MS = 600_000
 CHILD_STARTS_MS = (0, 0, 50, 400, 4_000)  # the last is more than `begin_ms`
+WAITS_FOR_OTHERS_MS = (0, 5, 5, 50, 50, 900, 4_000)  # behind one that takes longer than its type ever did: the last two
 AFTERMATH_MS = 15_000
 
 
@@ -72,6 +73,7 @@ class Story:
             verbose=verbose,
         )
         self.cluster.child_starts_ms = CHILD_STARTS_MS
+        self.cluster.waits_for_others_ms = WAITS_FOR_OTHERS_MS
         self.clients = Clients(rng, self.cluster.broker.bands, shards, EPOCH_MS)
         self.requests = rng.choice((4, 8, 16, 30))
         self.busy_ms = rng.choice((200, 2_000, 15_000, 30_000))
