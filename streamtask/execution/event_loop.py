@@ -313,8 +313,8 @@ class Coroutines(HasLifecycle):
         assert execution.stop_reason is not None
         fields = {**execution.fields(), "where": where(None, execution.task, frames)}
         if len(self._abandoned) >= ABANDONED_MAX:
-            if not execution.told:
-                execution.told = True
+            if not execution.reported_overdue:
+                execution.reported_overdue = True
                 self._on_event("handler_ignores_stop", fields)
             return
         self._abandoned.add(execution.task)

@@ -22,7 +22,7 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 class Execution(LiveContext):
     """Belongs to the executor. The loop uses `task` and `cancel_sent`; the thread that runs it sets `thread_id`."""
 
-    __slots__ = ("cancel_sent", "handler", "late", "pool", "span", "task", "thread_id", "timed", "told", "woke_s")
+    __slots__ = ("cancel_sent", "handler", "late", "pool", "reported_overdue", "span", "task", "thread_id", "timed", "woke_s")
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Execution(LiveContext):
         self.thread_id: int | None = None
         self.cancel_sent = False
         self.pool: Pool | None = None  #: the pool whose child runs it
-        self.told = False  # whether the operator was told that it runs on after its stop
+        self.reported_overdue = False  # whether the operator knows that it runs on after its stop
         self.woke_s = 0.0
         self.span: Attempt | None = None
 

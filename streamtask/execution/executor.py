@@ -274,8 +274,8 @@ class Executor(HasLifecycle):
         self._look_s = now_s + LOOK_S
         while self._stopped and self._stopped[0][0] <= now_s:
             _, execution = self._stopped.popleft()
-            if not execution.ended and not execution.told:
-                execution.told = True
+            if not execution.ended and not execution.reported_overdue:
+                execution.reported_overdue = True
                 self._overdue[execution.token] = execution
                 if execution.ended:  # just now, by another thread that found nothing to remove
                     self._overdue.pop(execution.token, None)

@@ -57,7 +57,7 @@ class Budget:
         """For the reader of both topics."""
         return self._kbytes(32)
 
-    def told(self) -> dict[str, object]:
+    def log_fields(self) -> dict[str, object]:
         """The fields for the operator."""
         return {"memory_mb": self.memory_mb, "memory_by": self.source}
 

@@ -113,7 +113,7 @@ class Worker:
             raise
         self.watchdog.start()
         fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
-        event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.told()})
+        event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.log_fields()})
         close_endpoint: Callable[[], None] = lambda: None  # noqa: E731
         try:
             close_endpoint = self._open_endpoint()
