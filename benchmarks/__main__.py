@@ -94,7 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=positive,
         help=", ".join(f"{name} {tasks}" for name, (_, tasks) in BENCHMARKS.items() if tasks),
     )
-    parser.add_argument("--partitions", type=positive, default=PARTITIONS, help="of every topic (12)")
+    parser.add_argument("--partitions", type=positive, default=PARTITIONS, help=f"of every topic ({PARTITIONS})")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
     parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="of throughput, flame (async)")
     parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")

@@ -26,7 +26,7 @@ import streamtask
 from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
-from streamtask.config import TopicNames
+from streamtask.config import PARTITIONS_DEFAULT, TopicNames
 from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.devbroker.jars import KAFKA_VERSION
@@ -35,7 +35,7 @@ from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.tail import Tail, TailRecord
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTITIONS = 12
+PARTITIONS = PARTITIONS_DEFAULT
 STOP_S = 40.0
 READY_S = 300.0
 APP = "benchmarks.app:app"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import resource
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.main import get_command
 
 from benchmarks import flame, priority, scaling, start, steady, subscribers, visible
 from benchmarks.__main__ import main, parse, table
@@ -19,10 +22,14 @@ from benchmarks.drawing import folded, svg, unfolded
 from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.latency import PARTS, quantile
 from benchmarks.rooms import ROOMS
+from benchmarks.soak.measure import Plan
 from benchmarks.stand import Failed, bare_server, check_histories
 from benchmarks.written import STEPS, Task, event
+from streamtask.cli import app
 from streamtask.codec import decode_status
+from streamtask.config import Settings
 from streamtask.errors import ConfigError
+from streamtask.kafka.admin import ensure_topics
 from streamtask.testing import Broker
 
 EVERYWHERE = {"benchmark", "tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms", "concurrency", "tasks"}
@@ -42,6 +49,23 @@ def test_without_options_a_thousand_handlers_run_at_once_and_no_broker_is_named(
     options = parse(["throughput"])
     assert (options.concurrency, options.partitions, options.tasks) == (1_000, 12, None)
     assert (options.json, options.bootstrap) == (False, None)
+
+
+def test_the_benchmarks_have_the_partitions_that_topics_create_makes() -> None:
+    count = Settings.model_fields["partitions"].default
+    assert parse(["throughput"]).partitions == Plan(minutes=1, rate=1).partitions == count
+    assert inspect.signature(ensure_topics).parameters["partitions"].default == count
+    (option,) = (one for one in _options("topics", "create") if one.name == "partitions")
+    assert f"(default: {count})" in option.help
+
+
+def _options(*path: str) -> Sequence[Any]:
+    """Those of a command of streamtask."""
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    options: Sequence[Any] = command.params
+    return options
 
 
 @pytest.mark.parametrize(
