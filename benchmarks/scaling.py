@@ -89,8 +89,8 @@ def measure(
 ) -> dict[str, Any]:
     """The figures; see the module. axis: this one alone."""
     chosen = {name: runs for name, runs in _axes().items() if axis in (None, name)}
-    _measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
-    axes = {name: [_measured(bootstrap, run, tasks, partitions) for run in runs] for name, runs in chosen.items()}
+    measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
+    axes = {name: [measured(bootstrap, run, tasks, partitions) for run in runs] for name, runs in chosen.items()}
     return {
         "axes": axes,
         "to_first": {
@@ -102,19 +102,19 @@ def measure(
     }
 
 
-def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str, Any]:
+def measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str, Any]:
     tasks = max(round(tasks * run.share), 10)
     with topics(bootstrap, "scaling", partitions) as names, contextlib.ExitStack() as stack:
-        held = stack.enter_context(_held_back(bootstrap, names, run, tasks))
+        held = stack.enter_context(held_back(bootstrap, names, run, tasks))
         processes = [
             stack.enter_context(worker(bootstrap, names.prefix, run.window, app=run.app, FORMAT=run.format))
             for _ in range(run.processes)
         ]
         own_all(processes, partitions)
-        before_s = _cpu_s(processes)
+        before_s = cpu_time_s(processes)
         held()
         follow(bootstrap, names, processes, tasks)
-        cpu_s = _cpu_s(processes) - before_s
+        cpu_s = cpu_time_s(processes) - before_s
         per_s = _rate(bootstrap, names, tasks, run)
     return {
         "value": run.value,
@@ -128,7 +128,7 @@ def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str
 
 
 @contextlib.contextmanager
-def _held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Iterator[Callable[[], object]]:
+def held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Iterator[Callable[[], object]]:
     """All requests, in a transaction that what is yielded commits: workers that read committed see none before."""
     encoder = Formats(load_settings(bootstrap_servers=bootstrap, prefix=names.prefix, format=run.format)).encoder()
     writers = [
@@ -186,7 +186,7 @@ def owned(log: str) -> set[int]:
     return found
 
 
-def _cpu_s(processes: list[OtherProcess]) -> float:
+def cpu_time_s(processes: list[OtherProcess]) -> float:
     """Of these processes and of the children that they have now."""
     own = [psutil.Process(process.pid) for process in processes]
     return sum(sum(one.cpu_times()[:2]) for root in own for one in (root, *root.children(recursive=True)))

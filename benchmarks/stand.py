@@ -121,8 +121,12 @@ def worker(
 
 def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
     """`streamtask worker` itself with benchmarks.app: the parent of one worker process."""
-    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
-    return _process(["streamtask", "worker", APP], given)
+    return supervisor(bootstrap, prefix, concurrency, 1)
+
+
+def default_worker(bootstrap: str, prefix: str) -> contextlib.AbstractContextManager[OtherProcess]:
+    """`streamtask worker` with benchmarks.app and all its defaults: only the broker and the topics are named."""
+    return _process(["streamtask", "worker", APP], {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix})
 
 
 def supervisor(
