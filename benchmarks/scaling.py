@@ -20,7 +20,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import random
 import secrets
 import time
@@ -43,6 +42,7 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.container import cores
 from streamtask.schema_registry import Formats
 
 WINDOW = 1_000
@@ -69,7 +69,7 @@ def _axes() -> dict[str, list[Run]]:
     """Of 60,000 tasks."""
     many = Run(value=0, share=2 / 3, app="benchmarks.many:app")
     return {
-        "processes": [Run(value=n, share=1, processes=n) for n in range(1, max(os.cpu_count() or 1, 2) + 1)],
+        "processes": [Run(value=n, share=1, processes=n) for n in range(1, max(cores().count, 2) + 1)],
         "backlog": [Run(value=of, share=of / 60_000) for of in (20_000, 100_000, 400_000)],
         "window": [Run(value=of, share=1 / 3, window=of) for of in (10, 100, 1_000)],
         "types": [replace(many, value=of, types=NAMES[:of]) for of in (1, 20, 200)],

@@ -27,6 +27,7 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import PARTITIONS_DEFAULT, TopicNames
+from streamtask.config.container import cores
 from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.devbroker.jars import KAFKA_VERSION
@@ -233,7 +234,7 @@ def circumstances() -> dict[str, Any]:
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores().count,
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
         "versions": {
