@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from streamtask import App
+from streamtask.cli import app
 from streamtask.config import CHILDREN_MAX, PROCESSES_MAX, Settings, load_settings
 from streamtask.config.container import Cores, cores
 from streamtask.dev import part
@@ -119,6 +121,8 @@ def test_a_machine_with_more_cores_than_a_setting_allows_still_starts() -> None:
     assert share_of(None, None, Cores(384)).processes == PROCESSES_MAX
     assert share_of(1, None, Cores(2_048)).children == CHILDREN_MAX
     load_settings(processes=PROCESSES_MAX, children=CHILDREN_MAX)
+    (option,) = (one for one in get_command(app).commands["worker"].params if one.name == "processes")  # type: ignore[attr-defined]
+    assert option.max == PROCESSES_MAX, "the option allows what the setting does"
 
 
 def test_the_processes_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
