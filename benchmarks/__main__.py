@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    all_cores,
     audit,
     cancel,
     flame,
@@ -94,9 +95,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=positive,
         help=", ".join(f"{name} {tasks}" for name, (_, tasks) in BENCHMARKS.items() if tasks),
     )
-    parser.add_argument("--partitions", type=positive, default=PARTITIONS, help="of every topic (12)")
+    parser.add_argument("--partitions", type=positive, default=PARTITIONS, help=f"of every topic ({PARTITIONS})")
     parser.add_argument("--bootstrap", help="measure on this broker (host:port); none: one is started")
     parser.add_argument("--handler", choices=sorted(TASK_TYPES), default="async", help="of throughput, flame (async)")
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        help="of throughput: `streamtask worker` on all cores with its defaults, beside as many raw loops",
+    )
     parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")
     parser.add_argument(
         "--in-flight",
@@ -135,17 +141,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--chart", type=Path, metavar="FILE.png", help="of --peers: draw the figures (needs matplotlib)"
     )
     options = parser.parse_args(argv)
-    if options.peers is not None and options.name != "throughput":
-        parser.error("--peers is of throughput: python -m benchmarks throughput --peers")
-    if options.peers is None and (options.chart or options.jobs):
-        parser.error("--chart and --jobs are of throughput --peers")
-    if unknown := set(options.jobs) - set(catalogue.JOBS):
-        parser.error(f"--jobs {','.join(sorted(unknown))}: there are {', '.join(catalogue.JOBS)}")
+    _refuse_combinations(parser, options)
     try:
         _check(options)
     except StreamtaskError as error:
         parser.error(str(error))
     return options
+
+
+def _refuse_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit with code 2 when options do not belong together, or not to this benchmark."""
+    if options.peers is not None and options.name != "throughput":
+        parser.error("--peers is of throughput: python -m benchmarks throughput --peers")
+    if options.peers is None and (options.chart or options.jobs):
+        parser.error("--chart and --jobs are of throughput --peers")
+    if options.defaults and (options.name != "throughput" or options.peers is not None):
+        parser.error("--defaults is of throughput without --peers: python -m benchmarks throughput --defaults")
+    if options.defaults and (options.concurrency, options.partitions) != (CONCURRENCY, PARTITIONS):
+        parser.error("--defaults takes neither --concurrency nor --partitions: it measures their defaults")
+    if unknown := set(options.jobs) - set(catalogue.JOBS):
+        parser.error(f"--jobs {','.join(sorted(unknown))}: there are {', '.join(catalogue.JOBS)}")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -198,6 +213,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     given = OPTIONS.get(options.name, ())
     if options.peers is not None:
         measure, given = drive.measure, ("peers", "jobs")
+    if options.defaults:
+        measure = all_cores.measure
     about = circumstances()
     with contextlib.nullcontext("") if options.name in WITHOUT_BROKER else broker(options.bootstrap) as bootstrap:
         if not options.bootstrap and (options.name in WARMED or options.peers is not None):

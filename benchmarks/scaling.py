@@ -20,7 +20,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import random
 import secrets
 import time
@@ -43,6 +42,7 @@ from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
 from streamtask.config import TopicNames, load_settings
+from streamtask.config.container import cores
 from streamtask.schema_registry import Formats
 
 WINDOW = 1_000
@@ -69,7 +69,7 @@ def _axes() -> dict[str, list[Run]]:
     """Of 60,000 tasks."""
     many = Run(value=0, share=2 / 3, app="benchmarks.many:app")
     return {
-        "processes": [Run(value=n, share=1, processes=n) for n in range(1, max(os.cpu_count() or 1, 2) + 1)],
+        "processes": [Run(value=n, share=1, processes=n) for n in range(1, max(cores().count, 2) + 1)],
         "backlog": [Run(value=of, share=of / 60_000) for of in (20_000, 100_000, 400_000)],
         "window": [Run(value=of, share=1 / 3, window=of) for of in (10, 100, 1_000)],
         "types": [replace(many, value=of, types=NAMES[:of]) for of in (1, 20, 200)],
@@ -89,8 +89,8 @@ def measure(
 ) -> dict[str, Any]:
     """The figures; see the module. axis: this one alone."""
     chosen = {name: runs for name, runs in _axes().items() if axis in (None, name)}
-    _measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
-    axes = {name: [_measured(bootstrap, run, tasks, partitions) for run in runs] for name, runs in chosen.items()}
+    measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
+    axes = {name: [measured(bootstrap, run, tasks, partitions) for run in runs] for name, runs in chosen.items()}
     return {
         "axes": axes,
         "to_first": {
@@ -102,19 +102,19 @@ def measure(
     }
 
 
-def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str, Any]:
+def measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str, Any]:
     tasks = max(round(tasks * run.share), 10)
     with topics(bootstrap, "scaling", partitions) as names, contextlib.ExitStack() as stack:
-        held = stack.enter_context(_held_back(bootstrap, names, run, tasks))
+        held = stack.enter_context(held_back(bootstrap, names, run, tasks))
         processes = [
             stack.enter_context(worker(bootstrap, names.prefix, run.window, app=run.app, FORMAT=run.format))
             for _ in range(run.processes)
         ]
         own_all(processes, partitions)
-        before_s = _cpu_s(processes)
+        before_s = cpu_time_s(processes)
         held()
         follow(bootstrap, names, processes, tasks)
-        cpu_s = _cpu_s(processes) - before_s
+        cpu_s = cpu_time_s(processes) - before_s
         per_s = _rate(bootstrap, names, tasks, run)
     return {
         "value": run.value,
@@ -128,7 +128,7 @@ def _measured(bootstrap: str, run: Run, tasks: int, partitions: int) -> dict[str
 
 
 @contextlib.contextmanager
-def _held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Iterator[Callable[[], object]]:
+def held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Iterator[Callable[[], object]]:
     """All requests, in a transaction that what is yielded commits: workers that read committed see none before."""
     encoder = Formats(load_settings(bootstrap_servers=bootstrap, prefix=names.prefix, format=run.format)).encoder()
     writers = [
@@ -186,7 +186,7 @@ def owned(log: str) -> set[int]:
     return found
 
 
-def _cpu_s(processes: list[OtherProcess]) -> float:
+def cpu_time_s(processes: list[OtherProcess]) -> float:
     """Of these processes and of the children that they have now."""
     own = [psutil.Process(process.pid) for process in processes]
     return sum(sum(one.cpu_times()[:2]) for root in own for one in (root, *root.children(recursive=True)))

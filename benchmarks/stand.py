@@ -26,7 +26,8 @@ import streamtask
 from streamtask.codec import peek_status
 from streamtask.codec.avro import RESPONSE
 from streamtask.codec.reader import PLAIN
-from streamtask.config import TopicNames
+from streamtask.config import PARTITIONS_DEFAULT, TopicNames
+from streamtask.config.container import cores
 from streamtask.config.kafka import KafkaSettings
 from streamtask.devbroker.cluster import DevBroker
 from streamtask.devbroker.jars import KAFKA_VERSION
@@ -35,7 +36,7 @@ from streamtask.kafka.admin import delete_topics, ensure_topics
 from streamtask.kafka.tail import Tail, TailRecord
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTITIONS = 12
+PARTITIONS = PARTITIONS_DEFAULT
 STOP_S = 40.0
 READY_S = 300.0
 APP = "benchmarks.app:app"
@@ -121,8 +122,12 @@ def worker(
 
 def command_worker(bootstrap: str, prefix: str, concurrency: int) -> contextlib.AbstractContextManager[OtherProcess]:
     """`streamtask worker` itself with benchmarks.app: the parent of one worker process."""
-    given = {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix, "CONCURRENCY": str(concurrency)}
-    return _process(["streamtask", "worker", APP], given)
+    return supervisor(bootstrap, prefix, concurrency, 1)
+
+
+def default_worker(bootstrap: str, prefix: str) -> contextlib.AbstractContextManager[OtherProcess]:
+    """`streamtask worker` with benchmarks.app and all its defaults: only the broker and the topics are named."""
+    return _process(["streamtask", "worker", APP], {"BOOTSTRAP_SERVERS": bootstrap, "PREFIX": prefix})
 
 
 def supervisor(
@@ -229,7 +234,7 @@ def circumstances() -> dict[str, Any]:
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores().count,
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         },
         "versions": {

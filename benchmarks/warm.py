@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.app import TASK_TYPES
-from benchmarks.stand import topics, worker
+from benchmarks.stand import PARTITIONS, topics, worker
 from benchmarks.throughput import follow, submit
 
 TASKS = 250_000  # 20 to 30 s
-PARTITIONS, CONCURRENCY = 12, 1_000
+CONCURRENCY = 1_000
 
 
 def warm(bootstrap: str, tasks: int = TASKS) -> None:

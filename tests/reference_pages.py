@@ -168,7 +168,7 @@ SETTINGS = {
     "Everything": ("bootstrap_servers", "prefix", "kafka", "locale"),
     "Topics": ("partitions",),
     "Workers": (
-        *("concurrency", "threads", "children", "memory_mb", "drain_grace_s", "kill_grace_s", "silent_s"),
+        *("processes", "concurrency", "threads", "children", "memory_mb", "drain_grace_s", "kill_grace_s", "silent_s"),
         *("session_timeout_ms", "unknown_type_grace_s", "tracebacks"),
     ),
     "Metrics and health of workers": ("metrics_port", "metrics_host", "health_stalled_s"),

@@ -19,7 +19,7 @@ from benchmarks.soak.app import LEAK
 from benchmarks.soak.judge import JUDGED, Bounds, Growth, Span, growths
 from benchmarks.soak.plant import Plant, plant
 from benchmarks.soak.sampling import Sampler, Segments
-from benchmarks.stand import Failed
+from benchmarks.stand import PARTITIONS, Failed
 from streamtask.audit import Report, run_audit
 from streamtask.config.kafka import KafkaSettings
 from streamtask.kafka.offset_queries import group_offsets, topic_ends
@@ -44,7 +44,7 @@ class Plan:
     rate: float
     every_s: float = 60.0
     sample_s: float = 5.0
-    partitions: int = 12
+    partitions: int = PARTITIONS
     segment_ms: int = 60_000
     cache_kib: int = 0
     bounds: Bounds = field(default_factory=Bounds)

@@ -33,8 +33,16 @@ def worker(
         ),
     ],
     processes: Annotated[
-        int, typer.Option("--processes", "-P", min=1, max=256, metavar="N", help="Worker processes.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--processes",
+            "-P",
+            min=1,
+            max=256,
+            metavar="N",
+            help="Worker processes. (default: one per core)",
+        ),
+    ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option("--concurrency", "-c", metavar="N", help="Concurrent async handlers per process. (default: 100)"),
@@ -44,7 +52,11 @@ def worker(
     ] = None,
     children: Annotated[
         int | None,
-        typer.Option("--children", metavar="N", help="Concurrent process handlers per process. (default: one per CPU)"),
+        typer.Option(
+            "--children",
+            metavar="N",
+            help="Concurrent process handlers per process. (default: cores / processes, at least 2)",
+        ),
     ] = None,
     memory_mb: Annotated[
         int | None,
@@ -67,9 +79,9 @@ def worker(
     from streamtask.worker.process import supervise
 
     overrides: dict[str, object] = {"bootstrap_servers": cli.bootstrap, "prefix": cli.prefix}
-    overrides |= {"concurrency": concurrency, "threads": threads, "children": children, "memory_mb": memory_mb}
-    overrides["metrics_port"] = metrics_port
-    return supervise(app, overrides, processes=processes)
+    overrides |= {"processes": processes, "concurrency": concurrency, "threads": threads, "children": children}
+    overrides |= {"memory_mb": memory_mb, "metrics_port": metrics_port}
+    return supervise(app, overrides)
 
 
 def serve(

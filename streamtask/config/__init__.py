@@ -6,7 +6,6 @@ frozen and validated when they are created; an invalid one raises a ConfigError 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_origin
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from streamtask.config.container import cores
 from streamtask.config.kafka import ClientRole, KafkaSettings, client_id
 from streamtask.config.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 from streamtask.domain.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
@@ -24,6 +24,8 @@ from streamtask.public import public
 
 PREFIX_MAX = 60
 PARTITIONS_DEFAULT = 12
+PROCESSES_MAX = 256
+CHILDREN_MIN, CHILDREN_MAX = 2, 1_000  # of two or more, one is reserved for the high band (core/schedule.py)
 SETTINGS_FILE = "streamtask.toml"
 _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 
@@ -133,13 +135,20 @@ class Settings(BaseSettings):
         description="of topics that `topics create` makes; at most as many worker processes can be busy",
     )
     locale: Literal["en", "zh"] = Field(default="en", description="language of default messages in status events")
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=PROCESSES_MAX,
+        description="worker processes of one `streamtask worker`; default: one per core that it may use",
+    )
     concurrency: int = Field(default=100, ge=1, le=100_000, description="concurrent async handlers per worker process")
     threads: int = Field(default=16, ge=1, le=10_000, description="concurrent thread handlers per worker process")
     children: int | None = Field(
         default=None,
         ge=1,
-        le=1_000,
-        description="concurrent process handlers per worker process, each in a child; default: one per CPU",
+        le=CHILDREN_MAX,
+        description="concurrent process handlers per worker process, each in a child; default: the cores, divided among "
+        "the processes, at least 2",
     )
     memory_mb: int | None = Field(
         default=None,
@@ -221,8 +230,8 @@ class Settings(BaseSettings):
 
     @property
     def children_max(self) -> int:
-        """`children`, or else the number of CPUs."""
-        return self.children or os.cpu_count() or 1
+        """`children`, or else one per core, for a worker process that shares the cores with no other."""
+        return self.children or default_children(cores().count)
 
     @property
     def topics(self) -> TopicNames:
@@ -251,6 +260,11 @@ class Settings(BaseSettings):
         kafka = KafkaSettings(self.bootstrap(), client_id=client_id(role, process), extra=self.kafka)
         # The other roles join no group: a session timeout that is too short for a worker does not concern them.
         return replace(kafka, session_timeout_ms=self.session_timeout_ms) if role == "worker" else kafka
+
+
+def default_children(cores: int, processes: int = 1) -> int:
+    """How many children each of these worker processes has if `children` is not set."""
+    return min(max(CHILDREN_MIN, cores // processes), CHILDREN_MAX)
 
 
 def settings_file() -> SettingsFile | None:

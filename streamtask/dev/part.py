@@ -91,10 +91,10 @@ def worker(told: dict[str, Any]) -> int:
     from streamtask.app import load_app
     from streamtask.worker.process import supervise
 
-    overrides = dict(told["overrides"])
+    overrides = {**told["overrides"], "processes": told["processes"]}
     if told["local"]:
         overrides |= _plain(load_app(told["app"]))
-    return supervise(told["app"], overrides, processes=told["processes"])
+    return supervise(told["app"], overrides)
 
 
 def _plain(app: App) -> dict[str, Any]:

@@ -25,7 +25,7 @@ QUIET = {"timestamp", "level", "event", "exception", "stack"}
 # Logged at every start, reload and end, and means that all is well: not shown to people, but part of --json.
 ROUTINE = {
     *("worker_started", "worker_draining", "worker_stopped", "shards_assigned", "shards_revoked", "failover_ready"),
-    *("child_started", "draining"),
+    *("starting", "child_started", "draining"),
 }
 
 

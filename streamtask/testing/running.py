@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from streamtask.client import Client
     from streamtask.config import Settings
 
-PARTITIONS = 2
+PARTITIONS = 2  # not the default of `topics create`: a test waits until all topics exist and all shards are claimed
 READY_S, STOP_SPARE_S = 60.0, 15.0  # an idle machine needs 1 s; the rest is for a loaded one
 ANSWER_S = 15.0  # of a broker that was already running
 # Shorter than in production, because a test waits for both: an unknown task type, and tasks running at the end.

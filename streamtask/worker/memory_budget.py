@@ -13,9 +13,10 @@ process itself (60 to 80 MB of code, libraries and threads) and not the objects 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from streamtask.config.container import CGROUPS_FILE, CGROUPS_ROOT, memory_limit
 
 MIB = 1 << 20
 DEFAULT_MB = 256
@@ -25,9 +26,6 @@ LIMIT_SHARE = (
 )
 BATCH_BYTES_MAX = 16 * MIB  # a larger one makes no transaction cheaper
 FETCH_KBYTES_MIN, FETCH_KBYTES_MAX = 512, 16_384
-UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number of about 2**63
-
-CGROUPS_FILE, CGROUPS_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,38 +76,8 @@ def budget_of(
     """
     if memory_mb is not None:
         return Budget(memory_mb)
-    bytes_max = cgroup_limit(limit, root) if isinstance(limit, Path) else limit
+    bytes_max = memory_limit(limit, root) if isinstance(limit, Path) else limit
     if bytes_max is None:
         return Budget(DEFAULT_MB, "default")
     derived = bytes_max // MIB // LIMIT_SHARE // processes
     return Budget(max(DERIVED_MB_MIN, min(derived, DERIVED_MB_MAX)), "cgroup")
-
-
-def cgroup_limit(groups: Path = CGROUPS_FILE, root: Path = CGROUPS_ROOT) -> int | None:
-    """The smallest memory limit of this process's control groups and their parents, v1 or v2; None if there is none."""
-    try:
-        lines = groups.read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    limits = [limit for line in lines for limit in _limits(line, root)]
-    return min(limits, default=None)
-
-
-def _limits(line: str, root: Path) -> Iterator[int]:
-    _, controllers, path = [*line.split(":", 2), "", ""][:3]
-    if not controllers:
-        # On hosts with both versions, v2 is mounted as `unified`.
-        base, name = (root / "unified" if (root / "unified").is_dir() else root), "memory.max"
-    elif "memory" in controllers.split(","):
-        base, name = root / "memory", "memory.limit_in_bytes"
-    else:
-        return
-    # Inside a container the path may be the host's: then only the root of the mount is ours, and exists.
-    parts = [part for part in path.split("/") if part and part != ".."]
-    for depth in range(len(parts), -1, -1):
-        try:
-            text = base.joinpath(*parts[:depth], name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < UNLIMITED:
-            yield int(text)

@@ -1,7 +1,7 @@
 """The process of one worker, and the parent of several: what `streamtask worker APP` starts.
 
-    supervise(app, overrides, processes)       the parent: N children that run this module
-    python -m streamtask.worker.process APP SLOT      one child; its command-line options come as JSON in the environment
+    supervise(app, overrides)                      the parent: N children that run this module
+    python -m streamtask.worker.process APP SLOT   one child; its command-line options come as JSON in the environment
 
 Exit codes of a child: 0 drained, 1 failed (it is restarted), 2 its settings or the cluster cannot work (it is not restarted),
 70 the watchdog ended it.
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamtask.app import App, load_app
+from streamtask.config.container import cores
 from streamtask.domain.model import HandlerKind
 from streamtask.errors import LifespanError, StreamtaskError, Unreachable
 from streamtask.execution.parent_watch import die_with_parent
@@ -25,6 +26,7 @@ from streamtask.execution.process_pool.settings import Children
 from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
 from streamtask.observability import event_log
+from streamtask.worker.core_share import share_of
 from streamtask.worker.failover import Failover
 from streamtask.worker.heartbeat import Note
 from streamtask.worker.memory_budget import budget_of
@@ -37,8 +39,8 @@ GRACE_SPARE_S = 10.0  # beyond the drain's own grace: for handing over and leavi
 FAILOVER_S = 4.0  # at the end, to remove the members of children that were killed
 
 
-def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> int:
-    """Run `processes` workers of the app until stopped. Returns the exit code.
+def supervise(app: str, overrides: Mapping[str, Any]) -> int:
+    """Run the worker processes of the app until stopped. Returns the exit code.
 
     overrides  settings from the command line (None: not given); they win over those of the app and of the environment
 
@@ -48,13 +50,17 @@ def supervise(app: str, overrides: Mapping[str, Any], *, processes: int = 1) -> 
     settings = load_app(app).configure(**overrides)
     kafka = settings.kafka_for("supervisor")
     permissions.partition_count(kafka, settings.topics, Role.WORKER)  # what the children need: reported here, once
-    # All of them live in one container, and only this process knows how many share its limit.
-    share = budget_of(settings.memory_mb, processes)
-    overrides = {**overrides, "memory_mb": share.memory_mb if share.source == "cgroup" else overrides.get("memory_mb")}
+    # All of them live in one container, and only this process knows how many share its memory and its cores.
+    share = share_of(settings.processes, settings.children, cores())
+    budget = budget_of(settings.memory_mb, share.processes)
+    overrides = {**overrides, "processes": share.processes, "children": share.children}
+    if budget.source == "cgroup":
+        overrides["memory_mb"] = budget.memory_mb
+    _log_event("starting", share.log_fields())
     failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
     supervisor = Supervisor(
         lambda slot: [sys.executable, "-m", "streamtask.worker.process", app, str(slot)],
-        processes,
+        share.processes,
         grace_s=settings.drain_grace_s + GRACE_SPARE_S,
         silent_s=settings.silent_s,
         environment={**os.environ, OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,10 +10,18 @@ import sys
 import psutil
 import pytest
 
+from streamtask.config.container import cores
 from streamtask.domain.model import TaskRequest
 from tests.acceptance.harness import APP, ROOT, Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+
+# Runs what follows it on these cores alone.
+PINNED = """
+import os, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 def _naps(count: int, ms: int = 20) -> list[TaskRequest]:
@@ -101,6 +110,22 @@ def test_scaling_out_and_in_under_load_loses_nothing(bench: Bench) -> None:
     bench.until_owning(workers[2], 4)
     ends = bench.ends([one.task_id for one in tasks], 60)
     assert {end.status for end in ends.values()} == {"completed"}
+    bench.finish()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
+def test_without_a_number_a_worker_has_a_process_per_core_that_it_may_use(bench: Bench) -> None:
+    places = sorted(os.sched_getaffinity(0))[:2]  # at most two processes, however large this machine is
+    wanted = cores(affinity=len(places))
+    command = ["-m", "streamtask", "worker", APP]
+    parent = bench._start([sys.executable, "-c", PINNED, ",".join(map(str, places)), *command], {})
+    until(lambda: len(parent.children()) == wanted.count, "they were started")
+    starting = [told for told in parent.events("supervisor_event") if told["what"] == "starting"]
+    assert [(told["processes"], told["processes_by"]) for told in starting] == [(wanted.count, wanted.source)]
+    until(lambda: len(parent.events("worker_started")) == wanted.count, "each has joined")
+    tasks = bench.client.submit_many(_naps(50, 1))
+    assert {end.status for end in bench.ends([one.task_id for one in tasks]).values()} == {"completed"}
+    assert parent.drain() == 0
     bench.finish()
 
 

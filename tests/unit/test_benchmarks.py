@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import resource
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.main import get_command
 
-from benchmarks import flame, priority, scaling, start, steady, subscribers, visible
+from benchmarks import all_cores, flame, priority, scaling, start, steady, subscribers, throughput, visible
 from benchmarks.__main__ import main, parse, table
 from benchmarks.check import fallen
 from benchmarks.drawing import folded, svg, unfolded
 from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.latency import PARTS, quantile
 from benchmarks.rooms import ROOMS
-from benchmarks.stand import Failed, bare_server, check_histories
+from benchmarks.soak.measure import Plan
+from benchmarks.stand import Failed, bare_server, check_histories, status_counts, topics
 from benchmarks.written import STEPS, Task, event
+from streamtask.cli import app
 from streamtask.codec import decode_status
+from streamtask.config import Settings
+from streamtask.config.container import cores
 from streamtask.errors import ConfigError
+from streamtask.kafka.admin import ensure_topics
 from streamtask.testing import Broker
 
 EVERYWHERE = {"benchmark", "tasks_per_s", "raw_tasks_per_s", "ratio", "p50_ms", "p99_ms", "concurrency", "tasks"}
@@ -44,6 +52,23 @@ def test_without_options_a_thousand_handlers_run_at_once_and_no_broker_is_named(
     assert (options.json, options.bootstrap) == (False, None)
 
 
+def test_the_benchmarks_have_the_partitions_that_topics_create_makes() -> None:
+    count = Settings.model_fields["partitions"].default
+    assert parse(["throughput"]).partitions == Plan(minutes=1, rate=1).partitions == count
+    assert inspect.signature(ensure_topics).parameters["partitions"].default == count
+    (option,) = (one for one in _options("topics", "create") if one.name == "partitions")
+    assert f"(default: {count})" in option.help
+
+
+def _options(*path: str) -> Sequence[Any]:
+    """Those of a command of streamtask."""
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    options: Sequence[Any] = command.params
+    return options
+
+
 @pytest.mark.parametrize(
     "argv", [[], ["speed"], ["latency", "--tasks", "0"], ["latency", "--tasks", "many"], ["throughput", "--fast"]]
 )
@@ -52,6 +77,23 @@ def test_a_wrong_command_line_ends_with_code_2(argv: list[str], capsys: pytest.C
         parse(argv)
     assert ended.value.code == 2
     assert "usage: python -m benchmarks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["latency", "--defaults"], "--defaults is of throughput"),
+        (["throughput", "--defaults", "--peers"], "without --peers"),
+        (["throughput", "--defaults", "--concurrency", "50"], "it measures their defaults"),
+        (["throughput", "--defaults", "--partitions", "3"], "it measures their defaults"),
+    ],
+)
+def test_the_defaults_are_measured_as_they_are(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["throughput", "--defaults"]).defaults
+    with pytest.raises(SystemExit) as ended:
+        parse(argv)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_rate_over_histories_that_are_not_complete_is_refused() -> None:
@@ -176,6 +218,32 @@ def test_throughput_stands_beside_the_raw_loop_of_the_same_run(
     # The raw loop is only a limit if its events are as long as ours.
     assert found["raw_event_bytes"] == pytest.approx(found["event_bytes"], rel=0.03)
     assert found["p50_ms"] is None
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_the_defaults_are_measured_beside_as_many_raw_loops_as_there_are_worker_processes(
+    capsys: pytest.CaptureFixture[str], broker: Broker
+) -> None:
+    found = run(capsys, "throughput", "--defaults", "--tasks", "600", "--bootstrap", broker.bootstrap)
+    assert (found["processes"], found["processes_by"]) == (cores().count, cores().source)
+    assert found["raw_processes"] == min(found["processes"], found["partitions"])
+    assert found["concurrency"] == Settings.model_fields["concurrency"].default
+    assert len(found["raw_runs_per_s"]) == 3
+    assert found["ratio"] == pytest.approx(found["tasks_per_s"] / found["raw_tasks_per_s"], abs=0.005)
+    assert found["raw_event_bytes"] == pytest.approx(found["event_bytes"], rel=0.03)
+    assert min(found["cpu_us_per_task"], found["raw_cpu_us_per_task"]) > 0
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_raw_loops_that_share_a_backlog_read_each_request_once(broker: Broker) -> None:
+    with topics(broker.bootstrap, "bench", 3) as names, topics(broker.bootstrap, "raw", 3) as raw:
+        asyncio.run(throughput.submit(broker.bootstrap, names, 60, "noop"))
+        all_cores.raw_loops(broker.bootstrap, names, raw.status, 60, 2)
+        check_histories(status_counts(broker.bootstrap, raw), 60)
+        with pytest.raises(Failed, match="60 of 61 requests"):
+            all_cores.raw_loops(broker.bootstrap, names, raw.status, 61, 2)
 
 
 @pytest.mark.broker

@@ -61,6 +61,12 @@ def test_every_command_has_help_and_the_shared_options(path: list[str]) -> None:
         assert option in out
 
 
+def test_the_help_of_worker_says_how_many_processes_it_starts() -> None:
+    code, out, _ = run("worker", "--help")
+    assert code == 0
+    assert "default: one per core" in " ".join(out.replace("│", " ").split())
+
+
 def test_help_names_every_command() -> None:
     code, out, _ = run("--help")
     assert code == 0

@@ -85,6 +85,11 @@ def from_environment(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) ->
 
 def parses(words: list[str]) -> list[str]:
     """Names of the commands; fails on a command, option or argument that does not exist."""
+    return parsed(words)[0]
+
+
+def parsed(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Names of the commands, and the arguments and options of the last one."""
     command: Any = typer.main.get_command(command_line)
     names: list[str] = []
     while hasattr(command, "commands"):
@@ -94,7 +99,7 @@ def parses(words: list[str]) -> list[str]:
     given = command.make_context(name, words).params
     if names == ["worker"]:
         load_app(given["app"])
-    return names
+    return names, given
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +135,14 @@ def test_every_pod_reads_the_config_map_and_runs_a_command_that_exists(component
     assert parses(of["args"])[0] == {"topics": "topics", "worker": "worker", "query": "serve"}[component]
     if component == "query":
         assert not of["envFrom"][1]["secretRef"].get("optional"), "without a key it would not listen"
+
+
+def test_where_containers_are_counted_each_is_one_worker_process() -> None:
+    """Kubernetes probes and scrapes one port of a pod, KEDA counts pods up to the partitions, compose has WORKERS; and
+    without a limit of CPU, each container would start a process per core of its machine."""
+    for words in (container("worker")["args"], shlex.split(filled_in(compose()["worker"]["command"]))):
+        names, given = parsed(words)
+        assert (names, given["processes"]) == (["worker"], 1)
 
 
 @pytest.mark.parametrize("component", ["topics", "worker", "query"])

@@ -7,22 +7,12 @@ from pathlib import Path
 import pytest
 
 from streamtask.config import EngineConfig
+from streamtask.config.container import memory_limit
 from streamtask.config.kafka import KafkaSettings
-from streamtask.worker.memory_budget import MIB, Budget, budget_of, cgroup_limit
+from streamtask.worker.memory_budget import MIB, Budget, budget_of
+from tests.control_groups import tree
 
 UNLIMITED_V1 = "9223372036854771712"
-
-
-def tree(root: Path, groups: str, **files: str) -> tuple[Path, Path]:
-    """A /proc/self/cgroup and a /sys/fs/cgroup with these files; `__` in a name is a `/`."""
-    (root / "groups").write_text(groups)
-    mount = root / "mount"
-    mount.mkdir()
-    for name, text in files.items():
-        path = mount / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root / "groups", mount
 
 
 def test_what_is_set_wins_over_the_container() -> None:
@@ -44,31 +34,31 @@ def test_half_of_a_containers_limit_is_divided_among_its_processes(
 
 
 def test_the_limit_of_a_container_under_cgroup_v2_is_found(tmp_path: Path) -> None:
-    groups, mount = tree(tmp_path, "0::/\n", **{"memory.max": "536870912\n"})
-    assert cgroup_limit(groups, mount) == 512 * MIB
+    groups, mount = tree(tmp_path, "0::/\n", {"memory.max": "536870912\n"})
+    assert memory_limit(groups, mount) == 512 * MIB
     assert budget_of(None, limit=groups, root=mount) == Budget(256, "cgroup")
 
 
 def test_the_smallest_limit_of_a_group_and_its_parents_counts(tmp_path: Path) -> None:
-    files = {"a__memory.max": "536870912", "a__b__memory.max": "max", "a__b__c__memory.max": "1073741824"}
-    groups, mount = tree(tmp_path, "0::/a/b/c\n", **files)
-    assert cgroup_limit(groups, mount) == 512 * MIB
+    files = {"a/memory.max": "536870912", "a/b/memory.max": "max", "a/b/c/memory.max": "1073741824"}
+    groups, mount = tree(tmp_path, "0::/a/b/c\n", files)
+    assert memory_limit(groups, mount) == 512 * MIB
 
 
 def test_the_limit_of_a_container_under_cgroup_v1_is_found_where_its_path_is_the_hosts(tmp_path: Path) -> None:
     groups, mount = tree(
         tmp_path,
         "8:pids:/docker/abc\n4:cpu,memory:/docker/abc\n0::/\n",
-        **{"memory__memory.limit_in_bytes": "268435456"},
+        {"memory/memory.limit_in_bytes": "268435456"},
     )
-    assert cgroup_limit(groups, mount) == 256 * MIB
+    assert memory_limit(groups, mount) == 256 * MIB
 
 
 def test_no_limit_is_no_limit_however_it_is_spelled(tmp_path: Path) -> None:
-    files = {"memory__memory.limit_in_bytes": UNLIMITED_V1, "unified__memory.max": "max"}
-    groups, mount = tree(tmp_path, "4:memory:/\n0::/\nnonsense\n", **files)
-    assert cgroup_limit(groups, mount) is None
-    assert cgroup_limit(tmp_path / "absent", mount) is None
+    files = {"memory/memory.limit_in_bytes": UNLIMITED_V1, "unified/memory.max": "max"}
+    groups, mount = tree(tmp_path, "4:memory:/\n0::/\nnonsense\n", files)
+    assert memory_limit(groups, mount) is None
+    assert memory_limit(tmp_path / "absent", mount) is None
 
 
 @pytest.mark.parametrize("memory_mb", [32, 256, 1_024, 100_000])
