@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from streamtask.domain.identity import derived
 from streamtask.errors import RequestRefused, SubmitError
 from streamtask.kafka import admin
-from tests.acceptance.harness import Bench, until
+from tests.acceptance.harness import WAIT_S, Bench, until
 from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
@@ -179,7 +179,7 @@ def test_a_request_above_the_brokers_limit_is_refused_to_its_sender_and_nothing_
         bench.client.submit("noop", {"n": incompressible(2_000_000)})
     with pytest.raises(AssertionError, match="MSG_SIZE_TOO_LARGE"):
         bench.produce(_json(description="x" * 2_000_000), None)
-    assert bench.client.submit("noop", {"n": 1}).result(30) == 1
+    assert bench.client.submit("noop", {"n": 1}).result(WAIT_S) == 1
     bench.finish()
 
 

@@ -30,7 +30,7 @@ from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.testing import Broker
 from tests.acceptance import harness
-from tests.acceptance.harness import Bench, Running, until
+from tests.acceptance.harness import WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
@@ -93,7 +93,7 @@ def answers(url: str, task_ids: list[str], of: Callable[[dict[str, Any]], bool] 
     def asked() -> Bodies | None:
         found = {}
         for task_id in task_ids:
-            got = httpx.get(f"{url}/tasks/{task_id}")
+            got = httpx.get(f"{url}/tasks/{task_id}", timeout=WAIT_S)
             if got.status_code != 200 or not of(got.json()):
                 return None
             found[task_id] = (got.status_code, got.headers.get("etag"), got.content)
@@ -103,7 +103,7 @@ def answers(url: str, task_ids: list[str], of: Callable[[dict[str, Any]], bool] 
 
 
 def listed(url: str, **filters: str) -> set[str]:
-    got = httpx.get(f"{url}/tasks", params={"limit": "100", **filters})
+    got = httpx.get(f"{url}/tasks", params={"limit": "100", **filters}, timeout=WAIT_S)
     assert got.status_code == 200, got.text
     return {one["task_id"] for one in got.json()["tasks"]}
 
@@ -140,7 +140,9 @@ def test_a_view_whose_file_was_deleted_while_it_was_down_answers_as_before(bench
 
     service, url = a_view(bench, store)
     assert answers(url, list(before)) == before
-    assert httpx.get(f"{url}/tasks/{meanwhile.task_id}").json()["status"] == "completed", "what it missed meanwhile"
+    assert httpx.get(f"{url}/tasks/{meanwhile.task_id}", timeout=WAIT_S).json()["status"] == "completed", (
+        "what it missed meanwhile"
+    )
     for status, task_ids in by_status.items():
         assert listed(url, status=status) == task_ids | ({meanwhile.task_id} if status == "completed" else set())
     # A tenant stands in the request alone, and of the bands only what has not ended is read again.

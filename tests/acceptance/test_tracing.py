@@ -132,7 +132,7 @@ def test_a_trace_that_comes_over_http_goes_on(bench: Bench, written: Path) -> No
     service = bench._start(argv, {"ACCEPTANCE_SPANS": str(written)})
     url = until(lambda: re.search(r"^ready: (\S+)", service.text(), re.M), service.text)[1]
     request = {"task_type": "flaky", "parameters": {"failures": 0}}
-    answer = httpx.post(f"{url}/tasks", json=request, headers={"traceparent": CALLER, "tracestate": "a=b"})
+    answer = httpx.post(f"{url}/tasks", json=request, headers={"traceparent": CALLER, "tracestate": "a=b"}, timeout=60)
     task_id = answer.json()["task_id"]
     assert bench.end(task_id).status == "completed"
     _, trace_id, caller, _ = CALLER.split("-")
