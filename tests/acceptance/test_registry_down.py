@@ -19,7 +19,7 @@ from streamtask.codec.confluent import header
 from streamtask.config import Settings, load_settings
 from streamtask.schema_registry import Formats, open_registry
 from tests import certificates
-from tests.acceptance.harness import ROOT, WAIT_S, Bench, until
+from tests.acceptance.harness import PATIENT, ROOT, WAIT_S, Bench, until
 from tests.acceptance.test_formats import FOREIGN, REGISTRY_WAIT_S, _first_bytes, _foreign, _until_known
 from tests.acceptance.test_live import a_service
 from tests.fake_registry import fake_registry
@@ -100,7 +100,7 @@ def test_a_real_registry_that_is_killed_holds_up_neither_worker_nor_service_nor_
         # Whoever starts now knows no id at all. It reads JSON, and says so of what it cannot read.
         first.kill()
         bench._environment |= environment(registry.url, "json")
-        bench.worker()
+        bench.worker(PATIENT)
         bench.until_status(held.task_id, "running", 2)
         Path(path).touch()
         assert bench.end(held.task_id).event.attempt == 2

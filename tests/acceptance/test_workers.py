@@ -34,7 +34,7 @@ def test_a_drain_finishes_what_runs_and_hands_over_the_rest(bench: Bench) -> Non
     assert [told["clean"] for told in worker.events("shards_revoked")] == [True]
     assert all(bench.statuses(one.task_id) == ["created", "running", "completed"] for one in held)
     assert not [one for one in rest if bench.starts(one.task_id)], "a draining worker starts nothing"
-    bench.worker()
+    bench.worker(PATIENT)
     bench.ends([one.task_id for one in rest])
     bench.finish()
     assert all(one.attempt == 1 for one in bench.executions())
@@ -48,7 +48,7 @@ def test_what_outlives_the_grace_is_handed_over_and_nobody_is_charged(bench: Ben
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert [told["clean"] for told in worker.events("shards_revoked")] == [True]
-    bench.worker()
+    bench.worker(PATIENT)
     until(lambda: len([one for one in bench.executions() if one.what == "start"]) == 4, "both run again")
     gate.touch()
     for one in both:
@@ -67,7 +67,7 @@ def test_a_second_sigterm_aborts_at_once_and_nothing_is_lost(bench: Bench) -> No
     until(lambda: worker.events("worker_draining"), "it drains")
     worker.send(signal.SIGTERM)
     assert worker.wait() == 1, "not the grace"
-    bench.worker()
+    bench.worker(PATIENT)
     until(lambda: len(bench.starts(task.task_id)) == 2, "it runs elsewhere")
     gate.touch()
     assert bench.end(task.task_id).event.attempt == 2
