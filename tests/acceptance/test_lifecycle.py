@@ -30,7 +30,7 @@ def test_tasks_run_and_tell_their_histories(bench: Bench) -> None:
 
 
 def test_retries_back_off_until_one_succeeds_or_none_is_left(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     mends, fails = bench.client.submit("flaky", {"failures": 2}), bench.client.submit("flaky", {"failures": 9})
     waits, gives_up = bench.client.submit("later", {"after": 0.7}), bench.client.submit("hopeless")
     assert mends.result(WAIT_S) == 3
@@ -48,7 +48,7 @@ def test_retries_back_off_until_one_succeeds_or_none_is_left(bench: Bench) -> No
 
 @pytest.mark.parametrize("task_type", ["wait_for", "block"])
 def test_a_timeout_ends_the_attempt_and_is_a_failure(bench: Bench, task_type: str) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     slow = bench.client.submit(task_type, {"path": str(bench.directory / "never")}, timeout=0.5)
     end = bench.end(slow.task_id)
     assert end.code == "timeout"
@@ -62,7 +62,7 @@ def test_a_timeout_ends_the_attempt_and_is_a_failure(bench: Bench, task_type: st
 
 @pytest.mark.parametrize("task_type", ["wait_for", "block"])
 def test_a_cancel_ends_what_runs(bench: Bench, task_type: str) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     task = bench.client.submit(task_type, {"path": str(bench.directory / "never")})
     until(lambda: bench.starts(task.task_id), "it runs")
     task.cancel()
@@ -76,7 +76,7 @@ def test_a_cancel_before_the_start_proves_that_nothing_ran(bench: Bench) -> None
     early = str(uuid.uuid4())
     bench.client.cancel(early)  # before its request exists
     known = bench.client.submit("noop", {"n": 1}, task_id=early)
-    bench.worker()
+    bench.worker(PATIENT)
     assert bench.end(known.task_id).status == "cancelled"
     gate = bench.directory / "gate"
     busy = bench.client.submit("one_at_a_time", {"path": str(gate)})
@@ -99,7 +99,7 @@ def test_a_cancel_is_known_to_a_worker_that_was_not_there(bench: Bench) -> None:
     task = bench.client.submit("noop", {"n": 1})
     task.cancel()
     other = bench.client.submit("noop", {"n": 2})
-    bench.worker()
+    bench.worker(PATIENT)
     assert bench.end(task.task_id).code == "cancelled"
     assert bench.end(other.task_id).status == "completed"
     bench.finish()
@@ -107,7 +107,7 @@ def test_a_cancel_is_known_to_a_worker_that_was_not_there(bench: Bench) -> None:
 
 
 def test_what_expires_never_starts_and_not_before_waits(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     now = datetime.now(UTC)
     gate = bench.directory / "gate"
     first = bench.client.submit("one_at_a_time", {"path": str(gate)})
@@ -130,7 +130,7 @@ def test_what_expires_never_starts_and_not_before_waits(bench: Bench) -> None:
 
 
 def test_an_unknown_type_waits_for_its_grace_and_then_fails(bench: Bench) -> None:
-    bench.worker(engine={"unknown_type_grace_ms": 1_500})
+    bench.worker(PATIENT, engine={"unknown_type_grace_ms": 1_500})
     task = bench.client.submit("nobody_knows", {"a": 1})
     bench.until_status(task.task_id, "created")
     end = bench.end(task.task_id)
@@ -191,7 +191,7 @@ def test_high_starts_before_a_backlog_of_low(bench: Bench) -> None:
 def test_a_limit_that_was_raised_since_the_start_holds_for_the_next_large_result(bench: Bench) -> None:
     """Bug: a worker that started while max.message.bytes was low refused results until its own end."""
     bench.take_at_most(20_000)
-    bench.worker()
+    bench.worker(PATIENT)
     refused = bench.client.submit("large", {"size": 30_000})
     assert bench.end(refused.task_id).code == "result_too_large"
     bench.take_at_most(None)
@@ -204,7 +204,7 @@ def test_a_limit_that_was_raised_since_the_start_holds_for_the_next_large_result
 
 
 def test_results_and_parameters_that_do_not_fit_are_told_by_their_code(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     large = bench.client.submit("large", {"size": 2_000_000})
     fits = bench.client.submit("large", {"size": 500_000})
     odd = bench.client.submit("odd")
@@ -229,7 +229,7 @@ def test_results_and_parameters_that_do_not_fit_are_told_by_their_code(bench: Be
 
 
 def test_a_second_record_of_an_open_task_is_a_dead_duplicate_and_one_after_its_end_runs(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     gate = bench.directory / "gate"
     first = bench.client.submit("wait_for", {"path": str(gate)})
     until(lambda: bench.starts(first.task_id), "the first one runs")
@@ -245,7 +245,7 @@ def test_a_second_record_of_an_open_task_is_a_dead_duplicate_and_one_after_its_e
 
 
 def test_progress_is_throttled_and_its_latest_wins(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     task = bench.client.submit("counts", {"steps": 400, "ms": 5})
     end = bench.end(task.task_id)
     reports = [seen for seen in bench.history(task.task_id) if seen.status == "running" and seen.event.progress]
@@ -269,7 +269,7 @@ def _sample(name: str) -> dict[str, object]:
 
 def test_the_golden_documents_in_chinese(bench: Bench, tmp_path: Path) -> None:
     """What the samples say is what comes out, byte for byte in every field that they name."""
-    bench.worker(STREAMTASK_LOCALE="zh")
+    bench.worker(PATIENT, STREAMTASK_LOCALE="zh")
     task_id = str(_sample("task_response.created.json")["task_id"])
     raw = (SAMPLES / "task_request.long_inference.json").read_bytes()
     origin = bench.produce(raw, task_id.encode(), band=0)

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import Bench, Running, until
+from tests.acceptance.harness import PATIENT, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
@@ -55,7 +55,7 @@ def until_answer(url: str, status: int, timeout_s: float = 30.0) -> dict[str, An
 
 
 def test_the_numbers_of_a_worker_under_load_agree_with_its_events(bench: Bench) -> None:
-    worker = bench.worker(STREAMTASK_METRICS_PORT="0")
+    worker = bench.worker(PATIENT, STREAMTASK_METRICS_PORT="0")
     url = url_of(worker)
     ready = f"{url}/ready"  # 200 also before it has shards: with more workers than shards it may never have one
     until(lambda: verdict(ready)[1].get("shards") == {"open": 4}, lambda: f"all are its own; it is {verdict(ready)}")
@@ -84,7 +84,7 @@ def test_the_numbers_of_a_worker_under_load_agree_with_its_events(bench: Bench) 
 @pytest.mark.slow
 def test_health_says_so_when_handlers_block_with_work_waiting_and_takes_it_back(bench: Bench) -> None:
     worker = bench.worker(
-        STREAMTASK_METRICS_PORT="0", STREAMTASK_HEALTH_STALLED_S="1.5", STREAMTASK_CONCURRENCY="2"
+        PATIENT, STREAMTASK_METRICS_PORT="0", STREAMTASK_HEALTH_STALLED_S="1.5", STREAMTASK_CONCURRENCY="2"
     )  # one of the two slots is kept for high
     url = url_of(worker)
     until_answer(f"{url}/ready", 200)
@@ -111,7 +111,7 @@ def test_health_says_so_when_handlers_block_with_work_waiting_and_takes_it_back(
 
 
 def test_a_draining_worker_is_healthy_and_not_ready(bench: Bench) -> None:
-    worker = bench.worker(STREAMTASK_METRICS_PORT="0")
+    worker = bench.worker(PATIENT, STREAMTASK_METRICS_PORT="0")
     url = url_of(worker)
     gate = bench.directory / "gate"
     task = bench.client.submit("wait_for", {"path": str(gate)})
@@ -145,7 +145,7 @@ def test_each_process_of_a_supervisor_has_a_port_of_its_own(bench: Bench) -> Non
 @pytest.mark.slow
 def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
     """Cells are paused long before: their ends are asked for, and Kafka's own lag would tell something else."""
-    worker = bench.worker(STREAMTASK_METRICS_PORT="0", STREAMTASK_CONCURRENCY="40", engine={"backlog_max": 20})
+    worker = bench.worker(PATIENT, STREAMTASK_METRICS_PORT="0", STREAMTASK_CONCURRENCY="40", engine={"backlog_max": 20})
     url = url_of(worker)
     until_answer(f"{url}/ready", 200)
     gate = bench.directory / "gate"
@@ -164,7 +164,7 @@ def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_whoever_takes_over_from_a_worker_that_was_killed_counts_what_it_cost(bench: Bench) -> None:
-    first, second = (bench.worker(STREAMTASK_METRICS_PORT="0") for _ in range(2))
+    first, second = bench.worker(STREAMTASK_METRICS_PORT="0"), bench.worker(PATIENT, STREAMTASK_METRICS_PORT="0")
     bench.until_owning(first, 2)
     bench.until_owning(second, 2)
     url = url_of(second)
@@ -197,7 +197,7 @@ def test_whoever_takes_over_from_a_worker_that_was_killed_counts_what_it_cost(be
 
 
 def test_what_a_handler_logs_names_its_task_and_its_trace_wherever_it_runs(bench: Bench) -> None:
-    worker = bench.worker(app="tests.acceptance.process_apps:app")
+    worker = bench.worker(PATIENT, app="tests.acceptance.process_apps:app")
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     places = {"says": "on the loop", "says_in_a_thread": "in a thread", "says_in_a_child": "in a child"}

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from streamtask.client import Client
 from streamtask.codec.wire import time_text
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import ROOT, Bench, Running, until
+from tests.acceptance.harness import PATIENT, ROOT, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
@@ -142,7 +142,7 @@ def a_past_release(bench: Bench) -> list[str]:
 
 def test_a_ledger_of_text_format_1_is_taken_over_with_all_that_it_says(bench: Bench) -> None:
     task_ids = a_past_release(bench)
-    bench.worker()
+    bench.worker(PATIENT)
     ends = bench.ends(task_ids)
     assert [len(bench.starts(task_id)) for task_id in task_ids] == [0, 1, 1, 0, 1, 0, 1, 1]
     assert [ends[task_id].event.attempt for task_id in task_ids] == [1, 1, 2, 1, 3, 1, 1, 1]
