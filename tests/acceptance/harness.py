@@ -316,7 +316,9 @@ class Bench:
             return {one for one in wanted if not any(seen.event.ended for seen in self._history.get(one, ()))}
 
         until(
-            lambda: not open_(), lambda: f"all end; open are {[(i, self.statuses(i)) for i in open_()][:5]}", timeout_s
+            lambda: not open_(),
+            lambda: f"all end; open are {[(i, self.statuses(i)) for i in sorted(open_())[:5]]}",
+            timeout_s,
         )
         return {one: next(seen for seen in self._history[one] if seen.event.ended) for one in wanted}
 

@@ -119,7 +119,7 @@ def test_poisons_of_children_cost_exactly_three_deaths_each_and_nobody_else_anyt
     """All ways at once, each in a child of its own kind: no death of theirs is anybody else's."""
     parent = bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="4")
     beside = neighbours(bench, tmp_path)
-    until(lambda: len(bench.running()) == 3, "the neighbours run")
+    until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
     (worker,) = parent.children()
     poisons = {how: bench.client.submit("poison_process", {"how": how}) for how in ("exits", "segfaults", "killed")}
     poisons["aborts"] = bench.client.submit("poison_process", {"how": "aborts", "gates": str(tmp_path)})
@@ -212,7 +212,7 @@ def test_where_the_kernel_takes_a_process_for_its_memory_its_task_is_quarantined
         inside = f"echo $$ > {tasks} && exec {sys.executable} -m streamtask worker {APP} --processes 1"
         parent = bench._start(["sh", "-c", inside], {**PATIENT, "STREAMTASK_CHILDREN": "3"})
         beside = neighbours(bench, tmp_path)
-        until(lambda: len(bench.running()) == 3, "the neighbours run")
+        until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
         hungry = bench.client.submit("eats", {"mb": 1_000})
         end = ends_of(bench, [hungry.task_id], tmp_path)[hungry.task_id]
         assert (end.status, end.code) == ("failed", "worker_lost")

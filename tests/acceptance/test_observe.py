@@ -143,6 +143,7 @@ def test_each_process_of_a_supervisor_has_a_port_of_its_own(bench: Bench) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
     """Cells are paused long before: their ends are asked for, and Kafka's own lag would tell something else."""
     worker = bench.worker(PATIENT, STREAMTASK_METRICS_PORT="0", STREAMTASK_CONCURRENCY="40", engine={"backlog_max": 20})
@@ -157,7 +158,7 @@ def test_the_true_backlog_holds_what_nobody_has_read_yet(bench: Bench) -> None:
     # Four cells, and at most one poll of 2,000 records for each before it is paused.
     assert metrics(url)["streamtask_backlog_tasks", "normal"] < 12_000, "the rest is in the log"
     gate.touch()
-    bench.ends([one.task_id for one in tasks], 90)
+    bench.ends([one.task_id for one in tasks], 300)
     until(lambda: metrics(url).get(backlog) == 0, lambda: f"all have ended; it is {metrics(url).get(backlog)}")
     bench.finish()
 

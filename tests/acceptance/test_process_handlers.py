@@ -74,7 +74,7 @@ def test_a_dead_child_is_a_death_of_its_task_alone(bench: Bench, tmp_path: Path)
     neighbours = bench.client.submit_many(
         [TaskRequest(task_type=name, parameters={"path": path}) for name in ("neighbour", "neighbour", "hold")]
     )
-    until(lambda: len(bench.running()) == 3, "the neighbours run")
+    until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
     worker = the_worker(parent)
     poison = bench.client.submit("dies")
     end = bench.end(poison.task_id)
@@ -98,7 +98,7 @@ def test_however_a_handler_misbehaves_its_task_alone_ends_so(bench: Bench, tmp_p
     beside = bench.client.submit_many(
         [TaskRequest(task_type=name, parameters={"path": path}) for name in ("neighbour", "neighbour", "hold")]
     )
-    until(lambda: len(bench.running()) == 3, "the neighbours run")
+    until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
     worker = the_worker(parent)
     lost = {
         "segfaults": "SIGSEGV",
