@@ -33,16 +33,18 @@ RATE = 300.0  # requests a second
 class Plan:
     """One soak.
 
-    every_s     between two rebalances
-    sample_s    between two looks
-    segment_ms  of tasks.status
-    cache_kib   of the view's store: see serve.py; 0: as it is
-    leak_bytes  see app.py
+    every_s         between two rebalances
+    rebalances_min  it takes longer where there were fewer: a host that starts takes 15 s on a busy machine
+    sample_s        between two looks
+    segment_ms      of tasks.status
+    cache_kib       of the view's store: see serve.py; 0: as it is
+    leak_bytes      see app.py
     """
 
     minutes: float
     rate: float
     every_s: float = 60.0
+    rebalances_min: int = 0
     sample_s: float = 5.0
     partitions: int = PARTITIONS
     segment_ms: int = 60_000
@@ -139,7 +141,7 @@ def _disturb(plan: Plan, one: Plant, sampler: Sampler, say: Callable[[str], None
     due_s, rebalances = began_s + plan.every_s, 0
     under_way: Future[None] | None = None
     with ThreadPoolExecutor(1) as aside:
-        while time.monotonic() < began_s + plan.minutes * 60:
+        while time.monotonic() < began_s + plan.minutes * 60 or rebalances < plan.rebalances_min:
             if sampler.tick():
                 one.check()
             if under_way is not None and under_way.done():

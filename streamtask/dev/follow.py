@@ -23,6 +23,7 @@ from streamtask.kafka.tail import Tail
 LINES_MAX = 20  # per second; the rest of that second is summarised
 POLL_S = 0.25
 RESULT_MAX = 80  # characters
+LEADERS_S = 60.0  # for leaders of topics that have just been created: on a busy machine the broker needs more than 10 s
 TRACE_LINES_MAX = 4
 
 Say = Callable[[str, str], None]  # (level, text)
@@ -32,7 +33,7 @@ class Follower:
     """Calls `say` for every task that ends. Raises Unreachable, TopicsMissing."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, say: Say) -> None:
-        self._tail = Tail(kafka, topic_ends(kafka, [names.status]))
+        self._tail = Tail(kafka, topic_ends(kafka, [names.status], timeout_s=LEADERS_S))
         self._say = say
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dev-follow", daemon=True)

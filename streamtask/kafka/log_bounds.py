@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streamtask.config.kafka import KafkaSettings
@@ -26,6 +26,9 @@ QUESTION_S = 3.0  # per request; an answer takes milliseconds
 OVERDUE_S = QUESTION_S + 2.0  # a future that is not done by then is given up: librdkafka's timeout is overdue
 RECHECK_S = 0.05  # before a failed query is sent again
 LEADERS_S = 3.0  # for one look-up of leaders, in its own thread
+# The partition was added after the client had looked at its topic. Without another look, the answer is "No leaders found" for
+# as long as the metadata is kept: five minutes.
+UNHEARD_OF = (KafkaError._NOENT, KafkaError._UNKNOWN_PARTITION)
 
 
 class LogBounds:
@@ -111,7 +114,7 @@ class Asked:
                 held = error_of(error)
             self._unsent.add(place)
             self._again_s = now + RECHECK_S
-            if held is None or held.code() in LEADER_ELSEWHERE or held.code() in MOVING:
+            if held is None or held.code() in LEADER_ELSEWHERE or held.code() in MOVING or held.code() in UNHEARD_OF:
                 moved.add(place[0])
         if moved:
             self._bounds.look_at_leaders(moved)

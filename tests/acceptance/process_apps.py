@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
@@ -29,9 +28,9 @@ def noop(ctx: Context, n: int = 0) -> int:
 
 @app.task(executor="process")
 def hold(ctx: Context, path: str) -> str:
-    """Runs until somebody makes the file; so does a process that it has started and forgotten."""
+    """Runs until somebody makes the file. A process that it has started and forgotten is there before the record says so."""
+    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"], start_new_session=True)
     with recorded(ctx):
-        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"], start_new_session=True)
         ctx.progress(0.5, "half")
         while not os.path.exists(path):
             time.sleep(0.01)
@@ -121,19 +120,24 @@ def says_in_a_child(ctx: Context) -> None:
         ctx.log.info("said", where="in a child")
 
 
-_long_ones_running = 0
-_ten_run = asyncio.Event()
+_long_ones_running: list[int] = []  # their attempts
 
 
 @app.task
 async def kills_its_worker(ctx: Context) -> None:
     """Wherever it runs: isolation does not hold this one.
 
-    It waits for ten neighbours to take along. In a trial it may be alone, and kills after a second.
+    Its first two attempts wait for ten neighbours to kill, the second also for one that the first has killed before. Later
+    ones are trials, in which it may be alone: they kill after a second.
     """
     _write(ctx, "start")
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(_ten_run.wait(), 1)
+    deadline = time.monotonic() + (60 if ctx.attempt <= 2 else 1)
+
+    def has_neighbours() -> bool:
+        return len(_long_ones_running) >= 10 and max(_long_ones_running) >= min(ctx.attempt, 2)
+
+    while not has_neighbours() and time.monotonic() < deadline:  # noqa: ASYNC110 a kill of its process ends it, too
+        await asyncio.sleep(0.01)
     for parent in (psutil.Process(), *psutil.Process().parents()):
         if "streamtask.worker.process" in parent.cmdline():
             parent.kill()
@@ -149,15 +153,10 @@ async def dies_in_the_worker(ctx: Context) -> None:
 
 @app.task
 async def long(ctx: Context, ms: int) -> int:
-    global _long_ones_running
     with recorded(ctx):
-        _long_ones_running += 1
-        if _long_ones_running >= 10:
-            _ten_run.set()
+        _long_ones_running.append(ctx.attempt)
         try:
             await asyncio.sleep(ms / 1_000)
         finally:
-            _long_ones_running -= 1
-            if _long_ones_running < 10:
-                _ten_run.clear()
+            _long_ones_running.remove(ctx.attempt)
         return os.getpid()

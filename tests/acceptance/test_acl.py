@@ -190,7 +190,7 @@ def test_a_worker_that_may_not_fence_another_one_waits_for_its_transaction_and_k
     first = bench.worker(narrow(0))
     bench.until_owning(first, 4)
     tasks = bench.client.submit_many([{"task_type": "nap", "parameters": {"ms": 20}}] * 3_000)
-    bench.until_more(200)
+    bench.until_begun(tasks, 200)
     first.send(signal.SIGSTOP)
     frozen_s = time.monotonic()
     second = bench.worker(narrow(1))

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from streamtask.domain.identity import derived
 from streamtask.errors import RequestRefused, SubmitError
 from streamtask.kafka import admin
-from tests.acceptance.harness import Bench, until
+from tests.acceptance.harness import PATIENT, WAIT_S, Bench, until
 from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
@@ -83,7 +83,7 @@ CASES: dict[str, tuple[bytes | None, str, str]] = {
 
 
 def test_every_bad_record_ends_as_the_contract_says_and_nothing_blocks(bench: Bench) -> None:
-    bench.worker(engine={"unknown_type_grace_ms": 500})
+    bench.worker(PATIENT, engine={"unknown_type_grace_ms": 500})
     ids: dict[str, str] = {}
     origins: dict[str, str] = {}
     good: list[str] = []
@@ -119,7 +119,7 @@ def test_every_bad_record_ends_as_the_contract_says_and_nothing_blocks(bench: Be
 
 
 def test_task_ids_that_are_missing_spelled_otherwise_or_no_uuid(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     upper = str(uuid.uuid4()).upper()
     in_field = bench.produce(_json(task_id=upper), b"some key")
     in_header = str(uuid.uuid4())
@@ -163,7 +163,7 @@ def test_task_ids_that_are_missing_spelled_otherwise_or_no_uuid(bench: Bench) ->
 
 
 def test_one_bad_clock_in_the_record_itself_is_taken_as_it_is(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     now = time.time_ns() // 1_000_000
     ids = [str(uuid.uuid4()) for _ in range(3)]
     for task_id, shift in zip(ids, (-3_600_000, 3_600_000, 0), strict=True):
@@ -174,17 +174,17 @@ def test_one_bad_clock_in_the_record_itself_is_taken_as_it_is(bench: Bench) -> N
 
 
 def test_a_request_above_the_brokers_limit_is_refused_to_its_sender_and_nothing_else_is_hurt(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     with pytest.raises((RequestRefused, SubmitError)):
         bench.client.submit("noop", {"n": incompressible(2_000_000)})
     with pytest.raises(AssertionError, match="MSG_SIZE_TOO_LARGE"):
         bench.produce(_json(description="x" * 2_000_000), None)
-    assert bench.client.submit("noop", {"n": 1}).result(30) == 1
+    assert bench.client.submit("noop", {"n": 1}).result(WAIT_S) == 1
     bench.finish()
 
 
 def test_the_dead_letter_of_a_near_limit_record_fits_or_refers_to_it(bench: Bench) -> None:
-    bench.worker()
+    bench.worker(PATIENT)
     limit = admin.smallest_max_message_bytes(bench.kafka, (bench.names.requests[1],))
     origins = {}
     # Random digits: what compresses away would only seem to be near the limit.
@@ -221,7 +221,7 @@ def _done(bench: Bench, count: int, partition: int) -> list[str]:
     ids = [str(uuid.uuid4()) for _ in range(count)]
     for task_id in ids:
         bench.produce(_json(), task_id.encode(), partition=partition)
-    worker = bench.worker()
+    worker = bench.worker(PATIENT)
     bench.ends(ids)
     assert worker.drain() == 0
     return ids
@@ -281,7 +281,7 @@ def test_a_position_that_is_not_ours_is_recovered_and_nothing_runs_twice(
     new = [str(uuid.uuid4()) for _ in range(3)]
     for task_id in new:
         bench.produce(_json(), task_id.encode(), partition=0)
-    worker = bench.worker()
+    worker = bench.worker(PATIENT)
     ends = bench.ends(new)
     assert {end.status for end in ends.values()} == {"completed"}
     told = ("position_recovered", "position_unknown", "records_lost")
@@ -299,7 +299,7 @@ def test_our_own_position_beyond_the_log_end_goes_on_at_the_end_and_is_told(benc
     (committed,) = asked[bench.names.group].result(10).topic_partitions
     assert committed.offset == 3
     _commit(bench, 0, 1_000, committed.metadata)
-    worker = bench.worker()
+    worker = bench.worker(PATIENT)
     told = until(lambda: worker.events("records_lost"), "it is told")
     assert (told[0]["from"], told[0]["to"]) == (3, 1_000)
     after = str(uuid.uuid4())
@@ -317,7 +317,7 @@ def test_a_position_behind_the_log_start_goes_on_there_and_reports_the_gap(bench
     client = AdminClient(bench.kafka.admin())
     place = TopicPartition(bench.names.requests[1], 0, 5)
     client.delete_records([place])[place].result(10)
-    worker = bench.worker()
+    worker = bench.worker(PATIENT)
     ends = bench.ends(lost[2:])
     assert {end.status for end in ends.values()} == {"completed"}
     told = until(lambda: worker.events("records_lost"), "the gap is told")

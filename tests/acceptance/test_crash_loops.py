@@ -20,14 +20,12 @@ import pytest
 
 from streamtask.codec import avro
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import Bench, Seen, until
+from tests.acceptance.harness import PATIENT, Bench, Seen, until
 from tests.contract.raw_names import RawName
 
-pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
+pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 APP = "tests.acceptance.poison_apps:app"
-# One worker, which a slow machine does not put out of the group: attempts that come of moves are not what is counted here.
-PATIENT = {"STREAMTASK_SESSION_TIMEOUT_MS": "20000"}
 SAYS = {
     "exits": "exit code 7",
     "segfaults": "SIGSEGV",
@@ -41,7 +39,7 @@ def request(task_type: str, **parameters: object) -> TaskRequest:
     return TaskRequest(task_type=task_type, parameters=parameters)
 
 
-def ends_of(bench: Bench, task_ids: list[str], directory: Path, timeout_s: float = 120) -> dict[str, Seen]:
+def ends_of(bench: Bench, task_ids: list[str], directory: Path, timeout_s: float = 240) -> dict[str, Seen]:
     """Their ends. Who waits for it after its progress is let go on as soon as that progress is committed, and the
     neighbours when they run for the third time, isolated (they would hold the slots that the poisons need), or when all
     have died. Attempts are read from the events: of many at once, one may die before its first instruction."""
@@ -121,7 +119,7 @@ def test_poisons_of_children_cost_exactly_three_deaths_each_and_nobody_else_anyt
     """All ways at once, each in a child of its own kind: no death of theirs is anybody else's."""
     parent = bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="4")
     beside = neighbours(bench, tmp_path)
-    until(lambda: len(bench.running()) == 3, "the neighbours run")
+    until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
     (worker,) = parent.children()
     poisons = {how: bench.client.submit("poison_process", {"how": how}) for how in ("exits", "segfaults", "killed")}
     poisons["aborts"] = bench.client.submit("poison_process", {"how": "aborts", "gates": str(tmp_path)})
@@ -170,7 +168,7 @@ def test_one_that_kills_only_beside_another_is_parted_from_it_and_both_finish(be
     bench.supervised(1, PATIENT, app=APP, STREAMTASK_CHILDREN="3")
     go = tmp_path / "go"
     both = [one.task_id for one in bench.client.submit_many([request(k, path=str(go)) for k in ("beside", "jealous")])]
-    until(lambda: all(len(bench.starts(one)) >= 4 for one in both), "both run for the fourth time", 90)
+    until(lambda: all(len(bench.starts(one)) >= 4 for one in both), "both run for the fourth time", 240)
     assert len({bench.starts(one)[2].pid for one in both}) == 1, "the third time in the child of their group"
     assert len({bench.starts(one)[3].pid for one in both}) == 2, "each in a process of its own"
     go.touch()
@@ -212,9 +210,9 @@ def test_where_the_kernel_takes_a_process_for_its_memory_its_task_is_quarantined
     """The worker is taken twice, then the child in which the eater is alone: the worker beside it stays."""
     with memory_group(500) as tasks:
         inside = f"echo $$ > {tasks} && exec {sys.executable} -m streamtask worker {APP} --processes 1"
-        parent = bench._start(["sh", "-c", inside], {"STREAMTASK_CHILDREN": "3"})
+        parent = bench._start(["sh", "-c", inside], {**PATIENT, "STREAMTASK_CHILDREN": "3"})
         beside = neighbours(bench, tmp_path)
-        until(lambda: len(bench.running()) == 3, "the neighbours run")
+        until(lambda: len(bench.running()) == 3, "the neighbours run", 120)
         hungry = bench.client.submit("eats", {"mb": 1_000})
         end = ends_of(bench, [hungry.task_id], tmp_path)[hungry.task_id]
         assert (end.status, end.code) == ("failed", "worker_lost")

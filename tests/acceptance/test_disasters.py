@@ -30,7 +30,7 @@ from streamtask.kafka.offset_queries import group_offsets
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.testing import Broker
 from tests.acceptance import harness
-from tests.acceptance.harness import Bench, Running, until
+from tests.acceptance.harness import PATIENT, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
@@ -93,7 +93,7 @@ def answers(url: str, task_ids: list[str], of: Callable[[dict[str, Any]], bool] 
     def asked() -> Bodies | None:
         found = {}
         for task_id in task_ids:
-            got = httpx.get(f"{url}/tasks/{task_id}")
+            got = httpx.get(f"{url}/tasks/{task_id}", timeout=WAIT_S)
             if got.status_code != 200 or not of(got.json()):
                 return None
             found[task_id] = (got.status_code, got.headers.get("etag"), got.content)
@@ -103,7 +103,7 @@ def answers(url: str, task_ids: list[str], of: Callable[[dict[str, Any]], bool] 
 
 
 def listed(url: str, **filters: str) -> set[str]:
-    got = httpx.get(f"{url}/tasks", params={"limit": "100", **filters})
+    got = httpx.get(f"{url}/tasks", params={"limit": "100", **filters}, timeout=WAIT_S)
     assert got.status_code == 200, got.text
     return {one["task_id"] for one in got.json()["tasks"]}
 
@@ -140,7 +140,9 @@ def test_a_view_whose_file_was_deleted_while_it_was_down_answers_as_before(bench
 
     service, url = a_view(bench, store)
     assert answers(url, list(before)) == before
-    assert httpx.get(f"{url}/tasks/{meanwhile.task_id}").json()["status"] == "completed", "what it missed meanwhile"
+    assert httpx.get(f"{url}/tasks/{meanwhile.task_id}", timeout=WAIT_S).json()["status"] == "completed", (
+        "what it missed meanwhile"
+    )
     for status, task_ids in by_status.items():
         assert listed(url, status=status) == task_ids | ({meanwhile.task_id} if status == "completed" else set())
     # A tenant stands in the request alone, and of the bands only what has not ended is read again.
@@ -204,7 +206,7 @@ def test_with_the_groups_offsets_deleted_nothing_ends_twice_and_nothing_is_lost(
     past = a_past(bench)
     before = {task_id: len(bench.starts(task_id)) for task_id in (*past.ended, *past.unnamed_ended)}
     group_gone(bench)
-    worker = bench.worker()
+    worker = bench.worker(PATIENT)
     until(lambda: worker.events("position_unknown"), "it is told")
     open_gate(bench)
     check_gone_on(bench, past)
@@ -291,7 +293,7 @@ def test_topics_restored_in_place_at_their_old_offsets_go_on_as_if_nothing_had_b
     made_anew(bench)
     restore(records, bench.kafka.bootstrap, bench.names, bench.names)
     with harness.bench(bench.kafka.bootstrap, bench.names, tmp_path) as after:
-        worker = after.worker()
+        worker = after.worker(PATIENT)
         until(lambda: worker.events("position_unknown"), "it is told")
         open_gate(bench)
         check_gone_on(after, past)
@@ -318,7 +320,7 @@ def test_topics_copied_to_another_cluster_at_their_offsets_go_on_but_for_tasks_w
     past = a_past(bench)
     with elsewhere(broker, bench, tmp_path) as after:
         restore(backup(bench), broker.bootstrap, bench.names, after.names)
-        after.worker()
+        after.worker(PATIENT)
         open_gate(bench)
         ends = after.ends([*past.running, *past.waiting])
         assert {ends[task_id].event.attempt for task_id in past.running} == {2}
@@ -354,7 +356,7 @@ def test_topics_copied_at_other_offsets_run_all_that_had_not_ended(
     with elsewhere(broker, bench, tmp_path) as after:
         records = [one for one in backup(bench) if one.topic not in bench.names.requests or one.offset]
         restore(records, broker.bootstrap, bench.names, after.names)
-        after.worker()
+        after.worker(PATIENT)
         open_gate(bench)
         requests = [one for one in records if one.topic in bench.names.requests]
         over = {(one.key or b"").decode() for one in requests} & set(past.ended)
@@ -379,7 +381,7 @@ def test_requests_copied_from_the_committed_offsets_on_begin_anew_and_nothing_th
         bands = [one for one in backup(bench) if one.topic in bench.names.requests]
         left = [one for one in bands if one.offset >= positions.get((one.topic, one.partition), 0)]
         restore(left, broker.bootstrap, bench.names, after.names)
-        after.worker()
+        after.worker(PATIENT)
         open_gate(bench)
         ends = after.ends([*past.running, *past.waiting])
         assert {end.event.attempt for end in ends.values()} == {1}, "an attempt is a token of one history"
@@ -450,7 +452,7 @@ def test_after_a_week_of_idleness_in_which_kafka_forgets_offsets_and_producers_e
         until(lambda: committed(idle) == leads, "so are those that no member is subscribed to", FORGOTTEN_S)
 
         open_gate(away)
-        worker = away.worker()
+        worker = away.worker(PATIENT)
         until(lambda: worker.events("position_unknown"), "it is told")
         check_gone_on(away, past)
         away.finish()

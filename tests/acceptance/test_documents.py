@@ -34,7 +34,7 @@ from streamtask.domain.model import TaskRequest
 from streamtask.kafka.tail import Tail, TailRecord
 from streamtask.schema_registry import Formats
 from streamtask.schema_registry.subjects import documents
-from tests.acceptance.harness import WAIT_S, Bench, Running, until
+from tests.acceptance.harness import PATIENT, WAIT_S, Bench, Running, until
 from tests.documents import Answer, Breach, Contract
 from tests.fake_registry import FakeRegistry, fake_registry
 
@@ -357,7 +357,7 @@ def test_what_is_sent_in_a_run_with_a_kill_is_what_the_documents_say(
         bench.ends(wished)
 
         worker.kill()
-        formats = {"STREAMTASK_REGISTRY_URL": registry.url}
+        formats = {**PATIENT, "STREAMTASK_REGISTRY_URL": registry.url}
         bench.worker(formats, STREAMTASK_FORMAT="avro")
 
         async def follow() -> str:

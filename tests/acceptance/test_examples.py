@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.harness import ROOT, Bench, until
+from tests.acceptance.harness import ROOT, WAIT_S, Bench, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
@@ -48,7 +48,7 @@ def test_an_import_waits_for_its_file_and_a_wrong_one_is_given_up(bench: Bench, 
     until(lambda: any("is not there yet" in (s.event.message or "") for s in bench.history(waits.task_id)), "it waits")
     late.with_suffix(".new").write_text("name,age\nAda,36\n")
     late.with_suffix(".new").rename(late)
-    imported = waits.result(30)
+    imported = waits.result(WAIT_S)
     assert imported["rows"] == 1
     assert imported["attempt"] > 1
     end = bench.end(gives_up.task_id)

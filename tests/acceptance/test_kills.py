@@ -103,7 +103,8 @@ def test_ten_kills_and_a_freeze_under_load_keep_every_promise(bench: Bench) -> N
 
 def _freeze(bench: Bench, parent: Running, load: _Load, rng: random.Random, gone: set[int]) -> None:
     """One that is at work stands still until the others have its shards, and then goes on as a zombie."""
-    bench.until_more(20)
+    seen = len(bench.executions())
+    load.until(lambda: len(bench.executions()) >= seen + 20, "work goes on")
     working = {one.pid for one in bench.executions()[-20:]} & set(parent.children())
     frozen = rng.choice(sorted(working or parent.children()))
     gone.add(frozen)
@@ -112,7 +113,7 @@ def _freeze(bench: Bench, parent: Running, load: _Load, rng: random.Random, gone
         _wait(SESSION_MS / 1_000 + 2.0, load)
     finally:
         os.kill(frozen, signal.SIGCONT)
-    until(lambda: parent.events("shards_lost") or parent.events("producer_lost"), "the zombie finds out", 10)
+    until(lambda: parent.events("shards_lost") or parent.events("producer_lost"), "the zombie finds out")
 
 
 def _explain_failures(bench: Bench, gone: set[int]) -> None:

@@ -29,7 +29,7 @@ from confluent_kafka.admin import AdminClient
 from streamtask.domain.identity import Origin, derived
 from streamtask.domain.partitioner import partition_of
 from streamtask.kafka.tail import Tail, TailRecord
-from tests.acceptance.harness import ROOT, WAIT_S, Bench, Execution, Running, until
+from tests.acceptance.harness import PATIENT, ROOT, WAIT_S, Bench, Execution, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -153,7 +153,7 @@ class Program:
         return until(lambda: found if len(found := self.sent()) == count else None, self.output)
 
     def until_ended(self) -> int:
-        return self.process.wait(90)
+        return self.process.wait(180)
 
     def output(self) -> str:
         return self._out.read_text() + self._errors.read_text()
@@ -405,9 +405,21 @@ def _runs(program: Program) -> bool:
 
 
 def _kill_a_worker_at_work(bench: Bench, parent: Running) -> int:
-    busy = until(lambda: [one for one in bench.running() if one.pid in parent.children()], "it is at work")
-    os.kill(busy[0].pid, signal.SIGKILL)
-    return busy[0].pid
+    """It stands still while it is made sure that its task has not ended meanwhile."""
+
+    def busy() -> set[int]:
+        return {one.pid for one in bench.running()} & set(parent.children())
+
+    def killed() -> int | None:
+        for pid in busy():
+            os.kill(pid, signal.SIGSTOP)
+            at_work = pid in busy()
+            os.kill(pid, signal.SIGKILL if at_work else signal.SIGCONT)
+            if at_work:
+                return pid
+        return None
+
+    return until(killed, "it is at work")
 
 
 def test_all_languages_share_one_order_through_the_death_of_a_worker(
@@ -415,7 +427,7 @@ def test_all_languages_share_one_order_through_the_death_of_a_worker(
 ) -> None:
     needs(*LANGUAGES)
     places = [made(language) for language in LANGUAGES]
-    parent = bench.supervised(app=APP)
+    parent = bench.supervised(1, PATIENT, app=APP)
     with ExitStack() as stack:
         programs = [stack.enter_context(running(place, bench, 2, KEY)) for place in places]
         receipt = bench.client.submit("countdown", {"steps": 2}, ordering_key=KEY)

@@ -27,6 +27,7 @@ from tests.acceptance.harness import ROOT, WAIT_S, Bench, Running, until
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
 APP = "examples.live.app:app"
+HELD = "tests.acceptance.live_app:app"  # at 65 %, until open_gate()
 RESULT = {"analysis": "...", "prediction": "..."}
 Event = tuple[str, dict[str, Any]]  # the id, and what it says
 
@@ -39,9 +40,19 @@ def a_service(bench: Bench, port: int = 0) -> tuple[Running, str]:
     return service, ready[0].split()[1]
 
 
+def held_worker(bench: Bench, **more: str) -> Running:
+    return bench.supervised(app=HELD, ACCEPTANCE_GATE=str(bench.directory / "gate"), **more)
+
+
+def open_gate(bench: Bench) -> None:
+    (bench.directory / "gate").touch()
+
+
 async def until_followed(url: str, count: int) -> None:
     """So many streams and sockets are open there."""
-    await asyncio.to_thread(until, lambda: httpx.get(f"{url}/stats").json()["streams"] >= count, f"{count} streams")
+    await asyncio.to_thread(
+        until, lambda: httpx.get(f"{url}/stats", timeout=WAIT_S).json()["streams"] >= count, f"{count} streams"
+    )
 
 
 def over(scheme: str, url: str) -> str:
@@ -64,24 +75,26 @@ async def stream(url: str, last_id: str | None = None) -> AsyncIterator[AsyncIte
         yield events()
 
 
-async def by_poll(url: str, task_id: str) -> list[Event]:
-    got: list[Event] = []
+async def by_poll(url: str, task_id: str, got: list[Event]) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=WAIT_S) as http:
         query: dict[str, str] = {}
         while not got or got[-1][1]["status"] in ("created", "running"):
             answer = await http.get(f"/tasks/{task_id}", params=query)
-            got.append((answer.headers["etag"].strip('"'), answer.json()))
-            query = {"wait": "20", "after_version": got[-1][0]}
-    return got
+            version = answer.headers["etag"].strip('"')
+            if (
+                not got or version != got[-1][0]
+            ):  # the same one comes again when nothing has happened for the time of the wait
+                got.append((version, answer.json()))
+            query = {"wait": "20", "after_version": version}
 
 
-async def by_sse(url: str, task_id: str) -> list[Event]:
+async def by_sse(url: str, task_id: str, got: list[Event]) -> None:
     async with stream(f"{url}/tasks/{task_id}/events") as events:
-        return [event async for event in events]
+        async for event in events:
+            got.append(event)
 
 
-async def by_websocket(url: str, task_id: str) -> list[Event]:
-    got: list[Event] = []
+async def by_websocket(url: str, task_id: str, got: list[Event]) -> None:
     async with connect(f"{over('ws', url)}/ws") as talk:
         await talk.send(json.dumps({"action": "subscribe", "id": "a", "task_id": task_id}))
         async for text in talk:
@@ -91,7 +104,6 @@ async def by_websocket(url: str, task_id: str) -> list[Event]:
             elif frame["type"] == "end":
                 assert frame["reason"] == "ended"
                 break
-    return got
 
 
 async def by_the_client(url: str, task_id: str) -> list[TaskResponse]:
@@ -102,39 +114,44 @@ async def by_the_client(url: str, task_id: str) -> list[TaskResponse]:
 def test_the_long_inference_is_followed_by_poll_by_sse_by_websocket_and_by_the_client(bench: Bench) -> None:
     _, url = a_service(bench)
 
-    answer = httpx.post(f"{url}/tasks", json=LONG_INFERENCE)
+    answer = httpx.post(f"{url}/tasks", json=LONG_INFERENCE, timeout=WAIT_S)
     assert answer.status_code == 202
     created = answer.json()
     task_id = str(created["task_id"])
     assert (created["status"], created["message"]) == ("created", "任务已创建")
 
     async def follow() -> None:
+        followed: dict[str, list[Event]] = {by.__name__: [] for by in (by_poll, by_sse, by_websocket)}
+
+        def at_65(by: str) -> list[dict[str, Any]]:
+            return [document for _, document in followed[by] if document.get("progress") == 0.65]
+
         async with asyncio.TaskGroup() as group:
-            followers = [
-                group.create_task(by(url, task_id), name=by.__name__) for by in (by_poll, by_sse, by_websocket)
-            ]
+            for by in (by_poll, by_sse, by_websocket):
+                group.create_task(by(url, task_id, followed[by.__name__]), name=by.__name__)
             clients = [
                 group.create_task(by_the_client(over(scheme, url), task_id), name=scheme) for scheme in ("http", "ws")
             ]
             # Everybody listens before anybody works: two streams, and a socket with its subscription for each of two.
             await until_followed(url, 6)
-            bench.supervised(app=APP, STREAMTASK_LOCALE="zh", LONG_INFERENCE_SECONDS="4")
+            held_worker(bench, STREAMTASK_LOCALE="zh")
+            # A reader that is slow gets the latest event in place of several: it goes on when all have seen this one.
+            await asyncio.to_thread(until, lambda: all(map(at_65, followed)), "everybody has seen 65 %")
+            open_gate(bench)
         told = [(s.status, s.event.progress) for s in bench.history(task_id)]
         for client in clients:
             seen = [(task.status.value, task.progress) for task in client.result()[1:]]
             assert seen == told, f"{client.get_name()}: after what was known at first"
-        for follower in followers:
-            got = follower.result()
-            at_65 = [document for _, document in got if document.get("progress") == 0.65]
-            assert at_65, f"{follower.get_name()}: {[document.get('progress') for _, document in got]}"
-            assert (at_65[0]["status"], at_65[0]["message"]) == ("running", "任务状态: running")
+        for name, got in followed.items():
+            seen_at_65 = at_65(name)[0]
+            assert (seen_at_65["status"], seen_at_65["message"]) == ("running", "任务状态: running")
             last = got[-1][1]
             assert (last["status"], last["progress"], last["result"]) == ("completed", 1.0, RESULT)
             assert last["message"] == "任务状态: completed"
-        for follower in followers[1:]:
-            ids = [event_id for event_id, _ in follower.result()[1:]]  # the first one is the request alone
+        for stream_of in ("by_sse", "by_websocket"):
+            ids = [event_id for event_id, _ in followed[stream_of][1:]]  # the first one is the request alone
             assert ids == [f"{s.partition}:{s.offset}" for s in bench.history(task_id)]
-        versions = [int(version) for version, _ in followers[0].result()]
+        versions = [int(version) for version, _ in followed["by_poll"]]
         assert versions == sorted(set(versions))
 
     asyncio.run(follow())
@@ -147,7 +164,7 @@ def test_the_long_inference_is_followed_by_poll_by_sse_by_websocket_and_by_the_c
 def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_killed(bench: Bench) -> None:
     first, url = a_service(bench)
     _, other_url = a_service(bench)
-    worker = bench.supervised(app=APP, LONG_INFERENCE_SECONDS="3")
+    worker = held_worker(bench)
     receipts = [bench.client.submit("long_inference", {"prompt": "x"}, priority=1 + 3 * n) for n in range(3)]
     followed = receipts[0].task_id
 
@@ -162,7 +179,7 @@ def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_
                 pass  # it was killed
 
     async def resume(path: str, got: list[Event], enough: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60), stream(f"{other_url}{path}", got[-1][0]) as events:
+        async with asyncio.timeout(120), stream(f"{other_url}{path}", got[-1][0]) as events:
             async for event in events:
                 got.append(event)
                 if enough():
@@ -181,6 +198,7 @@ def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_
             group.create_task(read(path, one, half), name="one")
             group.create_task(read(f"/events?last_event_id={begin}", many, lambda: False), name="many")
         os.kill(worker.children()[0], signal.SIGKILL)
+        open_gate(bench)
 
         def all_ended() -> bool:
             return [document["status"] for _, document in many].count("completed") == len(receipts)
@@ -211,11 +229,11 @@ def test_streams_go_on_at_another_replica_when_their_service_and_the_worker_are_
 def test_the_clients_events_go_on_over_either_when_service_and_worker_are_killed(bench: Bench) -> None:
     """The same address answers again, from an empty store: nothing is missed, nothing comes twice."""
     service, url = a_service(bench)
-    worker = bench.supervised(app=APP, LONG_INFERENCE_SECONDS="3")
+    worker = held_worker(bench)
     task_id = bench.client.submit("long_inference", {"prompt": "x"}).task_id
 
     async def read(scheme: str, got: list[TaskResponse]) -> None:
-        async with asyncio.timeout(90), AsyncClient(url=over(scheme, url)) as client:
+        async with asyncio.timeout(150), AsyncClient(url=over(scheme, url)) as client:
             async for task in client.events(task_id):
                 got.append(task)
 
@@ -228,6 +246,7 @@ def test_the_clients_events_go_on_over_either_when_service_and_worker_are_killed
             await asyncio.to_thread(until, half, "both have followed it for a while")
             service.kill()
             os.kill(worker.children()[0], signal.SIGKILL)
+            open_gate(bench)
             await asyncio.to_thread(a_service, bench, int(url.rsplit(":", 1)[1]))
         return both
 
@@ -278,7 +297,7 @@ def test_readers_that_misbehave_are_answered_or_given_up_and_the_others_have_eve
                 bench.client.submit_many, [{"task_type": "long_inference", "parameters": {"prompt": "x"}}] * 150
             )
             ids = {one.task_id for one in tasks}
-            async with asyncio.timeout(90), stream(f"{url}/events?last_event_id={begin}") as events:
+            async with asyncio.timeout(150), stream(f"{url}/events?last_event_id={begin}") as events:
                 async for event in events:
                     got.append(event)
                     if event[1]["status"] == "completed":
@@ -292,7 +311,7 @@ def test_readers_that_misbehave_are_answered_or_given_up_and_the_others_have_eve
         never_reads.connect((host, int(port)))
         never_reads.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         got = asyncio.run(follow())
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/health", timeout=WAIT_S).status_code == 200
     told = {(s.event.task_id, s.partition, s.offset) for events in bench.histories().values() for s in events}
     assert len(got) == len(told), "the one who reads has every event, once"
     bench.finish()
@@ -314,7 +333,7 @@ def test_a_service_that_is_asked_to_leave_ends_its_streams_and_waits_for_nobody(
                 said = [json.loads(text) async for text in talk]
                 assert said[-1] == {"type": "end", "id": "a", "reason": "stopping"}
                 assert talk.close_code == 1001
-                assert await asyncio.to_thread(service.wait, 20) == 0
+                assert await asyncio.to_thread(service.wait, WAIT_S) == 0
 
     asyncio.run(follow())
     bench.supervised(app=APP, LONG_INFERENCE_SECONDS="0.2")
@@ -334,15 +353,20 @@ def test_the_examples_follow_the_task_to_its_result(bench: Bench, command: list[
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     _, url = a_service(bench)
-    bench.supervised(app=APP, LONG_INFERENCE_SECONDS="2.5")
+    held_worker(bench)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMTASK_")}
-    done = subprocess.run(
-        [*command, url], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    log = bench.directory / "follower"
+    with log.open("wb") as out:
+        follower = subprocess.Popen([*command, url], cwd=ROOT, env=environment, stdout=out, stderr=out)
+    with follower:
+        try:
+            until(lambda: "0.65" in log.read_text(), log.read_text)
+            open_gate(bench)
+            assert follower.wait(WAIT_S) == 0, log.read_text()
+        finally:
+            follower.kill()
+    lines = log.read_text().splitlines()
     assert json.loads(lines[-1]) == RESULT
-    assert any("0.65" in line for line in lines), lines
     if "follow.py" in command[1]:
         assert any(line == "ws completed 1.0" for line in lines)
     bench.finish()

@@ -19,6 +19,9 @@ INTERVAL_S = 10.0
 ENVIRONMENT = {
     "STREAMTASK_KAFKA": json.dumps({"max.poll.interval.ms": int(INTERVAL_S * 1_000)}),
     "STREAMTASK_CHILDREN": "2",
+    "STREAMTASK_SESSION_TIMEOUT_MS": str(
+        int(INTERVAL_S * 1_000)
+    ),  # as long as it may be: the interval is what is tried
 }
 KINDS = ("long_async", "long_thread", "long_process")
 

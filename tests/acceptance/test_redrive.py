@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import ROOT, WAIT_S, Bench, Running, until
+from tests.acceptance.harness import PATIENT, ROOT, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 APP = "tests.acceptance.redrive_app:app"
@@ -66,7 +66,7 @@ def redriven(bench: Bench) -> dict[str, str]:
 
 def failed_tasks(bench: Bench, count: int) -> list[str]:
     """So many tasks that a faulty release has failed; it is gone."""
-    faulty = bench.worker(app=APP)
+    faulty = bench.worker(PATIENT, app=APP)
     asked = [TaskRequest(task_type="charge", parameters={"amount": n}, priority=1 + n % 10) for n in range(count)]
     receipts = bench.client.submit_many(asked)
     ends = bench.ends([receipt.task_id for receipt in receipts])
@@ -82,8 +82,8 @@ def test_a_redrive_that_was_killed_is_repeated_and_each_task_completes_once(benc
     assert f"{COUNT} to redrive: {COUNT} charge (handler_error)" in shown.text()
     assert redriven(bench) == {}
 
-    bench.worker(app=APP, ACCEPTANCE_FIXED="1")
-    first = redrive(bench, "--code", "handler_error", "--rate", "4", "--yes")
+    bench.worker(PATIENT, app=APP, ACCEPTANCE_FIXED="1")
+    first = redrive(bench, "--code", "handler_error", "--rate", "1", "--yes")  # far from done after three
     until(lambda: len(redriven(bench)) >= 3, first.text)
     first.kill()
     assert len(redriven(bench)) < COUNT
@@ -105,8 +105,8 @@ def test_a_redrive_that_was_killed_is_repeated_and_each_task_completes_once(benc
 
 def test_a_failed_task_is_redriven_over_http_and_asking_twice_runs_it_once(bench: Bench) -> None:
     (old,) = failed_tasks(bench, 1)
-    bench.worker(app=APP, ACCEPTANCE_FIXED="1")
-    with service(bench) as url, httpx.Client(base_url=url, timeout=WAIT_S) as http:
+    bench.worker(PATIENT, app=APP, ACCEPTANCE_FIXED="1")
+    with service(bench) as url, httpx.Client(base_url=url, timeout=30 + WAIT_S) as http:
         answers = [http.post(f"/tasks/{old}/redrive") for _ in range(2)]
         assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
         (place,) = {answer.headers["location"] for answer in answers}

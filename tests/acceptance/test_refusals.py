@@ -6,6 +6,7 @@ broker that is down, and min.insync.replicas is raised), so the incident is not 
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def three() -> Iterator[DevBroker]:
 @pytest.fixture
 def short_of_replicas(three: DevBroker, tmp_path: Path) -> Iterator[Bench]:
     """Topics of 4 partitions; the second replicas of status 2 and 3 are on broker 3, which is down."""
-    names = TopicNames(f"isr{int(time.time())}")
+    names = TopicNames(f"isr{secrets.token_hex(4)}")
     client = AdminClient({"bootstrap.servers": three.bootstrap, "log_level": 0})
     layout = [[1, 2], [2, 1], [1, 3], [2, 3]]
     status = NewTopic(names.status, 4, replica_assignment=layout, config={"min.insync.replicas": "1"})
@@ -125,11 +126,12 @@ def test_partitions_below_their_min_isr_stop_their_own_shards_alone_and_come_bac
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
     print(f"longest silence of the healthy partitions: {longest:.1f} s")
     assert longest < 15, f"{longest:.1f} s; 3 s on a quiet machine"
-    assert {("status", number) for number in SICK} <= set(set_aside(worker))
+    sick = {("status", number) for number in SICK}
+    until(lambda: sick <= set(set_aside(worker)), lambda: f"they are set aside: {set_aside(worker)}")
     assert not [origin for origin in waiting if origin in bench.ended]
     set_topic(three, bench.names.status, "min.insync.replicas", "1")
     end_of(bench, waiting, 90)
-    assert {told["partition"] for told in worker.events("partition_back")} == set(SICK)
+    until(lambda: {told["partition"] for told in worker.events("partition_back")} == set(SICK), "both are back")
     bench.finish()
 
 
@@ -161,7 +163,7 @@ def test_a_request_partition_without_a_leader_keeps_no_other_shard_from_its_next
     """Bug: the claim of all shards waited until every request partition had a leader."""
     if not three.alive(3):
         three.start(3)
-    names = TopicNames(f"led{int(time.time())}")
+    names = TopicNames(f"led{secrets.token_hex(4)}")
     client = AdminClient({"bootstrap.servers": three.bootstrap, "log_level": 0})
     normal = names.requests[1]
     requests = NewTopic(normal, 4, replica_assignment=[[1], [2], [1], [3]], config={"min.insync.replicas": "1"})
@@ -205,8 +207,8 @@ def test_with_tasks_dead_deleted_only_tasks_that_failed_wait_until_it_is_made_an
     good = [into(bench, n % 4) for n in range(40)]
     end_of(bench, good, 90)
     assert not [origin for origin in failed if origin in bench.ended]
-    assert any(topic == "dead" for topic, _ in set_aside(worker))
-    end_of(bench, [into(bench, n % 4) for n in range(8)], 30)
+    until(lambda: any(topic == "dead" for topic, _ in set_aside(worker)), "the letters are set aside")
+    end_of(bench, [into(bench, n % 4) for n in range(8)], 60)
     client.create_topics([NewTopic(bench.names.dead, 1, 1)])[bench.names.dead].result(20)
     bench.find_partitions()
     end_of(bench, failed, 120)

@@ -1,4 +1,4 @@
-"""The short form of the soak (`python -m benchmarks soak`, an hour): two minutes, a rebalance every 15 s.
+"""The short form of the soak (`python -m benchmarks soak`, an hour): two minutes, a rebalance every 15 s, four at least.
 
 Bounds that such a run can fail and does not fail by chance: 10 % of memory between two thirds of 40 s (a worker's were at
 most 2 % apart, the view's 1 %), two open files or threads (a leak of one at each rebalance makes three). The long form has
@@ -21,6 +21,7 @@ SHORT = Plan(
     minutes=2.0,
     rate=120.0,
     every_s=15.0,
+    rebalances_min=4,
     sample_s=0.5,
     partitions=6,
     segment_ms=10_000,
@@ -33,13 +34,13 @@ SHORT = Plan(
 @pytest.mark.broker
 @pytest.mark.acceptance
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_workers_and_view_stay_as_they_are_at_steady_load_whatever_comes_and_goes(tmp_path: Path) -> None:
     """The soak itself fails when the audit is not clean, a request is not done, or a process complains."""
     found = soak(SHORT, tmp_path, print)
     print("\n".join(map(str, found.growths)))
     assert found.grown == []
-    assert found.rebalances >= 4, "hardly anything came or went"
+    assert found.rebalances >= SHORT.rebalances_min, "hardly anything came or went"
     assert found.tasks > 0.5 * SHORT.rate * SHORT.minutes * 60, "hardly anything ran"
     assert {one.role for one in found.growths if one.what == "fetched"} == {"worker", "view", "client"}
     # Three events a task are written; of what is cleaned one is left. What was written last is not cleaned yet.

@@ -1,4 +1,8 @@
-"""What is slow is not dead: a host that stands still for less than its session keeps its shards, whatever the reason."""
+"""What is slow is not dead: a host that stands still for less than its session keeps its shards, whatever the reason.
+
+With the default of 6 s, a host may stand still for 4 s. The same share is tried on a longer session: what a busy machine adds
+to the pause is not taken for the pause.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 SESSION_MS = Settings.model_fields["session_timeout_ms"].default
 USERS = {"STREAMTASK_SESSION_TIMEOUT_MS": str(SESSION_MS)}  # the default of a user; the bench's own is shorter
 PAUSE_S = 4.0  # of a VM that is moved or snapshotted, of a host that swaps
+LONGER = 4
 BUSY_S = 15.0
 
 
@@ -28,8 +33,8 @@ def _moves(workers: list[Running]) -> int:
     return sum(bool(told["shards"]) for one in workers for name in names for told in one.events(name))
 
 
-def _two(bench: Bench) -> list[Running]:
-    workers = [bench.worker(USERS), bench.worker(USERS)]
+def _two(bench: Bench, environment: dict[str, str] = USERS) -> list[Running]:
+    workers = [bench.worker(environment), bench.worker(environment)]
     until(lambda: all(len(bench.owned_by(one)) == 2 for one in workers), "each has its half")
     return workers
 
@@ -38,7 +43,7 @@ def _through(bench: Bench, workers: list[Running], disturb: Callable[[], None]) 
     """Work goes on through the disturbance, and no shard moves for it."""
     naps = [{"task_type": "nap", "parameters": {"ms": 20}, "priority": 5}] * 200
     tasks = bench.client.submit_many(naps)
-    bench.until_more(20)
+    bench.until_begun(tasks, 20)
     before = _moves(workers)
     disturb()
     tasks += bench.client.submit_many(naps)
@@ -52,13 +57,14 @@ def _past(seconds: float) -> None:
     until(lambda: time.monotonic() > ended_s, f"{seconds:g} s are over", seconds + 30)
 
 
-def test_a_host_that_stands_still_for_four_seconds_keeps_its_shards(bench: Bench) -> None:
+def test_a_host_that_stands_still_for_two_thirds_of_its_session_keeps_its_shards(bench: Bench) -> None:
     """A paused VM and a stalled host are the same to Kafka: nothing of them runs, their connections stay open."""
-    workers = _two(bench)
+    assert PAUSE_S * 1_000 <= SESSION_MS * 2 / 3
+    workers = _two(bench, {"STREAMTASK_SESSION_TIMEOUT_MS": str(LONGER * SESSION_MS)})
 
     def pause() -> None:
         os.kill(workers[0].pid, signal.SIGSTOP)
-        _past(PAUSE_S)
+        _past(LONGER * PAUSE_S)
         os.kill(workers[0].pid, signal.SIGCONT)
 
     _through(bench, workers, pause)

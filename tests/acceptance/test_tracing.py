@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from streamtask.codec import decode_status
 from streamtask.kafka.tail import Tail
-from tests.acceptance.harness import Bench, until
+from tests.acceptance.harness import PATIENT, Bench, until
 from tests.acceptance.tracing_setup import line_of
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
@@ -93,7 +93,7 @@ def test_one_trace_from_the_client_over_a_killed_worker_to_the_status_events(
         bench.until_status(receipt.task_id, "running")
     until(lambda: len(bench.running()) == len(KINDS), lambda: f"all have begun: {bench.running()}")
     worker.kill()
-    bench.worker(environment, app=APP)
+    bench.worker({**environment, **PATIENT}, app=APP)
     for receipt in receipts.values():
         bench.until_status(receipt.task_id, "running", 2)
     go.touch()
@@ -132,7 +132,7 @@ def test_a_trace_that_comes_over_http_goes_on(bench: Bench, written: Path) -> No
     service = bench._start(argv, {"ACCEPTANCE_SPANS": str(written)})
     url = until(lambda: re.search(r"^ready: (\S+)", service.text(), re.M), service.text)[1]
     request = {"task_type": "flaky", "parameters": {"failures": 0}}
-    answer = httpx.post(f"{url}/tasks", json=request, headers={"traceparent": CALLER, "tracestate": "a=b"})
+    answer = httpx.post(f"{url}/tasks", json=request, headers={"traceparent": CALLER, "tracestate": "a=b"}, timeout=60)
     task_id = answer.json()["task_id"]
     assert bench.end(task_id).status == "completed"
     _, trace_id, caller, _ = CALLER.split("-")

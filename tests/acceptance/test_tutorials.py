@@ -67,7 +67,7 @@ def served(film: Path, **settings: str) -> Iterator[str]:
     def answers() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            return httpx.get(url).status_code == 200
+            return httpx.get(url, timeout=30).status_code == 200
         except httpx.TransportError:
             return False
 

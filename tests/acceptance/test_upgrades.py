@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from streamtask.client import Client
 from streamtask.codec.wire import time_text
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import ROOT, Bench, Running, until
+from tests.acceptance.harness import PATIENT, ROOT, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance, pytest.mark.slow]
 
@@ -74,15 +74,17 @@ def until_problems(worker: Running, problems: list[str]) -> None:
 def test_a_type_of_the_next_release_waits_through_a_rolling_deploy_and_runs_there(bench: Bench) -> None:
     """Producers before workers is the wrong order, and costs nothing while a deploy takes less than five minutes."""
     old = [bench.supervised(), bench.supervised()]
-    tasks = ids(bench.client.submit_many(naps(100)))
-    bench.until_more(20)
+    first = bench.client.submit_many(naps(100))
+    bench.until_begun(first, 20)
+    tasks = ids(first)
     early = ids(bench.client.submit_many([TaskRequest(task_type="new_in_this_release")] * 12))
     for task_id in early:
         bench.until_status(task_id, "created", timeout_s=PATIENCE_S)
     for worker in old:
         bench.supervised(app=NEXT)
-        tasks += ids(bench.client.submit_many(naps(100)))
-        bench.until_more(20)
+        more = bench.client.submit_many(naps(100))
+        bench.until_begun(more, 20)
+        tasks += ids(more)
         assert worker.drain(PATIENCE_S) == 0
     ends = bench.ends([*early, *tasks], PATIENCE_S)
     assert {(ends[task_id].status, ends[task_id].event.attempt) for task_id in early} == {("completed", 1)}
@@ -140,7 +142,7 @@ def a_past_release(bench: Bench) -> list[str]:
 
 def test_a_ledger_of_text_format_1_is_taken_over_with_all_that_it_says(bench: Bench) -> None:
     task_ids = a_past_release(bench)
-    bench.worker()
+    bench.worker(PATIENT)
     ends = bench.ends(task_ids)
     assert [len(bench.starts(task_id)) for task_id in task_ids] == [0, 1, 1, 0, 1, 0, 1, 1]
     assert [ends[task_id].event.attempt for task_id in task_ids] == [1, 1, 2, 1, 3, 1, 1, 1]
@@ -212,8 +214,9 @@ def told_by(bench: Bench, *arguments: str) -> str:
 def test_partitions_are_added_by_the_command_under_load_and_worked_after_one_restart(bench: Bench) -> None:
     names = bench.names
     workers = [bench.supervised(), bench.supervised()]
-    tasks = ids(bench.client.submit_many(naps(300)))
-    bench.until_more(20)
+    first = bench.client.submit_many(naps(300))
+    bench.until_begun(first, 20)
+    tasks = ids(first)
     said = told_by(bench, "topics", "create", "--grow", "--partitions", "6")
     grown = [line.rsplit(" ", 1)[1] for line in said.splitlines() if "added partitions to" in line]
     assert grown == [names.status, names.schedule, *reversed(names.requests)] or grown[-1] == names.requests[0], said

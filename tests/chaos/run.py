@@ -30,7 +30,7 @@ from tests.chaos.load import Load
 from tests.chaos.network import Network, ProxiedBroker
 from tests.chaos.outcome import Outcome
 from tests.chaos.schedule import Planned, schedule
-from tests.chaos.stage import PARTITIONS, Stage
+from tests.chaos.stage import GONE_S, PARTITIONS, Stage
 from tests.conftest import warm_up
 
 WARM_TRIES = 5
@@ -212,14 +212,14 @@ def _finish(stage: Stage, between: Callable[[], None]) -> None:
     hosts = [host for host in fleet.wanted() if host.alive]
     for host in hosts:
         fleet.drain(host)
-        code = host.running.wait(60)
+        code = host.running.wait(2 * GONE_S)
         # By the signal itself: it was still starting, and held nothing.
         assert code in (0, -signal.SIGTERM), (
             f"host {host.number} drained with exit code {code}:\n{host.running.text()[-2_000:]}"
         )
     for host in fleet.hosts:
         if host.alive:
-            host.running.wait(60)
+            host.running.wait(2 * GONE_S)
     bench.look()
 
 

@@ -14,7 +14,7 @@ from tests.chaos.stage import Stage
 from tests.processes import gone
 
 HOSTS_MAX = 6
-ORPHANS_S = 20.0  # the kernel's signal takes no time; a machine with other work may take some to let them end
+ORPHANS_S = 60.0  # the kernel's signal takes no time; a machine with other work may take some to let them end
 WORKERS = frozenset({"workers"})
 
 

@@ -66,7 +66,7 @@ def project(host: Host) -> Iterator[Project]:
 
 
 def get(project: Project, path: str) -> Any:
-    with urllib.request.urlopen(f"{project.url}{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"{project.url}{path}", timeout=30) as answer:
         return json.load(answer)
 
 

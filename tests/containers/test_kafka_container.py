@@ -53,11 +53,14 @@ def bench(bootstrap: str, tmp_path: Path) -> Iterator[Bench]:
 def test_workers_on_a_kafka_in_a_container_keep_their_promises_when_one_is_killed(bench: Bench) -> None:
     parent = bench.supervised(2)
     until(lambda: len(parent.children()) == 2, "two workers")
-    requests = [TaskRequest(task_type="nap", parameters={"ms": 100}) for _ in range(300)]
-    submitted = [one.task_id for one in bench.client.submit_many(requests)]
-    bench.until_more(50)
-    at_work = {one.pid for one in bench.running()} & set(parent.children())
-    psutil.Process(sorted(at_work)[0]).kill()
-    ends = bench.ends(submitted, 60)
+    gate = bench.directory / "gate"
+    held = [TaskRequest(task_type="wait_for", parameters={"path": str(gate)}, priority=10) for _ in range(10)]
+    requests = [TaskRequest(task_type="nap", parameters={"ms": 100}) for _ in range(290)]
+    submitted = [one.task_id for one in bench.client.submit_many([*held, *requests])]
+    until(lambda: {one.id for one in bench.running()} >= set(submitted[:10]), "ten run until the gate is there")
+    (killed, *_) = {one.pid for one in bench.running() if one.type == "wait_for"} & set(parent.children())
+    psutil.Process(killed).kill()
+    gate.touch()
+    ends = bench.ends(submitted, 120)
     assert {end.status for end in ends.values()} == {"completed"}
     assert bench.finish().requests == 300

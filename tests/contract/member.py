@@ -45,7 +45,7 @@ def event(shard: int, text: str = "event") -> StatusEvent:
     return StatusEvent(TASK_ID, shard, TaskStatus.RUNNING, 0, 0, f"high-{shard}@0", message=text)
 
 
-def wait_until(reached: Callable[[], Any], timeout_s: float = 20.0, *, turn: Callable[[], Any] | None = None) -> None:
+def wait_until(reached: Callable[[], Any], timeout_s: float = 60.0, *, turn: Callable[[], Any] | None = None) -> None:
     """Turn until it is reached, or fail."""
     deadline = time.monotonic() + timeout_s
     while not reached():
@@ -189,7 +189,7 @@ def read_values(bootstrap: str, topic: str, partition: int, until: bytes, *, com
         }
     )
     values: list[bytes] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     try:
         consumer.assign([TopicPartition(topic, partition, 0)])
         while time.monotonic() < deadline:

@@ -244,7 +244,8 @@ def test_a_shard_that_moves_does_not_wait_for_the_second_that_the_client_leaves_
     """From the revoke at its owner to the assignment at the one that joined; librdkafka alone takes 0.84 s or more."""
     first = join().owning(4)
     took: list[float] = []
-    for _ in range(5):
+    # The fastest of them tells: a busy machine only adds, and the client alone never takes less.
+    while len(took) < 15 and min(took, default=1.0) >= 0.6:
         gone: list[float] = []
 
         def revoked(_shards: object, gone: list[float] = gone) -> None:
@@ -256,4 +257,4 @@ def test_a_shard_that_moves_does_not_wait_for_the_second_that_the_client_leaves_
         took.append(time.monotonic() - gone[0])
         second.adapter.close()
         wait_until(lambda: len(first.shards) == 4, turn=first.turn)
-    assert min(took) < 0.6, took  # the fastest of them: the machine may be busy
+    assert min(took) < 0.6, took

@@ -45,7 +45,7 @@ SHORT = Deadlines(
     abort_s=1.5,
     renew_s=2,
 )
-OVERHEAD_S = 8.0  # on a loaded machine; without a limit they take a minute
+OVERHEAD_S = 25.0  # on a loaded machine; without a limit they take a minute
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_commit_without_an_answer_is_in_doubt_and_the_stable_read_tells(
     assert member.adapter.transactional_id != before
     wait_until(lambda: member.adapter.perform(FenceIds((before,))) is None)
     answer = None
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while answer is None or isinstance(answer, Fault):
         assert time.monotonic() < deadline, answer
         answer = member.adapter.perform(ReadSettled((0,)))

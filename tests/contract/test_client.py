@@ -35,7 +35,7 @@ from tests.payloads import incompressible
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 Opened = Callable[[], contextlib.AbstractAsyncContextManager[AsyncClient]]
 CREATED, RUNNING, COMPLETED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED
 

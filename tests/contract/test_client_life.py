@@ -32,7 +32,7 @@ from tests.payloads import incompressible
 
 pytestmark = pytest.mark.timeout(120)
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 SETTINGS: dict[str, Any] = {"unknown_type_grace_s": 0.5, "children": 1}
 CREATED, RUNNING, COMPLETED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.COMPLETED
 FAILED, CANCELLED = TaskStatus.FAILED, TaskStatus.CANCELLED

@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,7 +80,7 @@ def place(broker: Broker) -> Iterator[Place]:
         line = next(line for line in service.stdout if line.startswith("ready: "))
         yield Place(broker.bootstrap, names, line.split()[1], Worker(broker.bootstrap, names))
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(WAIT_S) == 0
     finally:
         if service.poll() is None:
             service.kill()
@@ -272,11 +271,9 @@ def test_ctrl_c_leaves_a_watch_cleanly(place: Place, client: Client) -> None:
             assert watching.stdout is not None
             assert "running" in next(line for line in watching.stdout if "running" in line)
             watching.send_signal(signal.SIGINT)
-            started = time.monotonic()
-            _, err = watching.communicate(timeout=20)
+            _, err = watching.communicate(timeout=WAIT_S)
             assert watching.returncode == 130
             assert "Traceback" not in err
-            assert time.monotonic() - started < 10
         finally:
             if watching.poll() is None:
                 watching.kill()

@@ -94,12 +94,13 @@ def test_recovery_and_control_reading_never_wait_for_frozen_brokers() -> None:
         assert producer.flush(10) == 0
         side = SideReader(KafkaSettings(bootstrap), (names.control,))
         control, recall = ControlReader(side, names), StatusRecall(side, names)
-        longest = 0.0
+        longest, turns = 0.0, 0
         ready: list[int] = []
         over: list[int] = []
 
         def turn() -> None:
-            nonlocal longest
+            nonlocal longest, turns
+            turns += 1
             began = time.monotonic()
             ready.extend(control.poll()[1])
             over.extend(shard for shard, _, _, done in recall.poll() if done)
@@ -114,11 +115,14 @@ def test_recovery_and_control_reading_never_wait_for_frozen_brokers() -> None:
             recall.begin(RecallStatus(number, 1))
         wait_until(lambda: time.monotonic() > frozen + 7.0, turn=turn)  # the questions run into their timeouts, twice
         assert (ready, over) == ([], [])
+        while_frozen = turns
         os.kill(child.pid, signal.SIGCONT)
-        wait_until(lambda: ready and len(over) == MOCK_SHARDS, 30.0, turn=turn)
+        wait_until(lambda: ready and len(over) == MOCK_SHARDS, turn=turn)
         assert (sorted(ready), sorted(over)) == (list(range(MOCK_SHARDS)), list(range(MOCK_SHARDS)))
         side.close()
-    assert longest < 1.0, f"a turn of {longest:.1f} s"
+    # A turn that waits for answers takes 2 s for each shard; one that does not takes as long as the machine interrupts it.
+    assert while_frozen > 50, f"{while_frozen} turns while it was frozen"
+    assert longest < 5.0, f"a turn of {longest:.1f} s"
 
 
 class Step:
@@ -158,7 +162,7 @@ class Step:
         """The owner has come here: wait for the freeze."""
         if not self.arrived.is_set():
             self.arrived.set()
-            self.go_on.wait(60)
+            self.go_on.wait(300)
 
     def sample(self, frozen_s: float) -> None:
         if self.thread.is_alive():
@@ -267,7 +271,7 @@ def test_no_turn_of_the_owner_takes_long_wherever_a_freeze_of_all_brokers_finds_
                     spoil(step)
                 step.thread.start()
             for step in steps:
-                assert step.arrived.wait(60), f"{step.name} was not reached"
+                assert step.arrived.wait(150), f"{step.name} was not reached"
             kafka.freeze(1)
             frozen_s = time.monotonic()
             for step in steps:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
@@ -77,6 +78,28 @@ def test_shards_that_are_recovered_at_once_share_one_consumer_and_one_admin_clie
     wait_until(lambda: len(over) == 4, turn=watched)
     assert most <= before + 2, "a client has five threads or more"
     assert not recall
+    side.close()
+
+
+def test_a_partition_that_was_added_after_the_topic_was_read_is_read_at_once(
+    settings: KafkaSettings, topics: TopicNames
+) -> None:
+    """Bug: its worker recovered such a shard only when its metadata was five minutes old."""
+    side = SideReader(settings, (topics.control,))
+    read: list[int] = []
+
+    def turn() -> None:
+        read.extend(record.offset for record in side.take(topics.status))
+
+    known = side.read((topics.status, 0))
+    wait_until(partial(side.reached, known), turn=turn)
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap})
+    admin.create_partitions([NewPartitions(topics.status, 6)])[topics.status].result(30)
+    wait_until(lambda: len(admin.list_topics(topics.status, timeout=10).topics[topics.status].partitions) == 6)
+    fill(settings.bootstrap, topics.status, 5, 20)
+    added = side.read((topics.status, 5))
+    wait_until(partial(side.reached, added), turn=turn)
+    assert read == list(range(20))
     side.close()
 
 

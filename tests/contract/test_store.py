@@ -334,11 +334,11 @@ def test_readers_see_whole_batches_while_the_writer_writes(tmp_path: Path) -> No
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     for version in range(1, 60):
         store.apply([a_row(n, status="running", version=version) for n in range(20)], {})
     done.set()
-    reader.join(10)
+    reader.join(60)
     store.close()
     assert seen
     assert all(len(versions) == 1 for versions in seen), "half a batch was seen"

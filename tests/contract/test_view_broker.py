@@ -303,7 +303,7 @@ async def test_what_is_submitted_lands_in_the_view_and_a_cancel_in_the_control_t
         await submitter.cancel(placed.task_id, "enough")
         with Tail(hand.kafka, [hand.names.control]) as tail:
             records: list[Any] = []
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not records and time.monotonic() < deadline:
                 records = tail.poll(10, 0.2)
         message = decode_control(records[0].key, records[0].value)
@@ -350,15 +350,15 @@ class Process:
 
     def close(self) -> None:
         self.child.kill()
-        self.child.wait(10)
-        self._reader.join(10)
+        self.child.wait(60)
+        self._reader.join(60)
 
     def line(self) -> str:
         return self._lines.get(timeout=60)
 
     def end(self, number: int) -> int:
         self.child.send_signal(number)
-        return self.child.wait(30)
+        return self.child.wait(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

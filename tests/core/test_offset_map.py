@@ -327,11 +327,11 @@ def test_whatever_stands_behind_the_tag_is_read_or_refused(rest: str, lead: bool
 
 
 def test_a_huge_run_is_refused_before_it_is_walked() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # what it takes, not how long it waits for a busy machine
     for text in ("st1|A|" + "_" * 12 + "B|", "st1|A||" + "4" + "_" * 12 + "BRB", "st1|" + "_" * 12 + "B||"):
         with pytest.raises(LedgerUnreadable):
             decode(text, 0, log_start=0, log_end=10**9)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def test_the_decision_record_names_this_version() -> None:

@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from streamtask.query_service.server import find_place, serving
 from tests.unit.view_bench import Bench, Log, bench
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Block(NamedTuple):

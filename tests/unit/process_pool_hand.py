@@ -18,7 +18,7 @@ from streamtask.execution.process_pool.pool import Pool
 from streamtask.execution.process_pool.settings import Children
 
 APP = "tests.unit.process_pool_app:app"
-WAIT_S = 30.0
+WAIT_S = 60.0
 GRACE_S = 0.5
 T = TypeVar("T")
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from streamtask.config import load_settings
+from streamtask.config import TopicNames, load_settings
+from streamtask.config.kafka import KafkaSettings
+from streamtask.dev import follow
 from streamtask.dev.follow import LINES_MAX, Lines, line_of, trace_of
 from streamtask.dev.new import create_project
 from streamtask.dev.part import look
@@ -21,7 +23,7 @@ from streamtask.dev.place import Place, choose_port
 from streamtask.dev.screen import Screen, is_routine, parse
 from streamtask.dev.watch import Watch, is_watched
 from streamtask.domain.model import TaskResponse
-from streamtask.errors import ConfigError
+from streamtask.errors import ConfigError, Unreachable
 
 TASK_ID = "0193a5b0-0000-7000-8000-000000000001"
 
@@ -285,3 +287,31 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
         create_project("file", tmp_path)
     (tmp_path / "empty").mkdir()
     assert create_project("empty", tmp_path)
+
+
+# --- What it follows --------------------------------------------------------------------------------------------------
+
+
+def test_a_session_on_a_busy_machine_waits_for_the_leaders_of_topics_that_are_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bug: it ended after 10 s with "no broker answered", since its own broker had not elected them yet."""
+    elected_s = 30.0
+
+    def ends(_settings: KafkaSettings, topics: list[str], *, timeout_s: float = 10.0) -> dict[tuple[str, int], int]:
+        if timeout_s < elected_s:
+            raise Unreachable("No broker answered: LEADER_NOT_AVAILABLE")
+        return {(topics[0], 0): 0}
+
+    class NothingComes:
+        def __init__(self, _settings: KafkaSettings, sources: object) -> None: ...
+        def __enter__(self) -> NothingComes:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def poll(self, _records_max: int, _timeout_s: float) -> list[object]:
+            return []
+
+    monkeypatch.setattr(follow, "topic_ends", ends)
+    monkeypatch.setattr(follow, "Tail", NothingComes)
+    follow.Follower(KafkaSettings("127.0.0.1:1"), TopicNames(), lambda _level, _text: None).close()

@@ -23,7 +23,7 @@ from streamtask.execution.executor import Executor
 from streamtask.handlers.options import Retry
 from streamtask.handlers.registry import Context, Registry, make_handler
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 TASK_ID = "018f0000-0000-7000-8000-000000000001"
 
 

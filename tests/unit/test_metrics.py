@@ -413,7 +413,7 @@ def test_a_member_without_shards_stands_by_and_a_draining_one_is_not_ready() -> 
 def answer(url: str, accept: str = "") -> tuple[int, str, Message]:
     request = urllib.request.Request(url, headers={"Accept": accept})
     try:
-        with urllib.request.urlopen(request, timeout=5) as got:
+        with urllib.request.urlopen(request, timeout=30) as got:
             return got.status, got.read().decode(), got.headers
     except urllib.error.HTTPError as error:
         with error:

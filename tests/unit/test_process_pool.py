@@ -138,14 +138,15 @@ def test_children_work_side_by_side_and_what_waits_is_taken_in_order(own: Callab
 
 
 def test_four_thousand_a_second_is_no_question_of_the_pipe(own: Callable[..., Hand]) -> None:
-    """A floor far below what is measured (docs/process-handlers.md): this machine may be busy."""
+    """CPU time of the threads that serve it: 0.1 ms for each, and half a millisecond on a slower machine."""
     hand = own(children=2)
     until(lambda: hand.pool.ready() == 2, "both are ready")
-    began = time.monotonic()
+    began = time.process_time()
     tokens = [hand.begin("noop") for _ in range(2_000)]
     for token in tokens:
         hand.end(token)
-    assert 2_000 / (time.monotonic() - began) > 500
+    each_ms = (time.process_time() - began) * 1_000 / 2_000
+    assert each_ms < 0.5
 
 
 def test_five_megabytes_come_back(hand: Hand) -> None:
@@ -178,7 +179,11 @@ def test_bytes_in_the_pipe_that_are_no_frame_of_its_own_kill_the_child(hand: Han
     ("how", "said"),
     [("exit", "exit code 7"), ("kill", "SIGKILL"), ("abort", "SIGABRT"), ("segfault", "SIGSEGV")],
 )
-def test_a_child_that_dies_is_a_death_of_its_execution_alone(hand: Hand, how: str, said: str, capfd: Any) -> None:
+def test_a_child_that_dies_is_a_death_of_its_execution_alone(
+    hand: Hand, how: str, said: str, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine a death may be known later than the end of the pipe: the pool would say that the child had closed it.
+    monkeypatch.setattr("streamtask.execution.process_pool.pool.DEAF_S", 30.0)
     outcome = hand.run("dies", how=how)
     assert (outcome.ending, outcome.code) == (Ending.LOST, "worker_lost")
     assert said in outcome.error

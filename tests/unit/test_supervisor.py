@@ -20,7 +20,7 @@ from streamtask.worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers run on Linux and macOS")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 # Each child marks in its file what happens to it; a line that is there has happened.
 PRELUDE = """

@@ -72,7 +72,7 @@ async def serving(log: Log, redriver: Redriver | None) -> AsyncIterator[httpx.As
     submitter = LogSubmitter(log)
     transport = httpx.ASGITransport(create_app(service, submitter, redriver=redriver), raise_app_exceptions=False)
     async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await service.caught_up.wait()
         yield http
 

@@ -29,7 +29,7 @@ WHOLE = RequestDecoder(NAMES, "cluster")
 COMPACT = RequestDecoder(NAMES, "cluster", compact=True)
 TASK_ID = "018f0000-0000-7000-8000-000000000001"
 ROWS = [{"id": n, "name": f"n{n}", "v": n / 2} for n in range(300)]
-WAIT_S = 20.0
+WAIT_S = 60.0
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(max_size=9), inner, max_size=9),

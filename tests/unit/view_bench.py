@@ -219,7 +219,7 @@ class Bench(NamedTuple):
     app: FastAPI
 
     async def until_ready(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.service.caught_up.wait()
 
     async def until_read(self) -> None:
@@ -230,7 +230,7 @@ class Bench(NamedTuple):
 
 async def until(seen: Callable[[], bool]) -> None:
     """Within ten seconds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not seen():
             await asyncio.to_thread(_TICK.wait, 0.001)  # another thread's doing: there is no event for every fact
 
