@@ -22,7 +22,18 @@ OnEvent = Callable[[str, Mapping[str, Any]], None]
 class Execution(LiveContext):
     """Belongs to the executor. The loop uses `task` and `cancel_sent`; the thread that runs it sets `thread_id`."""
 
-    __slots__ = ("cancel_sent", "handler", "late", "pool", "reported_overdue", "span", "task", "thread_id", "timed", "woke_s")
+    __slots__ = (
+        "cancel_sent",
+        "handler",
+        "late",
+        "pool",
+        "reported_overdue",
+        "span",
+        "task",
+        "thread_id",
+        "timed",
+        "woke_s",
+    )
 
     def __init__(
         self,
