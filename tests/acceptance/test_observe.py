@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamtask.domain.model import TaskRequest
-from tests.acceptance.harness import PATIENT, Bench, Running, until
+from tests.acceptance.harness import PATIENT, WAIT_S, Bench, Running, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
@@ -49,7 +49,7 @@ def url_of(worker: Running) -> str:
     return str(until(lambda: worker.events("metrics_listening"), "it listens")[0]["url"])
 
 
-def until_answer(url: str, status: int, timeout_s: float = 30.0) -> dict[str, Any]:
+def until_answer(url: str, status: int, timeout_s: float = WAIT_S) -> dict[str, Any]:
     until(lambda: verdict(url)[0] == status, lambda: f"{url} answers {status}; it is {verdict(url)}", timeout_s)
     return verdict(url)[1]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -105,6 +106,21 @@ def end_of(bench: Bench, origins: list[str], timeout_s: float) -> None:
     until(lambda: not missing(), lambda: f"all end; open are {missing()[:5]} of {len(origins)}", timeout_s)
 
 
+def check_rounds(round_of_others: Callable[[], None], seconds: float) -> None:
+    """The others go on for so long, ten times at least.
+
+    An incident costs them one transaction, 3 s on a quiet machine and 25 s at a load of 50. Between two incidents they lose
+    nothing, so most rounds are short.
+    """
+    began, took = time.monotonic(), list[float]()
+    while time.monotonic() < began + seconds or len(took) < 10:
+        since = time.monotonic()
+        round_of_others()
+        took.append(time.monotonic() - since)
+    print(f"{len(took)} rounds of the others; the longest took {max(took):.1f} s")
+    assert median(took) < 5, f"{sorted(took)}"
+
+
 def set_aside(worker: Running) -> list[tuple[str, int]]:
     return [(told["topic"], told["partition"]) for told in worker.events("partition_set_aside")]
 
@@ -119,13 +135,12 @@ def test_partitions_below_their_min_isr_stop_their_own_shards_alone_and_come_bac
     end_of(bench, [into(bench, number) for number in range(4)], 60)
     set_topic(three, bench.names.status, "min.insync.replicas", "2")
     waiting: list[str] = []
-    began, longest, last = time.monotonic(), 0.0, time.monotonic()
-    while time.monotonic() < began + 20:
-        waiting += [into(bench, number) for number in SICK] if len(waiting) < 20 else []
+
+    def round_of_the_healthy() -> None:
+        waiting.extend(into(bench, number) for number in SICK if len(waiting) < 20)
         end_of(bench, [into(bench, number) for number in HEALTHY], 60)
-        longest, last = max(longest, time.monotonic() - last), time.monotonic()
-    print(f"longest silence of the healthy partitions: {longest:.1f} s")
-    assert longest < 15, f"{longest:.1f} s; 3 s on a quiet machine"
+
+    check_rounds(round_of_the_healthy, 20)
     sick = {("status", number) for number in SICK}
     until(lambda: sick <= set(set_aside(worker)), lambda: f"they are set aside: {set_aside(worker)}")
     assert not [origin for origin in waiting if origin in bench.ended]
@@ -185,12 +200,7 @@ def test_a_request_partition_without_a_leader_keeps_no_other_shard_from_its_next
         end_of(bench, [into(bench, number) for number in range(3)], 60)
         (told,) = second.events("claim_waits")
         assert (told["shard"], told["bands"]) == (3, ["normal"])
-        began, longest, last = time.monotonic(), 0.0, time.monotonic()
-        while time.monotonic() < began + 15:
-            end_of(bench, [into(bench, number) for number in range(3)], 60)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        print(f"longest silence of the other shards: {longest:.1f} s")
-        assert longest < 15, f"{longest:.1f} s; 1 s on a quiet machine: a try to claim asks who leads"
+        check_rounds(lambda: end_of(bench, [into(bench, number) for number in range(3)], 60), 15)
         three.start(3)
         end_of(bench, [into(bench, 3)], 90)
         bench.finish()

@@ -38,8 +38,10 @@ def bootstrap(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     one.with_env("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1")  # one broker: else no transaction ever begins
     one.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
     one.with_env("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "500")  # the bench's workers have a short one
-    with one as kafka:
-        yield kafka.get_bootstrap_server()
+    try:
+        yield one.start(timeout=300).get_bootstrap_server()  # its own 30 s are short on a busy machine
+    finally:
+        one.stop()
 
 
 @pytest.fixture
