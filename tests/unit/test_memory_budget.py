@@ -92,3 +92,11 @@ def test_a_consumer_fetches_ahead_what_its_budget_allows() -> None:
     assert kafka.consumer("g")["queued.max.messages.kbytes"] == 2_730
     assert kafka.tail()["queued.max.messages.kbytes"] == 2_048
     assert kafka.held_bytes_max == 2_730 * 1_024
+
+
+def test_what_is_fetched_ahead_fills_a_transaction_also_with_requests_of_20_kb() -> None:
+    """Bug: each transaction carried the 200 requests that 4 MB of prefetch are, however many slots were free."""
+    full = EngineConfig().events_max // 3  # three events a task
+    properties = KafkaSettings("x:1", fetch_kbytes=Budget(256).fetch_kbytes).consumer("g")
+    assert properties["queued.min.messages"] >= full
+    assert properties["queued.max.messages.kbytes"] * 1_024 >= full // 2 * 20_000
