@@ -103,7 +103,7 @@ class EngineConfig:
     batch_bytes_max: int = 16_000_000  # bounds its results and dead letters
     backlog_max: int = 150  # records of one cell held beyond its ledger's limit before the cell is paused
     backlog_bytes_max: int = 4_000_000  # and their bytes
-    waiting_bytes_max: int = 96 << 20  # for requests, from fetch to end (core/memory.py); see worker/memory_budget.py
+    waiting_bytes_max: int = 80 << 20  # for requests, from fetch to end (core/memory.py); see worker/memory_budget.py
     active_bytes_max: int = 80 << 20  # decoded parameters of running tasks, and results that are not committed yet
     backlog_low: int = 50  # a cell resumes below this; pausing discards the prefetched records (5 ms)
     progress_ms: int = 100  # minimum time between two progress events of a task

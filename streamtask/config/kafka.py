@@ -61,14 +61,14 @@ class KafkaSettings:
     max_poll_interval_ms: int = 60_000
     batch_bytes: int = 400_000
     message_bytes_max: int = MESSAGE_BYTES_MAX
-    fetch_kbytes: int = 4_096
+    fetch_kbytes: int = 10_922
     tail_kbytes: int = 65_536
     on_error: Callable[[Any], None] | None = field(default=None, compare=False)
 
     @property
     def held_bytes_max(self) -> int:
         """Bytes that a worker's consumer keeps back while it serves the group."""
-        return 2 * self.fetch_kbytes * 1_024
+        return self.fetch_kbytes * 1_024
 
     def __post_init__(self) -> None:
         if not self.bootstrap:
@@ -131,7 +131,8 @@ class KafkaSettings:
             "fetch.wait.max.ms": 50,
             "fetch.error.backoff.ms": 50,  # default 500
             "fetch.queue.backoff.ms": 10,  # default 1000: a gap of a second whenever the prefetch was full
-            "queued.min.messages": 500,  # per partition; the backlog stays in Kafka
+            # Over all partitions, because their queues are forwarded to that of the consumer. The backlog stays in Kafka.
+            "queued.min.messages": 1_000,
             "queued.max.messages.kbytes": self.fetch_kbytes,  # over all partitions
             # Both limits apply only before a fetch, and a fetch counts compressed bytes: with librdkafka's 1 MiB, a backlog of
             # small requests in 36 partitions took 290 MB of a worker; with 64 KiB, 30 MB. A larger batch still comes, alone.

@@ -40,6 +40,14 @@ LIST_BYTES: Final = 72
 DICT_BYTES: Final = 240
 ITEM_BYTES: Final = 48
 STRING_BYTES: Final = 64
+# When the structure of a text is counted: how long it and its strings must be for skipping them to be worth a search, and
+# how many quotes are examined (and another one for each QUOTE_EVERY bytes passed), and backslashes before one.
+SKIP_MIN: Final = 2_048
+LONG_STRING: Final = 512
+QUOTES_MAX: Final = 40
+QUOTE_EVERY: Final = 1_024
+SLASHES_MAX: Final = 64
+OBJECT, BACKSLASH = ord("{"), ord("\\")
 DECAY: Final = 16  # a smaller result lowers the expectation of its type by a sixteenth
 _ASTRAL: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD]")
 
@@ -67,11 +75,11 @@ def record_weight(record: RequestRecord) -> int:
 
 def opened_weight(text: bytes) -> int:
     """An upper bound of the memory that the values of this JSON text take (1 MB of `[[],[],…]`: 40 MB)."""
-    count = text.count
-    if text.isascii() and rb"\u" not in text:
+    if text.isascii() and (b"\\" not in text or rb"\u" not in text):  # one byte is found 100 times as fast as two
         width = 1
     else:  # one character beyond the BMP makes the whole string four bytes wide
         width = 4 if _ASTRAL.search(text) else 2
+    count = _without_long_strings(text).count
     return (
         width * len(text)
         + DICT_BYTES * count(b"{")
@@ -79,6 +87,37 @@ def opened_weight(text: bytes) -> int:
         + ITEM_BYTES * count(b",")
         + STRING_BYTES * (count(b'"') >> 1)
     )
+
+
+def _without_long_strings(text: bytes) -> bytes:
+    """A JSON object without the characters of its long strings, which are no structure.
+
+    Example: of `{"a":"<20,000 characters>","b":[1]}` remains `{"a":"","b":[1]}`. CPython takes 8 us to count one character in
+    20 KB, and 0.2 us to find the end of a string of that length. Where quotes are frequent, it gives up and the rest remains:
+    there the search would take longer than counting.
+    """
+    if len(text) < SKIP_MIN or text[0] != OBJECT:  # not an object: a binary format, whose quotes enclose nothing
+        return text
+    find, parts, start, opening, quotes = text.find, [], 0, -1, 0
+    at = find(b'"')
+    while at >= 0 and quotes < QUOTES_MAX + at // QUOTE_EVERY:
+        if opening < 0:
+            opening = at
+        else:
+            slashes = 0
+            if text[at - 1] == BACKSLASH:
+                before = text[max(at - SLASHES_MAX, opening + 1) : at]
+                slashes = len(before) - len(before.rstrip(b"\\"))
+                if slashes == SLASHES_MAX:
+                    break
+            if slashes % 2 == 0:  # the string ends here: the quote is not escaped
+                if at - opening > LONG_STRING:
+                    parts.append(text[start : opening + 1])
+                    start = at
+                opening = -1
+        at = find(b'"', at + 1)
+        quotes += 1
+    return b"".join((*parts, text[start:])) if parts else text
 
 
 def end_weight(final: End) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -314,6 +315,41 @@ def test_the_weight_of_parameters_is_not_far_above_what_python_takes(value: Any,
     text = json.dumps(value, separators=(",", ":"))
     real = deep(json.loads(text), set())
     assert real <= opened_weight(text.encode()) <= most * real
+
+
+@pytest.mark.parametrize("length", range(5))
+def test_however_a_string_ends_the_structure_after_it_is_counted(length: int) -> None:
+    for end in itertools.product('"\\x', repeat=length):
+        for text in ("".join(end), "x" * 600 + "".join(end)):
+            value = {"text": text, "lists": [[] for _ in range(700)], "last": "", "filled": "x" * 600}
+            assert opened_weight(json.dumps(value).encode()) >= deep(value, set()), f"the text ends with {end}"
+
+
+def test_what_looks_like_structure_inside_a_long_string_weighs_no_more_than_its_bytes() -> None:
+    text = json.dumps({"page": "[{,}]" * 4_000, "rows": [1, 2]}).encode()
+    assert opened_weight(text) < len(text) + 1_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"' * 500_000, "\\" * 500_000, '\\"' * 250_000, 'x"' * 250_000],
+    ids=["quotes", "backslashes", "escapes", "pairs"],
+)
+def test_no_text_makes_weighing_examine_more_than_a_quote_for_each_kilobyte(text: str) -> None:
+    encoded, places = json.dumps({"a": text, "b": [[] for _ in range(9)]}).encode(), []
+
+    class Counted(bytes):
+        def find(self, *given: Any) -> int:
+            places.append(given)
+            return super().find(*given)
+
+    assert opened_weight(Counted(encoded)) >= len(encoded)
+    assert len(places) <= len(encoded) // 1_024 + 42
+
+
+def test_quotes_in_a_binary_format_enclose_nothing() -> None:
+    text = b'\x00"' + b"[]," * 3_000 + b'"'
+    assert opened_weight(text) > 3_000 * 100
 
 
 def test_a_share_is_never_exceeded_by_more_than_what_was_taken_last() -> None:

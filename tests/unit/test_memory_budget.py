@@ -66,7 +66,7 @@ def test_the_parts_of_a_budget_do_not_add_up_to_more_than_it(memory_mb: int) -> 
     budget = Budget(memory_mb)
     limits = budget.limits()
     held = limits["waiting_bytes_max"] + limits["active_bytes_max"] + 2 * limits["batch_bytes_max"]
-    held += (4 * budget.fetch_kbytes + 2 * budget.tail_kbytes) * 1_024
+    held += (3 * budget.fetch_kbytes + 2 * budget.tail_kbytes) * 1_024
     assert held <= memory_mb * MIB
 
 
@@ -79,6 +79,14 @@ def test_the_default_budget_is_what_an_engine_has_by_itself() -> None:
 
 def test_a_consumer_fetches_ahead_what_its_budget_allows() -> None:
     kafka = KafkaSettings("x:1", fetch_kbytes=Budget(64).fetch_kbytes, tail_kbytes=Budget(64).tail_kbytes)
-    assert kafka.consumer("g")["queued.max.messages.kbytes"] == 1_024
+    assert kafka.consumer("g")["queued.max.messages.kbytes"] == 2_730
     assert kafka.tail()["queued.max.messages.kbytes"] == 2_048
-    assert kafka.held_bytes_max == 2 * MIB
+    assert kafka.held_bytes_max == 2_730 * 1_024
+
+
+def test_what_is_fetched_ahead_fills_a_transaction_also_with_requests_of_20_kb() -> None:
+    """Bug: each transaction carried the 200 requests that 4 MB of prefetch are, however many slots were free."""
+    full = EngineConfig().events_max // 3  # three events a task
+    properties = KafkaSettings("x:1", fetch_kbytes=Budget(256).fetch_kbytes).consumer("g")
+    assert properties["queued.min.messages"] >= full
+    assert properties["queued.max.messages.kbytes"] * 1_024 >= full // 2 * 20_000
