@@ -18,6 +18,7 @@ from streamtask.domain.model import Ending
 from streamtask.domain.ports import Stop, StopReason
 from streamtask.execution.process_pool import child, pipe, pool
 from streamtask.execution.process_pool.child_handle import Place
+from streamtask.execution.process_pool.waiting import AHEAD_BYTES
 from tests.unit.process_pool_hand import Hand, until
 from tests.unit.test_process_pool_batches import Notes, notes, own, results
 
@@ -185,11 +186,10 @@ def test_the_lead_band_overtakes_those_that_wait_in_a_child(own: Callable[..., H
 def test_what_a_child_is_handed_fits_into_its_pipe(own: Callable[..., Hand], notes: Notes) -> None:
     hand = own()
     first = running(hand, notes)
-    large = [("noop", {"n": int("9" * 4_000)})] * 30  # of some 4 KB each
+    large = [("noop", {"n": "x" * 16_000})] * 12
     others = hand.begin_many(*large)
-    until(lambda: len(hand.in_children()[0]) > 1, "some wait in the child")
-    sizes = [len(job.payload) for job in place(hand).jobs]
-    assert sum(sizes[1:]) <= 64 * 1024
+    until(lambda: len(hand.in_children()[0]) == 4, "some wait in the child")
+    assert sum(len(job.payload) for job in list(place(hand).jobs)[1:]) <= AHEAD_BYTES
     notes.go_on()
     results([hand.end(first)])
     hand.end_all(others)
