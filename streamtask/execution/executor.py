@@ -30,11 +30,11 @@ from streamtask.errors import LifespanError
 from streamtask.execution import outcomes
 from streamtask.execution.event_loop import Coroutines
 from streamtask.execution.execution import Execution, OnEvent
-from streamtask.execution.process_pool.child_handle import Job
 from streamtask.execution.process_pool.pipe import job_of
 from streamtask.execution.process_pool.pool import Pool
 from streamtask.execution.process_pool.quarantine import Quarantine
 from streamtask.execution.process_pool.settings import Children
+from streamtask.execution.process_pool.waiting import Job
 from streamtask.execution.stack_location import Running, Stragglers, where
 from streamtask.handlers.registry import Context, Handler, Lifespan
 from streamtask.observability.tracing import Attempts
@@ -145,6 +145,7 @@ class Executor(HasLifecycle):
         assert not self._loop_ends, "submit after stop"
         now = time.monotonic()
         batch: list[Execution] = []
+        jobs: dict[Pool, list[Job]] = {}
         report, state, bands = self._report, self._coroutines.state, self._bands
         span_of = None if self._attempts is None else self._attempts.beginner()
         for start in starts:
@@ -159,13 +160,16 @@ class Executor(HasLifecycle):
                 execution.span = span_of(start)
             self._executions[start.token] = execution
             if handler.kind is HandlerKind.PROCESS or (start.group and self.pool is not None):
-                self._to_child(execution, start, handler)
+                pool, job = self._for_child(execution, start, handler)
+                jobs.setdefault(pool, []).append(job)
             elif handler.kind is HandlerKind.ASYNC:
                 batch.append(execution)
             else:
                 self._to_thread(execution)
         if batch:
             self._coroutines.begin(batch)
+        for pool, of_pool in jobs.items():
+            pool.submit(of_pool)
 
     def stop_executions(self, stops: Sequence[Stop]) -> None:
         """Stop these executions; those that have already ended are ignored."""
@@ -420,7 +424,7 @@ class Executor(HasLifecycle):
 
     # --- Children -----------------------------------------------------------------------------------------------------
 
-    def _to_child(self, execution: Execution, start: Start, handler: Handler) -> None:
+    def _for_child(self, execution: Execution, start: Start, handler: Handler) -> tuple[Pool, Job]:
         """Process handlers go to the pool (suspects among them alone), other suspects to the child of their group."""
         alone = handler.kind is HandlerKind.PROCESS
         pool = execution.pool = self.pool if alone else self._quarantine
@@ -428,17 +432,16 @@ class Executor(HasLifecycle):
         carried = () if execution.span is None else execution.span.carried
         # Do not share a child that may have to be replaced after this execution.
         shares = start.shares and handler.max_tasks is None and handler.memory_mb is None
-        pool.submit(
-            Job(
-                start.token,
-                handler.name,
-                job_of(start, handler.memory_mb, carried),
-                handler.max_tasks,
-                own=alone and start.group > 0,
-                shares=shares,
-                timed=start.timed,
-                group=0 if alone else start.group,
-            )
+        return pool, Job(
+            start.token,
+            handler.name,
+            job_of(start, handler.memory_mb, carried),
+            handler.max_tasks,
+            own=alone and start.group > 0,
+            shares=shares,
+            timed=start.timed,
+            lead=start.record.band == 0,
+            group=0 if alone else start.group,
         )
 
     def child_ended(self, token: int, outcome: Outcome) -> None:

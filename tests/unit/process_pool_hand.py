@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,14 +82,34 @@ class Hand:
         self.executor.submit([start])
         return start.token
 
-    def begin_many(self, *wanted: tuple[str, dict[str, Any]]) -> list[int]:
-        """Short ones, which are handed to a child together: the pool's thread sees none before it sees all."""
+    def begin_many(self, *wanted: tuple[str, dict[str, Any]], band: int = 1) -> list[int]:
+        """Short ones, which the pool receives together."""
         starts = [self._start(task_type, parameters, shares=True) for task_type, parameters in wanted]
-        all_there = threading.Event()
-        self.pool._post(lambda: assert_(all_there.wait(WAIT_S)))
+        for start in starts:
+            start.record.band = band
         self.executor.submit(starts)
-        all_there.set()
         return [start.token for start in starts]
+
+    @contextmanager
+    def busy_pool(self) -> Iterator[None]:
+        """The pool's thread does nothing in here."""
+        reached, done = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            reached.set()
+            assert done.wait(WAIT_S)
+
+        self.pool._calls.post(wait)
+        assert reached.wait(WAIT_S)
+        try:
+            yield
+        finally:
+            done.set()
+
+    def in_children(self) -> list[list[int]]:
+        """The tokens of the jobs that each child has, in order."""
+        with self.busy_pool():
+            return [[job.token for job in one.jobs] for one in self.pool._children.values()]
 
     def _start(self, task_type: str, parameters: dict[str, Any], **more: bool) -> Start:
         self._tokens += 1
@@ -150,10 +171,6 @@ class Hand:
 
     def still_works(self) -> None:
         assert self.result("noop", n=42) == 42
-
-
-def assert_(true: bool) -> None:
-    assert true
 
 
 def ready(path: Path) -> int:

@@ -97,7 +97,7 @@ def test_those_behind_one_that_takes_long_are_asked_back_and_run_elsewhere(
 def test_what_comes_back_waits_for_the_child_where_there_is_no_other(own: Callable[..., Hand], notes: Notes) -> None:
     hand = own()
     tokens = hand.begin_many(notes.waiting(0), *[notes.job(n) for n in range(1, 9)])
-    until(lambda: hand.pool._pending, "they came back")
+    until(lambda: list(hand.pool._pending) == tokens[1:], "they came back")
     notes.go_on()
     assert results(hand.end_all(tokens)) == [str(n).encode() for n in range(9)]
     assert list(notes.begun()) == list(range(9)), "in their order still"
@@ -189,7 +189,8 @@ def test_closing_ends_what_is_not_begun_as_well(own: Callable[..., Hand], notes:
 def test_a_recall_that_comes_while_the_child_gives_back_gives_nothing_back_twice() -> None:
     """Bug: it raised in the handler that ran, which failed."""
     ours, theirs = socket.socketpair()
-    one = child.Child(App("any"), theirs)
+    stops, control = socket.socketpair()
+    one = child.Child(App("any"), theirs, control)
 
     class Disturbed(deque[tuple[int, bytes]]):
         """Another recall comes in the middle of every look at it."""
@@ -208,7 +209,7 @@ def test_a_recall_that_comes_while_the_child_gives_back_gives_nothing_back_twice
 
     one._queue = Disturbed((token, b"") for token in range(9))
     one._on_recall(signal.SIGURG, None)
-    with ours, theirs:
+    with ours, theirs, stops, control:
         told = list(pipe.Frames().feed(ours.recv(4_096)))
     assert sorted(token for _, token, _ in told) == list(range(9))
 

@@ -167,7 +167,7 @@ def test_a_child_that_writes_no_frames_is_killed_and_that_is_a_death(own: Callab
     quarantine = hand.executor._quarantine
     assert quarantine is not None
     (ward,) = quarantine._wards()
-    quarantine._post(lambda: quarantine._break(ward, str(pipe.Garbage("nonsense"))))
+    quarantine._calls.post(lambda: quarantine._break(ward, str(pipe.Garbage("nonsense"))))
     assert "nonsense" in hand.end(sleeper).error
 
 

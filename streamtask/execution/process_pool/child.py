@@ -1,14 +1,16 @@
 """The child: loads the app once, then runs one execution after the other, until its worker closes the pipe or kills it.
 
-    python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD [many]
+    python -m streamtask.execution.process_pool.child MODULE:app FD ALIVE_FD CONTROL_FD|many
 
 Plain functions run in the main thread, `async def` on the loop of the child's own executor (which also holds the app's
 lifespan, opened at the first use of `ctx.state`). The pipe has its own descriptor: stdout and stderr belong to the handler.
-SIGTERM means "stop" only while the worker's STOP is in the pipe: when all processes of a service get a SIGTERM, the worker
-acts on it. It raises CancelledError in the handler, so that its `finally` blocks run; then the child ends.
+SIGTERM means "stop" only while the worker's STOP for this execution is in the control channel: when all processes of a service
+get a SIGTERM, the worker acts on it. It raises CancelledError in the handler, so that its `finally` blocks run; then the child
+ends.
 
-Short executions arrive several at once. SIGURG asks to return those that have not begun, because the first takes longer than
-expected. "many": the child of a group of suspects, which it runs at the same time (quarantine_child.py).
+Short executions wait here, in the queue and in the pipe, so that the child need not wait for its worker between two of them.
+SIGURG asks to return all that have not begun, because the first takes longer than expected, or because a more urgent one
+waits. "many": the child of a group of suspects, which it runs at the same time (quarantine_child.py).
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import faulthandler
 import gc
 import json
 import logging
+import math
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -48,7 +52,6 @@ from streamtask.observability import tracing
 
 EXIT_CONFIG = 2
 FLUSH_S = 0.5  # for spans, before an exit during an execution: less than the shortest useful grace
-PEEK_BYTES = 4_096
 MB = 1024 * 1024
 PATIENCE_S = 86_400.0  # nothing is abandoned in here: the worker kills instead
 OOM_SCORE = "500"  # if memory runs out, the kernel takes a child rather than its worker
@@ -76,36 +79,44 @@ class ChildContext(LiveContext):
 class Child:
     """One child at work. Everything belongs to the main thread except `report` and `send`."""
 
-    def __init__(self, app: App, channel: socket.socket) -> None:
+    def __init__(self, app: App, channel: socket.socket, control: socket.socket) -> None:
         self._app = app
         self.bands = app.settings.topics.bands
         self._channel = channel
+        self._control = control
+        self._frames = pipe.Frames(pipe.TO_CHILD, math.inf)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sending = 0  # frames that the main thread is writing: a signal must not interrupt one
         self._stop_owed = False  # a stop that arrived meanwhile
+        self._receiving = (
+            False  # bytes are on their way from the pipe to the queue: a signal must not take those after them
+        )
         self._queue: deque[tuple[int, bytes]] = deque()  # received and not begun
-        self._back_owed = False  # return them after the present frame is written
+        self._back_owed = False  # return all that has not begun, as soon as nothing is being written or received
         self._context: LiveContext | None = None  # of the execution in progress, while it may be stopped
         self._token = 0
         self._stop_seen = False
         self._executor: Executor | None = None
         self._asleep: Executor | None = None  # the executor that the main thread waits on
         self._data_bytes = _data_bytes()
-        os.register_at_fork(after_in_child=channel.close)  # a forked copy must not write for this child
+        for end in (channel, control):
+            os.register_at_fork(
+                after_in_child=end.close
+            )  # a forked copy must not write for this child, nor take its stops
 
     def run(self) -> None:
         """Run until the worker closes the pipe, or an execution was stopped."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(RECALL, self._on_recall)
         self.send(pipe.frame(pipe.HELLO))
-        while (frame := pipe.received(self._channel)) is not None:
-            kind, token, payload = frame
-            if kind == pipe.JOB:
-                self._queue.append((token, payload))
-            elif kind == pipe.JOBS:
-                self._queue.extend(pipe.jobs_in(payload))
-            while self._queue:  # skipped for a STOP that came too late
+        more = select.poll()
+        more.register(self._channel, select.POLLIN)
+        open_ = True
+        while open_:
+            more.poll()  # not recv: a recall that comes while the child waits here reads the pipe itself
+            open_ = self._receive()
+            while self._queue:
                 try:
                     job = self._queue.popleft()
                 except IndexError:  # a recall came between the two lines
@@ -146,7 +157,7 @@ class Child:
                 os._exit(pipe.EXIT_DEAF)
         finally:
             self._sending -= main
-        if main and self._back_owed and not self._sending:
+        if main and self._back_owed:
             self._give_back()
         if main and self._stop_owed and not self._sending:
             self._stop_owed = False
@@ -158,14 +169,38 @@ class Child:
         """
         self.send(pipe.progress(context.token, fraction, message))
 
+    def _receive(self) -> bool:
+        """Move what is in the pipe to the queue, without waiting for more. False: the worker has closed the pipe."""
+        open_ = True
+        self._receiving = True
+        try:
+            data = self._channel.recv(pipe.RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            self._queue.extend((token, payload) for _kind, token, payload in self._frames.feed(data))
+            open_ = bool(data)
+        except BlockingIOError:  # a recall has just read it
+            pass
+        except OSError:
+            if os.getpid() == self._pid:
+                os._exit(pipe.EXIT_DEAF)  # a handler has closed a descriptor that is not its own
+            open_ = False
+        finally:
+            self._receiving = False
+        if self._back_owed:
+            self._give_back()
+        return open_
+
     def _on_recall(self, _number: int, _frame: Any) -> None:
-        if self._queue:
-            self._back_owed = True
-            if not self._sending:
-                self._give_back()
+        self._back_owed = True
+        self._give_back()
 
     def _give_back(self) -> None:
+        """Return what has not begun, what is still in the pipe included, unless the main thread is inside one of its own
+        transfers: it calls this again at the end of that.
+        """
+        if self._sending or self._receiving:
+            return
         self._back_owed = False
+        self._receive()
         back = b""
         # Last one first: the worker puts each before those that wait. One by one: another recall may interrupt.
         while self._queue:
@@ -173,16 +208,18 @@ class Child:
                 back += pipe.frame(pipe.BACK, self._queue.pop()[0])
             except IndexError:
                 break
-        self.send(back)
+        if back:
+            self.send(back)
 
     # --- Stop ---------------------------------------------------------------------------------------------------------
 
-    def _stop_waits(self) -> bool:
-        """True when the worker's STOP for this execution is in the pipe (or the pipe has ended). A STOP for an earlier
-        execution may be there too; nothing else is sent to a busy child.
+    def _is_stopped(self) -> bool:
+        """True when the worker's STOP for this execution has come (or the control channel has ended). Others may come with it,
+        for earlier executions that had ended before; there are none for later ones, because the worker stops only the first
+        that has not been answered.
         """
         try:
-            data = self._channel.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            data = self._control.recv(pipe.STOPS_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -191,7 +228,7 @@ class Child:
 
     def _on_term(self, _number: int, _frame: Any) -> None:
         context = self._context
-        if context is None or self._stop_seen or not self._stop_waits():
+        if context is None or self._stop_seen or not self._is_stopped():
             return
         self._stop_seen = True
         context.stop(StopReason.CANCEL)
@@ -214,7 +251,7 @@ class Child:
         try:
             try:
                 self._context = context  # from here on a SIGTERM may raise
-                if self._stop_waits():  # it came earlier, when the signal did not concern this execution
+                if self._is_stopped():  # it came earlier, when the signal did not concern this execution
                     self._stop_seen = True
                     return outcomes.stopped(StopReason.CANCEL)
                 if memory_mb is not None:  # beyond what earlier executions have left here
@@ -321,7 +358,7 @@ def _log_over_the_pipe(say: Callable[[bytes], None]) -> None:
 
 def main(argv: list[str]) -> int:
     """Never returns with an execution open."""
-    app_path, channel_fd, alive_fd = argv[0], int(argv[1]), int(argv[2])
+    app_path, channel_fd, alive_fd, kind = argv[0], int(argv[1]), int(argv[2]), argv[3]
     die_with_parent(alive_fd)
     channel = socket.socket(fileno=channel_fd)
     os.set_inheritable(channel_fd, False)
@@ -339,8 +376,8 @@ def main(argv: list[str]) -> int:
         return EXIT_CONFIG
     gc.collect()
     gc.freeze()
-    child: Child | Many = Child(app, channel)
-    if MANY in argv[3:]:
+    child: Child | Many
+    if kind == MANY:
         settings = app.settings
         child = Many(
             app.registry,
@@ -349,6 +386,10 @@ def main(argv: list[str]) -> int:
             lifespan=app.lifespan,
             bands=settings.topics.bands,
         )
+    else:
+        control = socket.socket(fileno=int(kind))
+        os.set_inheritable(int(kind), False)
+        child = Child(app, channel, control)
     _log_over_the_pipe(child.send)
     child.run()
     return 0

@@ -1,4 +1,7 @@
-"""What travels between a worker and one of its children: frames over their own socket pair.
+"""What travels between a worker and one of its children: frames over their own socket pairs.
+
+Jobs and answers share one pair. Stops have the other one, `control`, so that a child finds them without reading the jobs that
+wait before them. (A quarantine child has one pair, because a thread of it reads everything at once.)
 
 A frame is a header (length of the payload, kind, token of the execution) and the payload. The worker trusts nothing: a frame
 of an unknown kind, of another execution or too long is Garbage, and the child is killed. What the worker sends is pickled (the
@@ -27,9 +30,12 @@ PAYLOAD_MAX = 64 * 1024 * 1024  # of a result; no event can hold this much
 EXIT_DEAF = 113  # of a child that finds its pipe closed: its worker no longer listens
 LOG_MAX = 64 * 1024  # characters of one field of a log line
 
-JOB, STOP, JOBS = 1, 2, 3  # to the child. JOBS: several JOB frames as one payload
+JOB, STOP = 1, 2  # to the child
 HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN = 11, 12, 13, 14, 15, 16, 17, 18  # from the child
+TO_CHILD = frozenset((JOB, STOP))
 FROM_CHILD = frozenset((HELLO, RETURNED, ENDED, PROGRESS, LOG, BACK, LEAVING, BEGUN))
+RECEIVE_BYTES = 256 * 1024
+STOPS_BYTES = 256 * HEADER.size  # a STOP is a header alone: what is read from `control` is a whole number of them
 MS = struct.Struct("<f")  # before a result: how long its handler took
 
 Frame = tuple[int, int, bytes]  # kind, token, payload
@@ -67,12 +73,14 @@ def _exactly(channel: socket.socket, count: int) -> bytes | None:
 
 
 class Frames:
-    """Converts bytes from a child to frames."""
+    """Converts bytes to frames of these kinds, of at most this many bytes of payload."""
 
-    __slots__ = ("_bytes",)
+    __slots__ = ("_bytes", "_kinds", "_payload_max")
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: frozenset[int] = FROM_CHILD, payload_max: float = PAYLOAD_MAX) -> None:
         self._bytes = bytearray()
+        self._kinds = kinds
+        self._payload_max = payload_max
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that are complete now. Raises Garbage."""
@@ -82,7 +90,7 @@ class Frames:
         try:
             while end - at >= HEADER.size:
                 length, kind, token = HEADER.unpack_from(buffer, at)
-                if kind not in FROM_CHILD or length > PAYLOAD_MAX:
+                if kind not in self._kinds or length > self._payload_max:
                     raise Garbage(f"it wrote an invalid frame into its pipe: {bytes(buffer[at : at + 32])!r}")
                 stop = at + HEADER.size + length
                 if stop > end:
@@ -94,19 +102,9 @@ class Frames:
             del buffer[:at]
 
 
-def jobs_in(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """(token, payload) of each JOB in a payload of JOBS."""
-    at = 0
-    while at < len(payload):
-        length, _kind, token = HEADER.unpack_from(payload, at)
-        at += HEADER.size
-        yield token, payload[at : at + length]
-        at += length
-
-
 def stops_in(data: bytes) -> set[int]:
-    """The tokens of the STOP frames that begin in these bytes; the pipe of a busy child holds nothing else."""
-    return {HEADER.unpack_from(data, at)[2] for at in range(0, len(data) - HEADER.size + 1, HEADER.size)}
+    """The tokens of these STOP frames."""
+    return {token for _length, _kind, token in HEADER.iter_unpack(data)}
 
 
 def job_of(start: Start, memory_mb: int | None, trace: Sequence[tuple[str, bytes]] = ()) -> bytes:

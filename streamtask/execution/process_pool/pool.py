@@ -3,48 +3,46 @@
 One thread owns the children and their pipes; other threads put calls for it into a queue. Each child has its own session, so
 that a signal also reaches the processes that it has started.
 
-    stop      STOP into the pipe, SIGTERM to the group, after `grace_s` SIGKILL; the execution has ended when the child has
+    stop      STOP over `control`, SIGTERM to the group, after `grace_s` SIGKILL; the execution has ended when the child has
     death     of a child that was not stopped: Ending.LOST, only for its execution
     own       an execution that may kill its worker runs in a child that is started for it alone
-    short     several at once; those that have not begun are asked back when the first takes RECALL_S
+    short     a child is handed several at once, and more while it works on them (waiting.py). It is asked to return those that
+              it has not begun (SIGURG) when the first takes RECALL_S, one of them is stopped, or one of the lead band waits
     recycle   a child ends after `max_tasks` executions of a type with that option, after a MemoryError, after every stop
 
-Always true: every submitted job yields exactly one outcome; a job is in one child or in none; a child has begun only the
-first of its jobs, and is handed no others before it has answered them all; everything that a child has started is dead when
-its death is reported; a child that cannot start does not stop the pool until START_TRIES starts in a row have failed, and
-then everything that waits gets that error.
+Always true: every submitted job yields exactly one outcome; a job is in one child or in none; of the jobs that a child has, it
+has begun only the first, because it answers each before it begins the next; a job that is not short is in a child alone;
+everything that a child has started is dead when its death is reported; a child that cannot start does not stop the pool until
+START_TRIES starts in a row have failed, and then everything that waits gets that error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import os
 import secrets
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
 from streamtask.domain.startstop import HasLifecycle, Lifecycle
 from streamtask.execution import outcomes
 from streamtask.execution.process_pool import pipe, reaper
-from streamtask.execution.process_pool.child_handle import CLOSED, Job, Place, how_ended, launch, log_line, stopped
+from streamtask.execution.process_pool.child_handle import CLOSED, Place, how_ended, launch, log_line, stopped
+from streamtask.execution.process_pool.posted_calls import PostedCalls
 from streamtask.execution.process_pool.reaper_client import Keeper
 from streamtask.execution.process_pool.settings import Children, Listener
+from streamtask.execution.process_pool.waiting import AHEAD_MS, Job, Waiting
 
 DEAF_S = 0.25  # the end of a pipe is the first sign of a death; a child that still lives after this has closed it
 START_TRIES = 5
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # between starts of a child that dies before it is ready
-RECEIVE_BYTES = 256 * 1024
-BATCH_MAX = 32  # short jobs handed over at once
+OVERTAKE_S = 0.02  # between two recalls for the lead band: each costs a child a moment without work
 RECALL_S, RECALL_AGAIN_S = 0.05, 1.0  # a short one takes less; if it takes more, the others are better off elsewhere
 
 
@@ -58,20 +56,19 @@ class Pool(HasLifecycle):
         self._on_event = children.on_event
         self._life = Lifecycle("The pool of child processes")
         self._mark = secrets.token_hex(8)
-        self._posted: deque[Callable[[], None]] = deque()  # for the pool's thread; bounded by slots and children
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Place] = {}
         self._idle: list[Place] = []
-        self._pending: dict[int, Job] = {}
+        self._pending = Waiting()
         self._lonely: dict[int, Job] = {}  # each waits for its own child
         self._by_token: dict[int, Place] = {}
+        self._overtake_at_s = 0.0  # the next recall for the lead band
         self._numbers = 0
         self._failed_starts = 0
         self._start_at_s: float | None = None
         self._closing = False
         self._deadline_s = math.inf  # for closing
-        self._woken = False
-        self._guard = Keeper(self._mark, lambda: self._post(self._guard_died))
+        self._guard = Keeper(self._mark, lambda: self._calls.post(self._guard_died))
         self._thread = threading.Thread(target=self._run, name="streamtask-children", daemon=True)
         self.failure: Exception | None = None  #: children cannot be started: from now on nothing should be submitted
 
@@ -85,24 +82,23 @@ class Pool(HasLifecycle):
         self._life.start(self._begin)
 
     def _begin(self) -> None:
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._calls = PostedCalls()
         self._alive_in, self._alive_out = os.pipe()  # never written: it ends when this process does
-        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self._selector.register(self._calls.wake, selectors.EVENT_READ, None)
         if self._count:
             self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Run this job as soon as a child is free, or in its own child. From one thread only."""
-        assert job.own or self._count, f"{job.task_type!r} needs a child, and there are none"
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Run each of these jobs as soon as a child is free, or in its own child. From one thread only."""
+        for job in jobs:
+            assert job.own or self._count, f"{job.task_type!r} needs a child, and there are none"
         if not self._thread.ident:
             self._thread.start()
-        self._post(lambda: self._submit(job))
+        self._calls.post(lambda: self._submit(jobs))
 
     def stop_job(self, token: int, reason: StopReason) -> None:
         """Stop this execution; one that has ended is ignored. The first reason counts."""
-        self._post(lambda: self._stop_job(token, reason))
+        self._calls.post(lambda: self._stop_job(token, reason))
 
     def pids(self) -> list[int]:
         """The pids of living children."""
@@ -118,7 +114,7 @@ class Pool(HasLifecycle):
 
         def end() -> None:
             if self._thread.ident:
-                self._post(lambda: self._close(deadline_s))
+                self._calls.post(lambda: self._close(deadline_s))
                 self._thread.join()
             elif self.started:
                 self._release()
@@ -126,13 +122,6 @@ class Pool(HasLifecycle):
                 self._selector.close()
 
         self._life.stop(end, timeout_s + self._settings.grace_s)
-
-    def _post(self, call: Callable[[], None]) -> None:
-        self._posted.append(call)
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):  # full: the thread is awake. Closed: the pool has ended
-                self._wake_out.send(b"\0")
 
     # --- The pool's thread --------------------------------------------------------------------------------------------
 
@@ -151,15 +140,13 @@ class Pool(HasLifecycle):
         while not (self._closing and not self._children):
             for key, mask in self._selector.select(self._patience_s()):
                 if key.data is None:
-                    self._wake_in.recv(4_096)
-                    self._woken = False
+                    self._calls.woken()
                 else:
                     if mask & selectors.EVENT_WRITE:
                         self._write(key.data)
                     if mask & selectors.EVENT_READ:
                         self._read(key.data)
-            while self._posted:
-                self._posted.popleft()()
+            self._calls.run()
             self._by_the_clock(time.monotonic())
             self._assign()
         self._guard.end()
@@ -167,8 +154,7 @@ class Pool(HasLifecycle):
 
     def _release(self) -> None:
         self._selector.close()
-        for end in (self._wake_in, self._wake_out):
-            end.close()
+        self._calls.close()
         os.close(self._alive_in)
         os.close(self._alive_out)
 
@@ -188,33 +174,56 @@ class Pool(HasLifecycle):
             self._start_at_s = None
             self._fill()
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, jobs: Sequence[Job]) -> None:
         if self.failure is not None or self._closing:
-            self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
-        elif job.own:
-            self._lonely[job.token] = job
+            for job in jobs:
+                self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+            return
+        self._pending.add([job for job in jobs if not job.own])
+        self._lonely |= {job.token: job for job in jobs if job.own}
+        if self._lonely:
             self._fill()
-        else:
-            self._pending[job.token] = job
+
+    def _queued(self) -> list[int]:
+        """The tokens of the jobs that are in no child."""
+        return [*self._pending, *self._lonely]
 
     def _assign(self) -> None:
-        """Give jobs to free children; the child that was last busy first, because its memory is warm."""
-        while self._pending and self._idle:
-            # Each child gets its share of what waits, so that none is idle at the end.
-            share = min(BATCH_MAX, -(-len(self._pending) // max(self._count, 1)))
-            first, *others = itertools.islice(self._pending.values(), share)
-            jobs = [first, *itertools.takewhile(lambda job: job.shares, others)] if first.shares else [first]
-            for job in jobs:
-                del self._pending[job.token]
-            self._hand_over(self._idle.pop(), jobs)
+        """Give jobs to idle children, the one that was last busy first, because its memory is warm; then to the others."""
+        now_s = time.monotonic()
+        while (first := self._pending.first()) is not None:
+            if self._idle:
+                child = self._idle.pop()
+                self._hand_over(child, self._pending.take(self._count))
+                continue
+            ahead_ms = AHEAD_MS if first.lead else self._pending.ahead_ms
+            takers = [child for child in self._children.values() if child.takes(first, ahead_ms, now_s)]
+            if not takers:
+                if first.lead and now_s >= self._overtake_at_s:
+                    self._overtake(now_s)
+                break
+            child = min(takers, key=Place.ahead)
+            self._pending.handed_over(in_time=True)
+            self._hand_over(child, self._pending.take(self._count, *child.ahead()))
+
+    def _overtake(self, now_s: float) -> None:
+        """Ask a child to return what waits in it behind its first job, so that a job of the lead band can be the next one."""
+        behind = [child for child in self._children.values() if len(child.jobs) > 1 and not child.asked]
+        behind = [child for child in behind if not (child.jobs[-1].lead or child.leaving)]
+        if behind:
+            self._overtake_at_s = now_s + OVERTAKE_S
+            max(behind, key=Place.ahead).recall(now_s + RECALL_AGAIN_S)
 
     def _hand_over(self, child: Place, jobs: Sequence[Job]) -> None:
-        self._by_token |= {job.token: child for job in jobs}
-        child.hand_over(jobs, time.monotonic() + RECALL_S)
+        for job in jobs:
+            self._by_token[job.token] = child
+        if not child.jobs:
+            child.begins(time.monotonic() + RECALL_S)
+        child.hand_over(jobs)
         self._write(child)
 
     def _stop_job(self, token: int, reason: StopReason) -> None:
-        if self._pending.pop(token, None) is not None or self._lonely.pop(token, None) is not None:
+        if self._pending.pop(token) is not None or self._lonely.pop(token, None) is not None:
             self._listener.child_ended(token, outcomes.not_begun(reason))
             return
         child = self._by_token.get(token)
@@ -222,21 +231,19 @@ class Pool(HasLifecycle):
             return
         if child.jobs[0].token != token:  # it comes back, or becomes the first
             child.stops.setdefault(token, reason)
-            child.recall(time.monotonic() + RECALL_AGAIN_S)
+            if not child.asked:
+                child.recall(time.monotonic() + RECALL_AGAIN_S)
         elif child.reason is None:
             self._stop_first(child, reason)
 
     def _stop_first(self, child: Place, reason: StopReason) -> None:
-        token = child.jobs[0].token
         child.reason, child.leaving = reason, True
         child.kill_at_s = min(time.monotonic() + self._settings.grace_s, self._deadline_s)
-        child.out += pipe.frame(pipe.STOP, token)
-        self._write(child)
-        child.signal(signal.SIGTERM)
+        child.stop_first()
 
     def _close(self, deadline_s: float) -> None:
         self._closing, self._deadline_s = True, deadline_s
-        for token in (*self._pending, *self._lonely):
+        for token in self._queued():
             self._stop_job(token, StopReason.REVOKE)
         for child in list(self._children.values()):
             for job in list(child.jobs):
@@ -263,7 +270,7 @@ class Pool(HasLifecycle):
     def _read(self, child: Place) -> bool:
         """False when there is nothing (more) to read."""
         try:
-            data = child.channel.recv(RECEIVE_BYTES)
+            data = child.channel.recv(pipe.RECEIVE_BYTES)
         except BlockingIOError:
             return False
         except OSError:
@@ -285,7 +292,7 @@ class Pool(HasLifecycle):
             self._idle.remove(child)
         if child.channel.fileno() >= 0:
             self._selector.unregister(child.channel)
-            child.channel.close()
+            child.close()
 
     def _heard(self, child: Place, kind: int, token: int, payload: bytes) -> None:
         if kind == pipe.HELLO:
@@ -325,9 +332,14 @@ class Pool(HasLifecycle):
             return
         child.jobs.popleft()
         del self._by_token[job.token]
+        first = self._pending.first()
+        if first is not None and first.shares and job.shares and not (child.jobs or child.asked):
+            self._pending.handed_over(in_time=False)
         child.ran[job.task_type] += 1
         if child.own:
             outcome.ran_ms = None  # it shared no slot
+        elif outcome.ran_ms is not None:
+            self._pending.ran(job.task_type, outcome.ran_ms)
         worn = job.max_tasks is not None and child.ran[job.task_type] >= job.max_tasks
         child.worn = child.worn or worn or child.own or outcome.exception == "MemoryError"
         self._next(child)
@@ -335,7 +347,7 @@ class Pool(HasLifecycle):
 
     def _came_back(self, child: Place, token: int) -> None:
         """The child has not begun this job, and will not."""
-        job = next((job for job in child.jobs if job.token == token), None)
+        job = next((job for job in reversed(child.jobs) if job.token == token), None)
         if job is None:
             raise pipe.Garbage("it returned an execution that it does not have")
         first = child.jobs[0] is job
@@ -344,10 +356,12 @@ class Pool(HasLifecycle):
         del self._by_token[token]
         if first:
             self._next(child)
+        elif len(child.jobs) == 1:
+            child.asked, child.recall_at_s = False, child.slow_at_s
         if reason is not None or self._closing:
             self._listener.child_ended(token, outcomes.not_begun(reason or StopReason.REVOKE))
         else:
-            self._pending = {token: job, **self._pending}  # it came before them
+            self._pending.put_back(job)
 
     def _next(self, child: Place) -> None:
         """The first of its jobs is gone: the next one is the first now, or it has nothing to do."""
@@ -355,7 +369,7 @@ class Pool(HasLifecycle):
             child.reason = None
             if not child.doomed:
                 child.leaving, child.kill_at_s = False, None
-        child.recall_at_s, child.begun = time.monotonic() + RECALL_S, False
+        child.begins(time.monotonic() + RECALL_S)
         if child.jobs:
             reason = child.stops.pop(child.jobs[0].token, None)
             if reason is not None:
@@ -406,7 +420,7 @@ class Pool(HasLifecycle):
         with child.lock:
             child.process.wait()
             child.reaped = True
-        self._post(lambda: self._died(child))
+        self._calls.post(lambda: self._died(child))
 
     def _retire(self, child: Place) -> None:
         """The child has nothing to do and ends by itself; it is killed if it does not."""
@@ -480,6 +494,6 @@ class Pool(HasLifecycle):
         elif self.failure is None:
             text = f"{START_TRIES} children in a row died before they were ready ({how}). Check their output on stderr"
             self.failure = RuntimeError(text)
-            for token in (*self._pending, *self._lonely):
+            for token in self._queued():
                 self._stop_job(token, StopReason.REVOKE)
             self._listener.children_failed(self.failure)

@@ -23,11 +23,13 @@ from streamtask.domain.model import Ending, ErrorCode, Outcome
 from streamtask.domain.ports import StopReason
 from streamtask.execution import outcomes
 from streamtask.execution.process_pool import pipe
-from streamtask.execution.process_pool.child_handle import MANY, Job, Place, how_ended, log_line, spawn
+from streamtask.execution.process_pool.child_handle import MANY, Place, how_ended, log_line, spawn
 from streamtask.execution.process_pool.pool import Pool
+from streamtask.execution.process_pool.settings import Children, Listener
+from streamtask.execution.process_pool.waiting import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 LOOK_S = 0.25  # between two looks for stopped executions that run on
 
@@ -48,12 +50,17 @@ class Ward(Place):
 class Quarantine(Pool):
     """See the module docstring. Everything except `submit`, `stop_job`, `start` and `stop` belongs to the pool's thread."""
 
-    def submit(self, job: Job) -> None:
-        """Run this job in the child of its group. From one thread only."""
-        assert job.group, f"{job.task_type!r} is in no group"
+    def __init__(self, children: Children, listener: Listener) -> None:
+        super().__init__(children, listener)
+        self._suspects: dict[int, Job] = {}  # each waits for the child of its group
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Run each of these jobs in the child of its group. From one thread only."""
+        for job in jobs:
+            assert job.group, f"{job.task_type!r} is in no group"
         if not self._thread.ident:
             self._thread.start()
-        self._post(lambda: self._submit(job))
+        self._calls.post(lambda: self._submit(jobs))
 
     # --- The pool's thread --------------------------------------------------------------------------------------------
 
@@ -77,18 +84,22 @@ class Quarantine(Pool):
                     ward.leaving = True
                     self._kill(ward)
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, jobs: Sequence[Job]) -> None:
         if self.failure is not None or self._closing:
-            self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
+            for job in jobs:
+                self._listener.child_ended(job.token, outcomes.stopped(StopReason.REVOKE))
         else:
-            self._pending[job.token] = job
+            self._suspects |= {job.token: job for job in jobs}
             self._fill()
+
+    def _queued(self) -> list[int]:
+        return list(self._suspects)
 
     def _assign(self) -> None:
         """Nothing to do: _fill assigns, because no job waits for a free child."""
 
     def _fill(self) -> None:
-        for job in list(self._pending.values()):
+        for job in list(self._suspects.values()):
             ward = self._ward_of(job.group)
             if ward is None:
                 if self._closing or self.failure is not None or self._start_at_s is not None:
@@ -96,7 +107,7 @@ class Quarantine(Pool):
                 ward = self._open_ward(job)
                 if ward is None:
                     continue
-            del self._pending[job.token]
+            del self._suspects[job.token]
             ward.open[job.token] = job
             self._by_token[job.token] = ward
             ward.out += pipe.frame(pipe.JOB, job.token, job.payload)
@@ -118,7 +129,7 @@ class Quarantine(Pool):
         return ward
 
     def _stop_job(self, token: int, reason: StopReason) -> None:
-        if self._pending.pop(token, None) is not None:
+        if self._suspects.pop(token, None) is not None:
             self._listener.child_ended(token, outcomes.not_begun(reason))
             return
         ward = self._by_token.get(token)
@@ -130,7 +141,7 @@ class Quarantine(Pool):
 
     def _close(self, deadline_s: float) -> None:
         self._closing, self._deadline_s = True, deadline_s
-        for token in (*self._pending, *self._by_token):
+        for token in (*self._suspects, *self._by_token):
             self._stop_job(token, StopReason.REVOKE)
         for ward in self._wards():
             if not ward.open:
@@ -201,10 +212,10 @@ class Quarantine(Pool):
             else:
                 waiting[token] = job
                 del self._by_token[token]
-        self._pending = {**waiting, **self._pending}  # they came before these
+        self._suspects = {**waiting, **self._suspects}  # they came before these
         if waiting and not ran and not child.leaving:  # it has begun nothing, so this is no death of theirs
             self._not_started(how)
         if self._closing:
-            for token in list(self._pending):
+            for token in list(self._suspects):
                 self._stop_job(token, StopReason.REVOKE)
         self._fill()
