@@ -86,10 +86,10 @@ class Executor(HasLifecycle):
         self._done: deque[tuple[int, Outcome]] = deque()
         self._begun: deque[int] = deque()  # bounded by the executions that are open
         self._progress: dict[int, tuple[float, str | None]] = {}
-        # What waits for a thread: of the first band, and of the others, bounded by what the core hands over; and for each of
-        # them one True. False ends a thread.
+        # What waits for a thread, of the first band and of the others. Each has one True in _thread_turns, and False ends a
+        # thread. All of it is bounded by what the core starts ahead (core/slot_sharing.py).
         self._thread_work: tuple[deque[Execution], deque[Execution]] = (deque(), deque())
-        self._thread_turns: SimpleQueue[bool] = SimpleQueue()
+        self._thread_turns: SimpleQueue[bool] = SimpleQueue()  # bounded by the same
         self._waiting: dict[int, Execution] = {}  # still queued there; the thread or the stop that pops one owns it
         self._threads: list[threading.Thread] = []
         self._patience_s = patience_s

@@ -413,12 +413,9 @@ class Process(Performer):
             late=effect.late,
         )
         self.executions[effect.token] = execution
-        starts_ms = 0
-        if effect.in_child:
-            starts_ms = self.rng.choice(self.cluster.child_starts_ms)
-        elif effect.shares:
-            starts_ms = self.rng.choice(self.cluster.waits_for_others_ms)
-        self.do(self.cluster.latency() + starts_ms, lambda: self._begin(execution))
+        delays_ms = self.cluster.child_starts_ms if effect.in_child else self.cluster.waits_for_others_ms
+        begins_ms = self.rng.choice(delays_ms) if effect.late else 0
+        self.do(self.cluster.latency() + begins_ms, lambda: self._begin(execution))
 
     def _begin(self, execution: Execution) -> None:
         if execution.token not in self.executions:

@@ -15,78 +15,13 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 from streamtask.domain import model
-from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, RequestRecord, TaskRequest
-from streamtask.domain.ports import Start, Stop, StopReason
+from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome
+from streamtask.domain.ports import Stop, StopReason
 from streamtask.errors import GiveUp, LifespanError, RetryLater
 from streamtask.execution import event_loop
-from streamtask.execution.executor import Executor
 from streamtask.handlers.options import Retry
-from streamtask.handlers.registry import Context, Registry, make_handler
-
-DEADLINE_S = 60.0
-TASK_ID = "018f0000-0000-7000-8000-000000000001"
-
-
-class Bench:
-    """An executor with the handlers of one test, and the events it told."""
-
-    def __init__(self, *functions: Callable[..., Any], **settings: Any) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        registry = Registry()
-        for function in functions:
-            registry.add(make_handler(function, retry=settings.get("retry"), lost_max=3))
-        settings.pop("retry", None)
-        self.registry = registry
-        self.executor = Executor(
-            registry, on_event=lambda name, fields: self.events.append((name, dict(fields))), **settings
-        )
-        self._token = 0
-        self.progress: list[tuple[int, float, str | None]] = []
-        self.outcomes: dict[int, Outcome] = {}
-
-    def make(self, task_type: str, parameters: dict[str, Any] | None = None, **start: Any) -> Start:
-        self._token += 1
-        request = TaskRequest(task_type=task_type, parameters=parameters)
-        record = RequestRecord(start.get("band", 1), 3, 7, 0, TASK_ID, request, 5, 0, b"", headers=(("h", b"1"),))
-        known = self.registry.get(task_type)
-        kind = known.kind if known else HandlerKind.ASYNC
-        return Start(self._token, record, start.get("attempt", 1), kind, 10_000, shares=start.get("shares", False))
-
-    def start(self, task_type: str, parameters: dict[str, Any] | None = None, **start: Any) -> int:
-        made = self.make(task_type, parameters, **start)
-        self.executor.submit([made])
-        return made.token
-
-    def outcome(self, token: int) -> Outcome:
-        deadline = time.monotonic() + DEADLINE_S
-        while token not in self.outcomes:
-            assert time.monotonic() < deadline, f"no outcome; {self.executor.running()}, {self.events}"
-            self.executor.wait(0.1)
-            self.drain()
-        return self.outcomes[token]
-
-    def drain(self) -> None:
-        done, progress = self.executor.drain()
-        for token, outcome in done:
-            assert token not in self.outcomes, "two outcomes of one execution"
-            self.outcomes[token] = outcome
-        self.progress += progress
-
-    def told(self, name: str) -> dict[str, Any]:
-        """What it told of first under this name, as soon as it has."""
-        self.until(lambda: name in [told for told, _ in self.events])
-        return next(fields for told, fields in self.events if told == name)
-
-    def run(self, task_type: str, parameters: dict[str, Any] | None = None, **start: Any) -> Outcome:
-        return self.outcome(self.start(task_type, parameters, **start))
-
-    def until(self, true: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not true():
-            assert time.monotonic() < deadline, f"never came true; {self.events}"
-            self.executor.wait(0.01)
-            self.drain()
-
+from streamtask.handlers.registry import Context
+from tests.unit.executor_bench import DEADLINE_S, TASK_ID, Bench
 
 Make = Callable[..., Bench]
 
@@ -463,7 +398,8 @@ def test_a_plain_function_that_waits_for_a_thread_is_stopped_without_one(bench: 
 
 def test_how_long_a_handler_took_is_told(bench: Make) -> None:
     async def sleeps() -> None:
-        await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), 0.02)
 
     def naps() -> None:
         threading.Event().wait(0.02)
@@ -471,118 +407,6 @@ def test_how_long_a_handler_took_is_told(bench: Make) -> None:
     b = bench(sleeps, naps)
     assert 20 <= (b.run("sleeps").ran_ms or 0) < 10_000
     assert 20 <= (b.run("naps").ran_ms or 0) < 10_000
-
-
-class Gates:
-    """Handlers of both kinds that note their number, and return when their gate is open."""
-
-    def __init__(self) -> None:
-        self.called: list[int] = []
-        self.running = self.most = 0
-        self.gate = threading.Event()
-
-    async def coroutine(self, n: int) -> None:
-        self._enter(n)
-        await asyncio.to_thread(self.gate.wait, DEADLINE_S)
-        self.running -= 1
-
-    def thread(self, n: int) -> None:
-        self._enter(n)
-        self.gate.wait(DEADLINE_S)
-        self.running -= 1
-
-    def _enter(self, n: int) -> None:
-        self.called.append(n)
-        self.running += 1
-        self.most = max(self.most, self.running)
-
-    def handlers(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        async def coroutine(n: int) -> None:
-            await self.coroutine(n)
-
-        def thread(n: int) -> None:
-            self.thread(n)
-
-        return coroutine, thread
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "thread"])
-def test_those_that_wait_begin_as_others_end_and_those_of_the_first_band_before_the_rest(
-    kind: str, bench: Make
-) -> None:
-    gates = Gates()
-    b = bench(*gates.handlers(), coroutines=1, threads=1)
-    tokens = [b.start(kind, {"n": 0})]
-    b.until(lambda: gates.called)
-    tokens += [b.start(kind, {"n": n}, band=0 if n in (3, 4) else 2) for n in range(1, 6)]
-    gates.gate.set()
-    assert {b.outcome(token).ending for token in tokens} == {Ending.RETURNED}
-    assert gates.called == [0, 3, 4, 1, 2, 5]
-    assert gates.most == 1
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "thread"])
-def test_one_that_is_stopped_while_it_waits_is_never_called_and_says_so(kind: str, bench: Make) -> None:
-    gates = Gates()
-    b = bench(*gates.handlers(), coroutines=1, threads=1)
-    first = b.start(kind, {"n": 0})
-    b.until(lambda: gates.called)
-    waits, last = b.start(kind, {"n": 1}), b.start(kind, {"n": 2})
-    b.executor.stop_executions([Stop(waits, StopReason.CANCEL)])
-    outcome = b.outcome(waits)
-    assert (outcome.ending, outcome.begun) == (Ending.STOPPED, False)
-    gates.gate.set()
-    assert b.outcome(first).begun
-    assert b.outcome(last).begun
-    assert gates.called == [0, 2]
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "thread"])
-def test_one_that_shares_a_slot_says_when_it_begins_and_its_time_counts_from_then(kind: str, bench: Make) -> None:
-    gates, deadlines = Gates(), list[float]()
-
-    async def coroutine(ctx: Context, n: int) -> None:
-        deadlines.append(ctx.deadline or 0.0)
-        await gates.coroutine(n)
-
-    def thread(ctx: Context, n: int) -> None:
-        deadlines.append(ctx.deadline or 0.0)
-        gates.thread(n)
-
-    b = bench(coroutine, thread, coroutines=1, threads=1)
-    first = b.start(kind, {"n": 0})
-    b.until(lambda: gates.called)
-    waits = b.start(kind, {"n": 1}, shares=True)
-    assert b.executor.begun() == [], "the first one shares no slot, and the second has not begun"
-    opened_s = time.monotonic()
-    gates.gate.set()
-    b.outcome(first)
-    b.outcome(waits)
-    assert b.executor.begun() == [waits]
-    assert deadlines[1] >= opened_s + 10
-
-
-def test_an_abandoned_coroutine_makes_room_for_one_that_waits(bench: Make) -> None:
-    leave, begun = asyncio.Event(), threading.Event()
-
-    async def deaf() -> None:
-        begun.set()
-        while not leave.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await leave.wait()
-
-    async def leaves() -> None:
-        leave.set()
-
-    async def waits() -> None: ...
-
-    b = bench(deaf, waits, leaves, coroutines=1, patience_s=0.05)
-    first, second = b.start("deaf"), b.start("waits")
-    assert begun.wait(DEADLINE_S)
-    b.executor.stop_executions([Stop(first, StopReason.CANCEL)])
-    assert b.outcome(second).ending is Ending.RETURNED
-    assert b.run("leaves").ending is Ending.RETURNED
-    b.told("abandoned_handler_ended")
 
 
 def test_an_error_while_stopping_is_told_but_it_is_a_stop(bench: Make) -> None:

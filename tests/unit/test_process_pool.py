@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from streamtask.domain.model import Ending, HandlerKind, RequestRecord, TaskRequ
 from streamtask.domain.ports import Start, Stop, StopReason
 from streamtask.errors import ConfigError
 from streamtask.execution.process_pool import pipe, reaper
+from streamtask.execution.process_pool.child_handle import Place
 from streamtask.execution.process_pool.pool import START_TRIES
 from streamtask.handlers.registry import make_handler
 from tests.processes import gone
@@ -189,6 +191,26 @@ def test_a_child_that_dies_is_a_death_of_its_execution_alone(
     assert said in outcome.error
     ((name, fields),) = hand.events
     assert (name, fields["task_type"]) == ("child_died", "dies")
+
+
+def test_the_cause_of_a_death_is_told_even_if_the_pool_gives_the_child_up_before_it_is_reaped(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = threading.Event()
+    kill, kill_marked = Place.signal, reaper.kill_marked
+
+    def gives_up(child: Place, number: int) -> None:
+        kill(child, number)
+        given_up.set()
+
+    def late(mark: str) -> int:
+        assert given_up.wait(20.0)
+        return kill_marked(mark)
+
+    monkeypatch.setattr(Place, "signal", gives_up)
+    monkeypatch.setattr(reaper, "kill_marked", late)
+    assert "exit code 7" in hand.run("dies", how="exit").error
+    given_up.set()
 
 
 @pytest.mark.parametrize("goes_on", [True, False])

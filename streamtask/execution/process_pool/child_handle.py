@@ -129,6 +129,13 @@ class Place:
                 except (ProcessLookupError, PermissionError):
                     pass
 
+    def alive(self) -> bool:
+        """Whether its process runs. One that has died may not be reaped yet, because what it started is killed first."""
+        with self.lock:
+            if self.reaped or sys.platform != "linux":
+                return not self.reaped
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None
+
 
 def launch(app: str, number: int, mark: str, alive_fd: int, environment: Mapping[str, str]) -> Place:
     """Start a child of the pool. Raises OSError."""

@@ -436,7 +436,7 @@ class Pool(HasLifecycle):
 
     def _kill(self, child: Place) -> None:
         child.kill_at_s, child.doomed = None, True
-        if child.channel.fileno() < 0 and not child.leaving:
+        if child.channel.fileno() < 0 and not child.leaving and child.alive():
             child.broken = child.broken or CLOSED
         child.signal(signal.SIGKILL)
 
