@@ -101,7 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--defaults",
         action="store_true",
-        help="of throughput: `streamtask worker` on all cores with its defaults, beside as many raw loops",
+        help="of throughput: `streamtask worker` on all cores with its defaults, beside raw loops",
     )
     parser.add_argument("--axis", choices=scaling.AXES, help="of scaling: this one alone (all)")
     parser.add_argument(

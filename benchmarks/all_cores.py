@@ -1,10 +1,10 @@
-"""Tasks a second of `streamtask worker` as a user starts it, on all cores, and of raw loops on as many cores.
+"""Tasks a second of `streamtask worker` as a user starts it, on all cores, and of raw loops.
 
 The worker has its defaults: a process per core, and the concurrency that each process has by itself. Its processes own
 their shards before there is any request: all requests are in one transaction, whose commit starts the run. Timed from its
 first to its last terminal event, by the timestamps of their records. Then the raw loop does the same requests, in as many
-processes as the worker has, each with its share of the partitions, from the first request that any of them reads to the last
-commit; the best of three counts. A run before the first one warms the broker up.
+processes as the worker has and in one, each with its share of the partitions, from the first request that any of them reads to
+the last commit; the best of three each counts. A run before the first one warms the broker up.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
             cpu_us = (cpu_time_s([process]) - before_s) / tasks * 1e6
             _until_ended(bootstrap, names, tasks)
         found = rate(bootstrap, names, tasks)
-        count = min(said["processes"], partitions)
-        raws = [raw_loops(bootstrap, names, raw.status, tasks, count) for _ in range(RAW_RUNS)]
+        # On two cores beside the broker, one loop is faster than two.
+        counts = sorted({1, min(said["processes"], partitions)})
+        raws = [raw_loops(bootstrap, names, raw.status, tasks, count) for _ in range(RAW_RUNS) for count in counts]
     best = max(raws, key=lambda raw: raw["tasks_per_s"])
     return {
         "tasks_per_s": round(found["tasks_per_s"]),
@@ -67,7 +68,7 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
         "raw_event_bytes": round(best["event_bytes"]),
         "processes": said["processes"],
         "processes_by": said["processes_by"],
-        "raw_processes": count,
+        "raw_processes": best["processes"],
         "concurrency": Settings.model_fields["concurrency"].default,
         "handler": handler,
         "tasks": tasks,
@@ -100,7 +101,7 @@ def _until_ended(bootstrap: str, names: TopicNames, tasks: int) -> None:
         time.sleep(AGAIN_S)
 
 
-def raw_loops(bootstrap: str, names: TopicNames, status: str, tasks: int, count: int) -> dict[str, float]:
+def raw_loops(bootstrap: str, names: TopicNames, status: str, tasks: int, count: int) -> dict[str, Any]:
     """What so many processes of benchmarks.raw do together. Raises Failed."""
     command = [sys.executable, "-m", "benchmarks.raw", bootstrap, names.prefix, status]
     with contextlib.ExitStack() as stack:
@@ -127,6 +128,7 @@ def raw_loops(bootstrap: str, names: TopicNames, status: str, tasks: int, count:
         raise Failed(f"The raw loops saw {done} of {tasks} requests.")
     took_s = max(one["ended_s"] for one in found) - min(one["began_s"] for one in found if one["tasks"])
     return {
+        "processes": count,
         "tasks_per_s": done / took_s,
         "cpu_us_per_task": sum(one["cpu_s"] for one in found) / done * 1e6,
         "event_bytes": sum(one["bytes"] for one in found) / done / 3,

@@ -6,8 +6,8 @@ caller waits or gets an error. Any thread may call it; callbacks run on the poll
 
 A librdkafka client may keep the leaders of a topic that was deleted and recreated for as long as it lives, and deliver nothing
 to some partitions (tests/contract/test_topics_made_anew.py). So once a record has timed out, the next one goes through a new
-client; the old one reports what it still holds, and is dropped. A record that it still holds may be overtaken by a later
-one with the same key, unless the caller waits for each.
+client; the old one reports what it still holds, and is dropped. The same applies to a bulk producer after a fatal error. A
+record that the old one still holds may be overtaken by a later one with the same key, unless the caller waits for each.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ HeaderList = list[tuple[str, bytes]]
 POLL_S = 0.1
 ERRORS_KEPT_MAX = 20
 TIMED_OUT = "_MSG_TIMED_OUT"
+FLUSHES_MAX = 10  # of a producer that raises an error each time
 
 
 class Delivery(NamedTuple):
@@ -158,7 +159,7 @@ class ClientProducer:
                         "The producer's queue is full: requests are sent faster than the broker accepts them."
                     ) from None
                 # Lingering batches leave and reports are served: both make room.
-                producer.flush(0.05)
+                _flushed(producer, time.monotonic() + 0.05)
             except KafkaException as error:
                 raise SubmitError(f"{topic}: the record was not sent: {_text(error_of(error), error)}") from None
 
@@ -208,8 +209,8 @@ class ClientProducer:
                     self._hand_over(producer, deadline, topic, value, key, partition, {"headers": headers})
                 sent += 1
             result.sent = sent
-            result.pending = producer.flush(max(deadline - time.monotonic(), 0.05))
-            if TIMED_OUT in result.errors and not result.pending:
+            result.pending, broken = _flushed(producer, deadline)
+            if (TIMED_OUT in result.errors and not result.pending) or broken:
                 self._bulk = None  # see the module docstring
             return result
 
@@ -224,8 +225,7 @@ class ClientProducer:
     def flush(self, timeout_s: float) -> int:
         """Wait until everything sent is reported. Returns how many records are not."""
         deadline = time.monotonic() + timeout_s
-        left = self._producer.flush(timeout_s)
-        return left + sum(one.flush(max(deadline - time.monotonic(), 0)) for one in list(self._retired))
+        return sum(_flushed(one, deadline)[0] for one in (self._producer, *self._retired))
 
     def partitions(self, topic: str, timeout_s: float = 10.0) -> int:
         """The number of partitions of the topic. Raises TopicsMissing, NotAllowed, Unreachable."""
@@ -240,7 +240,7 @@ class ClientProducer:
         """Flush and stop. Returns how many records were not reported by then."""
         left = self.flush(timeout_s)
         if self._bulk is not None:
-            left += self._bulk.flush(timeout_s if left == 0 else 0)
+            left += _flushed(self._bulk, time.monotonic() + (timeout_s if left == 0 else 0))[0]
         self._closing.set()
         self._thread.join(POLL_S * 10)
         return left
@@ -250,6 +250,21 @@ class ClientProducer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _flushed(producer: Producer, deadline: float) -> tuple[int, bool]:
+    """Flush until time.monotonic() is at the deadline. Returns how many records are not reported then, and whether the
+    producer is broken.
+
+    The binding raises a fatal error once, from whatever is served next; the reports of its records follow.
+    """
+    broken = False
+    for _ in range(FLUSHES_MAX):
+        try:
+            return producer.flush(max(deadline - time.monotonic(), 0)), broken
+        except (KafkaException, SystemError):
+            broken = True
+    return len(producer), broken
 
 
 def _text(held: KafkaError | None, error: BaseException) -> str:

@@ -222,14 +222,14 @@ def test_throughput_stands_beside_the_raw_loop_of_the_same_run(
 
 @pytest.mark.broker
 @pytest.mark.slow
-def test_the_defaults_are_measured_beside_as_many_raw_loops_as_there_are_worker_processes(
+def test_the_defaults_are_measured_beside_one_raw_loop_and_as_many_as_there_are_worker_processes(
     capsys: pytest.CaptureFixture[str], broker: Broker
 ) -> None:
     found = run(capsys, "throughput", "--defaults", "--tasks", "600", "--bootstrap", broker.bootstrap)
     assert (found["processes"], found["processes_by"]) == (cores().count, cores().source)
-    assert found["raw_processes"] == min(found["processes"], found["partitions"])
+    assert found["raw_processes"] in (1, min(found["processes"], found["partitions"])), "the faster of the two"
     assert found["concurrency"] == Settings.model_fields["concurrency"].default
-    assert len(found["raw_runs_per_s"]) == 3
+    assert len(found["raw_runs_per_s"]) == (6 if found["processes"] > 1 else 3)
     assert found["ratio"] == pytest.approx(found["tasks_per_s"] / found["raw_tasks_per_s"], abs=0.005)
     assert found["raw_event_bytes"] == pytest.approx(found["event_bytes"], rel=0.03)
     assert min(found["cpu_us_per_task"], found["raw_cpu_us_per_task"]) > 0
