@@ -217,7 +217,7 @@ class Sender:
                 except SubmitError as error:
                     self._fail(1, str(error))  # the record that raised; the following records are still in `left`
                     continue
-                except Exception as error:  # noqa: BLE001 whatever it is, these records may be missing, and nobody else says so
+                except Exception as error:  # noqa: BLE001 whatever it is, these records may not have been sent
                     self._fail(len(records), f"{type(error).__name__}: {error}")
                     break
                 why = "not acknowledged in time" if result.pending else ""
