@@ -447,12 +447,13 @@ hand.executor.wait(3_600)
 def test_nobody_outlives_a_worker_that_was_killed(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("obedient", "stubborn", "away")]
     argv = [sys.executable, "-c", WORKER, *(f"{path.name}={path}" for path in paths)]
-    worker = subprocess.Popen(argv)
-    grandchildren = [ready(path) for path in paths]
-    family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
-    assert set(grandchildren) < set(family)
-    worker.kill()
-    worker.wait()
+    with subprocess.Popen(argv) as worker:
+        try:
+            grandchildren = [ready(path) for path in paths]
+            family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
+            assert set(grandchildren) < set(family), f"{grandchildren} are not among {family}"
+        finally:
+            worker.kill()
     until(lambda: all(gone(pid) for pid in family), f"{family} are gone")
 
 

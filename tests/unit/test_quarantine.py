@@ -181,10 +181,11 @@ hand.executor.wait(3_600)
 
 
 def test_nobody_in_quarantine_outlives_a_worker_that_was_killed(tmp_path: Path) -> None:
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "ready")])
-    grandchild = ready(tmp_path / "ready")
-    family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
-    assert grandchild in family
-    worker.kill()
-    worker.wait()
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "ready")]) as worker:
+        try:
+            grandchild = ready(tmp_path / "ready")
+            family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
+            assert grandchild in family, f"{grandchild} is not among {family}"
+        finally:
+            worker.kill()
     until(lambda: all(gone(pid) for pid in family), f"{family} are gone")
