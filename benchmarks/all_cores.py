@@ -30,7 +30,7 @@ from benchmarks.stand import (
     topics,
     until_said,
 )
-from benchmarks.throughput import RAW_RUNS, follow, rate, raw_loop
+from benchmarks.throughput import RAW_RUNS, beside_raw, fastest, follow, rate, raw_loop
 from streamtask.config import Settings, TopicNames
 from streamtask.kafka.admin import group_members
 
@@ -59,19 +59,11 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
             raws.append({**raw_loop(bootstrap, names, raw.status, tasks), "processes": 1})
             if (count := min(said["processes"], partitions)) > 1:
                 raws.append(raw_loops(bootstrap, names, raw.status, tasks, count))
-    best = max(raws, key=lambda raw: raw["tasks_per_s"])
     return {
-        "tasks_per_s": round(found["tasks_per_s"]),
-        "raw_tasks_per_s": round(best["tasks_per_s"]),
-        "ratio": round(found["tasks_per_s"] / best["tasks_per_s"], 3),
-        "cpu_us_per_task": round(cpu_us, 1),
-        "raw_cpu_us_per_task": round(best["cpu_us_per_task"], 1),
-        "raw_runs_per_s": [round(raw["tasks_per_s"]) for raw in raws],
-        "event_bytes": round(found["event_bytes"]),
-        "raw_event_bytes": round(best["event_bytes"]),
+        **beside_raw(found, cpu_us, raws),
         "processes": said["processes"],
         "processes_by": said["processes_by"],
-        "raw_processes": best["processes"],
+        "raw_processes": fastest(raws)["processes"],
         "concurrency": Settings.model_fields["concurrency"].default,
         "handler": handler,
         "tasks": tasks,

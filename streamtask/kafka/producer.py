@@ -95,13 +95,32 @@ class ClientProducer:
         try:
             producer.poll(timeout_s)  # callbacks run inside
         except (KafkaException, SystemError) as error:
-            # A fatal error is raised once, here; the reports of its records follow, and every later send refuses.
-            if is_lost(error):
-                return
-            held = error_of(error)
-            if held is None:
+            if not self._noted(error):
                 raise
+
+    def _noted(self, error: BaseException) -> bool:
+        """Take note of an error that was raised while reports were served. False: it is unknown.
+
+        A fatal error is raised once, from whatever is served next; the reports of its records follow, and every later send
+        refuses.
+        """
+        held = error_of(error)
+        if held is not None:
             self.denied = self.denied or held.code() in DENIED
+        return held is not None or is_lost(error)
+
+    def _flush(self, producer: Producer, deadline: float) -> tuple[int, bool]:
+        """Flush until time.monotonic() is at the deadline. Returns how many records are not reported then, and whether the
+        producer is broken.
+        """
+        broken = False
+        for _ in range(FLUSHES_MAX):
+            try:
+                return producer.flush(max(deadline - time.monotonic(), 0)), broken
+            except (KafkaException, SystemError) as error:
+                self._noted(error)
+                broken = True
+        return len(producer), broken
 
     def _renew(self) -> None:
         with self._renewing:
@@ -139,8 +158,8 @@ class ClientProducer:
                 if producer not in self._retired:
                     self._retired.append(producer)
 
-    @staticmethod
     def _hand_over(
+        self,
         producer: Producer,
         deadline: float,
         topic: str,
@@ -159,7 +178,7 @@ class ClientProducer:
                         "The producer's queue is full: requests are sent faster than the broker accepts them."
                     ) from None
                 # Lingering batches leave and reports are served: both make room.
-                _flushed(producer, time.monotonic() + 0.05)
+                self._flush(producer, time.monotonic() + 0.05)
             except KafkaException as error:
                 raise SubmitError(f"{topic}: the record was not sent: {_text(error_of(error), error)}") from None
 
@@ -209,7 +228,7 @@ class ClientProducer:
                     self._hand_over(producer, deadline, topic, value, key, partition, {"headers": headers})
                 sent += 1
             result.sent = sent
-            result.pending, broken = _flushed(producer, deadline)
+            result.pending, broken = self._flush(producer, max(deadline, time.monotonic() + 0.05))
             if (TIMED_OUT in result.errors and not result.pending) or broken:
                 self._bulk = None  # see the module docstring
             return result
@@ -225,7 +244,7 @@ class ClientProducer:
     def flush(self, timeout_s: float) -> int:
         """Wait until everything sent is reported. Returns how many records are not."""
         deadline = time.monotonic() + timeout_s
-        return sum(_flushed(one, deadline)[0] for one in (self._producer, *self._retired))
+        return sum(self._flush(one, deadline)[0] for one in (self._producer, *self._retired))
 
     def partitions(self, topic: str, timeout_s: float = 10.0) -> int:
         """The number of partitions of the topic. Raises TopicsMissing, NotAllowed, Unreachable."""
@@ -240,7 +259,7 @@ class ClientProducer:
         """Flush and stop. Returns how many records were not reported by then."""
         left = self.flush(timeout_s)
         if self._bulk is not None:
-            left += _flushed(self._bulk, time.monotonic() + (timeout_s if left == 0 else 0))[0]
+            left += self._flush(self._bulk, time.monotonic() + (timeout_s if left == 0 else 0))[0]
         self._closing.set()
         self._thread.join(POLL_S * 10)
         return left
@@ -250,21 +269,6 @@ class ClientProducer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _flushed(producer: Producer, deadline: float) -> tuple[int, bool]:
-    """Flush until time.monotonic() is at the deadline. Returns how many records are not reported then, and whether the
-    producer is broken.
-
-    The binding raises a fatal error once, from whatever is served next; the reports of its records follow.
-    """
-    broken = False
-    for _ in range(FLUSHES_MAX):
-        try:
-            return producer.flush(max(deadline - time.monotonic(), 0)), broken
-        except (KafkaException, SystemError):
-            broken = True
-    return len(producer), broken
 
 
 def _text(held: KafkaError | None, error: BaseException) -> str:

@@ -77,7 +77,7 @@ def sleep(ctx: Context, ms: int) -> int:
 
 @app.task("one_at_a_time", concurrency=1)
 async def one_at_a_time(ctx: Context, ms: int = 0, path: str = "") -> int:
-    """For so long, or until somebody makes the file."""
+    """Runs for `ms`, and then, if there is a path, until the file exists."""
     with recorded(ctx):
         await asyncio.sleep(ms / 1_000)
         while path and not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 the event comes from another process

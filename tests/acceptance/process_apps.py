@@ -28,7 +28,7 @@ def noop(ctx: Context, n: int = 0) -> int:
 
 @app.task(executor="process")
 def hold(ctx: Context, path: str) -> str:
-    """Runs until somebody makes the file. A process that it has started and forgotten is there before the record says so."""
+    """Runs until the file exists. It first starts a process that it never ends, before it records its own start."""
     subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"], start_new_session=True)
     with recorded(ctx):
         ctx.progress(0.5, "half")

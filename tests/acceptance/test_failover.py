@@ -19,7 +19,7 @@ from tests.acceptance.harness import ROOT, Bench, Running, until
 pytest.importorskip("kafka.admin", reason="needs the extra `failover`")
 pytestmark = [pytest.mark.broker, pytest.mark.acceptance]
 
-# Far longer than the default: however busy the machine is, a removal is told apart from the end of a session.
+# Far longer than the default, so that a removal differs from the end of a session even on a busy machine.
 SESSION_S = 40.0
 SESSION_MS = "40000"
 # What is promised is 3 s. Of three kills the fastest one is held to it: what else a machine does only adds to the time that

@@ -197,7 +197,7 @@ def test_while_the_registry_is_away_known_ids_go_on_and_unknown_ones_end_in_the_
     assert letter.reason == "schema_unavailable"
     assert letter.value == header(777) + b"\x02x"
     assert ("answers 500" if mode == "500" else "has not answered") in letter.text
-    # Its id stands in the key: whoever waits for it is told. And no other unknown id is waited for: that would take minutes.
+    # The key holds its id, so a client that waits for it gets an answer. Waiting for another unknown id would take minutes.
     for schema in range(800, 900):
         bench.produce(header(schema) + b"\x02x", b"no uuid", partition=0)
     bench.produce(header(777) + b"\x02x", ids[3].encode(), partition=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 from streamtask.domain.model import HandlerKind, Outcome, RequestRecord, TaskRequest
 from streamtask.domain.ports import Start
@@ -74,3 +76,22 @@ class Bench:
             assert time.monotonic() < deadline, f"never came true; {self.events}"
             self.executor.wait(0.01)
             self.drain()
+
+
+Make = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench() -> Iterator[Make]:
+    """Makes executors that are started, and ends them."""
+    made: list[Bench] = []
+
+    def make(*functions: Callable[..., Any], **settings: Any) -> Bench:
+        one = Bench(*functions, **settings)
+        made.append(one)
+        one.executor.start(DEADLINE_S)
+        return one
+
+    yield make
+    for one in made:
+        one.executor.stop(5.0)

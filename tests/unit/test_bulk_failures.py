@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from streamtask.client.sending import Sender
 from streamtask.config.kafka import KafkaSettings
@@ -55,6 +55,14 @@ def test_a_flush_that_raises_is_tried_again_and_what_it_does_not_report_is_pendi
         assert producer._bulk is None, "the next records go through a new client"
 
 
+def test_a_flush_that_raises_a_refusal_of_the_broker_says_that_this_client_may_not_write() -> None:
+    with ClientProducer(NOBODY) as producer:
+        error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED, "no", fatal=True)
+        producer._bulk = Raising(KafkaException(error), 1)  # type: ignore[assignment]
+        producer.produce_bulk("t", [(b"k", b"v", None)], timeout_s=1.0)
+        assert producer.denied
+
+
 async def test_a_load_that_raises_anything_counts_as_failed_and_the_other_topics_are_sent() -> None:
     sent: list[str] = []
 
@@ -62,7 +70,7 @@ async def test_a_load_that_raises_anything_counts_as_failed_and_the_other_topics
         def produce_bulk(self, topic: str, records: Any) -> BulkResult:
             if topic == "bad":
                 next(records)
-                raise ValueError("nobody foresaw this")
+                raise ValueError("unexpected")
             sent.append(topic)
             return BulkResult(sent=len(list(records)))
 
@@ -75,7 +83,7 @@ async def test_a_load_that_raises_anything_counts_as_failed_and_the_other_topics
     for topic in ("bad", "bad", "good"):
         sender.load(topic, (b"k", b"v", None))
     assert await sender.drain(10)
-    assert sender.take_failures() == (2, "ValueError: nobody foresaw this")
+    assert sender.take_failures() == (2, "ValueError: unexpected")
     assert sent == ["good"]
     await sender.close()
     await asyncio.to_thread(real.close)

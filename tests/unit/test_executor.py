@@ -8,7 +8,7 @@ import contextvars
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -21,24 +21,8 @@ from streamtask.errors import GiveUp, LifespanError, RetryLater
 from streamtask.execution import event_loop
 from streamtask.handlers.options import Retry
 from streamtask.handlers.registry import Context
-from tests.unit.executor_bench import DEADLINE_S, TASK_ID, Bench
-
-Make = Callable[..., Bench]
-
-
-@pytest.fixture
-def bench() -> Iterator[Make]:
-    made: list[Bench] = []
-
-    def make(*functions: Callable[..., Any], **settings: Any) -> Bench:
-        one = Bench(*functions, **settings)
-        made.append(one)
-        one.executor.start(DEADLINE_S)
-        return one
-
-    yield make
-    for one in made:
-        one.executor.stop(5.0)
+from tests.unit.executor_bench import DEADLINE_S, TASK_ID, Bench, Make
+from tests.unit.executor_bench import bench as bench  # the fixture
 
 
 class Params(BaseModel):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,24 +14,8 @@ import pytest
 from streamtask.domain.model import Ending
 from streamtask.domain.ports import Stop, StopReason
 from streamtask.handlers.registry import Context
-from tests.unit.executor_bench import DEADLINE_S, Bench
-
-Make = Callable[..., Bench]
-
-
-@pytest.fixture
-def bench() -> Iterator[Make]:
-    made: list[Bench] = []
-
-    def make(*functions: Callable[..., Any], **settings: Any) -> Bench:
-        one = Bench(*functions, **settings)
-        made.append(one)
-        one.executor.start(DEADLINE_S)
-        return one
-
-    yield make
-    for one in made:
-        one.executor.stop(5.0)
+from tests.unit.executor_bench import DEADLINE_S, Make
+from tests.unit.executor_bench import bench as bench  # the fixture
 
 
 class Gates:

@@ -28,8 +28,8 @@ from streamtask.handlers.options import Retry
 from streamtask.handlers.registry import Context
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Attempts
-from tests.unit.test_executor import Make
-from tests.unit.test_executor import bench as bench  # the fixture
+from tests.unit.executor_bench import Make
+from tests.unit.executor_bench import bench as bench  # the fixture
 
 NAMES = TopicNames()
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -89,9 +89,8 @@ class Child:
         self._lock = threading.Lock()
         self._sending = 0  # frames that the main thread is writing: a signal must not interrupt one
         self._stop_owed = False  # a stop that arrived meanwhile
-        self._receiving = (
-            False  # bytes are on their way from the pipe to the queue: a signal must not take those after them
-        )
+        # Bytes are on their way from the pipe to the queue: a signal must not take those after them.
+        self._receiving = False
         self._queue: deque[tuple[int, bytes]] = deque()  # received and not begun
         self._back_owed = False  # return all that has not begun, as soon as nothing is being written or received
         self._context: LiveContext | None = None  # of the execution in progress, while it may be stopped
@@ -100,10 +99,8 @@ class Child:
         self._executor: Executor | None = None
         self._asleep: Executor | None = None  # the executor that the main thread waits on
         self._data_bytes = _data_bytes()
-        for end in (channel, control):
-            os.register_at_fork(
-                after_in_child=end.close
-            )  # a forked copy must not write for this child, nor take its stops
+        for end in (channel, control):  # a forked copy must not write for this child, nor take its stops
+            os.register_at_fork(after_in_child=end.close)
 
     def run(self) -> None:
         """Run until the worker closes the pipe, or an execution was stopped."""

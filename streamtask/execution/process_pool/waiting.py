@@ -19,10 +19,8 @@ from typing import Final
 
 AHEAD_MS: Final = 16.0  # of work for one child: as much as shares a slot (core/slot_sharing.py),
 AHEAD_MAX_MS: Final = 64.0  # at most this if the pool is too slow for that
-DRY, IN_TIME = (
-    1.25,
-    0.98,
-)  # what becomes of it for each hand-over that came too late, or in time: one of ten may be late
+# What becomes of it for each hand-over that came too late, or in time: one of ten may be late.
+DRY, IN_TIME = 1.25, 0.98
 AHEAD_BYTES: Final = 64 * 1024  # of payload: a recall must find it whole in the pipe, which holds 200 KB
 JOBS_MAX: Final = 256  # for one child
 OVERHEAD_MS: Final = 0.05  # what a child needs around each job
