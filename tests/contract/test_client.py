@@ -69,6 +69,8 @@ class Worker:
             value = encode_status(event, locale="en", worker="by hand")
             self._producer.produce(self._topics.status, value, receipt.task_id.encode(), receipt.partition)
         if abort:
+            # Otherwise the abort may overtake the records: then they are in no log, or the broker knows no transaction to end.
+            assert self._producer.flush(30) == 0
             self._producer.abort_transaction(30)
         else:
             self._producer.commit_transaction(30)
