@@ -440,7 +440,8 @@ import sys
 from tests.unit.test_process_pool import Hand
 hand = Hand()
 hand.begin("has_children", hold=True, **dict(arg.split("=") for arg in sys.argv[1:]))
-hand.executor.wait(3_600)
+while True:  # a report of the execution ends a wait
+    hand.executor.wait(3_600)
 """
 
 
@@ -451,6 +452,7 @@ def test_nobody_outlives_a_worker_that_was_killed(tmp_path: Path) -> None:
         try:
             grandchildren = [ready(path) for path in paths]
             family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
+            assert worker.poll() is None, "it has ended by itself"
             assert set(grandchildren) < set(family), f"{grandchildren} are not among {family}"
         finally:
             worker.kill()

@@ -176,7 +176,8 @@ import sys
 from tests.unit.process_pool_hand import Hand
 hand = Hand(children=0)
 hand.begin("starts_one", group=1, ready=sys.argv[1])
-hand.executor.wait(3_600)
+while True:  # a report of the execution ends a wait
+    hand.executor.wait(3_600)
 """
 
 
@@ -185,6 +186,7 @@ def test_nobody_in_quarantine_outlives_a_worker_that_was_killed(tmp_path: Path) 
         try:
             grandchild = ready(tmp_path / "ready")
             family = [one.pid for one in psutil.Process(worker.pid).children(recursive=True)]
+            assert worker.poll() is None, "it has ended by itself"
             assert grandchild in family, f"{grandchild} is not among {family}"
         finally:
             worker.kill()
