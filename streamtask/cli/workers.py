@@ -12,7 +12,7 @@ from streamtask.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamtask.kafka.admin import GroupMember
+    from streamtask.kafka.admin_session import GroupMember
 
 
 def register(app: typer.Typer) -> None:

@@ -131,6 +131,8 @@ NO_ANSWER_CODES = frozenset(
         _K._MSG_TIMED_OUT,
         _K._TRANSPORT,
         _K._ALL_BROKERS_DOWN,
+        _K._DESTROY_BROKER,  # the broker left the cluster's list; the client itself lives
+        _K._UNKNOWN_BROKER,
         _K._RESOLVE,
         _K._SSL,
         _K._AUTHENTICATION,

@@ -18,7 +18,8 @@ from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import NotAllowed, TopicsMissing
 from streamtask.kafka import takeover
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Resource, Role, acls_command, acls_of
-from streamtask.kafka.admin import TIMEOUT_S, Session, conversation
+from streamtask.kafka.admin import TIMEOUT_S
+from streamtask.kafka.admin_session import Session, asked_again, conversation
 from streamtask.kafka.connection_errors import DENIED, hidden_topics
 from streamtask.kafka.faults import error_of
 from streamtask.kafka.topic_checks import Finding, topics_create_command
@@ -135,6 +136,7 @@ def _operations(found: Any) -> frozenset[str] | None:
 _HIDDEN: Any = object()  # in place of a description: we may not see it
 
 
+@asked_again
 def _describe(session: Session, topics: Collection[str]) -> dict[str, Any]:
     """{topic: its description, _HIDDEN, or None when it does not exist}."""
     futures = session.client.describe_topics(
@@ -156,6 +158,7 @@ def _of_topics(session: Session, topics: Collection[str]) -> _Allowed:
     return {(Resource.TOPIC, name): _operations(found) for name, found in _describe(session, topics).items()}
 
 
+@asked_again
 def _of_group(session: Session, settings: KafkaSettings, names: TopicNames, group: str) -> frozenset[str] | None:
     """Query an offset first: a cluster that has never had a group answers only that query."""
     asker = takeover.reader(settings, group)
@@ -185,6 +188,7 @@ def _may_describe(session: Session, asker: Consumer, topic: str) -> bool:
                 raise
 
 
+@asked_again
 def _of_cluster(session: Session) -> frozenset[str] | None:
     session.cluster()
     future = session.client.describe_cluster(include_authorized_operations=True, request_timeout=session.left())

@@ -42,6 +42,7 @@ LEADER_ELSEWHERE = (
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
+    KafkaError._DESTROY_BROKER,
 )
 STEP_RECORDS = 1_000  # taken at once when bytes are bounded: the next records may be larger than the last ones
 LEADER_RECHECK_S = 0.02
@@ -50,7 +51,8 @@ LEADER_TRY_S = 3.0  # one query, of several that fit into the caller's time; an 
 Place = tuple[str, int]  # (topic, partition)
 Headers = tuple[tuple[str, bytes], ...]
 
-# No leader answers for a partition: it has just moved, or the topic is very new. The next look shows.
+# No leader answers for a partition: it has just moved, its broker has left the cluster, or the topic is very new. The next
+# look shows.
 MOVING = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -58,6 +60,7 @@ MOVING = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._DESTROY_BROKER,
     }
 )
 MOVING_WAIT_S = 0.05

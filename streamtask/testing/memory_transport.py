@@ -20,7 +20,7 @@ from streamtask.codec.formats import Encoder
 from streamtask.config import TopicNames
 from streamtask.domain.model import TaskResponse
 from streamtask.errors import StreamtaskError
-from streamtask.kafka.admin import MESSAGE_MAX_BYTES
+from streamtask.kafka.admin_session import MESSAGE_MAX_BYTES
 from streamtask.testing.memory_worker import SHARD, MemoryWorker, Published, call_soon
 
 

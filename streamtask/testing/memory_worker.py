@@ -73,7 +73,7 @@ from streamtask.domain.ports import (
 from streamtask.errors import StreamtaskError
 from streamtask.execution.executor import Executor
 from streamtask.handlers.registry import Handler
-from streamtask.kafka.admin import MESSAGE_MAX_BYTES
+from streamtask.kafka.admin_session import MESSAGE_MAX_BYTES
 from streamtask.projection.materialize import created_row
 from streamtask.worker.result_size import EventSize, take_reports
 

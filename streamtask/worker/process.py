@@ -19,7 +19,7 @@ from typing import Any
 from streamtask.app import App, load_app
 from streamtask.config.container import cores
 from streamtask.domain.model import HandlerKind
-from streamtask.errors import LifespanError, StreamtaskError, Unreachable
+from streamtask.errors import ConfigError, NotAllowed, StreamtaskError, TopicsMissing
 from streamtask.execution.parent_watch import die_with_parent
 from streamtask.execution.process_pool.pipe import OVERRIDES_VARIABLE as CHILD_OVERRIDES_VARIABLE
 from streamtask.execution.process_pool.settings import Children
@@ -34,6 +34,7 @@ from streamtask.worker.supervisor import Supervisor
 
 OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
 EXIT_FAILED, EXIT_CONFIG = 1, 2
+STAYS_WRONG = (ConfigError, TopicsMissing, NotAllowed)  # until a person changes something
 COLLECT_AFTER = (50_000, 20, 20)  # new objects; young collections before a middle one; middle ones before a full one
 GRACE_SPARE_S = 10.0  # beyond the drain's own grace: for handing over and leaving
 FAILOVER_S = 4.0  # at the end, to remove the members of children that were killed
@@ -129,12 +130,10 @@ def main(argv: list[str]) -> int:
     app_path, slot = argv
     try:
         return run_worker(app_path, json.loads(os.environ.pop(OVERRIDES_VARIABLE, "{}")), int(slot))
-    except (Unreachable, LifespanError) as error:  # this may improve: the parent restarts it
-        sys.stderr.write(f"streamtask worker: {error}\n")
-        return EXIT_FAILED
     except StreamtaskError as error:
         sys.stderr.write(f"streamtask worker: {error}\n")
-        return EXIT_CONFIG
+        # Any other error may pass, so the parent restarts this process.
+        return EXIT_CONFIG if isinstance(error, STAYS_WRONG) else EXIT_FAILED
 
 
 if __name__ == "__main__":

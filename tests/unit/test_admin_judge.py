@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streamtask.config import TopicNames
-from streamtask.kafka import admin
+from streamtask.kafka import admin_session
 from streamtask.kafka.topic_checks import (
     ClusterFacts,
     Finding,
@@ -421,7 +421,7 @@ def test_a_broker_that_does_not_know_a_new_topic_yet_is_not_taken_at_its_word(mo
     names = TopicNames()
     known: Any = SimpleNamespace(topics=dict.fromkeys(names.all))
     answers = [SimpleNamespace(topics={}), SimpleNamespace(topics={names.dead: None}), known]
-    session = admin.Session({"bootstrap.servers": "127.0.0.1:1"}, 30.0)
+    session = admin_session.Session({"bootstrap.servers": "127.0.0.1:1"}, 30.0)
     monkeypatch.setattr(session, "facts", lambda _names: answers.pop(0))
     assert session.facts_of_all(names) is known
     assert answers == []

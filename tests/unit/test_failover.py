@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from streamtask.cli.workers import _choose, _ranges
 from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ConfigError, Unreachable
-from streamtask.kafka.admin import GroupMember
+from streamtask.kafka.admin_session import GroupMember
 from streamtask.worker import failover
 from streamtask.worker.failover import Failover, mapped, remove_members
 from streamtask.worker.heartbeat import NOTE_FD, Note

@@ -49,6 +49,8 @@ def test_a_fatal_error_ends_the_id_whatever_its_code(call: Call) -> None:
         (Call.PRODUCE, KafkaError._UNKNOWN_PARTITION, {}, FaultKind.ABORT),
         (Call.PRODUCE, KafkaError._QUEUE_FULL, {}, FaultKind.ABORT),
         (Call.PRODUCE, KafkaError._MSG_TIMED_OUT, {}, FaultKind.ABORT),
+        (Call.PRODUCE, KafkaError._DESTROY_BROKER, {}, FaultKind.ABORT),
+        (Call.COMMIT_PLAIN, KafkaError._DESTROY_BROKER, {}, FaultKind.DOUBT),
         (Call.PRODUCE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, {"txn_requires_abort": True}, FaultKind.ABORT),
         (Call.PRODUCE, KafkaError._FENCED, {}, FaultKind.FENCED),
         (Call.SEND_OFFSETS, KafkaError.ILLEGAL_GENERATION, {"txn_requires_abort": True}, FaultKind.STALE),

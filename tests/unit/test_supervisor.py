@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from streamtask.errors import ClusterError, ConfigError, LifespanError, NotAllowed, TopicsMissing, Unreachable
 from streamtask.execution.parent_watch import PARENT_FD, die_with_parent
+from streamtask.worker import process
 from streamtask.worker.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers run on Linux and macOS")
@@ -311,3 +313,26 @@ def test_one_that_beats_or_still_starts_is_left_alone(nursery: Make) -> None:
     n.until(lambda: len(n.named("child_silent")) >= 2)
     assert {told["slot"] for told in n.named("child_silent")} == {2}
     assert (n.marks(0), n.marks(1)) == (["up"], ["up"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("wrong"), 2),
+        (TopicsMissing("gone"), 2),
+        (NotAllowed("hidden"), 2),
+        (Unreachable("nobody"), 1),
+        (ClusterError("another"), 1),
+        (LifespanError("closed"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_a_child_ends_for_good_only_for_what_a_person_must_change(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(process, "run_worker", fails)
+    monkeypatch.setattr(process, "die_with_parent", lambda: False)
+    assert process.main(["app:app", "0"]) == code
