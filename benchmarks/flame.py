@@ -75,7 +75,7 @@ def find_spy() -> str:
     beside = Path(sys.executable).with_name("py-spy")
     found = str(beside) if beside.exists() else shutil.which("py-spy")
     if found is None:
-        raise ConfigError("flame needs py-spy: pip install 'streamtask[bench]'.")
+        raise ConfigError("flame needs py-spy: pip install 'streamtask-kafka[bench]'.")
     return found
 
 

@@ -6,9 +6,15 @@ Names are loaded when they are first used, so that importing a module of the cor
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from streamtask.distribution import foreign_files
+
 __version__ = "0.1.0"
+
+if _mixed := foreign_files():
+    warnings.warn(_mixed, stacklevel=2)
 
 __all__ = [  # noqa: RUF022  grouped by use, not by name
     # handlers

@@ -62,7 +62,7 @@ def _archive(cache: Path) -> Path:
         from jgo.constants import MAVEN_CENTRAL_URL
         from jgo.maven import MavenContext
     except ImportError as error:
-        raise RegistryMissing(f"the registry needs {error.name}: pip install 'streamtask[dev]'") from None
+        raise RegistryMissing(f"the registry needs {error.name}: pip install 'streamtask-kafka[dev]'") from None
     context = MavenContext(repo_cache=cache / "m2", remote_repos={"central": MAVEN_CENTRAL_URL})
     project = context.project("io.apicurio", "apicurio-registry-app").at_version(VERSION)
     try:

@@ -2,6 +2,7 @@
 
 Builds the sdist, the wheel from it, checks their metadata, and installs the wheel into a fresh environment of every supported
 Python that this machine has. There `streamtask demo --exit` runs a census on a real local Kafka; its audit must find nothing.
+Then `streamtask new` makes a project, which is installed (it depends on the wheel) and passes its tests.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def census(python: str, wheel: Path, folder: Path) -> int:
     run(python, "-m", "venv", folder)
     run(folder / "bin" / "python", "-m", "pip", "install", *QUIET, f"{wheel}[demo]")
     last = run(folder / "bin" / "streamtask", "demo", "--exit", cwd=folder).splitlines()[-1]
+    run(folder / "bin" / "streamtask", "new", "shop", cwd=folder)
+    run(folder / "bin" / "python", "-m", "pip", "install", *QUIET, "-e", f"{folder / 'shop'}[dev]")
+    run(folder / "bin" / "python", "-m", "pytest", "-q", cwd=folder / "shop")
     return int(json.loads(last)["violations"])
 
 

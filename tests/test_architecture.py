@@ -24,6 +24,7 @@ FUNCTION_LINES_MAX = 70
 FOLDERS: tuple[str, ...] = (
     "streamtask.public",
     "streamtask.errors",
+    "streamtask.distribution",
     "streamtask.domain",
     "streamtask.config",
     "streamtask.observability",

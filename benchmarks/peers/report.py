@@ -175,7 +175,7 @@ def drawing() -> Any:
         import matplotlib
     except ImportError:
         raise Failed(
-            "--chart draws with matplotlib, which is not installed: pip install 'streamtask[bench]'."
+            "--chart draws with matplotlib, which is not installed: pip install 'streamtask-kafka[bench]'."
         ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot

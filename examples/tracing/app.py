@@ -1,6 +1,6 @@
 """A handler's own spans inside those of streamtask: one trace from the caller to the last attempt.
 
-    pip install 'streamtask[otel]' opentelemetry-sdk
+    pip install 'streamtask-kafka[otel]' opentelemetry-sdk
     streamtask worker app:app
 
 The provider is set where the app is: so it is there in the worker and in each child of a process handler. It prints its

@@ -152,7 +152,7 @@ def schemas_export(
         from streamtask.cli.export import SERVICE, documents
     except ImportError as error:
         raise ConfigError(
-            f"Exporting OpenAPI needs {error.name}. Install it: pip install 'streamtask[server]'."
+            f"Exporting OpenAPI needs {error.name}. Install it: pip install 'streamtask-kafka[server]'."
         ) from None
     broker = (settings.bootstrap_servers or "127.0.0.1:9092").split(",")[0].strip()
     service = (settings.url or f"http://{SERVICE}").partition("://")[2].partition("/")[0]

@@ -69,7 +69,7 @@ class ServiceLink:
                 import websockets.asyncio.client  # noqa: F401 imported now rather than when the first task is followed
         except ImportError as error:
             raise ConfigError(
-                f"url={settings.url!r} needs {error.name}. Install it: pip install 'streamtask[server]'."
+                f"url={settings.url!r} needs {error.name}. Install it: pip install 'streamtask-kafka[server]'."
             ) from None
         self._answered = False
         self._body_bytes_max = settings.body_bytes_max

@@ -11,12 +11,18 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from streamtask import __version__
+from streamtask.distribution import NAME as DISTRIBUTION
+from streamtask.distribution import requirement
 from streamtask.errors import ConfigError
 
 NAME_MAX = 60
 # A name that a folder, a Python distribution and a Kafka client id may all have.
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]*[A-Za-z0-9])?\Z")
-_TAKEN = {"streamtask": "it would depend on itself", "app": "its module has that name"}
+_TAKEN = {
+    "streamtask": "its import would have that name",
+    DISTRIBUTION: "it would depend on itself",
+    "app": "its module has that name",
+}
 _RENAMED = {"gitignore": ".gitignore"}  # under that name it would hide files of the template itself
 
 
@@ -55,4 +61,11 @@ def _walk(folder: Traversable, at: Path) -> list[tuple[Path, str]]:
 
 
 def _filled(text: str, name: str) -> str:
-    return text.replace("{{name}}", name).replace("{{version}}", ".".join(__version__.split(".")[:2]))
+    version = ".".join(__version__.split(".")[:2])
+    for blank, value in (
+        ("{{name}}", name),
+        ("{{streamtask}}", requirement(version=version)),
+        ("{{streamtask with dev-tools}}", requirement("dev-tools", version=version)),
+    ):
+        text = text.replace(blank, value)
+    return text

@@ -37,7 +37,7 @@ class Watch:
             import watchfiles
         except ImportError:
             raise ConfigError(
-                "Reloading needs watchfiles. Install it: pip install 'streamtask[dev-tools]', or pass --no-reload."
+                "Reloading needs watchfiles. Install it: pip install 'streamtask-kafka[dev-tools]', or pass --no-reload."
             ) from None
         for folder in folders:
             if not folder.is_dir():

@@ -21,7 +21,7 @@ KAFKA_VERSION = "4.3.1"
 LOCK = Path(__file__).with_name("kafka.lock")
 
 ALTERNATIVES = (
-    "Install it (pip install 'streamtask[dev-broker]'), or use an existing Kafka: --bootstrap HOST:PORT, "
+    "Install it (pip install 'streamtask-kafka[dev-broker]'), or use an existing Kafka: --bootstrap HOST:PORT, "
     "or STREAMTASK_TEST_BOOTSTRAP_SERVERS=HOST:PORT; or run one in Docker: docker compose up kafka."
 )
 

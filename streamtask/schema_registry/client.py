@@ -57,7 +57,7 @@ class HttpRegistry:
             import httpx
         except ImportError:
             raise ConfigError(
-                "A schema registry needs httpx. Install it: pip install 'streamtask[registry]'."
+                "A schema registry needs httpx. Install it: pip install 'streamtask-kafka[registry]'."
             ) from None
         self._httpx = httpx
         self._urls = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]

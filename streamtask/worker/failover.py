@@ -22,7 +22,7 @@ from streamtask.config.kafka import KafkaSettings
 from streamtask.errors import ClusterError, ConfigError, StreamtaskError, Unreachable
 from streamtask.observability import event_log
 
-INSTALL = "pip install 'streamtask[failover]'"
+INSTALL = "pip install 'streamtask-kafka[failover]'"
 CALL_S = 3.0  # limit of one connect, and of one request
 RETRY_S, RETRY_MAX_S = 0.2, 2.0
 KEEP_S = 45.0  # between two checks of the connection: brokers and NATs drop one that is idle for minutes

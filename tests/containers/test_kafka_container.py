@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.acceptance, pytest.mark.slow, pyte
 @pytest.fixture
 def bootstrap(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """As in docs/containers.md."""
-    pytest.importorskip("testcontainers", reason="pip install 'streamtask[docker]'")
+    pytest.importorskip("testcontainers", reason="pip install 'streamtask-kafka[docker]'")
     for name in ("DOCKER_HOST", "DOCKER_CONFIG"):
         if name in host.environment:
             monkeypatch.setenv(name, host.environment[name])

@@ -69,7 +69,7 @@ def theirs(real_registry: Registry) -> Iterator[Any]:
     try:
         client = _confluent("schema_registry").SchemaRegistryClient
     except ImportError as error:
-        pytest.skip(f"Confluent's client needs {error.name}: pip install 'streamtask[dev]'")
+        pytest.skip(f"Confluent's client needs {error.name}: pip install 'streamtask-kafka[dev]'")
     with client({"url": real_registry.url, "timeout": 10}) as held:
         yield held
 

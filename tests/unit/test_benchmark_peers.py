@@ -142,7 +142,7 @@ def test_a_chart_without_matplotlib_ends_with_code_2_and_one_line_before_anythin
     assert main(["throughput", "--peers", "--chart", str(tmp_path / "chart.png")]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert "pip install 'streamtask[bench]'" in said[0]
+    assert "pip install 'streamtask-kafka[bench]'" in said[0]
 
 
 def test_the_chart_is_a_png(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_without_the_extra_one_line_says_what_to_install(logs: list[Any], monkey
     off.died("member")
     off.close(1)
     assert [(line["event"], line["log_level"]) for line in logs] == [("failover_off", "info")]
-    assert "pip install 'streamtask[failover]'" in logs[0]["why"]
+    assert "pip install 'streamtask-kafka[failover]'" in logs[0]["why"]
 
 
 def test_an_unmapped_setting_turns_it_off_and_one_line_names_it(logs: list[Any]) -> None:

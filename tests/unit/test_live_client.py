@@ -255,6 +255,6 @@ def port_of(server: Server) -> int:
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.asyncio.client", None)
     settings = load_settings(url="ws://127.0.0.1:1")
-    with pytest.raises(ConfigError, match=r"pip install 'streamtask\[server\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'streamtask-kafka\[server\]'"):
         links.ServiceLink(settings)
     links.ServiceLink(load_settings(url="http://127.0.0.1:1"))

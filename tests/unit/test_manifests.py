@@ -26,7 +26,7 @@ from streamtask.config import Settings
 from streamtask.query_service import gate, metrics, server
 from streamtask.worker import endpoint, process, supervisor
 
-yaml = pytest.importorskip("yaml", reason="pip install 'streamtask[dev]'")
+yaml = pytest.importorskip("yaml", reason="pip install 'streamtask-kafka[dev]'")
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
@@ -314,7 +314,7 @@ def of_kubernetes() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_kubernetes_own_schemas_find_nothing(version: str) -> None:
-    checker = pytest.importorskip("kubernetes_validate", reason="pip install 'streamtask[manifests]'")
+    checker = pytest.importorskip("kubernetes_validate", reason="pip install 'streamtask-kafka[manifests]'")
     for document in of_kubernetes():
         checker.validate(document, version, strict=True)
     wrong = copy.deepcopy(one("Deployment", "streamtask-worker"))
@@ -350,7 +350,7 @@ def _forbid_more(schema: Any) -> None:
 
 
 def test_kedas_own_definition_finds_nothing() -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="pip install 'streamtask[manifests]'")
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install 'streamtask-kafka[manifests]'")
     schema = scaled_object_schema()
     scaled = one("ScaledObject", "streamtask-worker")
     jsonschema.validate(scaled, schema)
