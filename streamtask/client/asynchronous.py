@@ -16,6 +16,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from streamtask.client import forking
 from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
@@ -79,6 +80,18 @@ class AsyncClient:
         self._service: ServiceLink | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        if transport is None or isinstance(transport, KafkaTransport):
+            forking.survives_fork(self)
+
+    def start_anew(self) -> None:
+        """Called in a forked child (forking.py): from here on this client has its own connection, and its own event loop."""
+        forking.keep(self._sender, self._watch, self._service, self._transport, self._loop)
+        if self._watch is not None:
+            self._watch.leave_behind()
+        if self._transport is not None:
+            self._transport = KafkaTransport(self.settings)
+        self._opening = asyncio.Lock()
+        self._sender = self._watch = self._service = self._loop = None
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from streamtask.client import forking
 from streamtask.client.asynchronous import AsyncClient
 from streamtask.client.receipt import Receipt, result_of
 from streamtask.client.transport import Transport
@@ -26,12 +27,31 @@ CLOSE_TIMEOUT_S = 45.0  # beyond the delivery timeout: close() flushes
 
 
 class _LoopThread:
-    """An event loop in a daemon thread, because the thread must never keep the process from ending."""
+    """An event loop in a daemon thread, because the thread must never keep the process from ending. It starts when it is
+    first used: in a process that was forked, that is another loop and another thread.
+    """
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self.closed = False
+        forking.survives_fork(self)
+
+    def start_anew(self) -> None:
+        """Called in a forked child: the thread is the parent's (forking.py)."""
+        forking.keep(self._loop)
+        self._starting = threading.Lock()
+        self._loop = self._thread = None
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
+                self._thread.start()
+            return self._loop
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Returns the result of `work`. An interrupt (Ctrl-C) cancels the work. Raises StreamtaskError after stop()."""
@@ -41,22 +61,22 @@ class _LoopThread:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("A sync Client cannot be used on its own event loop thread. Use AsyncClient there.")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop or self._running())
         try:
             return future.result(timeout)
         except BaseException:
             future.cancel()
             raise
 
-    @property
-    def closed(self) -> bool:
-        return self._loop.is_closed()
-
     def stop(self) -> None:
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(CLOSE_TIMEOUT_S)
-        self._loop.close()
+        loop, thread = self._loop, self._thread
+        if loop is not None and thread is not None:
+            self.run(loop.shutdown_asyncgens())
+            self.closed = True
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(CLOSE_TIMEOUT_S)
+            loop.close()
+        self.closed = True
 
 
 @public

@@ -95,7 +95,7 @@ class Receipt:
     async def followed(self, watch: Watch) -> Track:
         """For its client: the track of this task; a scan of the past adds events that the tail may have missed."""
         track = self._track
-        if track is None or track.gap:
+        if track is None or track.gap or track.left_behind:
             track = self._track = await watch.follow(self.task_id, self._since)
         return track
 

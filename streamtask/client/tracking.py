@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 from streamtask.domain.model import TaskResponse
-from streamtask.errors import WaitTimeout
+from streamtask.errors import StreamtaskError, WaitTimeout
 
 Mark = dict[int, int]  # partition of the status topic → offset
 
@@ -29,15 +29,17 @@ class Track:
 
     seen, latest  offset of the last event, and the event
     gap           events may have been missed (the tail failed): scan the past before relying on this track
+    left_behind   it is a copy in a forked child: only the parent's sees events
     """
 
-    __slots__ = ("__weakref__", "_followers", "_futures", "gap", "history", "latest", "seen", "task_id")
+    __slots__ = ("__weakref__", "_followers", "_futures", "gap", "history", "latest", "left_behind", "seen", "task_id")
 
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
         self.latest: TaskResponse | None = None
         self.seen = -1
         self.gap = False
+        self.left_behind = False
         self.history: str | None = None  # the origin of these events: a later request record may use the same id
         self._futures: set[asyncio.Future[None]] = set()
         self._followers: list[deque[TaskResponse]] = []
@@ -78,7 +80,12 @@ class Track:
         return asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     async def change(self, deadline: float | None) -> None:
-        """Wait for the next event. deadline: seconds on the transport's clock. Raises WaitTimeout."""
+        """Wait for the next event. deadline: seconds on the transport's clock. Raises WaitTimeout, or StreamtaskError for an
+        iterator that began before this process was forked."""
+        if self.left_behind:
+            raise StreamtaskError(
+                f"These events of task {self.task_id} belong to the process that forked this one. Call events() again."
+            )
         future = asyncio.get_running_loop().create_future()
         self._futures.add(future)
         try:

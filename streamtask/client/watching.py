@@ -102,6 +102,11 @@ class StatusWatch:
             return Tail(self._kafka, (self._topic,))
         return Tail(self._kafka, {(self._topic, partition): offset for partition, offset in start.items()})
 
+    def leave_behind(self) -> None:
+        """In a forked child: this watch is a copy without its thread, so none of its tracks sees another event."""
+        for track in self._alive():
+            track.left_behind = True
+
     async def close(self) -> None:
         self._stopping.set()
         await asyncio.gather(*self._scans, return_exceptions=True)

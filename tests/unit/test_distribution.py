@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ PACKAGE = Path(distribution.__file__).parent
 FOUND = "The project `streamtask` of the package index is installed in the folder of streamtask-kafka"
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, told: dict[str, object] | None) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, told: Mapping[str, object] | None) -> None:
     """As if it were in a `site-packages`, and its installer had recorded this."""
     monkeypatch.setattr(distribution, "PACKAGE", folder / "site-packages" / "streamtask")
     text = json.dumps(told) if told is not None else None
