@@ -30,7 +30,7 @@ from streamtask.config import Settings, load_settings
 from streamtask.domain.model import TaskRequest, TaskResponse
 from streamtask.domain.options import RequestOptions, refuse_unknown, request_fields
 from streamtask.errors import ConfigError
-from streamtask.handlers.options import HandlerOptions, TaskOptions
+from streamtask.handlers.options import HandlerOptions, TaskOptions, check_priority
 from streamtask.handlers.registry import Context, Handler, Lifespan, Registry, make_handler
 from streamtask.public import public
 
@@ -181,6 +181,7 @@ class App:
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
             handler = make_handler(function, name=None if callable(name) else name, names=names, **limits)
+            check_priority(handler.name, priority)
             preset = {} if priority is None else {"priority": priority}
             kind: type[Task[..., Any]] = AsyncTask if handler.is_async else PlainTask
             task = kind(self, handler, preset)

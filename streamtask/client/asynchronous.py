@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from streamtask.client import forking
-from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
+from streamtask.client.build import Clock, Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
@@ -73,6 +73,7 @@ class AsyncClient:
             transport = KafkaTransport(self.settings)
         if transport is None and not self.settings.url:
             self.settings.bootstrap()  # raises ConfigError, which says what to do
+        self._clock: Clock = time.time if transport is None else transport.wall_s
         self._transport = transport  # None: this client only sends and receives JSON over HTTP
         self._sender: RecordSender | None = None
         self._opening = asyncio.Lock()
@@ -90,6 +91,7 @@ class AsyncClient:
             self._watch.leave_behind()
         if self._transport is not None:
             self._transport = KafkaTransport(self.settings)
+            self._clock = self._transport.wall_s
         self._opening = asyncio.Lock()
         self._sender = self._watch = self._service = self._loop = None
 
@@ -133,12 +135,14 @@ class AsyncClient:
         fields = request_fields("submit()", options, SubmitOptions)
         headers = fields.pop("headers", None)
         encoder = await self._encoder()
-        prepared = prepare_arguments(parameters, self.topics, headers, encoder, task_type=task_type, **fields)
+        prepared = prepare_arguments(
+            parameters, self.topics, headers, encoder, self._clock, task_type=task_type, **fields
+        )
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
         """`submit` a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`)."""
-        return await self._submit(prepare(request, self.topics, headers, await self._encoder()))
+        return await self._submit(prepare(request, self.topics, headers, await self._encoder(), self._clock))
 
     async def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[Receipt]:
         """Send many requests at once; returns their receipts in order when the broker has stored all of them.
@@ -148,7 +152,7 @@ class AsyncClient:
         acknowledged; the others are stored.
         """
         encoder = await self._encoder()
-        prepared = [prepare(request, self.topics, None, encoder) for request in requests]
+        prepared = [prepare(request, self.topics, None, encoder, self._clock) for request in requests]
         if self._transport is None:
             return [await self._submit_by_service(one) for one in prepared]
         receipts, failure = await self._send(prepared)
@@ -170,7 +174,7 @@ class AsyncClient:
         topics, load = self.topics.requests, sender.load
         count = 0
         try:
-            for band, record in bulk(requests, self.topics, encoder):
+            for band, record in bulk(requests, self.topics, encoder, self._clock):
                 light = load(topics[band], record)
                 count += 1
                 if not light or count % BULK_SLICE == 0:

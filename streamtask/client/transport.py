@@ -74,6 +74,9 @@ class Transport(Protocol):
     def now_s(self) -> float:
         """The clock of the timeouts of waits, in seconds."""
 
+    def wall_s(self) -> float:
+        """The clock of the times in requests, in seconds since 1970."""
+
     def close(self) -> None: ...
 
 
@@ -114,6 +117,9 @@ class KafkaTransport:
 
     def now_s(self) -> float:
         return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time()
 
     def close(self) -> None:
         self._formats.close()

@@ -19,6 +19,7 @@ from streamtask.config.container import cores
 from streamtask.config.kafka import ClientRole, KafkaSettings, client_id
 from streamtask.config.sources import ENVIRONMENT_PREFIX, HIDDEN, NESTED, SettingsFile, read_file, shown
 from streamtask.domain.model import BANDS, Band, HandlerKind, TaskPolicy, unknown_fields
+from streamtask.domain.options import NOT_BEFORE_MAX_S
 from streamtask.errors import ConfigError
 from streamtask.public import public
 
@@ -109,7 +110,7 @@ class EngineConfig:
     progress_ms: int = 100  # minimum time between two progress events of a task
     ageing_ms: int = 30_000  # a band gets one more turn a round for each such period that its oldest request waits
     unknown_type_grace_ms: int = 300_000  # rolling deploys: another worker may soon know the type
-    not_before_max_ms: int = 3_600_000  # longer waits need scheduling
+    not_before_max_ms: int = NOT_BEFORE_MAX_S * 1_000
     begin_ms: int = 60_000  # if a child has not begun by then, run elsewhere; one starts in 0.3 s, or 5 s at load 40
     refresh_ms: int = 30 * 86_400_000 // 4  # a quarter of the status retention: the last event is published again
     trial_ms: int = 10_000  # first trial of a suspect (lost >= 2); 16 times as long after an acquittal

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from streamtask.public import public
 
 Headers = Mapping[str, str | bytes]
+NOT_BEFORE_MAX_S = 3_600  # longer waits need scheduling
 
 
 @public

@@ -64,6 +64,8 @@ class Binding:
             if arguments[0].kind is inspect.Parameter.KEYWORD_ONLY:
                 raise ConfigError(f"handler {name!r}: the context is passed by position. Put it before the '*'.")
             arguments.pop(0)
+        if arguments:
+            _refuse_method(name, function, arguments[0].name)
         for argument in arguments:
             _check_argument(name, argument, hints, context)
         self.result_type: Any = hints.get("return", Any)
@@ -194,6 +196,16 @@ def _is_context(argument: inspect.Parameter, hints: Mapping[str, Any], context: 
     if hint is None:
         return argument.name == "ctx"
     return isinstance(hint, type) and issubclass(hint, context)
+
+
+def _refuse_method(name: str, function: Callable[..., Any], first: str) -> None:
+    """In the body of a class, a decorator sees a plain function whose first parameter is the object."""
+    within = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if first in ("self", "cls") and within and not within.endswith("<locals>"):
+        raise ConfigError(
+            f"handler {name!r}: it is a method of {within}, and {first!r} would be one of its parameters. Use a function, or "
+            f"register the method of an object: app.task({name!r})(an_object.{function.__name__})."
+        )
 
 
 def _check_argument(name: str, argument: inspect.Parameter, hints: Mapping[str, Any], context: type) -> None:

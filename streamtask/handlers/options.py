@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from streamtask.domain import model
+from streamtask.domain.model import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
 from streamtask.errors import ConfigError, GiveUp, RetryLater
 from streamtask.public import public
 
@@ -110,6 +111,15 @@ class TaskOptions(HandlerOptions, total=False):
 
     priority: int | None
     """Priority of the requests that are submitted through this task, 1..10, 10 = most urgent. Default: 5."""
+
+
+def check_priority(name: str, priority: int | None) -> None:
+    """Raises ConfigError."""
+    if priority is not None and (type(priority) is not int or not PRIORITY_MIN <= priority <= PRIORITY_MAX):
+        raise ConfigError(
+            f"handler {name!r}: priority={priority!r} must be an integer from {PRIORITY_MIN} to {PRIORITY_MAX} "
+            f"({PRIORITY_MAX} = most urgent), or None for {PRIORITY_DEFAULT}."
+        )
 
 
 def check_options(name: str, options: HandlerOptions) -> None:

@@ -49,6 +49,9 @@ class MemoryTransport:
     def now_s(self) -> float:
         return self._worker.now().mono_ms / 1_000
 
+    def wall_s(self) -> float:
+        return self._worker.now().wall_ms / 1_000
+
     def close(self) -> None:
         """There is nothing to close."""
 

@@ -11,6 +11,7 @@ from statistics import median
 
 import pytest
 
+from streamtask.domain.identity import new_task_id
 from streamtask.domain.model import TaskRequest
 from streamtask.errors import TaskFailed
 from tests.acceptance.harness import PATIENT, ROOT, WAIT_S, Bench, until
@@ -116,13 +117,14 @@ def test_what_expires_never_starts_and_not_before_waits(bench: Bench) -> None:
     gone = bench.client.submit("noop", expires_at=now - timedelta(seconds=1))
     due = datetime.now(UTC) + timedelta(seconds=1.5)
     later = bench.client.submit("noop", {"n": 3}, not_before=due)
-    far = bench.client.submit("noop", not_before=now + timedelta(hours=2))
+    far, too_late = new_task_id(), (now + timedelta(hours=2)).isoformat()
+    bench.produce(json.dumps({"task_type": "noop", "task_id": far, "not_before": too_late}).encode(), far.encode())
     assert bench.end(expires.task_id).code == "expired"
     gate.touch()
     assert bench.end(first.task_id).status == "completed"
     assert bench.end(gone.task_id).code == "expired"
     assert bench.statuses(expires.task_id) == ["created", "cancelled"]
-    assert bench.end(far.task_id).code == "invalid_parameters"
+    assert bench.end(far).code == "invalid_parameters"
     assert later.result(WAIT_S) == 3
     assert bench.starts(later.task_id)[0].ms >= due.timestamp() * 1_000 - 1
     bench.finish()

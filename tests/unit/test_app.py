@@ -123,6 +123,12 @@ def test_an_option_that_is_none_keeps_the_value_that_the_task_had() -> None:
     assert task.options(priority=None, timeout=None).request().priority == 9
 
 
+@pytest.mark.parametrize("priority", [50, 0, -1, 5.0, True, "high"])
+def test_a_priority_that_no_request_may_have_is_refused_at_import(priority: Any) -> None:
+    with pytest.raises(ConfigError, match="must be an integer from 1 to 10"):
+        census_app().task("count", priority=priority)(lambda: None)
+
+
 def test_options_make_a_copy_and_become_fields_of_the_request() -> None:
     app = census_app()
 

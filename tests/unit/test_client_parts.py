@@ -14,10 +14,12 @@ import pytest
 from pydantic import BaseModel
 
 from streamtask.client import AsyncClient, Client
-from streamtask.client.build import from_arguments, prepare
+from streamtask.client.build import bulk, from_arguments, prepare, prepare_arguments
 from streamtask.client.receipt import result_of
 from streamtask.client.service import error_of
 from streamtask.client.tracking import EVENTS_KEPT_MAX, Track
+from streamtask.codec.formats import Encoder
+from streamtask.codec.wire import Format
 from streamtask.config import TopicNames
 from streamtask.domain.identity import canonical, new_task_id
 from streamtask.domain.model import ErrorDetails, TaskRequest, TaskResponse, TaskStatus
@@ -106,6 +108,31 @@ def test_times_may_be_given_as_text_or_as_aware_datetimes() -> None:
     for given in (when, "2026-11-24T08:26:00+01:00"):
         made = prepare({"task_type": "x", "not_before": given}, NAMES)
         assert orjson.loads(made.value)["not_before"] == "2026-11-24T07:26:00.000Z"
+
+
+@pytest.mark.parametrize("way", ["dict", "model", "arguments", "bulk", "avro"])
+def test_a_start_more_than_an_hour_ahead_is_refused_before_it_is_sent(way: str) -> None:
+    """Bug: it was accepted, and failed later. A worker accepts what the client's clock accepts, give or take their clocks."""
+
+    def made(at: datetime) -> object:
+        request = TaskRequest(task_type="x", not_before=at)
+        match way:
+            case "dict":
+                return prepare({"task_type": "x", "not_before": at}, NAMES)
+            case "model":
+                return prepare(request, NAMES)
+            case "arguments":
+                return prepare_arguments(None, NAMES, None, Encoder(), task_type="x", not_before=at)
+            case "bulk":
+                return list(bulk([{"task_type": "x", "not_before": at}], NAMES, Encoder()))
+            case _:
+                return prepare(request, NAMES, None, Encoder(Format.AVRO, dict.fromkeys(NAMES.requests, b"\x00header")))
+
+    now = datetime.now(UTC)
+    assert made(now + timedelta(minutes=59))
+    with pytest.raises(RequestRefused, match="not_before: is more than an hour ahead") as refused:
+        made(now + timedelta(minutes=61))
+    assert set(refused.value.fields) == {"not_before"}
 
 
 def test_parameters_may_be_a_model() -> None:

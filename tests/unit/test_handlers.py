@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from streamtask.app import App
 from streamtask.domain.model import HandlerKind, TaskRequest
 from streamtask.errors import ConfigError, GiveUp, RequestRefused, RetryLater
 from streamtask.handlers.arguments import ParametersInvalid
@@ -255,6 +256,25 @@ def test_shapes_that_cannot_work_are_refused_at_registration() -> None:
     ]:
         with pytest.raises(ConfigError, match=text):
             make_handler(function, name=getattr(function, "__name__", "x"))  # type: ignore[arg-type]
+
+
+def test_a_method_is_refused_where_it_is_defined_and_taken_from_an_object() -> None:
+    with pytest.raises(ConfigError, match=r"is a method of .*Shop, and 'self' would be one of its parameters"):
+
+        class Shop:
+            @App("shop").task
+            def charge(self, amount: int) -> int:
+                return amount
+
+    class Till:
+        def charge(self, amount: int) -> int:
+            return amount
+
+    def selfish(self: int) -> int:
+        return self
+
+    assert make_handler(Till().charge).binding.bind({"amount": 1}) == ((), {"amount": 1})
+    assert make_handler(selfish).name == "selfish"
 
 
 def test_an_annotation_that_cannot_be_found_is_named() -> None:
