@@ -22,7 +22,7 @@ async def main(steps: int) -> None:
         try:
             print(await task.result(timeout=60))
         except TaskFailed as failure:
-            print(f"{failure.code}: {failure}")
+            print(failure)
 
 
 if __name__ == "__main__":

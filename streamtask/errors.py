@@ -141,16 +141,32 @@ class SubmitError(StreamtaskError):
 class TaskError(StreamtaskError):
     """The task ended, but did not complete.
 
-    task_id  the task
-    code     error_details.code, e.g. `handler_error`, `timeout`, `cancelled`
-    details  error_details as a plain mapping; {} when there are none
+    task_id    the task
+    code       error_details.code, e.g. `handler_error`, `timeout`, `cancelled`
+    details    error_details as a plain mapping; {} when there are none
+    task_type  as in its last status event; None if the event does not say it
+    attempt    its last attempt, 1, 2 ...; None if there was none
+    text       the error in its last status event, as the handler raised it; "" if there was none
     """
 
-    def __init__(self, message: str, *, task_id: str, code: str, details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        task_id: str,
+        code: str,
+        details: dict[str, Any] | None = None,
+        task_type: str | None = None,
+        attempt: int | None = None,
+        text: str = "",
+    ) -> None:
         super().__init__(message)
         self.task_id = task_id
         self.code = code
         self.details = details or {}
+        self.task_type = task_type
+        self.attempt = attempt
+        self.text = text
 
 
 @public

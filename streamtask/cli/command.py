@@ -42,16 +42,21 @@ if TYPE_CHECKING:
 EXIT_BAD_ANSWER = 1  # the command did its work; the answer is negative
 EXIT_ERROR = 2  # the command could not do its work
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
+CREATE_TOPICS = "streamtask topics create"
 
-# (error class, a word that the message may already contain, hint): a hint that repeats the message is left out.
-HINTS: tuple[tuple[type[StreamtaskError], str, str], ...] = (
-    (TopicsMissing, "topics create", "Create them: streamtask topics create"),
-    (RegistryUnreachable, "registry_url", "Check that it is running and that registry_url is right."),
-    (Unreachable, "--bootstrap", "Check that it is running and that --bootstrap and the security settings are right."),
-    (SubmitError, "task_id", "The broker may have stored it: submit it again with the same --task-id."),
-    (WaitTimeout, "streamtask watch", "Keep waiting: streamtask watch TASK_ID"),
-    (UnknownTask, "--prefix", "Check the id and --prefix. Tasks older than the retention of their topics are gone."),
-    (DevBrokerUnavailable, "--bootstrap", "Or use a running broker: --bootstrap HOST:PORT"),
+# (error class, words of which the message may already contain one, hint): a hint that repeats the message is left out.
+HINTS: tuple[tuple[type[StreamtaskError], tuple[str, ...], str], ...] = (
+    (TopicsMissing, ("topics create",), "Create them: streamtask topics create"),
+    (RegistryUnreachable, ("registry_url",), "Check that it is running and that registry_url is right."),
+    (
+        Unreachable,
+        ("--bootstrap", "--url"),
+        "Check that it is running and that --bootstrap and the security settings are right.",
+    ),
+    (SubmitError, ("task_id",), "The broker may have stored it: submit it again with the same --task-id."),
+    (WaitTimeout, ("streamtask watch",), "Keep waiting: streamtask watch TASK_ID"),
+    (UnknownTask, ("--prefix",), "Check the id and --prefix. Tasks older than the retention of their topics are gone."),
+    (DevBrokerUnavailable, ("--bootstrap",), "Or use a running broker: --bootstrap HOST:PORT"),
 )
 
 
@@ -178,7 +183,7 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
         def run(ctx: typer.Context, **values: Any) -> int:
             cli = CommandContext(**{option: values.pop(option) for option in GLOBAL_OPTIONS})
             cli = cli.over(ctx.find_object(CommandContext) or CommandContext())
-            return guarded(functools.partial(function, cli, **values), debug=cli.debug)
+            return guarded(functools.partial(function, cli, **values), debug=cli.debug, bootstrap=cli.bootstrap)
 
         del run.__wrapped__  # typer must read the new signature, not the function's own
         app.command(name, **how)(_with_options(run, [p.replace(annotation=hints[p.name]) for p in own]))
@@ -196,8 +201,11 @@ def accept_options_before_the_command(app: typer.Typer) -> None:
     app.callback()(_with_options(remember, []))
 
 
-def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
-    """Run `work` and return its exit code; an error becomes one line on stderr."""
+def guarded(work: Callable[[], int | None], *, debug: bool, bootstrap: str | None = None) -> int:
+    """Run `work` and return its exit code; an error becomes one line on stderr.
+
+    bootstrap  as given on the command line: a command that the error advises needs it too
+    """
     try:
         return work() or 0
     except KeyboardInterrupt:
@@ -210,7 +218,10 @@ def guarded(work: Callable[[], int | None], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         else:
-            typer.echo(f"Error: {one_line(error)}", err=True)
+            text = one_line(error)
+            if bootstrap and isinstance(error, TopicsMissing):
+                text = text.replace(CREATE_TOPICS, f"{CREATE_TOPICS} --bootstrap {bootstrap}")
+            typer.echo(f"Error: {text}", err=True)
         return EXIT_ERROR
 
 
@@ -219,8 +230,8 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, StreamtaskError):
         return f"{type(error).__name__}: {text} (add --debug for the stack trace)"
-    for kind, word, hint in HINTS:
-        if isinstance(error, kind) and word not in text:
+    for kind, words, hint in HINTS:
+        if isinstance(error, kind) and not any(word in text for word in words):
             return f"{text.rstrip('.')}. {hint}"
     return text
 

@@ -110,10 +110,22 @@ def result_of(task: TaskResponse) -> Any:
     if task.status is TaskStatus.COMPLETED:
         return task.result
     details = task.error_details.model_dump(mode="json", exclude_none=True) if task.error_details is not None else {}
-    if task.status is TaskStatus.CANCELLED:
-        code = details.get("code", ErrorCode.CANCELLED.value)
-        text = task.error or f"Task {task.task_id} was cancelled ({code})."
-        raise TaskCancelled(text, task_id=task.task_id, code=code, details=details)
-    code = details.get("code", ErrorCode.HANDLER_ERROR.value)
-    text = task.error or f"Task {task.task_id} failed ({code})."
-    raise TaskFailed(text, task_id=task.task_id, code=code, details=details)
+    failed = task.status is TaskStatus.FAILED
+    code = details.get("code", (ErrorCode.HANDLER_ERROR if failed else ErrorCode.CANCELLED).value)
+    kind, what = (TaskFailed, "failed") if failed else (TaskCancelled, "was cancelled")
+    raise kind(
+        _sentence(task, what, code),
+        task_id=task.task_id,
+        code=code,
+        details=details,
+        task_type=task.task_type,
+        attempt=task.attempt,
+        text=task.error or "",
+    )
+
+
+def _sentence(task: TaskResponse, what: str, code: str) -> str:
+    """`Task 0193a5b0-… (charge) failed after 3 attempts [handler_error]: a negative amount`."""
+    named = f" ({task.task_type})" if task.task_type else ""
+    after = f" after {task.attempt} attempts" if task.attempt is not None and task.attempt > 1 else ""
+    return f"Task {task.task_id}{named} {what}{after} [{code}]" + (f": {task.error}" if task.error else ".")

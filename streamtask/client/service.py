@@ -247,8 +247,8 @@ class ServiceLink:
 
     def _away(self, error: Exception) -> Unreachable:
         return Unreachable(
-            f"The query service at {self.url} cannot be reached ({error or type(error).__name__}). "
-            "Check that `streamtask serve` is running."
+            f"No query service answers at {self.url} ({error or type(error).__name__}). Start it (`streamtask serve`), or "
+            "name another one (--url, STREAMTASK_URL)."
         )
 
     async def cancel(self, task_id: str, reason: str | None) -> None:

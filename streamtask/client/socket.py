@@ -75,7 +75,8 @@ async def socket_events(
         raise HandshakeRefused(error.response.status_code) from None
     except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
         raise Unreachable(
-            f"{url} cannot be reached ({error or type(error).__name__}). Check that `streamtask serve` is running."
+            f"No query service answers at {url} ({error or type(error).__name__}). Start it (`streamtask serve`), or name "
+            "another one (--url, STREAMTASK_URL)."
         ) from None
 
 

@@ -29,6 +29,13 @@ PROCESSES_MAX = 256
 CHILDREN_MIN, CHILDREN_MAX = 2, 1_000  # of two or more, one is reserved for the high band (core/schedule.py)
 SETTINGS_FILE = "streamtask.toml"
 _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
+_TOPIC_OF_A_PREFIX = re.compile(r"\.(?:requests\.[^.]+|status|control|schedule|dead)\Z")
+PREFIX_DEFAULT = "tasks"
+
+
+def prefix_of(topic: str) -> str:
+    """The prefix of a topic that TopicNames names: `shop` of `shop.requests.high`."""
+    return _TOPIC_OF_A_PREFIX.sub("", topic)
 
 
 @public
@@ -36,7 +43,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._]+\Z")
 class TopicNames:
     """The topics and the consumer group of one prefix. The group's name is derived: a prefix has one group."""
 
-    prefix: str = "tasks"
+    prefix: str = PREFIX_DEFAULT
     bands: tuple[Band, ...] = BANDS
 
     def __post_init__(self) -> None:
@@ -128,7 +135,9 @@ class Settings(BaseSettings):
     )
 
     bootstrap_servers: str | None = Field(default=None, description="Kafka brokers, `host:port`, separated by commas")
-    prefix: str = Field(default="tasks", description="first part of the names of all topics and of the consumer group")
+    prefix: str = Field(
+        default=PREFIX_DEFAULT, description="first part of the names of all topics and of the consumer group"
+    )
     partitions: int = Field(
         default=PARTITIONS_DEFAULT,
         ge=1,

@@ -120,8 +120,18 @@ class Binding:
         except ParametersInvalid as error:
             raise RequestRefused(f"{self._name}: {error}", fields=error.fields) from None
         except PydanticSerializationError as error:
-            raise RequestRefused(f"{self._name}: arguments cannot be written as JSON: {error}") from None
+            raise self._unwritable(value, error) from None
         return typing.cast("dict[str, Any]", packed)
+
+    def _unwritable(self, value: Any, error: PydanticSerializationError) -> RequestRefused:
+        """The arguments are of other types than annotated. Serialization only warns; validation names the argument and what
+        it must be."""
+        try:
+            self._adapter.validate_python(value, strict=True)
+        except ValidationError as refused:
+            wrong = ParametersInvalid(_field_texts(refused))
+            return RequestRefused(f"{self._name}: {wrong}", fields=wrong.fields)
+        return RequestRefused(f"{self._name}: arguments cannot be written as JSON: {error}")
 
     @functools.cached_property
     def result_adapter(self) -> TypeAdapter[Any]:

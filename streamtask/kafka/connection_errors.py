@@ -15,6 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription, TopicMetadata
 
+from streamtask.config import PREFIX_DEFAULT, prefix_of
 from streamtask.errors import ClusterError, ConfigError, NotAllowed, StreamtaskError, TopicsMissing, Unreachable
 
 ASK_S = 5.0
@@ -104,6 +105,11 @@ def failed(what: str, error: KafkaException | KafkaError, heard: Heard | None = 
     return Unreachable(text + ("" if heard is None else heard.why()))
 
 
+def create_command(prefix: str) -> str:
+    """The command that creates the topics of a prefix."""
+    return "streamtask topics create" + (f" --prefix {prefix}" if prefix != PREFIX_DEFAULT else "")
+
+
 def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], admin: AdminClient | None = None) -> None:
     """Raises NotAllowed for topics that may not be seen, TopicsMissing for those that do not exist.
 
@@ -123,7 +129,8 @@ def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], adm
     if hidden:
         raise hidden_topics(hidden)
     if missing:
-        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: streamtask topics create")
+        command = create_command(prefix_of(missing[0]))
+        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: {command}")
 
 
 def _denied(future: Future[TopicDescription]) -> bool:

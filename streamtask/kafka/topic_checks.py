@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from streamtask.config import TopicNames
 from streamtask.config.kafka import CLIENT_ID_PREFIX
+from streamtask.kafka.connection_errors import create_command
 from streamtask.kafka.topics import (
     DEAD_ROOM_BYTES,
     REFRESH_MS,
@@ -139,9 +140,7 @@ def max_message_bytes(facts: ClusterFacts, topics: Iterable[str]) -> int | None:
 
 
 def topics_create_command(names: TopicNames, *options: str) -> str:
-    return " ".join(
-        ("streamtask topics create", *((f"--prefix {names.prefix}",) if names.prefix != "tasks" else ()), *options)
-    )
+    return " ".join((create_command(names.prefix), *options))
 
 
 def _missing(facts: ClusterFacts, names: TopicNames) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from streamtask.cli import app
 from streamtask.cli.command import CommandContext, guarded, one_line
 from streamtask.cli.tasks import _labels, _moment
 from streamtask.errors import ConfigError, TopicsMissing
+from streamtask.kafka.connection_errors import create_command
 
 COMMANDS = ["demo", "worker", "serve", "submit", "status", "watch", "list", "cancel", "doctor", "audit", "dev", "new"]
 SUBCOMMANDS = [
@@ -218,6 +219,25 @@ def test_an_error_carries_its_hint_once() -> None:
     said = "Topics do not exist. Create them: streamtask topics create --prefix a"
     assert one_line(TopicsMissing(said)) == said
     assert "\n" not in one_line(ConfigError("a\nb"))
+
+
+def test_a_command_that_is_advised_has_the_address_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> None:
+        raise TopicsMissing(f"Topics do not exist: a.status. Create them: {create_command('a')}")
+
+    assert guarded(missing, debug=False, bootstrap="kafka:9092") == 2
+    said = capsys.readouterr().err
+    assert said.endswith("Create them: streamtask topics create --bootstrap kafka:9092 --prefix a\n")
+
+
+def test_a_query_service_that_does_not_answer_is_one_piece_of_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug: `list --url` advised to check `streamtask serve`, and then --bootstrap, which it does not use."""
+    with pytest.raises(SystemExit) as ended:
+        app(["list", "--url", "http://127.0.0.1:9"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: No query service answers at http://127.0.0.1:9 (")
+    assert said.endswith("Start it (`streamtask serve`), or name another one (--url, STREAMTASK_URL).\n")
 
 
 def test_times_are_rfc3339_or_a_distance_from_now() -> None:

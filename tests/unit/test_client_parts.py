@@ -255,8 +255,26 @@ def test_an_end_is_a_value_or_an_error() -> None:
         {"code": "timeout", "attempt": 2},
         TASK_ID,
     )
+    assert (failed.value.text, failed.value.attempt) == ("no", None)
     with pytest.raises(TaskCancelled, match="cancelled"):
         result_of(event(TaskStatus.CANCELLED))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"task_type": "charge", "attempt": 3, "error": "a negative amount"},
+            f"Task {TASK_ID} (charge) failed after 3 attempts [handler_error]: a negative amount",
+        ),
+        ({"task_type": "charge", "attempt": 1}, f"Task {TASK_ID} (charge) failed [handler_error]."),
+        ({"error": "a negative amount"}, f"Task {TASK_ID} failed [handler_error]: a negative amount"),
+    ],
+)
+def test_a_failure_says_which_task_why_and_after_how_many_attempts(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskFailed) as failed:
+        result_of(event(TaskStatus.FAILED, **fields))
+    assert str(failed.value) == said
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,26 @@ def test_arguments_that_the_worker_would_refuse_are_refused_before_sending() -> 
         pack((1,), {"limits": 1})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"amount": "abc"}, "charge: amount: Input should be a valid integer"),
+        ({"amount": 1.5}, "charge: amount: Input should be a valid integer"),
+        ({"amount": [1]}, "charge: amount: Input should be a valid integer"),
+        ({"amount": 1, "name": 7}, "charge: name: Input should be a valid string"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_with_what_it_must_be(given: dict[str, Any], said: str) -> None:
+    """Bug: the answer was two lines about a PydanticSerializationUnexpectedValue."""
+
+    def charge(amount: int, name: str = "") -> None: ...
+
+    with pytest.raises(RequestRefused) as refused:
+        make_handler(charge).binding.pack((), given)
+    assert str(refused.value) == said
+    assert set(refused.value.fields) == {list(given)[-1]}
+
+
 def test_a_result_is_read_as_the_return_annotation() -> None:
     def f() -> Move: ...  # type: ignore[empty-body]
     def g() -> StrictDay: ...  # type: ignore[empty-body]
