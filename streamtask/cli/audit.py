@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext
-from streamtask.cli.tasks import _moment
+from streamtask.cli.moments import moment
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def audit(
     """Check every task's history on the topics; exit code 0 only without violations."""
     if evidence == STDOUT and cli.json:
         raise ConfigError("--evidence - and --json would both write to stdout. Give --evidence a file name.")
-    begin = _moment("--since", since, past=True)
+    begin = moment("--since", since, past=True)
     settings = cli.settings()
     kafka = settings.kafka_for("cli")
     from streamtask.audit import follow_audit, run_audit

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from streamtask.cli.audit import audit
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, group
 from streamtask.cli.redrive import dead_redrive
+from streamtask.cli.task_output import age
 from streamtask.errors import ConfigError, NotAllowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.console import Console
+    from rich.table import Table
 
     from streamtask.codec import DeadRecord
     from streamtask.config import TopicNames
@@ -39,17 +43,20 @@ ROLES = ", ".join(RoleName)
 MARKS = {"error": "[red]✗[/]", "warning": "[yellow]![/]", "info": "[blue]i[/]"}
 
 
+WIDE = 110  # columns of a terminal that has room for what was wrong
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    topics = typer.Typer(no_args_is_help=True, help="Create, check and secure the topics of a prefix.")
+    topics = group(help="Create, check and secure the topics of a prefix.")
     command(topics, "create")(topics_create)
     command(topics, "check")(topics_check)
     command(topics, "acls")(topics_acls)
     app.add_typer(topics, name="topics", rich_help_panel="Cluster")
     command(app, "doctor", rich_help_panel="Cluster")(doctor)
     command(app, "audit", rich_help_panel="Cluster")(audit)
-    dead = typer.Typer(
-        no_args_is_help=True, help="List, show and redrive dead letters (failed or unreadable requests)."
+    dead = group(
+        help="List, show and redrive dead letters (failed or unreadable requests).",
     )
     command(dead, "list")(dead_list)
     command(dead, "show")(dead_show)
@@ -223,10 +230,10 @@ def _print_findings(console: Console, findings: Iterable[Finding]) -> None:
         # A problem that several topics share is printed once.
         alike = (finding.severity.value, finding.code, finding.what, finding.command or "")
         same.setdefault(alike, []).append(finding)
-    for (severity, code, what, fix), group in same.items():
-        where = ", ".join(dict.fromkeys(finding.where for finding in group))
-        first = group[0]
-        values = ", ".join(dict.fromkeys(finding.value for finding in group if finding.value))
+    for (severity, code, what, fix), alike_findings in same.items():
+        where = ", ".join(dict.fromkeys(finding.where for finding in alike_findings))
+        first = alike_findings[0]
+        values = ", ".join(dict.fromkeys(finding.value for finding in alike_findings if finding.value))
         seen = f" is {values}, must be {first.needed}" if first.needed else ""
         head = f" missing: {where}" if code == "topics_missing" else f" {where}: {code}{seen}"
         console.print(Text.from_markup(MARKS[severity]) + Text(head))
@@ -249,10 +256,10 @@ def _document(finding: Finding) -> dict[str, Any]:
 
 def dead_list(
     cli: CommandContext,
-    reason: Annotated[
+    code: Annotated[
         str | None,
         typer.Option(
-            "--reason",
+            "--code",
             metavar="CODE",
             help="Only dead letters with this error code, like timeout or invalid_request.",
         ),
@@ -261,30 +268,55 @@ def dead_list(
 ) -> int | None:
     """List dead letters, newest first."""
     letters = _letters(cli)
-    if reason is not None:
-        letters = [letter for letter in letters if letter.reason == reason]
+    if code is not None:
+        letters = [letter for letter in letters if letter.reason == code]
     shown = letters[:limit]
     if cli.json:
         cli.answer({"dead": [_letter(letter) for letter in shown], "total": len(letters)})
         return None
     if not shown:
-        cli.note("No dead letters" + (f" with reason {reason}." if reason else "."))
+        cli.note("No dead letters" + (f" with code {code}." if code else "."))
         return None
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("origin", no_wrap=True)
-    table.add_column("reason", no_wrap=True)
-    table.add_column("failed at (UTC)", no_wrap=True)
-    table.add_column("what", overflow="ellipsis", no_wrap=True, ratio=1)
-    for letter in shown:
-        when = letter.failed_at[:19].replace("T", " ")
-        table.add_row(letter.origin, letter.reason, when, Text(" ".join(letter.text.split())))
-    cli.console().print(table)
+    console = cli.console()
+    console.print(dead_table(shown, console.width))
     if len(letters) > len(shown):
         cli.note(f"{len(letters) - len(shown)} more. Raise --limit to see them.")
     return None
+
+
+def dead_table(letters: list[DeadRecord], width: int) -> Table:
+    """Four columns that fit into 80, and what was wrong if there is room. A letter without a task_id shows its origin."""
+    from rich.table import Table
+    from rich.text import Text
+
+    gap, widths = 2, {"task_id": 36, "type": 15, "code": 18, "age": 4}
+    if width >= WIDE:
+        widths["what"] = width - sum(widths.values()) - gap * len(widths)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0), collapse_padding=True)
+    for name, column_width in widths.items():
+        table.add_column(name, width=column_width, no_wrap=True, overflow="ellipsis")
+    for letter in letters:
+        text = Text(" ".join(letter.text.split()))
+        row = (letter.task_id or letter.origin, Text(_type_of(letter)), letter.reason, _age_of(letter), text)
+        table.add_row(*row[: len(table.columns)])
+    return table
+
+
+def _type_of(letter: DeadRecord) -> str:
+    """The task type of the original request; "" if its bytes are not JSON, or say none."""
+    try:
+        document = json.loads(letter.value or b"")
+    except ValueError:
+        return ""
+    found = document.get("task_type") if isinstance(document, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _age_of(letter: DeadRecord) -> str:
+    try:
+        return age(datetime.fromisoformat(letter.failed_at))
+    except ValueError:
+        return ""
 
 
 def dead_show(

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from streamtask import __version__
 from streamtask.errors import (
     ConfigError,
     DevBrokerUnavailable,
@@ -186,7 +187,9 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
             return guarded(functools.partial(function, cli, **values), debug=cli.debug, bootstrap=cli.bootstrap)
 
         del run.__wrapped__  # typer must read the new signature, not the function's own
-        app.command(name, **how)(_with_options(run, [p.replace(annotation=hints[p.name]) for p in own]))
+        app.command(name, cls=PlainCommand, **how)(
+            _with_options(run, [p.replace(annotation=hints[p.name]) for p in own])
+        )
         return function
 
     return register
@@ -195,10 +198,22 @@ def command(app: typer.Typer, name: str, **how: Any) -> Callable[[Callable[..., 
 def accept_options_before_the_command(app: typer.Typer) -> None:
     """Makes `streamtask --prefix x list` the same as `streamtask list --prefix x`."""
 
-    def remember(ctx: typer.Context, **values: Any) -> None:
+    def remember(ctx: typer.Context, *, version: bool = False, **values: Any) -> None:
         ctx.obj = CommandContext(**values)
 
-    app.callback()(_with_options(remember, []))
+    version = inspect.Parameter(
+        "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, VERSION_OPTION]
+    )
+    app.callback()(_with_options(remember, [version]))
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamtask {__version__}")
+        raise typer.Exit
+
+
+VERSION_OPTION: Any = typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
 
 
 def guarded(work: Callable[[], int | None], *, debug: bool, bootstrap: str | None = None) -> int:
@@ -236,7 +251,34 @@ def one_line(error: BaseException) -> str:
     return text
 
 
-class OneLineGroup(TyperGroup):
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Leave out `<bool>` of flags and `<str>` of arguments in the help: the names say it."""
+    for parameter in parameters:
+        if parameter.param_type_name == "argument" or getattr(parameter, "is_flag", False):
+            parameter.display_type_rich = lambda ctx: None
+    return parameters
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help names no Python types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A group of commands whose help names no Python types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+def group(*, help: str) -> typer.Typer:
+    """A group of commands, which prints its help when no command is named."""
+    return typer.Typer(cls=PlainGroup, no_args_is_help=True, help=help)
+
+
+class OneLineGroup(PlainGroup):
     """The root of the command line. It also prints usage errors on one line, and uses a command's int as the exit code."""
 
     def main(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from streamtask.cli.command import CommandContext, command
+from streamtask.cli.command import CommandContext, command, group
 from streamtask.cli.complete import app_names
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    config = typer.Typer(no_args_is_help=True, help="Show the effective settings and where each comes from.")
+    config = group(help="Show the effective settings and where each comes from.")
     command(config, "show")(config_show)
     app.add_typer(config, name="config", rich_help_panel="Development")
 

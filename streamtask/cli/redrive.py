@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext
-from streamtask.cli.tasks import _moment
+from streamtask.cli.moments import moment
 from streamtask.domain.identity import canonical
 from streamtask.errors import ConfigError
 
@@ -122,7 +122,7 @@ def _choice(
     codes = [known.value for known in ErrorCode]
     if code is not None and code not in codes:
         raise ConfigError(f"Unknown --code {code!r}. Use one of: {', '.join(codes)}.")
-    start, end = _moment("--since", since, past=True), _moment("--until", until, past=True)
+    start, end = moment("--since", since, past=True), moment("--until", until, past=True)
     choice = Choice(
         ids=frozenset(canonical(one) or one for one in which),
         task_type=task_type,

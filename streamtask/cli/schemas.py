@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, group
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ RegistryOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    schemas = typer.Typer(no_args_is_help=True, help="Show, check, register and export the schemas of the messages.")
+    schemas = group(help="Show, check, register and export the schemas of the messages.")
     command(schemas, "show")(schemas_show)
     command(schemas, "check")(schemas_check)
     command(schemas, "register")(schemas_register)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,18 +14,15 @@ import typer
 
 from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, parse_json_object
 from streamtask.cli.complete import task_types
-from streamtask.errors import ConfigError
+from streamtask.cli.moments import moment
+from streamtask.cli.task_output import event_line, show, table, watch_live
+from streamtask.errors import ConfigError, WaitTimeout
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from streamtask.client import AsyncClient
+    from streamtask.client import AsyncClient, Receipt
     from streamtask.config import Settings
     from streamtask.domain.model import TaskResponse
     from streamtask.domain.options import SubmitOptions
-
-COLOURS = {"created": "cyan", "running": "yellow", "completed": "green", "failed": "red", "cancelled": "magenta"}
-DURATIONS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class StatusName(StrEnum):
@@ -178,8 +173,8 @@ def submit(
         "ordering_key": ordering_key,
         "labels": _labels(label),
         "task_id": task_id,
-        "not_before": _moment("--not-before", not_before),
-        "expires_at": _moment("--expires-at", expires_at),
+        "not_before": moment("--not-before", not_before),
+        "expires_at": moment("--expires-at", expires_at),
         "tenant": tenant,
         "idempotency_key": idempotency_key,
     }
@@ -201,18 +196,31 @@ async def _submit(
     async with _client(cli.settings()) as client:
         receipt = await client.submit(task_type, parameters, **options)
         if not wait:
-            if cli.json:
-                cli.answer(receipt.to_dict())
-            else:
-                cli.console().print(
-                    f"[bold]{receipt.task_id}[/]\nin band {receipt.band}, partition {receipt.partition}, "
-                    f"offset {receipt.offset}. Follow it: streamtask watch {receipt.task_id}",
-                    soft_wrap=True,
-                )
+            _say_submitted(cli, receipt)
             return None
-        if not cli.json:
+        if cli.json or not sys.stdout.isatty():
             cli.note(f"submitted {receipt.task_id}, waiting for it to end")
-        return _show(cli, await receipt.wait(wait_timeout))
+            return show(cli, await receipt.wait(wait_timeout))
+        try:
+            async with asyncio.timeout(wait_timeout):
+                last = await watch_live(cli, receipt.task_id, receipt.events())
+        except TimeoutError:
+            raise WaitTimeout(f"Task {receipt.task_id} did not end within {wait_timeout:g} s; it continues.") from None
+        return show(cli, last or await receipt.status())
+
+
+def _say_submitted(cli: CommandContext, receipt: Receipt) -> None:
+    """To a pipe, the id alone: `ID=$(streamtask submit …)`."""
+    if cli.json:
+        cli.answer(receipt.to_dict())
+    elif not sys.stdout.isatty():
+        cli.answer(receipt.task_id)
+    else:
+        cli.console().print(
+            f"[bold]{receipt.task_id}[/]\nin band {receipt.band}, partition {receipt.partition}, "
+            f"offset {receipt.offset}. Follow it: streamtask watch {receipt.task_id}",
+            soft_wrap=True,
+        )
 
 
 def status(cli: CommandContext, task_id: TaskIdArgument) -> int | None:
@@ -224,7 +232,7 @@ def status(cli: CommandContext, task_id: TaskIdArgument) -> int | None:
             return await client.status(task_id)
 
     _say_slow(cli, settings)
-    _show(cli, asyncio.run(ask()))
+    show(cli, asyncio.run(ask()))
     return None
 
 
@@ -244,33 +252,12 @@ async def _watch(cli: CommandContext, settings: Settings, task_id: str) -> TaskR
             async for last in events:
                 cli.answer(last)
         elif sys.stdout.isatty():
-            last = await _watch_live(cli, task_id, events)
+            last = await watch_live(cli, task_id, events)
         else:
             async for last in events:
-                print(_event_line(last), flush=True)
+                print(event_line(last), flush=True)
     if last is not None and last.ended and not cli.json and sys.stdout.isatty():
-        _show(cli, last)
-    return last
-
-
-async def _watch_live(cli: CommandContext, task_id: str, events: AsyncIterator[TaskResponse]) -> TaskResponse | None:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    last: TaskResponse | None = None
-    columns = (
-        TextColumn("{task.fields[status]}"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[message]}", markup=False),
-    )
-    console = cli.console()
-    console.print(task_id, style="bold")
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task("", total=1.0, status="[dim]waiting[/]  ", message="")
-        async for last in events:
-            message = " ".join((last.message or "").split())
-            bars.update(bar, completed=last.progress or 0.0, status=_coloured(last.status.value), message=message)
+        show(cli, last)
     return last
 
 
@@ -305,7 +292,7 @@ def list_tasks(
         "status": status.value if status is not None else None,
         "task_type": task_type,
         "tenant": tenant,
-        "since": _moment("--since", since, past=True),
+        "since": moment("--since", since, past=True),
         "limit": limit,
     }
     tasks, more = asyncio.run(_list(settings, wanted))
@@ -316,30 +303,10 @@ def list_tasks(
         cli.note("No tasks match.")
         return None
     console = cli.console()
-    console.print(_table(tasks, console.width))
+    console.print(table(tasks, console.width))
     if more:
         cli.note(f"There are more. To see them, add --limit {min(1_000, limit * 5)}.")
     return None
-
-
-def _table(tasks: list[TaskResponse], width: int) -> Table:
-    """Columns of fixed width come first, because people copy from them; the type has a maximum, the message the rest."""
-    from rich.table import Table
-
-    gap = 2
-    fixed = {"task_id": 36, "status": 9, "%": 4, "age": 3}
-    rest = width - sum(fixed.values()) - gap * len(fixed)
-    type_width = min(max(4, *(len(task.task_type or "") for task in tasks)), 24, max(4, rest))
-    message_width = rest - type_width - gap
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0), collapse_padding=True)
-    for name, column_width in fixed.items():
-        table.add_column(name, width=column_width, no_wrap=True, justify="right" if name in ("%", "age") else "left")
-    table.add_column("type", width=type_width, no_wrap=True, overflow="ellipsis")
-    if message_width >= 8:
-        table.add_column("message", width=message_width, no_wrap=True, overflow="ellipsis")
-    for task in tasks:
-        table.add_row(*_row(task)[: len(table.columns)])
-    return table
 
 
 async def _list(settings: Settings, wanted: dict[str, Any]) -> tuple[list[TaskResponse], bool]:
@@ -397,77 +364,6 @@ def _say_slow(cli: CommandContext, settings: Settings) -> None:
         cli.note("Neither --url nor STREAMTASK_URL is set: reading the topics, which takes longer.")
 
 
-def _show(cli: CommandContext, task: TaskResponse) -> int:
-    """Print the task as fields; returns exit code 0 only when it completed."""
-    code = 0 if task.status.value == "completed" else EXIT_BAD_ANSWER
-    if cli.json:
-        cli.answer(task)
-        return code
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    document = task.model_dump(mode="json", exclude_none=True)
-    details = document.pop("error_details", None) or {}
-    traceback = details.pop("traceback", None)
-    document.update({f"error.{name}": value for name, value in details.items() if name != "attempt"})
-    for name, value in document.items():
-        if name == "status":
-            grid.add_row(name, Text(str(value), style=COLOURS[str(value)]))
-        elif name == "progress":
-            grid.add_row(name, f"{float(value):.0%}")
-        else:
-            grid.add_row(name, Text(value if isinstance(value, str) else _json(value)))
-    console = cli.console()
-    console.print(grid)
-    if traceback:
-        console.print(Text(traceback.rstrip(), style="dim"))
-    return code
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _coloured(status: str) -> str:
-    return f"[{COLOURS[status]}]{status:<9}[/]"
-
-
-def _row(task: TaskResponse) -> tuple[Any, ...]:
-    from rich.text import Text
-
-    progress = "" if task.progress is None else f"{task.progress:.0%}"
-    return (
-        task.task_id,
-        _coloured(task.status.value),
-        progress,
-        _age(task),
-        Text(task.task_type or ""),
-        Text(" ".join((task.error or task.message or "").split())),
-    )
-
-
-def _age(task: TaskResponse) -> str:
-    if task.created_at is None:
-        return ""
-    seconds = max(0, int((datetime.now(UTC) - task.created_at).total_seconds()))
-    for unit in ("d", "h", "m"):
-        if seconds >= DURATIONS[unit]:
-            return f"{seconds // DURATIONS[unit]}{unit}"
-    return f"{seconds}s"
-
-
-def _event_line(task: TaskResponse) -> str:
-    when = task.updated_at or task.created_at
-    clock = when.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3] if when is not None else ""
-    progress = "" if task.progress is None else f"{task.progress:.0%}"
-    return f"{clock} {task.status.value:<9} {progress:>4} {' '.join((task.error or task.message or '').split())}"
-
-
 def _labels(pairs: list[str] | None) -> dict[str, str] | None:
     if not pairs:
         return None
@@ -478,22 +374,3 @@ def _labels(pairs: list[str] | None) -> dict[str, str] | None:
             raise ConfigError(f"--label {pair!r} is invalid. Write NAME=TEXT.")
         labels[name] = text
     return labels
-
-
-def _moment(option: str, text: str | None, *, past: bool = False) -> datetime | None:
-    """The time in RFC 3339 text or a duration (`+5m`: from now; `5m` with `past`: before now). Raises ConfigError."""
-    if text is None:
-        return None
-    amount, unit = text.lstrip("+")[:-1], text[-1:]
-    if unit in DURATIONS and amount.replace(".", "", 1).isdigit():
-        seconds = float(amount) * DURATIONS[unit]
-        now = datetime.now(UTC).timestamp()
-        return datetime.fromtimestamp(now - seconds if past else now + seconds, UTC)
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
-        example = "2026-11-24T07:26:00Z" if not past else "2026-11-24T07:26:00Z or 1h"
-        raise ConfigError(f"{option} {text!r} is not a time with a UTC offset. Write it like {example}.")
-    return when

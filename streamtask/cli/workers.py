@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command
+from streamtask.cli.command import EXIT_BAD_ANSWER, CommandContext, command, group
 from streamtask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the root."""
-    workers = typer.Typer(no_args_is_help=True, help="List worker processes, and evict dead ones from the group.")
+    workers = group(help="List worker processes, and evict dead ones from the group.")
     command(workers, "list")(workers_list)
     command(workers, "evict")(workers_evict)
     app.add_typer(workers, name="workers", rich_help_panel="Cluster")

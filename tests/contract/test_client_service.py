@@ -297,7 +297,7 @@ def test_dead_letters_are_listed_and_shown(place: Place) -> None:
     assert code == 0
     shown = json.loads(out)
     assert (shown["value"], shown["key"], shown["topic"]) == ("\\xffnot json", "k", place.names.requests[0])
-    assert place.cli("dead", "list", "--reason", "timeout")[2].startswith("No dead letter")
+    assert place.cli("dead", "list", "--code", "timeout")[2].startswith("No dead letter")
     assert place.cli("dead", "show", "high-1@8")[0] == 2
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from streamtask import __version__
 from streamtask.cli import app
+from streamtask.cli.cluster import dead_table
 from streamtask.cli.command import CommandContext, guarded, one_line
-from streamtask.cli.tasks import _labels, _moment
+from streamtask.cli.moments import moment
+from streamtask.cli.tasks import _labels
+from streamtask.codec import DeadRecord
 from streamtask.errors import ConfigError, TopicsMissing
 from streamtask.kafka.connection_errors import create_command
 
@@ -240,11 +249,56 @@ def test_a_query_service_that_does_not_answer_is_one_piece_of_advice(capsys: pyt
     assert said.endswith("Start it (`streamtask serve`), or name another one (--url, STREAMTASK_URL).\n")
 
 
+@pytest.mark.parametrize("command", [[], ["submit"], ["list"], ["dead"], ["dead", "redrive"], ["topics", "create"]])
+def test_help_names_no_python_types(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        app([*command, "--help"])
+    said = capsys.readouterr().out
+    assert "--help" in said
+    assert not [word for word in ("<bool>", "<str>", "list[str]") if word in said]
+
+
+def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"streamtask {__version__}\n"
+
+
+def letter(**fields: Any) -> DeadRecord:
+    known = {field.name: None for field in dataclasses.fields(DeadRecord)}
+    whole: dict[str, Any] = {**known, "task_id": "", "text": "", "headers": (), "failed_at": "", **fields}
+    return DeadRecord(**whole)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_list_of_dead_letters_fits_the_terminal(width: int) -> None:
+    failed_at = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    letters = [
+        letter(
+            task_id="0193a5b0-0000-7000-8000-000000000001",
+            origin="normal-11@123456",
+            reason="unknown_task_type",
+            text="no worker knows it " * 20,
+            failed_at=failed_at,
+            value=b'{"task_type": "a_rather_long_task_type"}',
+        ),
+        letter(origin="high-1@7", reason="invalid_request", failed_at="broken", value=b"\xff"),
+    ]
+    console = Console(width=width, file=io.StringIO())
+    console.print(dead_table(letters, width))
+    head, first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert head.split() == ["task_id", "type", "code", "age", *(["what"] if width > 80 else [])]
+    assert first.split()[:4] == ["0193a5b0-0000-7000-8000-000000000001", "a_rather_long_…", "unknown_task_type", "5m"]
+    assert second.split()[:2] == ["high-1@7", "invalid_request"]
+    assert max(map(len, (head, first, second))) <= width
+
+
 def test_times_are_rfc3339_or_a_distance_from_now() -> None:
-    exact = _moment("--since", "2026-11-24T07:26:00+01:00")
+    exact = moment("--since", "2026-11-24T07:26:00+01:00")
     assert exact is not None
     assert exact.isoformat() == "2026-11-24T07:26:00+01:00"
-    later, earlier = _moment("--x", "+90s"), _moment("--x", "1h", past=True)
+    later, earlier = moment("--x", "+90s"), moment("--x", "1h", past=True)
     assert later is not None
     assert earlier is not None
     assert 3_680 < (later - earlier).total_seconds() < 3_700
