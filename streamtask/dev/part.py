@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamtask.errors import ConfigError, StreamtaskError
@@ -31,7 +32,10 @@ _SAMPLES: dict[Any, Any] = {str: "text", int: 1, float: 1.0, bool: True}
 
 
 def look(told: dict[str, Any]) -> dict[str, Any]:
-    """Describes the app: name, prefix, partitions, and its tasks. {"error", "trace"} when it cannot be loaded."""
+    """Describes the app: name, prefix, partitions, its tasks, and the files of its modules below this folder.
+
+    {"error", "trace"} when it cannot be loaded.
+    """
     from streamtask.app import load_app
 
     try:
@@ -45,7 +49,20 @@ def look(told: dict[str, Any]) -> dict[str, Any]:
         said = " ".join(repr(error).split())
         return {"error": f"{told['app']}: importing it ended with {said}", "trace": last_lines(error)}
     tasks = [_task(handler) for handler in app.registry.values()]
-    return {"name": app.name, "prefix": settings.prefix, "partitions": settings.partitions, "tasks": tasks}
+    return {
+        "name": app.name,
+        "prefix": settings.prefix,
+        "partitions": settings.partitions,
+        "tasks": tasks,
+        "modules": _modules(Path.cwd()),
+    }
+
+
+def _modules(folder: Path) -> list[str]:
+    """The files of the modules that have been imported from this folder, without symbolic links."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    found = {Path(os.path.realpath(file)) for file in files if file}
+    return sorted(str(file) for file in found if file.is_relative_to(os.path.realpath(folder)))
 
 
 def last_lines(error: BaseException | None) -> list[str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from streamtask.config import TopicNames, load_settings
+from streamtask.config import SETTINGS_FILE, TopicNames, load_settings
 from streamtask.config.kafka import KafkaSettings, client_id
 from streamtask.dev.child import Child
 from streamtask.dev.follow import Follower
@@ -229,7 +229,20 @@ class Session:
         self._worker_until_s = now + self._options.grace_s + SPARE_S
         self._worker.terminate()
 
+    def _matters(self, file: str) -> bool:
+        """Whether a change of this file may change what runs: it is a module of the app.
+
+        Every file may in folders that were named, while the app cannot be imported (it may be the missing one), and while
+        it is being imported (it may be a new import).
+        """
+        if self._options.folders or not self._good or self._look is not None or Path(file).name == SETTINGS_FILE:
+            return True
+        return os.path.realpath(file) in self._facts["modules"]
+
     def _changed(self, files: set[str]) -> None:
+        files = {file for file in files if self._matters(file)}
+        if not files:
+            return
         named = ", ".join(short(Path(file)) for file in sorted(files)[:3])
         self._screen.say("dev", f"changed: {named}{' …' if len(files) > 3 else ''}")
         if self._look is not None:
@@ -393,12 +406,13 @@ class Session:
         kept = f"data in {short(self._data)}" if self._options.keep else "its data is deleted on exit; --keep keeps it"
         kafka = f"{self._bootstrap}  ({kept if self._kafka is not None else 'not ours'})"
         tasks = [f"{task['name']}({task['parameters']})" for task in self._facts["tasks"]]
-        watched = ", ".join(map(str, self._options.folders)) or "this folder"
+        named = ", ".join(map(str, self._options.folders))
+        watched = f"Python files or streamtask.toml in {named}" if named else "streamtask.toml or a module of the app"
         rows = {
             "Kafka": kafka,
             "Service": f"{self._url}  (look up and submit tasks, follow events; {self._url}/docs)",
             "Tasks": ", ".join(tasks),
-            "Reload": f"when Python files or streamtask.toml in {watched} change" if self._options.reload else "off",
+            "Reload": f"when {watched} {'change' if named else 'changes'}" if self._options.reload else "off",
         }
         needed = self._variables()
         if needed:

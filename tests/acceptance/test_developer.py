@@ -152,11 +152,15 @@ def test_a_reload_takes_the_new_code_and_goes_on_with_what_ran(bench: Bench, tmp
         stays = bench.client.submit("stay", {"path": "x"})
         bench.until_status(stays.task_id, "running", count=2)
 
+        # A file that the app does not import is nothing to it. Changes are seen in order, so the next one proves that.
+        (tmp_path / "notes.py").write_text("x = 1\n")
+
         # A syntax error is told in one line with the end of the traceback; the old code goes on.
         broken = app.read_text() + "def (\n"
         app.write_text(broken)
         wrong = session.until_told(event="import_failed")
         assert "SyntaxError" in wrong["message"]
+        assert "notes.py" not in session.text()
         assert "\n" not in wrong["message"]
         assert any(f'app.py", line {broken.count(chr(10))}' in line for line in wrong["trace"]), wrong
         assert bench.client.submit("version").result(WAIT_S) == 1

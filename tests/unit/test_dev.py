@@ -230,6 +230,8 @@ def test_a_look_tells_what_an_app_is() -> None:
         {"name": "greet", "parameters": "name: str, times: int = 2", "sample": {"name": "text"}},
         {"name": "odd", "parameters": "one: list[int]", "sample": None},
     ]
+    assert str(Path("looked_at.py").resolve()) in found["modules"]
+    assert str(Path("never_imported.py").resolve()) not in found["modules"]
 
 
 def test_a_look_tells_what_is_wrong_in_one_line_with_the_end_of_the_users_own_traceback() -> None:
