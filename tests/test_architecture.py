@@ -77,7 +77,7 @@ STRANGERS: dict[str, tuple[str, ...]] = {
 KAFKA_ROOMS = ("streamtask.kafka.", "streamtask.demo.other_service")
 
 CORE_STDLIB = {
-    *("__future__", "abc", "array", "bisect", "collections", "collections.abc", "contextlib", "dataclasses"),
+    *("__future__", "abc", "array", "bisect", "collections", "collections.abc", "contextlib", "dataclasses", "difflib"),
     *("enum", "functools", "heapq", "itertools", "math", "operator", "re", "string", "typing"),
 }
 CORE_CALLS_BANNED = {

@@ -5,6 +5,9 @@ The decision depends on the record, on what the ledger already knows about it, a
 
 from __future__ import annotations
 
+import difflib
+import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from streamtask.config import EngineConfig
@@ -76,7 +79,7 @@ def verdict(
         return End(cancelled(ErrorCode.EXPIRED, "expired before its start"))
     if claim.task_type not in config.policies:
         if waiting >= waiting_max or crowded:
-            return End(failed(ErrorCode.UNKNOWN_TASK_TYPE, unknown_type(claim)))
+            return End(failed(ErrorCode.UNKNOWN_TASK_TYPE, unknown_type(claim, config.policies)))
         return WaitFor(Wait.UNKNOWN_TYPE, in_ms=config.unknown_type_grace_ms)
     due = record.not_before_ms
     if due is not None and due > now.wall_ms:
@@ -111,8 +114,18 @@ def _unreadable(claim: Claim) -> LastEvent:
     return failed(code, text)
 
 
-def unknown_type(claim: Claim) -> str:
-    return f"no worker of this prefix knows task_type {claim.task_type!r}"
+def unknown_type(claim: Claim, known: Collection[str]) -> str:
+    """known: the task types of this worker"""
+    near = _nearest(claim.task_type, frozenset(known))
+    return f"no worker of this prefix knows task_type {claim.task_type!r}" + (
+        f"; did you mean {near!r}?" if near else ""
+    )
+
+
+@functools.lru_cache(maxsize=1_000)  # a look takes a millisecond among 200 types, and one typo may come a million times
+def _nearest(name: str, known: frozenset[str]) -> str | None:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return near[0] if near else None
 
 
 def child_lost(lost: int, how: str) -> str:

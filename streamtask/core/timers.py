@@ -92,9 +92,8 @@ def due(state: State, now: Now) -> None:
         elif kind == UNKNOWN_TYPE:
             if claim.phase is Phase.WAITING:
                 transitions.withdraw(state, claim)
-                transitions.end(
-                    state, claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, admission.unknown_type(claim))
-                )
+                text = admission.unknown_type(claim, state.config.policies)
+                transitions.end(state, claim, admission.failed(ErrorCode.UNKNOWN_TASK_TYPE, text))
         elif claim.phase is not Phase.RUNNING:
             pass
         elif kind == TRIAL:

@@ -10,7 +10,6 @@ reports nothing more.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import inspect
 import time
@@ -149,11 +148,6 @@ class Registry(Mapping[str, Handler]):
 
     def __len__(self) -> int:
         return len(self._handlers)
-
-    def nearest(self, name: str) -> str | None:
-        """The registered task type closest to `name`."""
-        near = difflib.get_close_matches(name, self._handlers, n=1, cutoff=0.5)
-        return near[0] if near else None
 
 
 @public

@@ -394,6 +394,16 @@ def test_an_unknown_type_fails_after_its_grace_and_walks_the_machine() -> None:
     assert [letter.reason for letter in d.dead] == ["unknown_task_type"]
 
 
+@pytest.mark.parametrize(("asked", "said"), [("greeet", "'greeet'; did you mean 'greet'?"), ("x", "'x'")])
+def test_an_unknown_type_names_the_nearest_that_is_known(asked: str, said: str) -> None:
+    d = desk(policies={"greet": TaskPolicy(), "count": TaskPolicy()}, unknown_type_grace_ms=1_000)
+    record = d.submit(asked)
+    d.settle()
+    d.later(1_000)
+    d.settle()
+    assert d.last(record).error == f"no worker of this prefix knows task_type {said}"
+
+
 def test_waiting_claims_take_at_most_half_of_a_cell() -> None:
     d = desk()
     cap = d.engine.shards[0].ledgers[1].claims_max
