@@ -70,6 +70,14 @@ class Handler:
         """The return annotation; Any when there is none."""
         return self.binding.result_type
 
+    def __str__(self) -> str:
+        """`resize (thread, timeout 30 s, 3 attempts)`: the task type and what is not the default."""
+        said = [self.kind.value]
+        said += [f"timeout {self.timeout:g} s"] if self.timeout is not None else []
+        said += [f"{self.retry.attempts} attempts"] if self.retry.attempts > 1 else []
+        said += [f"{self.concurrency} at once"] if self.concurrency is not None else []
+        return f"{self.name} ({', '.join(said)})"
+
     def policy(self) -> TaskPolicy:
         """What the engine needs to know."""
         return TaskPolicy(

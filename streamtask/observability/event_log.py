@@ -18,7 +18,7 @@ import structlog
 EVENTS: dict[str, tuple[int, str]] = {
     # the life of a worker
     "worker_started": (logging.INFO, "the worker joined the group; fields: app, prefix, group, worker, bootstrap, "
-                                     "memory_mb, memory_by"),
+                                     "tasks, memory_mb, memory_by"),
     "metrics_listening": (logging.INFO, "/metrics, /health and /ready are served; fields: url"),
     "worker_draining": (logging.INFO, "SIGTERM received: starts no more tasks; fields: running, grace_s"),
     "worker_stopped": (logging.INFO, "the worker left the group; fields: seconds"),

@@ -31,6 +31,8 @@ from streamtask.worker.metrics import Observer
 from streamtask.worker.result_size import EventSize
 from streamtask.worker.watchdog import Watchdog
 
+TASKS_NAMED_MAX = 50  # task types in the line that says what the worker runs
+
 
 class Worker:
     """One worker process of an app. `run` returns its exit code.
@@ -113,7 +115,8 @@ class Worker:
             raise
         self.watchdog.start()
         fields = {"app": self.name, "prefix": self.names.prefix, "group": self.names.group, "worker": self.identity}
-        event_log.emit("worker_started", {**fields, "bootstrap": self.settings.bootstrap(), **self.budget.log_fields()})
+        what = {"bootstrap": self.settings.bootstrap(), "tasks": self._tasks(), **self.budget.log_fields()}
+        event_log.emit("worker_started", {**fields, **what})
         close_endpoint: Callable[[], None] = lambda: None  # noqa: E731
         try:
             close_endpoint = self._open_endpoint()
@@ -131,6 +134,12 @@ class Worker:
         """Drain, as SIGTERM does; a second call aborts. May be called from any thread."""
         self._stops.ask()
         self.executor.wake()
+
+    def _tasks(self) -> list[str]:
+        """What it runs, for people who read the log."""
+        said = [str(handler) for _, handler in sorted(self.handlers.items())]
+        more = len(said) - TASKS_NAMED_MAX
+        return said if more <= 0 else [*said[:TASKS_NAMED_MAX], f"and {more} more"]
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stops.ask()

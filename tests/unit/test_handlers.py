@@ -334,6 +334,15 @@ def test_the_policy_is_in_milliseconds() -> None:
     assert make_handler(lambda: None, name="once").policy().retry.attempts == 1
 
 
+def test_a_handler_says_its_kind_and_its_limits() -> None:
+    def resize(path: str) -> None: ...
+    async def greet() -> None: ...
+
+    limited = make_handler(resize, timeout=30, retry=Retry(attempts=3), concurrency=2)
+    assert str(limited) == "resize (thread, timeout 30 s, 3 attempts, 2 at once)"
+    assert str(make_handler(greet)) == "greet (async)"
+
+
 def test_a_callable_object_and_a_partial_are_handlers() -> None:
     class Adder:
         async def __call__(self, a: int, b: int = 1) -> int:
