@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from streamtask.codec.avro import REQUEST
+from streamtask.codec.plain_request import plain_request
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.result import NESTING_MAX, encode_result
 from streamtask.codec.wire import (
@@ -98,15 +99,20 @@ class RequestDecoder:
         document: dict[str, Any] | None = None
         try:
             text = value or b""
-            try:
-                document = read_object(value)
-            except DecodeError:  # JSON comes first, so that it does not pay for formats whose first byte it never has
-                if not value or value[0] not in BINARY:
-                    raise
-                text = self._reader.json(REQUEST, value)
-                document = read_object(text)
-            request = _checked(document, text)
-            task_id = _task_id(document, kept, key)
+            request = plain_request(text)
+            if request is None:
+                try:
+                    document = read_object(value)
+                except (
+                    DecodeError
+                ):  # JSON comes first, so that it does not pay for formats whose first byte it never has
+                    if not value or value[0] not in BINARY:
+                        raise
+                    text = self._reader.json(REQUEST, value)
+                    document = read_object(text)
+                request = _checked(document, text)
+                _share_given(request)
+            task_id = _task_id(request.task_id, kept, key)
             if task_id is None:
                 task_id = derived(self._cluster_id, self._topics[band], partition, offset, timestamp_ms)
         except DecodeError as error:
@@ -121,7 +127,6 @@ class RequestDecoder:
             code = ErrorCode.INVALID_REQUEST.value
             raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
             return self._problem(raw, document, (code, why))
-        _share_given(request)
         priority = request.priority
         dropped = None
         if self._compact and len(text) > WHOLE_UNCOUNTED_MAX and _takes_room(text):
@@ -148,7 +153,8 @@ class RequestDecoder:
 
     def _problem(self, raw: _Raw, document: dict[str, Any] | None, problem: tuple[str, str]) -> RequestRecord:
         try:
-            task_id = _task_id(_lenient(raw.value) if document is None else document, raw.headers, raw.key) or ""
+            named = (_lenient(raw.value) if document is None else document).get("task_id")
+            task_id = _task_id(named, raw.headers, raw.key) or ""
         except DecodeError:
             task_id = ""
         return RequestRecord(
@@ -174,6 +180,11 @@ def _takes_room(text: bytes) -> bool:
 def reopened(text: bytes) -> TaskRequest:
     """The complete request of a record whose parameters were dropped (RequestRecord.text). It has been validated before, so
     only a lack of memory can make this raise. Returns a new object each time: the caller owns its parameters."""
+    request = plain_request(text)
+    return _validated(text) if request is None else request
+
+
+def _validated(text: bytes) -> TaskRequest:
     request: TaskRequest = _validate_json(text)
     return request
 
@@ -213,9 +224,11 @@ def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
     return min(max(timestamp_ms, 0), TIME_MS_MAX)
 
 
-def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> str | None:
-    """The id in the record, in canonical form; None when it has none. Raises DecodeError when it is not a UUID."""
-    named = document.get("task_id")
+def _task_id(named: Any, headers: Headers, key: bytes | None) -> str | None:
+    """The id in the record, in canonical form; None when it has none. Raises DecodeError when it is not a UUID.
+
+    named  the value of its field task_id
+    """
     if named is not None:
         task_id = canonical(named) if type(named) is str else None
         if task_id is None:
@@ -234,7 +247,7 @@ def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> s
 def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
     """The request, validated. `document` is `value` parsed."""
     try:
-        request: TaskRequest = _validate_json(value)
+        request = _validated(value)
     except ValidationError as error:
         raise invalid(error) from None
     if request.created_at is not None or request.expires_at is not None or request.not_before is not None:
