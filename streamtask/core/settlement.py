@@ -125,5 +125,6 @@ def _start(state: State, claim: Claim, now: Now) -> None:
     state.running[token] = claim
     limit, shares = claim.timeout_ms, state.schedule.may_wait(claim)
     start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.group if state.children else 0, shares)
-    timers.start(state, claim, start, now)
+    if limit is not None or claim.suspect:  # otherwise no deadline applies
+        timers.start(state, claim, start, now)
     state.effects.append(start)

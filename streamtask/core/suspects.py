@@ -204,10 +204,10 @@ class Groups(Generic[T]):
 
     def leave(self, item: T) -> bool:
         """It no longer runs here. False: it was in no group."""
-        self.acquit(item)
-        group = self._group_of.pop(item, None)
-        if group is None:
+        if item not in self._group_of:
             return False
+        self.acquit(item)
+        group = self._group_of.pop(item)
         del group.members[item]
         if not group.members:
             del self._groups[group.number]

@@ -132,7 +132,8 @@ def gone(state: State, claim: Claim) -> None:
     state.urgent.pop(claim, None)
     state.throttled.pop(claim, None)
     state.schedule.finish(claim)
-    disarm(state, claim)
+    if claim.armed:
+        disarm(state, claim)
 
 
 def disarm(state: State, claim: Claim) -> None:
