@@ -12,6 +12,7 @@ contains one; none is derived.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -112,7 +113,8 @@ class RequestDecoder:
                     document = read_object(text)
                 request = _checked(document, text)
                 _share_given(request)
-            task_id = _task_id(request.task_id, kept, key)
+            fields = request.__dict__  # a model takes 0.05 µs to find an attribute, a dict 0.01
+            task_id = _task_id(fields["task_id"], kept, key)
             if task_id is None:
                 task_id = derived(self._cluster_id, self._topics[band], partition, offset, timestamp_ms)
         except DecodeError as error:
@@ -127,11 +129,12 @@ class RequestDecoder:
             code = ErrorCode.INVALID_REQUEST.value
             raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
             return self._problem(raw, document, (code, why))
-        priority = request.priority
+        priority, created_at = fields["priority"], fields["created_at"]
+        expires_at, not_before = fields["expires_at"], fields["not_before"]
         dropped = None
         if self._compact and len(text) > WHOLE_UNCOUNTED_MAX and _takes_room(text):
             # In place: only this function has the model, and copying a frozen one costs 2 us.
-            request.__dict__.update(parameters=None, description="")
+            fields.update(parameters=None, description="")
             dropped = text
         return RequestRecord(
             band,
@@ -141,13 +144,13 @@ class RequestDecoder:
             task_id,
             request,
             self._middles[band] if priority is None else priority,
-            _created_ms(request, timestamp_ms),
+            _created_ms(created_at, timestamp_ms),
             value or b"",
             key,
             kept,
             None,
-            None if request.expires_at is None else to_ms(request.expires_at),
-            None if request.not_before is None else to_ms(request.not_before),
+            None if expires_at is None else to_ms(expires_at),
+            None if not_before is None else to_ms(not_before),
             dropped,
         )
 
@@ -215,10 +218,10 @@ def _lenient(value: bytes | None) -> dict[str, Any]:
     return document if type(document) is dict else {}
 
 
-def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
+def _created_ms(created_at: datetime | None, timestamp_ms: int) -> int:
     """The request's own time if it is plausible, else the record's: depends on the record alone."""
-    if request.created_at is not None:
-        created_ms = to_ms(request.created_at)
+    if created_at is not None:
+        created_ms = to_ms(created_at)
         if -CREATED_AT_WINDOW_MS <= created_ms - timestamp_ms <= CREATED_AT_WINDOW_MS and created_ms >= 0:
             return created_ms
     return min(max(timestamp_ms, 0), TIME_MS_MAX)

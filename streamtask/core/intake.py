@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from streamtask.core import admission, endings, timers, transitions
 from streamtask.core.batch import Refusal
-from streamtask.core.shard import Claim, Phase, Shard, Standing
+from streamtask.core.shard import OPEN, PICKED, Claim, Shard
 from streamtask.core.state import State
 from streamtask.domain.identity import origin_text
 from streamtask.domain.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
@@ -26,7 +26,7 @@ def admit(state: State, now: Now) -> None:
         if shard is None:
             state.backlogged.discard(cell)
             continue
-        if shard.standing is not Standing.OPEN or (state.aside and state.aside.has_shard(number)):
+        if shard.standing is not OPEN or (state.aside and state.aside.has_shard(number)):
             continue
         _admit_cell(state, shard, band, now)
         backlog = shard.backlogs[band]
@@ -53,7 +53,7 @@ def pick(state: State, now: Now) -> None:
         claim = schedule.pick(now.mono_ms)
         if claim is None:
             return
-        claim.phase = Phase.PICKED
+        claim.phase = PICKED
         claim.group = schedule.group_of(claim) if claim.suspect else 0
         if claim.record.opened or memory.expected:
             memory.picked(claim)

@@ -39,9 +39,9 @@ def headers_bytes(headers: tuple[tuple[str, bytes], ...]) -> int:
 def event_bytes(claim: Claim) -> int:
     """Size of each event of this task, without its own result and texts."""
     if not claim.event_bytes:
-        headers, request = claim.headers, claim.record.request
+        headers = claim.headers
         claim.event_bytes = EVENT_BYTES + text_bytes(claim.task_type) + (headers_bytes(headers) if headers else 0)
-        claim.label_bytes = labels_bytes(request.labels) if request is not None and request.labels else 0
+        claim.label_bytes = labels_bytes(claim.labels)
     return claim.event_bytes + (claim.label_bytes if claim.bare < 2 else 0)
 
 
