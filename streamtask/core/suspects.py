@@ -146,7 +146,7 @@ class Groups(Generic[T]):
     @property
     def narrowest(self) -> int:
         """The stage of the task on trial, if that is ONLY or ALONE; else 0."""
-        return max(self._narrow.values(), default=0)
+        return max(self._narrow.values()) if self._narrow else 0
 
     def number_of(self, item: T) -> int:
         """The number of its group; 0 if it is in none."""
