@@ -12,6 +12,7 @@ contains one; none is derived.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from streamtask.codec.avro import REQUEST
+from streamtask.codec.plain_request import plain_request
 from streamtask.codec.reader import PLAIN, Reader
 from streamtask.codec.result import NESTING_MAX, encode_result
 from streamtask.codec.wire import (
@@ -98,15 +100,21 @@ class RequestDecoder:
         document: dict[str, Any] | None = None
         try:
             text = value or b""
-            try:
-                document = read_object(value)
-            except DecodeError:  # JSON comes first, so that it does not pay for formats whose first byte it never has
-                if not value or value[0] not in BINARY:
-                    raise
-                text = self._reader.json(REQUEST, value)
-                document = read_object(text)
-            request = _checked(document, text)
-            task_id = _task_id(document, kept, key)
+            request = plain_request(text)
+            if request is None:
+                try:
+                    document = read_object(value)
+                except (
+                    DecodeError
+                ):  # JSON comes first, so that it does not pay for formats whose first byte it never has
+                    if not value or value[0] not in BINARY:
+                        raise
+                    text = self._reader.json(REQUEST, value)
+                    document = read_object(text)
+                request = _checked(document, text)
+                _share_given(request)
+            fields = request.__dict__  # a model takes 0.05 µs to find an attribute, a dict 0.01
+            task_id = _task_id(fields["task_id"], kept, key)
             if task_id is None:
                 task_id = derived(self._cluster_id, self._topics[band], partition, offset, timestamp_ms)
         except DecodeError as error:
@@ -121,12 +129,12 @@ class RequestDecoder:
             code = ErrorCode.INVALID_REQUEST.value
             raw = _Raw(band, partition, offset, timestamp_ms, key, value, kept)
             return self._problem(raw, document, (code, why))
-        _share_given(request)
-        priority = request.priority
+        priority, created_at = fields["priority"], fields["created_at"]
+        expires_at, not_before = fields["expires_at"], fields["not_before"]
         dropped = None
         if self._compact and len(text) > WHOLE_UNCOUNTED_MAX and _takes_room(text):
             # In place: only this function has the model, and copying a frozen one costs 2 us.
-            request.__dict__.update(parameters=None, description="")
+            fields.update(parameters=None, description="")
             dropped = text
         return RequestRecord(
             band,
@@ -136,19 +144,20 @@ class RequestDecoder:
             task_id,
             request,
             self._middles[band] if priority is None else priority,
-            _created_ms(request, timestamp_ms),
+            _created_ms(created_at, timestamp_ms),
             value or b"",
             key,
             kept,
             None,
-            None if request.expires_at is None else to_ms(request.expires_at),
-            None if request.not_before is None else to_ms(request.not_before),
+            None if expires_at is None else to_ms(expires_at),
+            None if not_before is None else to_ms(not_before),
             dropped,
         )
 
     def _problem(self, raw: _Raw, document: dict[str, Any] | None, problem: tuple[str, str]) -> RequestRecord:
         try:
-            task_id = _task_id(_lenient(raw.value) if document is None else document, raw.headers, raw.key) or ""
+            named = (_lenient(raw.value) if document is None else document).get("task_id")
+            task_id = _task_id(named, raw.headers, raw.key) or ""
         except DecodeError:
             task_id = ""
         return RequestRecord(
@@ -174,6 +183,11 @@ def _takes_room(text: bytes) -> bool:
 def reopened(text: bytes) -> TaskRequest:
     """The complete request of a record whose parameters were dropped (RequestRecord.text). It has been validated before, so
     only a lack of memory can make this raise. Returns a new object each time: the caller owns its parameters."""
+    request = plain_request(text)
+    return _validated(text) if request is None else request
+
+
+def _validated(text: bytes) -> TaskRequest:
     request: TaskRequest = _validate_json(text)
     return request
 
@@ -204,18 +218,20 @@ def _lenient(value: bytes | None) -> dict[str, Any]:
     return document if type(document) is dict else {}
 
 
-def _created_ms(request: TaskRequest, timestamp_ms: int) -> int:
+def _created_ms(created_at: datetime | None, timestamp_ms: int) -> int:
     """The request's own time if it is plausible, else the record's: depends on the record alone."""
-    if request.created_at is not None:
-        created_ms = to_ms(request.created_at)
+    if created_at is not None:
+        created_ms = to_ms(created_at)
         if -CREATED_AT_WINDOW_MS <= created_ms - timestamp_ms <= CREATED_AT_WINDOW_MS and created_ms >= 0:
             return created_ms
     return min(max(timestamp_ms, 0), TIME_MS_MAX)
 
 
-def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> str | None:
-    """The id in the record, in canonical form; None when it has none. Raises DecodeError when it is not a UUID."""
-    named = document.get("task_id")
+def _task_id(named: Any, headers: Headers, key: bytes | None) -> str | None:
+    """The id in the record, in canonical form; None when it has none. Raises DecodeError when it is not a UUID.
+
+    named  the value of its field task_id
+    """
     if named is not None:
         task_id = canonical(named) if type(named) is str else None
         if task_id is None:
@@ -234,7 +250,7 @@ def _task_id(document: dict[str, Any], headers: Headers, key: bytes | None) -> s
 def _checked(document: dict[str, Any], value: bytes) -> TaskRequest:
     """The request, validated. `document` is `value` parsed."""
     try:
-        request: TaskRequest = _validate_json(value)
+        request = _validated(value)
     except ValidationError as error:
         raise invalid(error) from None
     if request.created_at is not None or request.expires_at is not None or request.not_before is not None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from streamtask.core.ledger import Draft
 from streamtask.core.offset_map import Mark
-from streamtask.core.shard import Claim, LastEvent, Owed, Phase, Shard
+from streamtask.core.shard import PICKED, RUNNING, Claim, LastEvent, Owed, Shard
 from streamtask.core.weight import claim_bytes, event_bytes, letter_bytes
 from streamtask.domain.model import DeadLetter, ErrorCode, StatusEvent, TaskStatus
 from streamtask.domain.ports import CommitPlan, OffsetCommit
 
+_CREATED, _RUNNING, _COMPLETED, _FAILED, _CANCELLED = TaskStatus  # see core/shard.py
 CREATE, START, REPORT, WAIT, ACQUIT, FINISH = 1, 2, 4, 8, 16, 32
 
 
@@ -158,7 +159,7 @@ def _pay_all(batch: Batch, owing: Owing, room: _Room, wall_ms: int) -> None:
     for claim in owing.urgent:
         final = claim.final
         events = 1 if claim.created else 2
-        if claim.wait is not None and (final is not None or claim.phase is Phase.PICKED):
+        if claim.wait is not None and (final is not None or claim.phase is PICKED):
             events += 1
         if final is not None and not claim.attempt:
             events += 1
@@ -179,45 +180,45 @@ def _publish(batch: Batch, claim: Claim, wall_ms: int) -> Step:
     assert claim.wait is None, f"{claim} owes more than its CREATED"
     now = claim.owner_shard.stamp(wall_ms, claim.record.created_ms)
     batch.draft(claim.owner_shard, claim.band).created(claim.offset)
-    batch.plan.events.append(_event(claim, TaskStatus.CREATED, now, None, None))
+    batch.plan.events.append(_event(claim, _CREATED, now, None, None))
     return Step(claim, CREATE, claim.attempt, None, None, None, now)
 
 
 def _pay(batch: Batch, claim: Claim, wall_ms: int) -> Step:
     shard = claim.owner_shard
-    draft = batch.draft(shard, claim.band)
+    draft = batch.drafts.get((claim.band, claim.shard)) or batch.draft(shard, claim.band)
     now = shard.stamp(wall_ms, claim.record.created_ms)
     events, final, phase = batch.plan.events, claim.final, claim.phase
     step = Step(claim, 0, claim.attempt, None, None, final, now)
     if not claim.created:
         step.pays = CREATE
-        if phase is not Phase.PICKED and final is None:
+        if phase is not PICKED and final is None:
             # Otherwise its start entry or its end records it. The mark must not pass requests that still owe their CREATED.
             draft.created(claim.offset)
-        events.append(_event(claim, TaskStatus.CREATED, now, None, None))
+        events.append(_event(claim, _CREATED, now, None, None))
     if claim.wait is not None:
         wait = step.wait = claim.wait
         step.pays |= WAIT
         assert wait.failed is not None, f"{claim}: a wait without a count"
         draft.waiting(claim.offset, wait.failed, wait.lost, wait.trial)
-        event = _event(claim, TaskStatus.RUNNING, now, claim.attempt, claim.started_ms)
+        event = _event(claim, _RUNNING, now, claim.attempt, claim.started_ms)
         event.message = wait.message
         events.append(event)
-    if phase is Phase.PICKED:
+    if phase is PICKED:
         step.pays |= START
         attempt = step.attempt = claim.attempt + 1
         mark = Mark.TRIAL if claim.suspect else Mark.RUNNING
         draft.started(claim.offset, attempt, mark, claim.trial)
-        events.append(_event(claim, TaskStatus.RUNNING, now, attempt, now))
+        events.append(_event(claim, _RUNNING, now, attempt, now))
     elif final is not None:
         _finish(batch, draft, step, final, now)
     elif claim.acquitted and claim.wait is None:
         step.pays |= ACQUIT
         draft.acquitted(claim.offset)
-    if final is None and phase is Phase.RUNNING and claim.progress is not None:
+    if final is None and phase is RUNNING and claim.progress is not None:
         report = step.report = claim.progress
         step.pays |= REPORT
-        event = _event(claim, TaskStatus.RUNNING, now, claim.attempt, claim.started_ms)
+        event = _event(claim, _RUNNING, now, claim.attempt, claim.started_ms)
         event.progress = report.fraction if report.fraction is not None else claim.fraction
         event.message = None if claim.bare > 1 else report.message
         events.append(event)
@@ -228,17 +229,17 @@ def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) 
     """The terminal event. A FAILED that never ran goes through RUNNING first: every history follows the state machine."""
     claim = step.claim
     step.pays |= FINISH
-    if final.status is not TaskStatus.CANCELLED and not step.attempt:
+    if final.status is not _CANCELLED and not step.attempt:
         step.attempt = 1
-        batch.plan.events.append(_event(claim, TaskStatus.RUNNING, now, 1, claim.started_ms))
+        batch.plan.events.append(_event(claim, _RUNNING, now, 1, claim.started_ms))
     draft.done(claim.offset)
     event = _event(claim, final.status, now, step.attempt or None, claim.started_ms)
     event.finished_ms = now
     event.result = final.result
-    event.error = final.error
-    if final.status is TaskStatus.COMPLETED:
+    if final.status is _COMPLETED:
         event.progress = 1.0
     else:
+        event.error = final.error
         event.progress = claim.fraction
         event.error_code = final.code or None
         event.exception = final.exception
@@ -254,23 +255,29 @@ def _finish(batch: Batch, draft: Draft, step: Step, final: LastEvent, now: int) 
 
 
 def _event(claim: Claim, status: TaskStatus, now: int, attempt: int | None, started_ms: int | None) -> StatusEvent:
-    record, request = claim.record, claim.record.request
-    event = StatusEvent(
+    # By position, up to the last: a struct is made in 0.1 µs, and each attribute that is set later takes 0.02 µs more.
+    return StatusEvent(
         claim.task_id,
         claim.shard,
         status,
-        record.created_ms,
+        claim.record.created_ms,
         now,
         claim.origin,
         claim.task_type or None,
         claim.priority,
         attempt,
+        None,  # progress
+        None,  # result
+        None,  # error
+        None,  # error_code
+        None,  # exception
+        None,  # traceback
+        None,  # message
+        started_ms,
+        None,  # finished_ms
+        claim.labels if claim.bare < 2 else None,
+        claim.headers,
     )
-    event.started_ms = started_ms
-    if request is not None and claim.bare < 2:
-        event.labels = request.labels
-    event.headers = claim.headers
-    return event
 
 
 def _clear_marks(batch: Batch, shard: Shard) -> None:

@@ -16,20 +16,22 @@ from streamtask.core.state import State
 from streamtask.domain.model import Ending, ErrorCode, HandlerKind, Outcome, TaskStatus
 from streamtask.domain.ports import Now, StopReason
 
+_CANCEL, _TIMEOUT = StopReason.CANCEL, StopReason.TIMEOUT  # what every end asks for: see core/shard.py
+_RETURNED, _COMPLETED = Ending.RETURNED, TaskStatus.COMPLETED
 WAIT_TEXT_MAX = 1_000  # characters of the message that says why the task runs again
 
 
 def judge(state: State, claim: Claim, outcome: Outcome, now: Now) -> None:
     """The claim was RUNNING; from now on it owes its end or its wait. An end that was asked for (a stop) takes precedence."""
-    if claim.stop is StopReason.CANCEL:
+    if claim.stop is _CANCEL:
         transitions.end(state, claim, admission.cancelled(ErrorCode.CANCELLED))
-    elif claim.stop is StopReason.TIMEOUT:
+    elif claim.stop is _TIMEOUT:
         text = f"attempt {claim.attempt} ran longer than {(claim.timeout_ms or 0) / 1000:g} s"
         if not outcome.retryable:  # given up, while its code runs on
             text = f"{text}; {outcome.error}"
         _failed(state, claim, ErrorCode.TIMEOUT, text, outcome, now)
-    elif outcome.ending is Ending.RETURNED:
-        transitions.end(state, claim, LastEvent(TaskStatus.COMPLETED, result=outcome.result))
+    elif outcome.ending is _RETURNED:
+        transitions.end(state, claim, LastEvent(_COMPLETED, result=outcome.result))
     elif outcome.ending is Ending.STOPPED and claim.stop is StopReason.NOT_BEGUN:
         # It waited behind tasks that took longer than their type ever did, or for a child: that is no fault of this one.
         child = claim.kind is HandlerKind.PROCESS or claim.group

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator
 
 from streamtask.core import batch, endings, intake, set_aside, timers, transitions
 from streamtask.core.batch import Batch, Limits, Owing
-from streamtask.core.shard import Claim, Owed, Phase, Standing
+from streamtask.core.shard import CLOSING, GONE, OPEN, RUNNING, Claim, Owed
 from streamtask.core.state import State
 from streamtask.domain.model import Ending, Outcome, RequestRecord
 from streamtask.domain.ports import Cell, Effect, Note, Now
+
+_RETURNED = Ending.RETURNED  # see core/shard.py
 
 
 class Engine(State):
@@ -28,7 +30,7 @@ class Engine(State):
         shards = self.shards
         for record in records:
             shard = shards.get(record.partition)
-            if shard is None or not shard.ledgers or shard.standing is Standing.CLOSING:
+            if shard is None or not shard.ledgers or shard.standing is CLOSING:
                 continue
             self.backlogged.add((record.band, record.partition))
             intake.fetched(self, shard, record)
@@ -69,7 +71,7 @@ class Engine(State):
     def begun(self, token: int, now: Now) -> None:
         """This execution starts only now (reported for those that are `late` and `timed`): its time counts from here."""
         claim = self.running.get(token)
-        if claim is not None and claim.owner_shard.standing is not Standing.GONE:
+        if claim is not None and claim.owner_shard.standing is not GONE:
             timers.begun(self, claim, now)
 
     def ended(self, token: int, outcome: Outcome, now: Now) -> None:
@@ -82,19 +84,20 @@ class Engine(State):
         self.memory.ended(claim, outcome.result)
         if outcome.ran_ms is not None:
             self.schedule.pace.ran(claim.task_type, outcome.ran_ms)
-        transitions.disarm(self, claim)
-        if claim.owner_shard.standing is Standing.GONE:
+        if claim.armed:
+            transitions.disarm(self, claim)
+        if claim.owner_shard.standing is GONE:
             self.late_results += 1  # its shard has gone: the new owner runs it again
             return
-        assert claim.phase is Phase.RUNNING, f"{claim} ended without running"
+        assert claim.phase is RUNNING, f"{claim} ended without running"
         claim.acquitted = claim.on_trial = False
-        claim.progress = None if outcome.ending is Ending.RETURNED else claim.progress
+        claim.progress = None if outcome.ending is _RETURNED else claim.progress
         endings.judge(self, claim, outcome, now)
 
     def progressed(self, token: int, fraction: float | None, message: str | None, now: Now) -> None:
         """The latest progress of an execution; it causes at most one event every `progress_ms`."""
         claim = self.running.get(token)
-        if claim is None or claim.owner_shard.standing is Standing.GONE:
+        if claim is None or claim.owner_shard.standing is GONE:
             return
         owed = Owed(fraction, message)
         self.memory.replaced(claim, claim.progress, owed)
@@ -116,7 +119,7 @@ class Engine(State):
             for claim in list(self.throttled):
                 if now.mono_ms - claim.progress_mono_ms >= self.config.progress_ms:
                     del self.throttled[claim]
-                    if claim.progress is not None and claim.phase is Phase.RUNNING:
+                    if claim.progress is not None and claim.phase is RUNNING:
                         claim.progress_mono_ms = now.mono_ms
                         transitions.touch(self, claim)
 
@@ -125,7 +128,7 @@ class Engine(State):
         every = self.config.refresh_ms
         self.refresh_mono_ms = now.mono_ms + every // 8
         for claim in self.running.values():
-            gone = claim.owner_shard.standing is Standing.GONE
+            gone = claim.owner_shard.standing is GONE
             if not gone and now.mono_ms - claim.progress_mono_ms >= every:
                 claim.progress_mono_ms = now.mono_ms
                 claim.progress = claim.progress or Owed(claim.fraction)
@@ -183,15 +186,13 @@ class Engine(State):
         if not self.draining:
             self.prepare(now)
             intake.pick(self, now)
-        refusals = [r for r in self.refusals if r.shard.standing is Standing.OPEN] if self.refusals else ()
-        heads = [
-            s for s in self.shards.values() if s.standing is Standing.OPEN and (s.owes_head or s.recovered_since_head())
-        ]
+        refusals = [r for r in self.refusals if r.shard.standing is OPEN] if self.refusals else ()
+        heads = [s for s in self.shards.values() if s.standing is OPEN and (s.owes_head or s.recovered_since_head())]
         if not heads and not refusals and not self.urgent and self._alone_after_ms(now) > 0:
             return None
         urgent: Iterable[Claim] = self.urgent
         fresh: Iterable[Claim] = self.fresh
-        if not all(s.standing is Standing.OPEN for s in self.shards.values()):
+        if not all(s.standing is OPEN for s in self.shards.values()):
             urgent, fresh = self._open_ones(urgent), self._open_ones(fresh)
         owing = set_aside.owing(self, heads, refusals) if self.aside else Owing(heads, refusals, urgent, fresh)
         limits = Limits(self.config.events_max, self.size.limit, self.units_max or self.config.events_max)
@@ -202,11 +203,11 @@ class Engine(State):
 
     def build_closing(self, numbers: Iterable[int], now: Now) -> Batch | None:
         """The clean hand-over of these shards: what is done, with every running mark cleared."""
-        closing = [s for n in numbers if (s := self.shards.get(n)) and s.standing is Standing.CLOSING and s.ledgers]
+        closing = [s for n in numbers if (s := self.shards.get(n)) and s.standing is CLOSING and s.ledgers]
         owing = Owing(closing, urgent=set_aside.closing(self, closing), avoid=self.aside.avoid())
         limits = Limits(1 << 30, self.size.closing_limit, self.units_max or 1 << 30)
         return batch.build(self.owner, owing, now.wall_ms, limits=limits, closing=True)
 
     @staticmethod
     def _open_ones(claims: Iterable[Claim]) -> Iterator[Claim]:
-        return (claim for claim in claims if claim.owner_shard.standing is Standing.OPEN)
+        return (claim for claim in claims if claim.owner_shard.standing is OPEN)

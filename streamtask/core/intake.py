@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from streamtask.core import admission, endings, timers, transitions
 from streamtask.core.batch import Refusal
-from streamtask.core.shard import Claim, Phase, Shard, Standing
+from streamtask.core.shard import OPEN, PICKED, Claim, Shard
 from streamtask.core.state import State
 from streamtask.domain.identity import origin_text
 from streamtask.domain.model import DeadLetter, ErrorCode, RequestRecord, TaskPolicy
@@ -26,7 +26,7 @@ def admit(state: State, now: Now) -> None:
         if shard is None:
             state.backlogged.discard(cell)
             continue
-        if shard.standing is not Standing.OPEN or (state.aside and state.aside.has_shard(number)):
+        if shard.standing is not OPEN or (state.aside and state.aside.has_shard(number)):
             continue
         _admit_cell(state, shard, band, now)
         backlog = shard.backlogs[band]
@@ -45,6 +45,7 @@ def admit(state: State, now: Now) -> None:
 def pick(state: State, now: Now) -> None:
     """Pick as many claims as there are free slots, and memory for what they hold while they run."""
     schedule, memory, active = state.schedule, state.memory, state.memory.active
+    fresh, urgent = state.fresh, state.urgent
     while True:
         if active.total >= active.safe or schedule.closed:
             # One may always run, even while ends that cannot be written (core/set_aside.py) fill the memory.
@@ -52,11 +53,12 @@ def pick(state: State, now: Now) -> None:
         claim = schedule.pick(now.mono_ms)
         if claim is None:
             return
-        claim.phase = Phase.PICKED
+        claim.phase = PICKED
         claim.group = schedule.group_of(claim) if claim.suspect else 0
         if claim.record.opened or memory.expected:
             memory.picked(claim)
-        transitions.touch(state, claim)
+        fresh.pop(claim, None)  # transitions.touch, inlined because it runs for every task
+        urgent[claim] = None
 
 
 def fetched(state: State, shard: Shard, record: RequestRecord) -> None:
@@ -157,6 +159,12 @@ def _open(state: State, shard: Shard, record: RequestRecord, now: Now) -> None:
     ledger = shard.ledgers[band]
     entry = ledger.entries.get(record.offset)
     claim.created = ledger.is_created(record.offset)
+    if entry is None and _is_plain(state, record, policy):
+        shard.claims[record.task_id] = claim
+        transitions.queue(state, claim, now)
+        if not claim.created:
+            state.fresh[claim] = None
+        return
     if entry is not None:
         claim.attempt, claim.failed = entry.attempt, entry.failed
         claim.lost, claim.trial = entry.lost, entry.trial
@@ -164,6 +172,18 @@ def _open(state: State, shard: Shard, record: RequestRecord, now: Now) -> None:
     _judge(state, shard, claim, now)
     if not claim.created and claim not in state.urgent:
         state.fresh[claim] = None
+
+
+def _is_plain(state: State, record: RequestRecord, policy: TaskPolicy) -> bool:
+    """Whether a request that was never started meets nothing that `_judge` would find: it is simply queued."""
+    return (
+        record.request is not None
+        and record.expires_ms is None
+        and record.not_before_ms is None
+        and policy is not _UNKNOWN
+        and policy.lost_max > 0
+        and record.task_id not in state.cancels
+    )
 
 
 def _judge(state: State, shard: Shard, claim: Claim, now: Now) -> None:

@@ -371,7 +371,7 @@ class Schedule(Generic[T]):
         self._queued[band] -= 1
         named = item.kind
         kind = 0 if named is ASYNC else 1 if named is THREAD else 2
-        parts = self._held[item] = self._parts(item, kind)
+        parts = self._held[item] = WHOLE if item.suspect else self._slots.parts(kind, item.task_type)
         self._slots.take(kind, band, parts)
         if item.task_type in self._limits:
             self._types[item.task_type] += 1
@@ -439,7 +439,8 @@ class Schedule(Generic[T]):
         """Its end is settled: release its key, trial and place in the queue; the next in line may run."""
         if item in self._keys:
             self.remove(item)
-        self.leave(item)
+        if self._groups.leave(item):
+            self._show_suspects()
         if item.ordering_key is None:
             return
         name = (item.shard, item.band, item.ordering_key)

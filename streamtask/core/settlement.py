@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from streamtask.core import batch, timers, transitions
 from streamtask.core.batch import ACQUIT, CREATE, FINISH, REPORT, START, WAIT, Batch, Step
-from streamtask.core.shard import Claim, LastEvent, Phase
+from streamtask.core.shard import ENDING, PICKED, QUEUED, RUNNING, WAITING, Claim, LastEvent
 from streamtask.core.state import State
 from streamtask.core.suspects import acquitted
 from streamtask.domain.model import TaskStatus
@@ -83,16 +83,16 @@ def _settle(state: State, step: Step, now: Now) -> None:
         claim.lost = claim.lost if step.wait.lost is None else step.wait.lost
         if claim.wait is step.wait:
             claim.wait = None
-            if claim.load and claim.phase in (Phase.WAITING, Phase.QUEUED):
+            if claim.load and claim.phase in (WAITING, QUEUED):
                 state.memory.hold(claim, 0)
-        if claim.phase is not Phase.PICKED:  # otherwise it is in its next group already
+        if claim.phase is not PICKED:  # otherwise it is in its next group already
             state.schedule.leave(claim)
     if pays & START:
         claim.attempt, claim.started_ms = step.attempt, step.at_ms
         _start(state, claim, now)
     if pays & ACQUIT:
         state.schedule.acquit(claim)
-        if claim.phase is Phase.RUNNING:  # otherwise its child has died since: it is a suspect again
+        if claim.phase is RUNNING:  # otherwise its child has died since: it is a suspect again
             claim.acquitted = claim.on_trial = False
             claim.lost, claim.trial = 0, acquitted(claim.trial)
     if pays & REPORT:
@@ -114,16 +114,17 @@ def _start(state: State, claim: Claim, now: Now) -> None:
         timers.landed(state, claim, now)
     if claim.final is not None:  # expired, or cancelled while it was unknown whether its start had landed
         state.schedule.release(claim)
-        claim.phase = Phase.ENDING
+        claim.phase = ENDING
         state.memory.owes(claim, claim.final)
         return
     state.tokens += 1
     token = claim.token = state.tokens
-    claim.phase = Phase.RUNNING
+    claim.phase = RUNNING
     claim.stop, claim.acquitted, claim.on_trial = None, False, claim.suspect
     claim.progress_mono_ms = now.mono_ms - state.config.progress_ms
     state.running[token] = claim
     limit, shares = claim.timeout_ms, state.schedule.may_wait(claim)
     start = Start(token, claim.record, claim.attempt, claim.kind, limit, claim.group if state.children else 0, shares)
-    timers.start(state, claim, start, now)
+    if limit is not None or claim.suspect:  # otherwise no deadline applies
+        timers.start(state, claim, start, now)
     state.effects.append(start)

@@ -50,12 +50,19 @@ class Phase(IntEnum):
     ENDING = 4  #: its final event is owed
 
 
+# Python 3.11 takes 0.04 µs to find a member in its enum class, and these are asked for thirty times a task.
+QUEUED, WAITING, PICKED, RUNNING, ENDING = Phase
+
+
 class Wait(IntEnum):
     """Why a claim is WAITING (also the kinds of deadlines)."""
 
     NOT_BEFORE = 0
     UNKNOWN_TYPE = 1
     RETRY = 2
+
+
+_RETRY = Wait.RETRY
 
 
 @dataclass(slots=True)
@@ -104,6 +111,7 @@ class Claim:
         "headers",
         "kind",
         "label_bytes",
+        "labels",
         "load",
         "lost",
         "offset",
@@ -141,6 +149,7 @@ class Claim:
         self.task_id = record.task_id
         self.task_type = request.task_type if request is not None else ""
         self.ordering_key = request.ordering_key if request is not None else None
+        self.labels = request.labels if request is not None else None  # a model takes 0.05 µs to find an attribute
         self.priority = record.priority
         self.policy = policy
         self.kind: HandlerKind = policy.kind
@@ -160,8 +169,8 @@ class Claim:
         self.final: LastEvent | None = None
         self.acquitted = False  #: it outlived its trial: the ledger must record that
         # in this process
-        self.phase = Phase.QUEUED
-        self.wait_reason = Wait.RETRY
+        self.phase = QUEUED
+        self.wait_reason = _RETRY
         self.suspect = False  #: two processes have died under it: its next start is a trial
         self.on_trial = False
         self.group = 0  #: the group that it runs in, if it started as a suspect; kept after its trial
@@ -206,6 +215,9 @@ class Standing(IntEnum):
     OPEN = 2  #: in operation
     CLOSING = 3  #: being revoked: nothing starts
     GONE = 4  #: forgotten: anything that still refers to it is late
+
+
+UNCLAIMED, CLAIMED, OPEN, CLOSING, GONE = Standing
 
 
 class Backlog:

@@ -146,7 +146,7 @@ class Groups(Generic[T]):
     @property
     def narrowest(self) -> int:
         """The stage of the task on trial, if that is ONLY or ALONE; else 0."""
-        return max(self._narrow.values(), default=0)
+        return max(self._narrow.values()) if self._narrow else 0
 
     def number_of(self, item: T) -> int:
         """The number of its group; 0 if it is in none."""
@@ -204,10 +204,10 @@ class Groups(Generic[T]):
 
     def leave(self, item: T) -> bool:
         """It no longer runs here. False: it was in no group."""
-        self.acquit(item)
-        group = self._group_of.pop(item, None)
-        if group is None:
+        if item not in self._group_of:
             return False
+        self.acquit(item)
+        group = self._group_of.pop(item)
         del group.members[item]
         if not group.members:
             del self._groups[group.number]

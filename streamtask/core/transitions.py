@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from streamtask.core import admission
 from streamtask.core.offset_map import ATTEMPT_MAX
-from streamtask.core.shard import Claim, LastEvent, Phase, Wait
+from streamtask.core.shard import ENDING, PICKED, QUEUED, RUNNING, WAITING, Claim, LastEvent, Wait
 from streamtask.core.state import State
 from streamtask.domain.model import ErrorCode
 from streamtask.domain.ports import Now, Stop, StopReason
@@ -29,9 +29,9 @@ def owes(claim: Claim) -> bool:
     return bool(
         claim.final is not None
         or claim.wait is not None
-        or (claim.acquitted and claim.phase is Phase.RUNNING)
-        or claim.phase is Phase.PICKED
-        or (claim.progress is not None and claim.phase is Phase.RUNNING)
+        or (claim.acquitted and claim.phase is RUNNING)
+        or claim.phase is PICKED
+        or (claim.progress is not None and claim.phase is RUNNING)
     )
 
 
@@ -44,8 +44,8 @@ def in_doubt(state: State, claim: Claim) -> bool:
 def end(state: State, claim: Claim, final: LastEvent) -> None:
     """From now on the claim owes its last event. A claim that has just been judged may be in any phase except RUNNING."""
     claim.final = final
-    if claim.phase is not Phase.PICKED:  # PICKED: its start is in a doubtful batch; see _start
-        claim.phase = Phase.ENDING
+    if claim.phase is not PICKED:  # PICKED: its start is in a doubtful batch; see _start
+        claim.phase = ENDING
         state.memory.owes(claim, final)
     touch(state, claim)
 
@@ -55,7 +55,7 @@ def queue(state: State, claim: Claim, now: Now) -> None:
     if claim.attempt >= ATTEMPT_MAX:
         end(state, claim, admission.failed(ErrorCode.WORKER_LOST, f"{claim.attempt} attempts, and no end"))
         return
-    claim.phase = Phase.QUEUED
+    claim.phase = QUEUED
     claim.queued_ms = now.mono_ms
     if not state.aside or not state.aside.park(claim):
         state.schedule.add(claim, now.mono_ms)
@@ -63,7 +63,7 @@ def queue(state: State, claim: Claim, now: Now) -> None:
 
 def to_queue(state: State, claim: Claim, now: Now) -> None:
     """The wait of the claim is over."""
-    if claim.phase is not Phase.WAITING:
+    if claim.phase is not WAITING:
         return
     if claim.wait_reason is not Wait.RETRY:
         _unpark(state, claim)
@@ -72,7 +72,7 @@ def to_queue(state: State, claim: Claim, now: Now) -> None:
 
 def wait(state: State, claim: Claim, reason: Wait) -> None:
     """The claim holds no slot until its deadline (timers.py). Unless it waits for a retry, it counts as parked."""
-    claim.phase = Phase.WAITING
+    claim.phase = WAITING
     claim.wait_reason = reason
     if reason is not Wait.RETRY:
         claim.owner_shard.waiting[claim.band] += 1
@@ -90,7 +90,7 @@ def unpick(state: State, claim: Claim) -> None:
     state.schedule.release(claim)
     if claim.load:
         state.memory.hold(claim, 0)
-    claim.phase = Phase.WAITING
+    claim.phase = WAITING
     state.schedule.leave(claim)
     if not owes(claim):
         state.urgent.pop(claim, None)
@@ -98,13 +98,13 @@ def unpick(state: State, claim: Claim) -> None:
 
 def withdraw(state: State, claim: Claim) -> None:
     """Take the claim out of the schedule or end its wait; a picked one gives its slot back."""
-    if claim.phase is Phase.PICKED:
+    if claim.phase is PICKED:
         unpick(state, claim)
-    elif claim.phase is Phase.QUEUED:
+    elif claim.phase is QUEUED:
         state.schedule.remove(claim)
-    elif claim.phase is Phase.WAITING and claim.wait_reason is not Wait.RETRY:
+    elif claim.phase is WAITING and claim.wait_reason is not Wait.RETRY:
         _unpark(state, claim)
-    claim.phase = Phase.ENDING
+    claim.phase = ENDING
     disarm(state, claim)
 
 
@@ -112,13 +112,13 @@ def cancel(state: State, claim: Claim) -> None:
     """Stop the task if it runs; otherwise it ends without calling its handler."""
     if claim.final is not None or claim.stop is StopReason.CANCEL:
         return
-    if claim.phase is Phase.RUNNING:
+    if claim.phase is RUNNING:
         if claim.stop is None:
             state.effects.append(Stop(claim.token, StopReason.CANCEL))
         if claim.stop is not StopReason.REVOKE:  # a task stopped for its timeout might run again
             claim.stop = StopReason.CANCEL
         return
-    if claim.phase is Phase.PICKED and in_doubt(state, claim):
+    if claim.phase is PICKED and in_doubt(state, claim):
         end(state, claim, admission.cancelled(ErrorCode.CANCELLED))
         return
     withdraw(state, claim)
@@ -132,7 +132,8 @@ def gone(state: State, claim: Claim) -> None:
     state.urgent.pop(claim, None)
     state.throttled.pop(claim, None)
     state.schedule.finish(claim)
-    disarm(state, claim)
+    if claim.armed:
+        disarm(state, claim)
 
 
 def disarm(state: State, claim: Claim) -> None:

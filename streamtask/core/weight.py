@@ -39,9 +39,9 @@ def headers_bytes(headers: tuple[tuple[str, bytes], ...]) -> int:
 def event_bytes(claim: Claim) -> int:
     """Size of each event of this task, without its own result and texts."""
     if not claim.event_bytes:
-        claim.event_bytes = EVENT_BYTES + text_bytes(claim.task_type) + headers_bytes(claim.headers)
-        request = claim.record.request
-        claim.label_bytes = labels_bytes(request.labels) if request is not None else 0
+        headers = claim.headers
+        claim.event_bytes = EVENT_BYTES + text_bytes(claim.task_type) + (headers_bytes(headers) if headers else 0)
+        claim.label_bytes = labels_bytes(claim.labels)
     return claim.event_bytes + (claim.label_bytes if claim.bare < 2 else 0)
 
 
@@ -54,7 +54,7 @@ def claim_bytes(claim: Claim, events: int) -> int:
         size += text_bytes(claim.progress.message)
     final = claim.final
     if final is not None:
-        size += final_bytes(final)
+        size += len(final.result or b"") if final.error is None else final_bytes(final)
         if final.dead:
             size += record_bytes(claim)
     return size

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from streamtask.domain.model import DeadLetter, HandlerKind, Outcome, RequestRecord, StatusEvent
 
 Cell = tuple[int, int]
@@ -280,8 +282,7 @@ class StopReason(Enum):
     REVOKE = "revoke"  #: the shard moves elsewhere; the attempt is given up here
 
 
-@dataclass(slots=True)
-class Start:
+class Start(Struct, gc=False):
     """Start a handler: RUNNING with this attempt is committed.
 
     token      identifies this execution in Executions and Stop; never reused in a process

@@ -220,7 +220,7 @@ class Coroutines(HasLifecycle):
         loop, tasks, ended = self._loop, self._tasks, self._task_ended
         for execution in batch:
             # asyncio.Task itself, not loop.create_task: it is kept in self._tasks, and this saves 0.4 µs.
-            name = f"{execution.handler.name} {execution.task_id}"
+            name = f"{execution.handler.name} {execution.record.task_id}"
             context = None if execution.span is None else execution.span.context
             task = asyncio.Task(self._run(execution), loop=loop, name=name, context=context)
             tasks[task] = execution
@@ -236,7 +236,8 @@ class Coroutines(HasLifecycle):
             self._begins(execution)
         began_s = time.perf_counter()
         try:
-            execution.reopen()
+            if execution.record.text is not None:
+                execution.reopen()
         except BaseException as error:  # noqa: BLE001 no memory for it: the attempt has failed, and may succeed later
             self._finish(execution, outcomes.broken_off(handler, execution, error))
             return
@@ -270,7 +271,8 @@ class Coroutines(HasLifecycle):
         if task in self._abandoned:
             self._abandoned.discard(task)
             self._on_event("abandoned_handler_ended", execution.fields())
-        if any(self._waiting):
+        first, others = self._waiting
+        if first or others:
             self._launch_next()
 
     def _finish_unbegun(self, execution: Execution) -> None:

@@ -42,6 +42,7 @@ from streamtask.observability.tracing import Attempts
 Done = list[tuple[int, Outcome]]
 Progress = list[tuple[int, float, str | None]]
 
+_ASYNC, _PROCESS = HandlerKind.ASYNC, HandlerKind.PROCESS  # see core/shard.py
 PATIENCE_S = 5.0  # an execution that runs on this long after its stop is reported; a coroutine is abandoned
 LOOK_S = 0.25  # between two checks of stopped executions and of the loop
 STOP_SPARE_S = 10.0  # extra time: children that are killed, a lifespan that hangs
@@ -159,10 +160,11 @@ class Executor(HasLifecycle):
             if span_of is not None:
                 execution.span = span_of(start)
             self._executions[start.token] = execution
-            if handler.kind is HandlerKind.PROCESS or (start.group and self.pool is not None):
+            kind = handler.kind
+            if kind is _PROCESS or (start.group and self.pool is not None):
                 pool, job = self._for_child(execution, start, handler)
                 jobs.setdefault(pool, []).append(job)
-            elif handler.kind is HandlerKind.ASYNC:
+            elif kind is _ASYNC:
                 batch.append(execution)
             else:
                 self._to_thread(execution)

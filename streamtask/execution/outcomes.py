@@ -7,9 +7,8 @@ SystemExit. Texts are bounded (model.py) and can be encoded in UTF-8.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import traceback
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any
 
 from streamtask import codec
@@ -27,6 +26,7 @@ _OURS = (
     "streamtask.execution.process_pool",
     "streamtask.execution.outcomes",
 )  # modules that call handlers
+_RETURNED = Ending.RETURNED  # see core/shard.py
 _FRAMES_MAX = 50  # innermost frames kept of one traceback
 
 
@@ -65,11 +65,11 @@ def returned(value: Any) -> Outcome:
     if value is None:
         # A new one each time: outcomes are mutable and belong to the code that drains them.
         return Outcome(Ending.RETURNED)
-    if inspect.iscoroutine(value):
+    if isinstance(value, CoroutineType):
         value.close()  # otherwise Python warns, far from here, that it was never awaited
         return _not_serializable("the handler returned a coroutine; await it, or make the handler async def")
     try:
-        return Outcome(Ending.RETURNED, result=codec.encode_result(value))
+        return Outcome(_RETURNED, codec.encode_result(value))
     except DecodeError as error:
         return _not_serializable(str(error))
     except BaseException as error:  # noqa: BLE001 a value's own methods ran: whatever they raise, it is not JSON

@@ -274,7 +274,8 @@ class StatusTransaction:
         encode, topic, dead = self._encode_event, self._names.status, self._names.dead
         produce: Callable[..., None] = producer.produce
         for event in plan.events:
-            value, key, headers = encode(event), status_key(event), status_headers(event)
+            value, key = encode(event), status_key(event)
+            headers = status_headers(event) if event.headers else None
             try:
                 produce(topic, value, key, event.partition, headers=headers)
             except BufferError:
