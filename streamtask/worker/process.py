@@ -29,6 +29,7 @@ from streamtask.observability import event_log
 from streamtask.worker.child_start import EarlyChildren, SettingsPipe, command_of
 from streamtask.worker.core_share import share_of
 from streamtask.worker.failover import Failover
+from streamtask.worker.free_memory import FreeMemory
 from streamtask.worker.heartbeat import Note
 from streamtask.worker.memory_budget import budget_of
 from streamtask.worker.supervisor import Supervisor
@@ -88,7 +89,12 @@ def run_worker(app_path: str, app: App, overrides: Mapping[str, Any], slot: int)
 
     settings = app.configure(**overrides)
     tame_collector()
-    note = Note()
+    note, free = Note(), FreeMemory()
+
+    def beat() -> None:
+        note.beat()
+        free.give_back()
+
     children = _children(app_path, app, overrides)
     worker = Worker(
         app.name,
@@ -98,7 +104,7 @@ def run_worker(app_path: str, app: App, overrides: Mapping[str, Any], slot: int)
         slot=slot,
         children=children,
         on_member=note.member,
-        on_beat=note.beat,
+        on_beat=beat,
     )
     return worker.run()
 
