@@ -89,21 +89,34 @@ class SettingsPipe:
 class EarlyChildren:
     """The first children of an app's supervisor, started before their settings are known.
 
-    processes  how many there will be, as far as the command line says
+    processes  how many there will be, as far as the command line says; None: the environment says it, or else the cores.
+               Where the app's own settings say less, `keep` ends the others
 
     Leaving the block ends those that were not taken.
     """
 
     def __init__(self, app: str, processes: int | None) -> None:
         self._children: dict[int, ChildProcess] = {}
-        parent_fd, self._write_fd = os.pipe()  # the write end stays here, unwritten; it closes when this process dies
+        self._app = app
+        self._parent_fd, self._write_fd = (
+            os.pipe()
+        )  # the write end stays here, unwritten; it closes when this process dies
+        given = os.environ.get("STREAMTASK_PROCESSES", "") if processes is None else str(processes)
+        if given.isdecimal():
+            self._start(int(given))
+            return
+        self._start(1)
+        # Counting the cores takes an import of the settings (0.2 s), which the parent needs in any case.
+        from streamtask.config.container import cores
+
+        self._start(cores().count)
+
+    def _start(self, count: int) -> None:
         try:
-            for slot in range(_early(processes)):
-                self._children[slot] = ChildProcess(command_of(app, slot), parent_fd=parent_fd)
+            for slot in range(len(self._children), min(count, EARLY_MAX)):
+                self._children[slot] = ChildProcess(command_of(self._app, slot), parent_fd=self._parent_fd)
         except OSError:
             pass  # no memory or no process table entry at the moment: the supervisor starts it, or reports why it cannot
-        finally:
-            os.close(parent_fd)
 
     def take(self, slot: int) -> ChildProcess | None:
         """The child of this slot, once; None: start one."""
@@ -121,15 +134,10 @@ class EarlyChildren:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.keep(0)
+        os.close(self._parent_fd)
         os.close(self._write_fd)
 
 
 def command_of(app: str, slot: int) -> list[str]:
     """What a child of this app runs."""
     return [sys.executable, "-m", "streamtask.worker.process", app, str(slot)]
-
-
-def _early(processes: int | None) -> int:
-    """How many children to start early: those that are certain. To count the cores takes an import of the settings."""
-    given = os.environ.get("STREAMTASK_PROCESSES", "") if processes is None else str(processes)
-    return min(int(given), EARLY_MAX) if given.isdecimal() else 1

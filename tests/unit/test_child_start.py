@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from streamtask.config.container import Cores
 from streamtask.worker import child_start
 from streamtask.worker.child_start import EARLY_MAX, ChildProcess, EarlyChildren, SettingsPipe
 from streamtask.worker.supervisor import Supervisor
@@ -104,14 +105,15 @@ def test_half_of_the_settings_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "variable", "started"), [(None, None, 1), (None, "3", 3), (2, "3", 2), (50, None, EARLY_MAX)]
+    ("processes", "variable", "started"), [(None, None, 4), (None, "3", 3), (2, "3", 2), (50, None, EARLY_MAX)]
 )
-def test_as_many_children_start_early_as_are_certain_to_be_needed(
+def test_as_many_children_start_early_as_will_be_needed_as_far_as_is_known(
     monkeypatch: pytest.MonkeyPatch, processes: int | None, variable: str | None, started: int
 ) -> None:
     monkeypatch.delenv("STREAMTASK_PROCESSES", raising=False)
     if variable is not None:
         monkeypatch.setenv("STREAMTASK_PROCESSES", variable)
+    monkeypatch.setattr("streamtask.config.container.cores", lambda: Cores(4))
     monkeypatch.setattr(child_start, "command_of", lambda *_: [sys.executable, "-S", "-c", "input()"])
     with EarlyChildren("app:app", processes) as early:
         taken = [early.take(slot) for slot in range(EARLY_MAX + 1)]
