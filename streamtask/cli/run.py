@@ -76,12 +76,15 @@ def worker(
     ] = None,
 ) -> int | None:
     """Run the handlers of APP. SIGTERM or Ctrl-C drains; a second one exits at once."""
-    from streamtask.worker.process import supervise
+    from streamtask.worker.child_start import EarlyChildren
 
     overrides: dict[str, object] = {"bootstrap_servers": cli.bootstrap, "prefix": cli.prefix}
     overrides |= {"processes": processes, "concurrency": concurrency, "threads": threads, "children": children}
     overrides |= {"memory_mb": memory_mb, "metrics_port": metrics_port}
-    return supervise(app, overrides)
+    with EarlyChildren(app, processes) as early:
+        from streamtask.worker.process import supervise
+
+        return supervise(app, overrides, early)
 
 
 def serve(

@@ -30,6 +30,8 @@ from streamtask.errors import DecodeError
 from streamtask.projection.feed import Heard
 from streamtask.projection.store import Known, Partition, Row, Store
 
+WRITTEN_BYTES = 1 << 24  # 16 MB while a view restores: with a million tasks, 6 % of the others are asked about
+
 
 class Record(Protocol):
     """A record as the tail returns it (kafka.tail.TailRecord)."""
@@ -162,6 +164,7 @@ class Materializer:
         self._band_of_topic = {topic: band for band, topic in enumerate(names.requests)}
         self.tally = Tally()
         self._known: dict[str, Known] = {}  # before the last `fold`
+        self._written: bytearray | None = None  # see `restoring`
 
     def apply(
         self, records: Sequence[Record], offsets: Mapping[Partition, int], feed: list[Heard] | None = None
@@ -174,6 +177,15 @@ class Materializer:
         self._store.apply(folded.rows, offsets, folded.tenants)
         return folded.changed
 
+    def restoring(self, into_empty: bool) -> None:
+        """A restore begins (True: the store has no rows), or has ended (False).
+
+        While an empty store is filled, it is asked only about tasks that may have a row by now, because a look-up of a task
+        that has none takes as long as any (2 µs of 26 a task). A task that was written marks one byte of WRITTEN_BYTES; one
+        that shares it is asked about without need, which is all that can go wrong.
+        """
+        self._written = bytearray(WRITTEN_BYTES) if into_empty else None
+
     def read(self, records: Sequence[Record], *, every: bool = False) -> list[Fact]:
         """The facts in these records; every: including overtaken ones. Does not access the store."""
         if every:
@@ -182,7 +194,7 @@ class Materializer:
 
     def fold(self, facts: Sequence[Fact], feed: list[Heard] | None = None) -> Folded:
         """What these facts change, for Store.apply. Apply nothing else in between."""
-        known = self._known = self._store.known({fact.task_id for fact in facts})
+        known = self._known = self._look_up({fact.task_id for fact in facts})
         latest: dict[str, Fact] = {}
         asked: dict[tuple[str, str], str] = {}  # (task_id, origin): the tenant in that request
         for fact in facts:
@@ -202,6 +214,16 @@ class Materializer:
             if held is not None and held.origin == origin and held.tenant is None:
                 tenants[task_id] = tenant
         return Folded(rows, tenants, list(latest))
+
+    def _look_up(self, task_ids: set[str]) -> dict[str, Known]:
+        written = self._written
+        if written is None:
+            return self._store.known(task_ids)
+        places = [(hash(task_id) % WRITTEN_BYTES, task_id) for task_id in task_ids]
+        known = self._store.known([task_id for place, task_id in places if written[place]])
+        for place, _ in places:
+            written[place] = 1
+        return known
 
     def heard_again(self, records: Sequence[Record]) -> list[Heard]:
         """The feed of the records that were applied last, for listeners that registered meanwhile."""

@@ -366,6 +366,7 @@ class ViewService(HasLifecycle):
             self._ready, self._positions, self._saved = False, {}, {}
             self._tell(self.feed.cut_all, "restarted")
             self._goal = dict(source.ends())
+            self._materializer.restoring(into_empty=not self._store.offsets())
             with ThreadPoolExecutor(2, "view-beside") as beside:
                 while not self._stopping.is_set() and not source.stale():
                     self._step(source, beside)
@@ -438,6 +439,7 @@ class ViewService(HasLifecycle):
         before, self._positions = self._positions, positions
         if not self._ready and self._at_goal(positions):
             self._ready = True
+            self._materializer.restoring(into_empty=False)
             self._tell(self.caught_up.set)
             moved = list(positions)
         else:

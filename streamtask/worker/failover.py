@@ -230,31 +230,21 @@ class Failover:
 
     window_s  how long after a death a removal is useful: the session timeout, after which the broker does it itself
 
-    It is off, with one log line that says why, if the extra is missing or a setting has no counterpart.
+    It is off, with one log line that says why, if the extra is missing or a setting has no counterpart. Its own thread finds
+    that out: importing the second client takes 0.1 s, and the children would start that much later.
     """
 
     def __init__(self, settings: KafkaSettings, group: str, *, window_s: float) -> None:
-        self._group, self._window_s = group, window_s
+        self._settings, self._group, self._window_s = settings, group, window_s
         self._deaths: queue.Queue[tuple[str, float] | None] = queue.Queue(DEATHS_MAX)
-        self._thread: threading.Thread | None = None
+        self._off = False
         self._closing = threading.Event()
-        try:
-            self._remover = _Remover(configuration(settings), group)
-        except ConfigError as error:
-            # Not having asked for it is normal; settings that rule it out deserve attention.
-            name = "failover_off" if INSTALL in str(error) else "failover_unmapped"
-            event_log.emit(name, {"why": str(error), "session_timeout_s": window_s})
-            return
         self._thread = threading.Thread(target=self._run, name="failover", daemon=True)
         self._thread.start()
 
-    @property
-    def on(self) -> bool:
-        return self._thread is not None
-
     def died(self, member: str) -> None:
         """Report that the process with this member id is dead. Returns at once."""
-        if self._thread is None:
+        if self._off:
             return
         try:
             self._deaths.put_nowait((member, time.monotonic()))
@@ -263,8 +253,6 @@ class Failover:
 
     def close(self, timeout_s: float) -> None:
         """Give the waiting removals one try within this time."""
-        if self._thread is None:
-            return
         self._closing.set()
         try:
             self._deaths.put_nowait(None)
@@ -273,6 +261,14 @@ class Failover:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        try:
+            self._remover = _Remover(configuration(self._settings), self._group)
+        except ConfigError as error:
+            self._off = True
+            # Not having asked for it is normal; settings that rule it out deserve attention.
+            name = "failover_off" if INSTALL in str(error) else "failover_unmapped"
+            event_log.emit(name, {"why": str(error), "session_timeout_s": self._window_s})
+            return
         self._prove()
         try:
             while (death := self._next()) is not None:

@@ -1,7 +1,7 @@
 """The process of one worker, and the parent of several: what `streamtask worker APP` starts.
 
     supervise(app, overrides)                      the parent: N children that run this module
-    python -m streamtask.worker.process APP SLOT   one child; its command-line options come as JSON in the environment
+    python -m streamtask.worker.process APP SLOT   one child; its command-line options come through a pipe (child_start.py)
 
 Exit codes of a child: 0 drained, 1 failed (it is restarted), 2 its settings or the cluster cannot work (it is not restarted),
 70 the watchdog ended it.
@@ -10,8 +10,8 @@ Exit codes of a child: 0 drained, 1 failed (it is restarted), 2 its settings or 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,13 +26,14 @@ from streamtask.execution.process_pool.settings import Children
 from streamtask.kafka import permissions
 from streamtask.kafka.acls import Role
 from streamtask.observability import event_log
+from streamtask.worker.child_start import EarlyChildren, SettingsPipe, command_of
 from streamtask.worker.core_share import share_of
 from streamtask.worker.failover import Failover
+from streamtask.worker.free_memory import FreeMemory
 from streamtask.worker.heartbeat import Note
 from streamtask.worker.memory_budget import budget_of
 from streamtask.worker.supervisor import Supervisor
 
-OVERRIDES_VARIABLE = "STREAMTASK_WORKER_OVERRIDES"
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 STAYS_WRONG = (ConfigError, TopicsMissing, NotAllowed)  # until a person changes something
 COLLECT_AFTER = (50_000, 20, 20)  # new objects; young collections before a middle one; middle ones before a full one
@@ -40,12 +41,13 @@ GRACE_SPARE_S = 10.0  # beyond the drain's own grace: for handing over and leavi
 FAILOVER_S = 4.0  # at the end, to remove the members of children that were killed
 
 
-def supervise(app: str, overrides: Mapping[str, Any]) -> int:
+def supervise(app: str, overrides: Mapping[str, Any], early: EarlyChildren | None = None) -> int:
     """Run the worker processes of the app until stopped. Returns the exit code.
 
     overrides  settings from the command line (None: not given); they win over those of the app and of the environment
+    early      children of this app that wait for their settings
 
-    Raises ConfigError, TopicsMissing or Unreachable before any process is started.
+    Raises ConfigError, TopicsMissing or Unreachable before any process gets its settings.
     """
     event_log.configure()
     settings = load_app(app).configure(**overrides)
@@ -57,14 +59,17 @@ def supervise(app: str, overrides: Mapping[str, Any]) -> int:
     overrides = {**overrides, "processes": share.processes, "children": share.children}
     if budget.source == "cgroup":
         overrides["memory_mb"] = budget.memory_mb
+    if early is not None:
+        early.keep(share.processes)
     _log_event("starting", share.log_fields())
     failover = Failover(kafka, settings.topics.group, window_s=settings.session_timeout_ms / 1_000)
     supervisor = Supervisor(
-        lambda slot: [sys.executable, "-m", "streamtask.worker.process", app, str(slot)],
+        lambda slot: command_of(app, slot),
         share.processes,
         grace_s=settings.drain_grace_s + GRACE_SPARE_S,
         silent_s=settings.silent_s,
-        environment={**os.environ, OVERRIDES_VARIABLE: json.dumps(dict(overrides), default=str)},
+        settings=json.dumps(dict(overrides), default=str),
+        early=early.take if early is not None else lambda _slot: None,
         on_event=_log_event,
         on_death=failover.died,
     )
@@ -78,14 +83,18 @@ def _log_event(name: str, fields: Mapping[str, Any]) -> None:
     event_log.emit("supervisor_event", {"what": name, **fields})
 
 
-def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
+def run_worker(app_path: str, app: App, overrides: Mapping[str, Any], slot: int) -> int:
     """Run one worker in this process until it is stopped."""
     from streamtask.worker.worker import Worker
 
-    app = load_app(app_path)
     settings = app.configure(**overrides)
     tame_collector()
-    note = Note()
+    note, free = Note(), FreeMemory()
+
+    def beat() -> None:
+        note.beat()
+        free.give_back()
+
     children = _children(app_path, app, overrides)
     worker = Worker(
         app.name,
@@ -95,7 +104,7 @@ def run_worker(app_path: str, overrides: Mapping[str, Any], slot: int) -> int:
         slot=slot,
         children=children,
         on_member=note.member,
-        on_beat=note.beat,
+        on_beat=beat,
     )
     return worker.run()
 
@@ -126,10 +135,23 @@ def tame_collector() -> None:
 def main(argv: list[str]) -> int:
     """The entry point of a child."""
     die_with_parent()
+    pipe = SettingsPipe()
     event_log.configure()
     app_path, slot = argv
+    # While the parent does the same. It does not need the worker, which takes a fifth of the time.
+    importlib.import_module("streamtask.worker.worker")
+    app: App | ConfigError
     try:
-        return run_worker(app_path, json.loads(os.environ.pop(OVERRIDES_VARIABLE, "{}")), int(slot))
+        app = load_app(app_path)
+    except ConfigError as error:
+        app = error
+    overrides = pipe.read()
+    if overrides is None:
+        return 0  # the parent has reported why
+    try:
+        if isinstance(app, ConfigError):
+            raise app
+        return run_worker(app_path, app, overrides, int(slot))
     except StreamtaskError as error:
         sys.stderr.write(f"streamtask worker: {error}\n")
         # Any other error may pass, so the parent restarts this process.

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from streamtask.execution.parent_watch import PARENT_FD
-from streamtask.worker.heartbeat import NOTE_FD, NoteFile
+from streamtask.worker.child_start import ChildProcess
+from streamtask.worker.heartbeat import NoteFile
 
 EXIT_CONFIG = 2
 KILL_AFTER_S = 5.0  # from the abort to SIGKILL
@@ -59,6 +59,8 @@ class Supervisor:
     """N processes of one command.
 
     command        slot (0..N-1) → argv; the child must first call die_with_parent()
+    settings       what every child gets through its pipe (child_start.py), as one line of text
+    early          slot → a child that was started before, and waits for its settings; None: start one
     grace_s        time for a drain; a child that runs longer is aborted, then killed
     backoff_s      wait before the first restart, doubled for each death up to backoff_max_s
     stable_s       a child that ran this long starts again from backoff_s
@@ -79,7 +81,8 @@ class Supervisor:
         stable_s: float = 60.0,
         kill_after_s: float = KILL_AFTER_S,
         silent_s: float = SILENT_S,
-        environment: Mapping[str, str] | None = None,
+        settings: str = "{}",
+        early: Callable[[int], ChildProcess | None] = lambda _slot: None,
         on_event: OnEvent | None = None,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
@@ -93,7 +96,7 @@ class Supervisor:
         self._kill_after_s = kill_after_s
         self._silent_s = silent_s
         self._look_at_s = 0.0
-        self._environment = dict(os.environ if environment is None else environment)
+        self._settings, self._early = settings, early
         self._on_event = on_event or (lambda _name, _fields: None)
         self._on_death = on_death or (lambda _member: None)
         # What happened: a place whose child has ended, or None for a stop signal. SimpleQueue: its put may be called
@@ -163,23 +166,16 @@ class Supervisor:
         place.start_at_s = None
         place.started_s = time.monotonic()
         place.beats, place.silent = 0, 0
-        note = place.note = NoteFile()
         try:
-            process = subprocess.Popen(
-                argv,
-                env={**self._environment, PARENT_FD: str(read_fd), NOTE_FD: str(note.fd)},
-                pass_fds=(read_fd, note.fd),
-                # A process group of its own: Ctrl-C in the terminal reaches only the supervisor. A child that also received it
-                # would take the SIGTERM that follows for the second signal, and abort.
-                process_group=0,
-            )
+            child = self._early(place.slot) or ChildProcess(argv, parent_fd=read_fd)
         except (FileNotFoundError, PermissionError):
             raise  # no such program: waiting does not help
         except OSError as error:  # no memory or no process table entry at the moment: the others run on
-            self._drop_note(place)
             self._on_event("child_not_started", {"slot": place.slot, "error": str(error)})
             self._restart_later(place, 0.0)
             return
+        child.configure(self._settings)
+        process, place.note = child.process, child.note
         place.process = process
         threading.Thread(target=self._await_end, args=(place, process), name=f"child-{place.slot}", daemon=True).start()
         self._on_event("child_started", {"slot": place.slot, "pid": process.pid, "deaths": place.deaths})

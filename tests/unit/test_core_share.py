@@ -163,9 +163,9 @@ class Started:
         monkeypatch.setattr(event_log, "emit", lambda name, told: self.events.append((name, dict(told))))
         monkeypatch.setattr(permissions, "partition_count", lambda *_: 12)
 
-    def _supervisor(self, _command: object, processes: int, *, environment: dict[str, str], **_: object) -> object:
+    def _supervisor(self, _command: object, processes: int, *, settings: str, **_: object) -> object:
         self.processes = processes
-        self.overrides = json.loads(environment[process.OVERRIDES_VARIABLE])
+        self.overrides = json.loads(settings)
         return SimpleNamespace(run=lambda: 0)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from streamtask.app import App
 from streamtask.errors import ClusterError, ConfigError, LifespanError, NotAllowed, TopicsMissing, Unreachable
 from streamtask.execution.parent_watch import PARENT_FD, die_with_parent
 from streamtask.worker import process
@@ -333,6 +334,7 @@ def test_a_child_ends_for_good_only_for_what_a_person_must_change(
     def fails(*_: object) -> int:
         raise error
 
+    monkeypatch.setattr(process, "load_app", lambda _path: App("test"))
     monkeypatch.setattr(process, "run_worker", fails)
     monkeypatch.setattr(process, "die_with_parent", lambda: False)
     assert process.main(["app:app", "0"]) == code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import orjson
 import pytest
@@ -17,7 +17,7 @@ from streamtask.projection import view as view_service
 from streamtask.projection.feed import Heard
 from streamtask.projection.materialize import Materializer, _ms
 from streamtask.projection.sqlite import SQLiteStore
-from streamtask.projection.store import MemoryStore, Row
+from streamtask.projection.store import Filter, Known, MemoryStore, Row
 from streamtask.projection.view import Retention, ViewService
 from tests.unit.view_bench import CLUSTER, NAMES, T0, Log, LogRecord, bench, until
 
@@ -33,10 +33,11 @@ def all_records(log: Log) -> list[LogRecord]:
     return list(itertools.chain.from_iterable(log._records.values()))
 
 
-def folded(records: Sequence[LogRecord], cuts: Sequence[int] = ()) -> Row | None:
+def folded(records: Sequence[LogRecord], cuts: Sequence[int] = (), *, restoring: bool = False) -> Row | None:
     """The row of TASK after these records, applied in batches that end at `cuts`."""
     store = MemoryStore()
     view = Materializer(store, NAMES, CLUSTER)
+    view.restoring(into_empty=restoring)
     edges = [0, *sorted(set(cuts)), len(records)]
     for start, end in itertools.pairwise(edges):
         view.apply(records[start:end], {})
@@ -67,9 +68,10 @@ def test_any_order_in_any_batches_folds_to_the_same_row(
     assert expected is not None
     assert (expected.status, expected.version, expected.origin, expected.band) == ("completed", 4, "normal-0@0", 1)
     order.shuffle(records)
-    found = folded(records, [cut for cut in cuts if cut <= len(records)])
-    assert found is not None
-    assert found._replace(tenant=None) == expected._replace(tenant=None)
+    for restoring in (False, True):
+        found = folded(records, [cut for cut in cuts if cut <= len(records)], restoring=restoring)
+        assert found is not None
+        assert found._replace(tenant=None) == expected._replace(tenant=None)
 
 
 EVENTS = st.tuples(
@@ -112,6 +114,34 @@ def test_of_a_history_in_one_batch_the_last_event_alone_is_read_and_all_are_coun
     assert len(view.read(all_records(log))) == 1
     assert len(view.read(all_records(log), every=True)) == 3
     assert view.tally.events == 6
+
+
+class Asked(MemoryStore):
+    """Remembers about which tasks it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[set[str]] = []
+
+    def known(self, task_ids: Collection[str]) -> dict[str, Known]:
+        self.asked.append(set(task_ids))
+        return super().known(task_ids)
+
+
+def test_while_an_empty_store_is_filled_it_is_asked_only_about_tasks_that_it_may_know() -> None:
+    log, other = Log(), new_task_id()
+    for task_id in (TASK, other):
+        log.status(task_id, "created", Origin("normal", 0, 0))
+        log.status(task_id, "completed", Origin("normal", 0, 0))
+    records, store = all_records(log), Asked()
+    view = Materializer(store, NAMES, CLUSTER)
+    view.restoring(into_empty=True)
+    view.apply(records[:1], {})
+    view.apply(records[1:], {})
+    view.restoring(into_empty=False)
+    view.apply(records[3:], {})
+    assert store.asked == [set(), {TASK}, {other}]
+    assert [row.status for row in store.list(Filter(), None, 10).rows] == ["completed", "completed"]
 
 
 def test_who_begins_to_listen_while_a_batch_is_applied_is_given_the_same_events_as_who_listened_before() -> None:
