@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from streamtask.client.build import Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
+from streamtask.client.nearby_ids import NearbyIds
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
@@ -74,6 +75,7 @@ class AsyncClient:
             self.settings.bootstrap()  # raises ConfigError, which says what to do
         self._transport = transport  # None: this client only sends and receives JSON over HTTP
         self._sender: RecordSender | None = None
+        self._ids = NearbyIds()
         self._opening = asyncio.Lock()
         self._watch: EventWatch | None = None
         self._service: ServiceLink | None = None
@@ -120,12 +122,14 @@ class AsyncClient:
         fields = request_fields("submit()", options, SubmitOptions)
         headers = fields.pop("headers", None)
         encoder = await self._encoder()
-        prepared = prepare_arguments(parameters, self.topics, headers, encoder, task_type=task_type, **fields)
+        prepared = prepare_arguments(
+            parameters, self.topics, headers, encoder, self._ids.new, task_type=task_type, **fields
+        )
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
         """`submit` a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`)."""
-        return await self._submit(prepare(request, self.topics, headers, await self._encoder()))
+        return await self._submit(prepare(request, self.topics, headers, await self._encoder(), self._ids.new))
 
     async def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[Receipt]:
         """Send many requests at once; returns their receipts in order when the broker has stored all of them.
@@ -135,7 +139,7 @@ class AsyncClient:
         acknowledged; the others are stored.
         """
         encoder = await self._encoder()
-        prepared = [prepare(request, self.topics, None, encoder) for request in requests]
+        prepared = [prepare(request, self.topics, None, encoder, self._ids.new) for request in requests]
         if self._transport is None:
             return [await self._submit_by_service(one) for one in prepared]
         receipts, failure = await self._send(prepared)
@@ -199,7 +203,7 @@ class AsyncClient:
             watch = self._status_watch()
             mark = await watch.before_submit()
         follow = watch if mark is None else None
-        bands = self.topics.bands
+        bands, ids = self.topics.bands, self._ids
         receipts: list[Receipt] = []
         failed: list[tuple[str, Delivered]] = []
         for start in range(0, len(prepared), PIPELINE_MAX):
@@ -211,6 +215,8 @@ class AsyncClient:
                     failed.append((one.task_id, place))
                 else:
                     name = bands[one.band].name
+                    if place.partition >= ids.partitions:
+                        ids.partitions = place.partition + 1
                     receipts.append(
                         Receipt(self, one.task_id, name, place.partition, place.offset, track=track, since=mark)
                     )

@@ -24,6 +24,7 @@ from streamtask.errors import DecodeError, RequestRefused
 from streamtask.observability import tracing
 from streamtask.observability.tracing import Sending
 
+NewId = Callable[[], str]
 Record = tuple[bytes, bytes, list[tuple[str, bytes]] | None]  # key, value, headers
 
 _FIELDS = frozenset(TaskRequest.model_fields)
@@ -97,23 +98,32 @@ def prepare(
     topics: TopicNames,
     headers: Headers | None = None,
     encoder: Encoder | None = None,
+    new_id: NewId | None = None,
 ) -> Prepared:
-    """Check, complete and encode one request, as JSON if there is no encoder. Raises RequestRefused."""
+    """Check, complete and encode one request, as JSON if there is no encoder. Raises RequestRefused.
+
+    new_id  makes the task_id of a request that has none; None: at random
+    """
     if encoder is not None and not encoder.json:
-        return _prepare_binary(_complete(request_of(given)), topics, headers, encoder)
-    return _prepare_json(_checked(given), topics, headers)
+        return _prepare_binary(_complete(request_of(given)), topics, headers, encoder, new_id)
+    return _prepare_json(_checked(given), topics, headers, new_id)
 
 
 def prepare_arguments(
-    parameters: Any, topics: TopicNames, headers: Headers | None, encoder: Encoder, **fields: Any
+    parameters: Any,
+    topics: TopicNames,
+    headers: Headers | None,
+    encoder: Encoder,
+    new_id: NewId | None = None,
+    **fields: Any,
 ) -> Prepared:
     """`prepare` for a submit by arguments. Raises RequestRefused, which names each invalid argument."""
     parameters = _as_dict(parameters)
     if encoder.json and type(fields.get("priority")) in _PLAIN_PRIORITY:  # a model refuses an IntEnum, a dict takes it
         known = _fields_of({"parameters": parameters, **fields})
         if known is not None:
-            return _prepare_json(known, topics, headers)
-    return prepare(from_arguments(parameters, **fields), topics, headers, encoder)
+            return _prepare_json(known, topics, headers, new_id)
+    return prepare(from_arguments(parameters, **fields), topics, headers, encoder, new_id)
 
 
 def bulk(
@@ -133,15 +143,17 @@ def bulk(
         yield bands[priority], (key, value, None)
 
 
-def _prepare_json(fields: dict[str, Any], topics: TopicNames, headers: Headers | None) -> Prepared:
-    task_id, priority, key, value = _written(fields)
+def _prepare_json(
+    fields: dict[str, Any], topics: TopicNames, headers: Headers | None, new_id: NewId | None
+) -> Prepared:
+    task_id, priority, key, value = _written(fields, new_id)
     band, sent = topics.band_of(priority), _headers(headers) if headers else None
     return Prepared(task_id, band, key, value, sent, fields["task_type"])
 
 
-def _written(fields: dict[str, Any]) -> tuple[str, int, bytes, bytes]:
+def _written(fields: dict[str, Any], new_id: NewId | None = None) -> tuple[str, int, bytes, bytes]:
     """(task_id, priority, key, value) of a request as JSON. Completes `fields`. Raises RequestRefused."""
-    task_id: str = fields.get("task_id") or new_task_id()
+    task_id: str = fields.get("task_id") or (new_id or new_task_id)()
     priority: int = fields.get("priority") or PRIORITY_DEFAULT
     fields["task_id"], fields["priority"] = task_id, priority
     key: str = fields.get("ordering_key") or task_id
@@ -192,9 +204,11 @@ def _complete(request: TaskRequest) -> TaskRequest:
     return request
 
 
-def _prepare_binary(request: TaskRequest, topics: TopicNames, headers: Headers | None, encoder: Encoder) -> Prepared:
+def _prepare_binary(
+    request: TaskRequest, topics: TopicNames, headers: Headers | None, encoder: Encoder, new_id: NewId | None
+) -> Prepared:
     """Complete the request and encode it in a format other than JSON. Raises RequestRefused."""
-    task_id = request.task_id or new_task_id()
+    task_id = request.task_id or (new_id or new_task_id)()
     priority = PRIORITY_DEFAULT if request.priority is None else request.priority
     if task_id != request.task_id or priority != request.priority:
         request = request.model_copy(update={"task_id": task_id, "priority": priority})
