@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from streamtask.client import forking
-from streamtask.client.build import Clock, Prepared, bulk, prepare, prepare_arguments, spans_end_on_error, traced
+from streamtask.client.build import Prepared, Sources, bulk, prepare, prepare_arguments, spans_end_on_error, traced
+from streamtask.client.nearby_ids import NearbyIds
 from streamtask.client.receipt import Receipt
 from streamtask.client.transport import KafkaTransport, Transport
 from streamtask.codec.formats import Encoder
@@ -73,9 +74,10 @@ class AsyncClient:
             transport = KafkaTransport(self.settings)
         if transport is None and not self.settings.url:
             self.settings.bootstrap()  # raises ConfigError, which says what to do
-        self._clock: Clock = time.time if transport is None else transport.wall_s
         self._transport = transport  # None: this client only sends and receives JSON over HTTP
         self._sender: RecordSender | None = None
+        self._ids = NearbyIds()
+        self._sources = self._make_sources()
         self._opening = asyncio.Lock()
         self._watch: EventWatch | None = None
         self._service: ServiceLink | None = None
@@ -91,9 +93,13 @@ class AsyncClient:
             self._watch.leave_behind()
         if self._transport is not None:
             self._transport = KafkaTransport(self.settings)
-            self._clock = self._transport.wall_s
+        self._ids = NearbyIds()  # a copy would make the parent's ids again
+        self._sources = self._make_sources()
         self._opening = asyncio.Lock()
         self._sender = self._watch = self._service = self._loop = None
+
+    def _make_sources(self) -> Sources:
+        return Sources(time.time if self._transport is None else self._transport.wall_s, self._ids.new)
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,13 +142,13 @@ class AsyncClient:
         headers = fields.pop("headers", None)
         encoder = await self._encoder()
         prepared = prepare_arguments(
-            parameters, self.topics, headers, encoder, self._clock, task_type=task_type, **fields
+            parameters, self.topics, headers, encoder, self._sources, task_type=task_type, **fields
         )
         return await self._submit(prepared)
 
     async def submit_request(self, request: TaskRequest | Mapping[str, Any], headers: Headers | None = None) -> Receipt:
         """`submit` a TaskRequest or a mapping of its fields (`timeout_seconds`, not `timeout`)."""
-        return await self._submit(prepare(request, self.topics, headers, await self._encoder(), self._clock))
+        return await self._submit(prepare(request, self.topics, headers, await self._encoder(), self._sources))
 
     async def submit_many(self, requests: Iterable[TaskRequest | Mapping[str, Any]]) -> list[Receipt]:
         """Send many requests at once; returns their receipts in order when the broker has stored all of them.
@@ -152,7 +158,7 @@ class AsyncClient:
         acknowledged; the others are stored.
         """
         encoder = await self._encoder()
-        prepared = [prepare(request, self.topics, None, encoder, self._clock) for request in requests]
+        prepared = [prepare(request, self.topics, None, encoder, self._sources) for request in requests]
         if self._transport is None:
             return [await self._submit_by_service(one) for one in prepared]
         receipts, failure = await self._send(prepared)
@@ -174,7 +180,8 @@ class AsyncClient:
         topics, load = self.topics.requests, sender.load
         count = 0
         try:
-            for band, record in bulk(requests, self.topics, encoder, self._clock):
+            # At random: a load fills the batches of all partitions anyway.
+            for band, record in bulk(requests, self.topics, encoder, Sources(self._sources.clock)):
                 light = load(topics[band], record)
                 count += 1
                 if not light or count % BULK_SLICE == 0:
@@ -216,7 +223,7 @@ class AsyncClient:
             watch = self._status_watch()
             mark = await watch.before_submit()
         follow = watch if mark is None else None
-        bands = self.topics.bands
+        bands, ids = self.topics.bands, self._ids
         receipts: list[Receipt] = []
         failed: list[tuple[str, Delivered]] = []
         for start in range(0, len(prepared), PIPELINE_MAX):
@@ -228,6 +235,8 @@ class AsyncClient:
                     failed.append((one.task_id, place))
                 else:
                     name = bands[one.band].name
+                    if place.partition >= ids.partitions:
+                        ids.partitions = place.partition + 1
                     receipts.append(
                         Receipt(self, one.task_id, name, place.partition, place.offset, track=track, since=mark)
                     )

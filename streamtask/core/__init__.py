@@ -10,7 +10,7 @@ schedule      which request starts next: bands, priorities, keys, limits; slot_s
 memory        how many bytes are held; weight: the size of one unit of a batch; batch_size: how much one transaction carries
 batch         the next transaction: events, dead letters, offsets
 refused_places  partitions that accept no records at the moment
-state         all engine state, as data
+state         all engine state, as data; group_commit: how long the next batch waits for more
 retry         whether another attempt follows; admission: a request record -> run, wait, end at once, or dead letter
 transitions   what may happen to a claim: queue, wait, end, withdraw, cancel, go
 timers        the timers of a claim, and what happens when they expire

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from streamtask.core import batch, endings, intake, set_aside, timers, transitions
+from streamtask.core import batch, endings, group_commit, intake, set_aside, timers, transitions
 from streamtask.core.batch import Batch, Limits, Owing
 from streamtask.core.shard import CLOSING, GONE, OPEN, RUNNING, Claim, Owed
 from streamtask.core.state import State
@@ -143,6 +143,8 @@ class Engine(State):
             waits.append(self.config.progress_ms)
         if (left := self._alone_after_ms(now)) > 0:
             waits.append(left)
+        if (left := self.fills_ms(now)) > 0:
+            waits.append(left)
         return max(0, min(waits)) if waits else None
 
     def _alone_after_ms(self, now: Now) -> int:
@@ -169,8 +171,12 @@ class Engine(State):
 
     # -- the next batch ------------------------------------------------------------------------------------------------
 
+    def fills_ms(self, now: Now) -> int:
+        """How long the next batch waits for more, at most (core/group_commit.py); 0: it should be built now."""
+        return group_commit.fill_ms(self, now)
+
     def prepare(self, now: Now) -> None:
-        """Admit what has been fetched. `build` also does this; this call does it while a batch is in flight."""
+        """Admit what has been fetched. `build` also does this; this call does it while a batch is in flight, or filled."""
         if (self.backlogged or self.memory.heavy) and not self.draining:
             intake.admit(self, now)
 
@@ -186,6 +192,7 @@ class Engine(State):
         if not self.draining:
             self.prepare(now)
             intake.pick(self, now)
+        self.schedule.slots.picked()
         refusals = [r for r in self.refusals if r.shard.standing is OPEN] if self.refusals else ()
         heads = [s for s in self.shards.values() if s.standing is OPEN and (s.owes_head or s.recovered_since_head())]
         if not heads and not refusals and not self.urgent and self._alone_after_ms(now) > 0:

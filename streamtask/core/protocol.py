@@ -154,6 +154,10 @@ def step(engine: Engine, clock: Clock) -> Flow:
     engine.tick(clock())
     if clock().mono_ms < engine.held_until_ms:
         return False
+    if engine.fills_ms(clock()):
+        engine.prepare(clock())
+        if engine.fills_ms(clock()):  # what has just been admitted could not start at once either
+            return False
     batch = engine.build(clock())
     if batch is None:
         return False

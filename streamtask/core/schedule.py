@@ -105,7 +105,7 @@ class Schedule(Generic[T]):
         self._weights = [band.weight for band in bands]
         self._ageing_ms = ageing_ms
         self._alone_ms = alone_ms
-        self._slots = Slots([slots.get(kind, 0) for kind in KINDS])  # its lists are indexed by _index(kind)
+        self.slots = self._slots = Slots([slots.get(kind, 0) for kind in KINDS])  # lists are indexed by _index(kind)
         self.pace = self._slots.pace
         self._limits = {task_type: limit for task_type, limit in limits.items() if limit is not None}
         self._types = dict.fromkeys(self._limits, 0)  # executions of limited types
@@ -160,6 +160,11 @@ class Schedule(Generic[T]):
     def waiting(self) -> int:
         """Claims of all bands that were added and not picked yet."""
         return len(self._keys)
+
+    def arrived(self) -> bool:
+        """Whether a claim has come that could have been picked for the last batch."""
+        of_bands = ((homes, self._slots.open[band > 0]) for band, homes in enumerate(self._heaps))
+        return any(home and is_open for homes, opened in of_bands for home, is_open in zip(homes, opened, strict=True))
 
     def queued(self, band: int) -> int:
         """Claims that were added and not picked yet, including those that wait for their key or their type."""
@@ -398,7 +403,8 @@ class Schedule(Generic[T]):
         parts = self._held.pop(item)
         named = item.kind
         kind = 0 if named is ASYNC else 1 if named is THREAD else 2
-        self._slots.release(kind, item.band, parts)
+        awaited = item.ordering_key is not None or item.task_type in self._limits
+        self._slots.release(kind, item.band, parts, awaited=awaited)
         if item.task_type in self._limits:
             self._types[item.task_type] -= 1
             for lane in self._lanes_of_type.get(item.task_type, ()):

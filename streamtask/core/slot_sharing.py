@@ -9,9 +9,10 @@ takes run / (run + cycle) of a slot, and the others in its slot wait in the exec
 cycle of 30 ms, 100 slots have 700 executions of 5 ms in flight. A type whose runs take AHEAD_MAX_MS or more takes whole slots,
 because those behind it would wait for longer than that; so does a type that has not run yet.
 
-How long a type takes is learned from its runs: quickly when it gets slower, slowly when it gets faster. The cycle is three
-transactions. Coroutines and threads share one interpreter, so fewer of them can end than their slots allow: at most twice as
-many are in flight as end in a cycle, or MOST_MIN (`Pace.most`), and those beyond that take whole slots.
+How long a type takes is learned from its runs: quickly when it gets slower, slowly when it gets faster. The cycle is a
+transaction and the time for which a batch may be filled (core/group_commit.py). Coroutines and threads share one interpreter,
+so fewer of them can end than their slots allow: at most twice as many are in flight as end in a cycle, or MOST_MIN
+(`Pace.most`), and those beyond that take whole slots.
 
 One slot in eight of each kind (at least one; none where a kind has fewer than two) is kept for the first band. Of what is
 kept, executions that share leave an eighth of all slots free, even if that is less than one: the next one ends within a cycle.
@@ -29,9 +30,11 @@ from typing import Final
 CHILDREN: Final = 2  # the number of HandlerKind.PROCESS: each child has an interpreter of its own
 KEPT_SHARE: Final = 8  # one slot in eight is kept for the first band
 WHOLE: Final = 256  # parts of a slot: at most this many executions share one
-AHEAD_MS: Final = 16.0  # how long an execution may wait for others in its slot: two or three transactions at rest,
-AHEAD_MAX_MS: Final = 50.0  # at most this if transactions take longer
-TRANSACTIONS: Final = 3  # of a cycle: the rest of the one that is under way, its own, and as much again to be safe
+FILL_MS: Final = 36  # how long a batch may be filled while a backlog waits (core/group_commit.py)
+AHEAD_MAX_MS: Final = 50.0  # an execution waits for others in its slot for FILL_MS and a transaction, or at most this
+LEFT: Final = 1.25  # a batch is built when the executor still has work for so many transactions,
+LEFT_MS: Final = 2.0  # and so long: a transaction may take longer than usual, and then comes the way into the handler
+RATE_MS: Final = 16  # a rate is measured over at least this time
 MARGIN: Final = 2  # how many times those that end in a cycle may be in flight, so that a rate can grow
 MOST_MIN: Final = 32  # in flight, however few have ended
 RECENT_MS: Final = 1_000  # a rate that was measured earlier says nothing
@@ -53,7 +56,7 @@ class Pace:
         self._ms: dict[str, float] = {}
         self._rates = [0.0] * len(slots)  # executions that end in a millisecond, by kind
         self._since_ms = 0
-        self.ahead_ms = AHEAD_MS  #: the cycle: how long an execution may wait for others in its slot
+        self.ahead_ms = float(FILL_MS)  #: the cycle: how long an execution may wait for others in its slot
         self.ended = [0] * len(slots)  #: executions that have ended since the rates were last measured, by kind
         self.most = [max(total, MOST_MIN) for total in slots]  #: how many that share slots may be in flight, by kind
         self.parts: dict[str, int] = {}  #: parts of a slot that one execution takes; absent: WHOLE
@@ -67,9 +70,9 @@ class Pace:
     def committed(self, ms: float, now_ms: int) -> None:
         """A transaction took `ms`, from its building to its end, which is `now_ms` of the monotonic clock."""
         self._transaction_ms += (min(ms, AHEAD_MAX_MS) - self._transaction_ms) / FASTER
-        self.ahead_ms = min(max(AHEAD_MS, TRANSACTIONS * self._transaction_ms), AHEAD_MAX_MS)
+        self.ahead_ms = min(FILL_MS + self._transaction_ms, AHEAD_MAX_MS)
         passed_ms = now_ms - self._since_ms
-        if passed_ms < AHEAD_MS:
+        if passed_ms < RATE_MS:
             return
         self._since_ms = now_ms
         for kind, count in enumerate(self.ended):
@@ -77,6 +80,11 @@ class Pace:
             rate = self._rates[kind] = (known + count / passed_ms) / 2
             self.ended[kind] = 0
             self.most[kind] = max(self._slots[kind], MOST_MIN, ceil(MARGIN * rate * self.ahead_ms))
+
+    def lasts_ms(self, kind: int, waiting: int) -> float:
+        """How long so many executions that wait for others last, less the transaction that starts the next ones."""
+        rate = self._rates[kind]
+        return waiting / rate - LEFT * self._transaction_ms - LEFT_MS if rate else 0.0
 
 
 class Slots:
@@ -88,9 +96,12 @@ class Slots:
     short     if they share
     others    what those of all bands but the first take
     sharing   executions that hold less than a slot
+    open      whether a claim of the first band (0), or of another (1), could have been picked beyond those of the last batch
+    left      executions that have ended since then, if they held less than a slot
+    awaited   whether one has ended whose room only a claim can take that has not been picked
     """
 
-    __slots__ = ("others", "pace", "shared", "sharing", "short", "total", "used")
+    __slots__ = ("awaited", "left", "open", "others", "pace", "shared", "sharing", "short", "total", "used")
 
     def __init__(self, totals: Sequence[int]) -> None:
         self.pace = Pace(totals)
@@ -100,6 +111,25 @@ class Slots:
         self.used = [0] * len(totals)
         self.others = [0] * len(totals)
         self.sharing = [0] * len(totals)
+        self.picked()
+
+    def picked(self) -> None:
+        """A batch is built: whatever could be picked has been."""
+        kinds = range(len(self.total))
+        room = [self.used[kind] < self.total[kind] for kind in kinds]
+        self.open = (room, [room[kind] and self.others[kind] < self.short[kind] for kind in kinds])
+        self.left = [0] * len(self.total)
+        self.awaited = False
+
+    def lasts_ms(self) -> float:
+        """How long the slots of what has ended since the last batch stay in use, because others wait in them, less the
+        transaction that starts the next ones.
+        """
+        if self.awaited:
+            return 0.0
+        kinds = [kind for kind, ended in enumerate(self.left) if ended]
+        waiting = [self.sharing[kind] - self.total[kind] // WHOLE for kind in kinds]
+        return min((self.pace.lasts_ms(*one) for one in zip(kinds, waiting, strict=True)), default=0.0)
 
     def parts(self, kind: int, task_type: str) -> int:
         """What one execution takes if it is started now."""
@@ -114,13 +144,16 @@ class Slots:
         if parts < WHOLE:
             self.sharing[kind] += 1
 
-    def release(self, kind: int, band: int, parts: int) -> None:
+    def release(self, kind: int, band: int, parts: int, *, awaited: bool = False) -> None:
+        """awaited: claims wait for the end of this one, because of its key or its type."""
         self.used[kind] -= parts
         self.pace.ended[kind] += 1
         if band:
             self.others[kind] -= parts
         if parts < WHOLE:
             self.sharing[kind] -= 1
+            self.left[kind] += 1
+        self.awaited = self.awaited or awaited or parts == WHOLE
 
 
 def kept(total: int) -> int:

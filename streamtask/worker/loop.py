@@ -190,7 +190,10 @@ class Owner:
                 if any(shard.refused == PARTIAL for shard in engine.shards.values()):
                     self._count_partitions()
                     self._refuse_partial()
-            if busy:
+            if (fills_ms := engine.fills_ms(clock())) > 0:
+                # Sleep in the poll, which a request ends; an end does not, or each would cost a turn.
+                self._poll_s, active_s = min(fills_ms / 1_000, BUSY_WAIT_LONG_S), now_s
+            elif busy:
                 self._poll_s, active_s = 0.0, now_s
             else:
                 self._poll_s = self._rest(now_s - active_s)

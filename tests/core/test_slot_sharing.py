@@ -21,7 +21,7 @@ def test_nothing_is_known_of_a_type_that_has_not_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ms", "parts"), [(0.0, 1), (0.2, 4), (1.0, 16), (5.0, 61), (16.0, 128), (49.0, 193), (50.0, WHOLE), (1e9, WHOLE)]
+    ("ms", "parts"), [(0.0, 1), (0.2, 2), (1.0, 7), (5.0, 32), (16.0, 79), (49.0, 148), (50.0, WHOLE), (1e9, WHOLE)]
 )
 def test_a_slot_is_taken_for_the_share_of_the_cycle_in_which_the_handler_runs(ms: float, parts: int) -> None:
     assert learned(*[ms] * 300).parts["t"] == parts
@@ -45,7 +45,7 @@ def test_a_type_with_one_long_run_in_a_hundred_never_shares_for_long() -> None:
     assert shared == 0
 
 
-@pytest.mark.parametrize(("transaction_ms", "parts"), [(0, 16), (5, 16), (10, 9), (16, 6), (1_000, 6), (1e9, 6)])
+@pytest.mark.parametrize(("transaction_ms", "parts"), [(0, 7), (5, 7), (10, 6), (16, 6), (1_000, 6), (1e9, 6)])
 def test_more_share_a_slot_where_transactions_take_longer_up_to_a_bound(transaction_ms: float, parts: int) -> None:
     pace = learned()
     for _ in range(300):

@@ -39,6 +39,7 @@ from streamtask.domain.ports import (
     Stop,
 )
 
+from .filling import FILLING
 from .heavy import HEAVY
 from .mutation import Mutation
 from .process import Process
@@ -488,4 +489,4 @@ MUTATIONS: dict[str, Mutation] = {
     ),
 }
 MUTATIONS |= REFUSAL_MUTATIONS | RECORD_MUTATIONS
-MUTATIONS |= {name: Mutation(*parts) for name, parts in HEAVY.items()}
+MUTATIONS |= {name: Mutation(*parts) for name, parts in (HEAVY | FILLING).items()}

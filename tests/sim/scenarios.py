@@ -51,6 +51,7 @@ from .expiry import (
     expires_while_its_start_is_in_doubt,
     expires_while_no_broker_answers,
 )
+from .filling import ends_behind_executions_that_hang
 from .handlers import Execution
 from .heavy import (
     flood_of_heavy_requests,
@@ -394,6 +395,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         expires_while_no_broker_answers,
         expires_while_its_start_is_in_doubt,
         expires_while_its_start_is_committed,
+        ends_behind_executions_that_hang,
     )
 }
 SCENARIOS |= {
