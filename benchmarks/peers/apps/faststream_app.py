@@ -12,7 +12,11 @@ from faststream.confluent import KafkaBroker
 RUN = jobs.this_run()
 broker = KafkaBroker(RUN.address, compression_type="lz4", linger_ms=5, log_level=30)
 app = FastStream(broker)
-common: dict[str, Any] = {"group_id": f"faststream-{RUN.requests}", "auto_offset_reset": "earliest"}
+common: dict[str, Any] = {
+    "group_id": RUN.group,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",  # the backlog is a transaction
+}
 
 
 async def perform(request: dict[str, Any]) -> dict[str, Any]:
@@ -36,4 +40,4 @@ else:
 
 
 if __name__ == "__main__":
-    asyncio.run(app.run())
+    jobs.in_each_process(lambda: asyncio.run(app.run()))  # as `faststream run --workers N`

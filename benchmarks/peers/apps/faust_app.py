@@ -1,4 +1,4 @@
-"""Faust-streaming: one process, an agent of many coroutines; its output sent without waiting for each (at least once)."""
+"""Faust-streaming: in each process an agent of many coroutines; its output sent without waiting for each (at least once)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jobs
 
 RUN = jobs.this_run()
 app = faust.App(
-    f"faust-{RUN.requests}",
+    RUN.group,
     broker=f"kafka://{RUN.address}",
     datadir=".",  # of this run; forgotten with it
     web_enabled=False,
@@ -31,6 +31,10 @@ async def handle(stream: faust.StreamT[Any]) -> None:
         await results.send(key=key, value=jobs.completed(request, result))  # buffered; its delivery is not awaited
 
 
-if __name__ == "__main__":
+def main() -> None:
     sys.argv[1:] = ["worker", "--loglevel", "warn"]
     app.main()
+
+
+if __name__ == "__main__":
+    jobs.in_each_process(main)
