@@ -29,6 +29,10 @@ class WorkerSettings:
     log_results = False
 
 
+# By default it writes two lines for each job, which cost as much as the job.
+LOGGING = {"version": 1, "disable_existing_loggers": False, "loggers": {"arq": {"level": "WARNING"}}}
+
+
 async def _submit() -> None:
     pool = await create_pool(SETTINGS)
     for first in range(0, RUN.tasks, 200):
@@ -40,7 +44,7 @@ async def _submit() -> None:
 
 
 def work() -> None:
-    command = [sys.executable, "-m", "arq", "arq_app.WorkerSettings"]
+    command = [sys.executable, "-m", "arq", "arq_app.WorkerSettings", "--custom-log-dict", "arq_app.LOGGING"]
     # Its command line starts one process; several share the queue.
     workers = [subprocess.Popen(command) for _ in range(RUN.processes)]
     try:

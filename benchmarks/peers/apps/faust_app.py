@@ -13,7 +13,6 @@ app = faust.App(
     RUN.group,
     broker=f"kafka://{RUN.address}",
     datadir=".",  # of this run; forgotten with it
-    web_enabled=False,
     topic_disable_leader=True,
     topic_allow_declare=False,
     consumer_auto_offset_reset="earliest",
@@ -32,7 +31,14 @@ async def handle(stream: faust.StreamT[Any]) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = ["worker", "--loglevel", "warn"]
+    sys.argv[1:] = [
+        "--loop",
+        "uvloop",
+        "worker",
+        "--loglevel",
+        "warn",
+        "--without-web",
+    ]  # two processes would want one port
     app.main()
 
 
