@@ -175,18 +175,24 @@ def _tried(
     """(tasks, tasks a second, None), else (tasks, None, why not): one that fails does not end the others."""
     count = peer.tasks(job, tasks)
     try:
-        if peer.store == "redis":
-            ends = _on_redis(peer, python, job, count)
-        else:
-            ends = _on_kafka(bootstrap, peer, python, job, count, partitions)
-        return count, round(report.rate(ends, count)), None
+        return count, max(_measured(bootstrap, peer, python, job, count, partitions)), None
     except (StreamtaskError, OSError, subprocess.SubprocessError) as error:
         return count, None, f"{job}: {error}"
 
 
-def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
+def _measured(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Iterator[int]:
+    """Tasks a second with each number of processes that is tried."""
+    for processes in peer.processes(job):
+        if peer.store == "redis":
+            ends = _on_redis(peer, python, job, tasks, processes)
+        else:
+            ends = _on_kafka(bootstrap, peer, python, job, tasks, processes, partitions)
+        yield round(report.rate(ends, tasks))
+
+
+def _on_redis(peer: Peer, python: Path, job: str, tasks: int, processes: int) -> Ends:
     with stores.redis(stores.redis_binary(environments.python_of("redis"))) as address:
-        run = _run_of(peer, job, tasks, address)
+        run = _run_of(peer, job, tasks, processes, address)
         _call(python, peer, run, "submit")
         with _worker(python, peer, run) as process:
             found = json.loads(_call(python, peer, run, "results").splitlines()[-1])
@@ -195,12 +201,12 @@ def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
             return Ends(found["count"], found["ends_ms"], _trouble(process.said()))
 
 
-def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Ends:
+def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, processes: int, partitions: int) -> Ends:
     with (
         stores.peer_topics(bootstrap, partitions) as names,
         stores.backlog(bootstrap, names.requests, job, tasks, committed=peer.committed) as let_go,
     ):
-        run = _run_of(peer, job, tasks, bootstrap, group=f"{peer.name}-{names.requests}", **names._asdict())
+        run = _run_of(peer, job, tasks, processes, bootstrap, group=f"{peer.name}-{names.requests}", **names._asdict())
         with _worker(python, peer, run) as process:
             members = run.processes if peer.members else 1
             stores.until_shared(bootstrap, run.group, partitions, members, lambda: _check(process, peer))
@@ -210,13 +216,13 @@ def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, pa
         return stores.stored(bootstrap, names.results)._replace(trouble=trouble)  # the worker has flushed by now
 
 
-def _run_of(peer: Peer, job: str, tasks: int, address: str, **more: str) -> Run:
+def _run_of(peer: Peer, job: str, tasks: int, processes: int, address: str, **more: str) -> Run:
     return Run(
         job=job,
         tasks=tasks,
         address=address,
         mode=peer.mode,
-        processes=peer.processes(job),
+        processes=processes,
         concurrency=peer.concurrency,
         **more,
     )

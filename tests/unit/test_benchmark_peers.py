@@ -273,7 +273,7 @@ def test_who_is_slower_gets_fewer_tasks_but_enough_turns_for_each_place() -> Non
 def test_every_peer_has_its_script_its_pins_and_says_what_it_promises(peer: Any) -> None:
     assert (Path(jobs.__file__).parent / f"{peer.script}.py").exists()
     assert pinned(peer.environment, peer.package)
-    assert set(peer.alone) <= set(JOBS)
+    assert set(peer.either) <= set(JOBS)
     assert peer.title
     assert peer.guarantee
     assert len(peer.per_s) == len(JOBS)

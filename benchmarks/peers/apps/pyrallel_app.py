@@ -70,7 +70,7 @@ async def main() -> None:
     parallel = config.parallel_consumer
     parallel.ordering_mode = OrderingMode.UNORDERED
     # Its default polls 1,000 at once. When more than max_in_flight are there, it pauses the consumer, which drops what was
-    # fetched and fetches it again: with 500 in flight that happened at each poll, and it did a third of what it does now.
+    # fetched and fetches it again: with 500 in flight that happened at each poll (4,000 tasks/s; 10,000 to 15,000 with 2,000).
     parallel.execution.max_in_flight = RUN.concurrency
     parallel.queue_max_messages = 2 * RUN.concurrency
     parallel.execution.mode = ExecutionMode(ENGINE)
