@@ -343,7 +343,8 @@ def test_a_script_runs_once_for_each_process_and_each_knows_its_number_and_has_i
     script.write_text(
         "import os, jobs\n"
         "def main():\n"
-        "    print(os.environ[jobs.NUMBER], os.path.basename(os.getcwd()), flush=True)\n"
+        "    line = f'{os.environ[jobs.NUMBER]} {os.path.basename(os.getcwd())}\\n'\n"
+        "    os.write(1, line.encode())  # at once: the other process writes to the same pipe\n"
         "jobs.in_each_process(main)\n"
     )
     run = jobs.Run(job="noop", tasks=1, address="", processes=2)
