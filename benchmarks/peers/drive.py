@@ -2,9 +2,9 @@
 
 For each: the backlog is put in and the worker is started on all cores. On Kafka, the backlog is a transaction that is
 committed when the processes of the worker share the partitions, so that none of them takes work from another in the middle.
-The time runs from the first to the last stored result (Kafka: when the broker stored it; Redis: when the handler was done, as
-its stored result says). Figures are refused unless there is exactly one result for each task; the peer is left out of that job
-then, with the reason.
+The time runs until the last stored result, from that of the first round of all places (report.rate). A result counts on Kafka
+when the broker stored it, on Redis when the handler was done, as its stored result says. Figures are refused unless there is
+exactly one result for each task; the peer is left out of that job then, with the reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from streamtask.config.container import cores
 from streamtask.errors import StreamtaskError
 
 APPS = Path(__file__).parent / "apps"
-STOP_S = 10.0
+STOP_S = 3.0  # all results are stored by then
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CALL_S = 180.0  # submitting, or waiting and reading back
 
@@ -187,7 +187,7 @@ def _measured(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, pa
             ends = _on_redis(peer, python, job, tasks, processes)
         else:
             ends = _on_kafka(bootstrap, peer, python, job, tasks, processes, partitions)
-        yield round(report.rate(ends, tasks))
+        yield round(report.rate(ends, tasks, peer.concurrency * processes))
 
 
 def _on_redis(peer: Peer, python: Path, job: str, tasks: int, processes: int) -> Ends:

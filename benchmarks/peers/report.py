@@ -85,8 +85,11 @@ def _spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(statistics.median(held), min(held), max(held)) if held else None
 
 
-def rate(ends: Ends, tasks: int) -> float:
-    """Tasks a second between the first and the last stored result; those of the first moment are not counted.
+def rate(ends: Ends, tasks: int, places: int = 1) -> float:
+    """Tasks a second behind the first round of all places, until the last stored result.
+
+    places  tasks at once in all processes. A handler that has 500 requests stores 500 results at one moment, and the time in
+            which it worked for the first of them is not between the first and the last result: they are not counted
 
     Raises Failed when it is not exactly one result for each task.
     """
@@ -95,8 +98,9 @@ def rate(ends: Ends, tasks: int) -> float:
             f"{tasks} tasks should have left {tasks} results, but there are {ends.results}, of {len(ends.ends_ms)} tasks: "
             "nothing was measured." + (f" Its worker said: {ends.trouble}" if ends.trouble else "")
         )
-    began, ended = min(ends.ends_ms), max(ends.ends_ms)
-    return (tasks - ends.ends_ms.count(began)) / max(ended - began, 1) * 1_000
+    ordered = sorted(ends.ends_ms)
+    began, ended = ordered[max(min(places, tasks // 2), 1) - 1], ordered[-1]
+    return sum(end > began for end in ordered) / max(ended - began, 1) * 1_000
 
 
 def with_ratios(rows: Iterable[Row]) -> list[Row]:

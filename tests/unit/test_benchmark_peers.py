@@ -77,6 +77,13 @@ def test_a_rate_is_timed_from_the_first_to_the_last_result_and_does_not_count_th
     assert rate(Ends(3, [1_000, 1_000, 1_000]), 3) == 0.0
 
 
+def test_a_rate_does_not_count_the_first_round_of_all_places() -> None:
+    batches = [1_000, 1_001, 2_000, 2_001, 3_001, 3_001]
+    assert rate(Ends(6, batches), 6) == pytest.approx(2.5, abs=0.01), "the second of the first batch had no time"
+    assert rate(Ends(6, batches), 6, 2) == 2.0
+    assert rate(Ends(6, batches), 6, 100) == rate(Ends(6, batches), 6, 3), "half of them are counted at least"
+
+
 @pytest.mark.parametrize(
     ("ends", "said"),
     [
@@ -205,6 +212,11 @@ def test_both_pages_have_one_place_for_the_figures(page: Path) -> None:
     text = page.read_text()
     assert (text.count(publish.BEGIN), text.count(publish.END)) == (1, 1)
     assert publish.replaced(page, "x") != text
+
+
+def test_the_place_in_the_README_has_as_many_lines_as_the_table_has_jobs() -> None:
+    _, _, rest = publish.README.read_text().partition(publish.BEGIN)
+    assert len(rest.partition(publish.END)[0].strip().splitlines()) == len(TABLE), "new figures do not make it longer"
 
 
 def test_the_text_below_the_table_says_of_every_system_that_is_ahead_why_it_is() -> None:
