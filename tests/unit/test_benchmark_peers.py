@@ -7,16 +7,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, Message
 
 from benchmarks.__main__ import main, parse
 from benchmarks.app import parameters
-from benchmarks.peers import environments, publish, report
+from benchmarks.peers import environments, publish, report, stores
 from benchmarks.peers.apps import jobs
 from benchmarks.peers.catalogue import JOBS, KNOWN, PEERS, TABLE, chosen, scaled
 from benchmarks.peers.environments import base_python, key, pinned
@@ -24,6 +27,7 @@ from benchmarks.peers.report import Row, bars, median, order, rate, text, with_r
 from benchmarks.peers.stores import Ends
 from benchmarks.stand import Failed
 from streamtask.handlers.registry import Registry
+from streamtask.testing import Broker
 
 
 def row(peer: str, job: str, tasks_per_s: int | None, left_out: str | None = None, *, round: int = 1) -> Row:
@@ -318,6 +322,37 @@ def test_this_python_is_taken_when_it_is_new_enough_and_a_missing_one_is_told(
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     with pytest.raises(Failed, match=r"it needs Python 3.99 or newer"):
         base_python((3, 99))
+
+
+# --- The backlog ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_backlog_is_not_seen_before_all_members_share_the_partitions(broker: Broker, committed: bool) -> None:
+    seen: list[Message] = []
+    with (
+        stores.peer_topics(broker.bootstrap, 4) as names,
+        stores.backlog(broker.bootstrap, names.requests, "mixed", 20, committed=committed) as let_go,
+        ExitStack() as stack,
+    ):
+        about = {"bootstrap.servers": broker.bootstrap, "group.id": names.requests, "auto.offset.reset": "earliest"}
+        consumers = [Consumer(about) for _ in range(2)]
+        for consumer in consumers:
+            consumer.subscribe([names.requests])
+            stack.callback(consumer.close)
+
+        def read() -> None:
+            for consumer in consumers:
+                seen.extend(consumer.consume(100, 0.05))
+
+        stores.until_shared(broker.bootstrap, names.requests, 4, 2, read)
+        assert seen == []
+        let_go()
+        deadline = time.monotonic() + 30
+        while len(seen) < 20 and time.monotonic() < deadline:
+            read()
+    assert sorted(json.loads(message.value() or b"")["parameters"]["size"] for message in seen) == list(range(20))
 
 
 # --- Jobs and command line --------------------------------------------------------------------------------------------
