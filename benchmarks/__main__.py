@@ -33,7 +33,7 @@ from benchmarks import (
     visible,
 )
 from benchmarks.app import TASK_TYPES
-from benchmarks.peers import catalogue, drive, report
+from benchmarks.peers import catalogue, drive, publish, report
 from benchmarks.soak import measure as soak
 from benchmarks.stand import PARTITIONS, broker, circumstances
 from benchmarks.warm import warm
@@ -135,7 +135,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         + ", ".join(peer.name for peer in catalogue.PEERS),
     )
     parser.add_argument(
-        "--jobs", type=_names, default=(), metavar="JOB,…", help=f"of --peers: {', '.join(catalogue.JOBS)} (all)"
+        "--jobs",
+        type=_names,
+        default=(),
+        metavar="JOB,…",
+        help=f"of --peers, and one of --defaults: {', '.join(catalogue.JOBS)} (of --peers all but the last)",
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=1, help="of --peers: how many times all of it is measured (1)"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="of --peers: put the tables into README.md and docs/performance.md"
     )
     parser.add_argument(
         "--chart", type=Path, metavar="FILE.png", help="of --peers: draw the figures (needs matplotlib)"
@@ -153,8 +163,14 @@ def _refuse_combinations(parser: argparse.ArgumentParser, options: argparse.Name
     """Exit with code 2 when options do not belong together, or not to this benchmark."""
     if options.peers is not None and options.name != "throughput":
         parser.error("--peers is of throughput: python -m benchmarks throughput --peers")
-    if options.peers is None and (options.chart or options.jobs):
-        parser.error("--chart and --jobs are of throughput --peers")
+    if options.peers is None and (options.chart or options.write or options.rounds > 1):
+        parser.error("--chart, --rounds and --write are of throughput --peers")
+    if options.jobs and options.peers is None and not (options.defaults and len(options.jobs) == 1):
+        parser.error("--jobs is of throughput --peers; --defaults takes one job")
+    if options.jobs and options.handler != "async":
+        parser.error("--jobs has its own kinds of handlers: leave --handler out")
+    if options.write and (options.peers or options.jobs or options.tasks):
+        parser.error("--write publishes all of it: leave --jobs, --tasks and the names of --peers out")
     if options.defaults and (options.name != "throughput" or options.peers is not None):
         parser.error("--defaults is of throughput without --peers: python -m benchmarks throughput --defaults")
     if options.defaults and (options.concurrency, options.partitions) != (CONCURRENCY, PARTITIONS):
@@ -212,9 +228,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tasks = round(options.rate * latency.SECONDS)
     given = OPTIONS.get(options.name, ())
     if options.peers is not None:
-        measure, given = drive.measure, ("peers", "jobs")
+        measure, given = drive.measure, ("peers", "jobs", "rounds")
     if options.defaults:
-        measure = all_cores.measure
+        measure, given = all_cores.measure, ("handler", "jobs")
     about = circumstances()
     with contextlib.nullcontext("") if options.name in WITHOUT_BROKER else broker(options.bootstrap) as bootstrap:
         if not options.bootstrap and (options.name in WARMED or options.peers is not None):
@@ -263,6 +279,10 @@ def _main(options: argparse.Namespace) -> int:
         report.drawing()  # a quarter of an hour is not measured for a chart that cannot be drawn
     found = run(options)
     print(_shown(options, found))
+    if options.peers is not None:
+        print(f"\n{publish.page(found)}")
+    if options.write:
+        publish.write(found)
     if options.chart:
         report.draw(found, options.chart)
     if options.json:

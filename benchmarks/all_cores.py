@@ -3,8 +3,12 @@
 The worker has its defaults: a process per core, and the concurrency that each process has by itself. Its processes own
 their shards before there is any request: all requests are in one transaction, whose commit starts the run. Timed from its
 first to its last terminal event, by the timestamps of their records. Then the raw loop does the same requests, in as many
-processes as the worker has and in one, each with its share of the partitions, from the first request that any of them reads to
-the last commit; the best of three each counts. A run before the first one warms the broker up.
+processes as the worker has, each with its share of the partitions, from the first request that any of them reads to the last
+commit. It also does them in one process where that may be faster (`EITHER`); the fastest of all its runs counts. A run before
+the first one warms the broker up.
+
+A job is one of benchmarks.peers.apps.jobs: the same tasks that `--peers` compares. The raw loop gets fewer of them than the
+worker where it does one after the other, so that it takes about as long.
 """
 
 from __future__ import annotations
@@ -14,9 +18,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.app import TASK_TYPES
+from benchmarks.peers.apps.jobs import JOBS, MIXED, MIXTURE
+from benchmarks.peers.catalogue import KNOWN, OURS, RAW
 from benchmarks.scaling import Run, cpu_time_s, held_back, measured, owned
 from benchmarks.stand import (
     LOOK_S,
@@ -34,17 +41,58 @@ from benchmarks.throughput import RAW_RUNS, beside_raw, fastest, follow, rate, r
 from streamtask.config import Settings, TopicNames
 from streamtask.kafka.admin import group_members
 
+# Where the raw loop does nothing but read and write, one process beside the broker on two cores is faster than two.
+EITHER = ("noop", "payload_20k")
 STARTING = r'^\{.*"what": "starting".*\}$'
 RAW_S = 400.0  # longer than a raw loop's own limit
 ENDED_S, AGAIN_S = 10.0, 0.1  # the last few ends are committed a moment after their offsets are counted
 
 
-def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, handler: str = "async") -> dict[str, Any]:
-    """The figures; see the module. concurrency: not used, the worker has its own. handler: a name in TASK_TYPES."""
-    run = Run(value="defaults", share=1, types=(TASK_TYPES[handler],))
+def measure(
+    bootstrap: str,
+    *,
+    tasks: int,
+    concurrency: int,
+    partitions: int,
+    handler: str = "async",
+    jobs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The figures; see the module.
+
+    tasks        no-ops; of other jobs the worker and the raw loop get what takes them as long (peers/catalogue.py)
+    concurrency  not used, the worker has its own
+    handler      a name in TASK_TYPES
+    jobs         one job in place of no-ops in this kind of handler; () is none
+    """
     measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
-    with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
-        with held_back(bootstrap, names, run, tasks) as let_go, default_worker(bootstrap, names.prefix) as process:
+    job = jobs[0] if jobs else JOBS[0]
+    types = MIXTURE if job == MIXED else (job if jobs else TASK_TYPES[handler],)
+    count = KNOWN[OURS].tasks(job, tasks)
+    found, cpu_us, said = defaults(bootstrap, types, count, partitions)
+    raws = raw_runs(bootstrap, job, KNOWN[RAW].tasks(job, tasks), partitions, said["processes"])
+    return {
+        **beside_raw(found, cpu_us, raws),
+        "processes": said["processes"],
+        "processes_by": said["processes_by"],
+        "raw_processes": fastest(raws)["processes"],
+        "concurrency": Settings.model_fields["concurrency"].default,
+        "handler": None if jobs else handler,
+        "job": job if jobs else None,
+        "tasks": count,
+        "partitions": partitions,
+    }
+
+
+def defaults(
+    bootstrap: str, types: tuple[str, ...], tasks: int, partitions: int
+) -> tuple[dict[str, float], float, dict[str, Any]]:
+    """`streamtask worker` with its defaults, over so many tasks of these types in turn.
+
+    Returns what `throughput.rate` found, µs of CPU a task of all processes, and the event `starting` of the worker.
+    """
+    run = Run(value="defaults", share=1, types=types)
+    with topics(bootstrap, "bench", partitions) as names, held_back(bootstrap, names, run, tasks) as let_go:
+        with default_worker(bootstrap, names.prefix) as process:
             said = json.loads(until_said(process, STARTING, READY_S)[0])
             _until_shared(bootstrap, names, process, said["processes"], partitions)
             before_s = cpu_time_s([process])
@@ -52,23 +100,23 @@ def measure(bootstrap: str, *, tasks: int, concurrency: int, partitions: int, ha
             follow(bootstrap, names, process, tasks)
             cpu_us = (cpu_time_s([process]) - before_s) / tasks * 1e6
             _until_ended(bootstrap, names, tasks)
-        found = rate(bootstrap, names, tasks)
-        # On two cores beside the broker, the one loop of the other benchmarks is faster than two.
+        return rate(bootstrap, names, tasks), cpu_us, said
+
+
+def raw_runs(bootstrap: str, job: str, tasks: int, partitions: int, processes: int) -> list[dict[str, Any]]:
+    """Runs of the raw loop over so many requests of this job; see the module. processes: of the worker."""
+    many = min(processes, partitions)
+    run = Run(value=RAW, share=1, types=MIXTURE if job == MIXED else (job,))
+    with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
+        with held_back(bootstrap, names, run, tasks) as let_go:
+            let_go()
         raws = []
-        for _ in range(RAW_RUNS):
-            raws.append({**raw_loop(bootstrap, names, raw.status, tasks), "processes": 1})
-            if (count := min(said["processes"], partitions)) > 1:
-                raws.append(raw_loops(bootstrap, names, raw.status, tasks, count))
-    return {
-        **beside_raw(found, cpu_us, raws),
-        "processes": said["processes"],
-        "processes_by": said["processes_by"],
-        "raw_processes": fastest(raws)["processes"],
-        "concurrency": Settings.model_fields["concurrency"].default,
-        "handler": handler,
-        "tasks": tasks,
-        "partitions": partitions,
-    }
+        for _ in range(RAW_RUNS if job in EITHER else 1):
+            if job in EITHER or many == 1:
+                raws.append({**raw_loop(bootstrap, names, raw.status, tasks, job), "processes": 1})
+            if many > 1:
+                raws.append(raw_loops(bootstrap, names, raw.status, tasks, many, job))
+    return raws
 
 
 def _until_shared(bootstrap: str, names: TopicNames, process: OtherProcess, count: int, partitions: int) -> None:
@@ -96,14 +144,16 @@ def _until_ended(bootstrap: str, names: TopicNames, tasks: int) -> None:
         time.sleep(AGAIN_S)
 
 
-def raw_loops(bootstrap: str, names: TopicNames, status: str, tasks: int, count: int) -> dict[str, Any]:
+def raw_loops(
+    bootstrap: str, names: TopicNames, status: str, tasks: int, count: int, job: str = "noop"
+) -> dict[str, Any]:
     """What so many processes of benchmarks.raw do together. Raises Failed."""
     command = [sys.executable, "-m", "benchmarks.raw", bootstrap, names.prefix, status]
     with contextlib.ExitStack() as stack:
         loops = []
         for share in range(count):
             loop = subprocess.Popen(
-                [*command, f"{share}/{count}"],
+                [*command, f"{share}/{count}", job],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -21,7 +21,16 @@ from benchmarks.stand import broker, circumstances
 from streamtask.errors import ConfigError, StreamtaskError
 
 RECORDED = Path(__file__).with_name("recorded.json")
-NAMES = ("throughput", "submit", "restore", "lookup")
+# What each name runs.
+RUNS = {
+    "throughput": ("throughput",),
+    "defaults": ("throughput", "--defaults"),
+    **{job: ("throughput", "--defaults", "--jobs", job) for job in ("cpu_1ms", "payload_20k", "mixed")},
+    "submit": ("submit",),
+    "restore": ("restore",),
+    "lookup": ("lookup",),
+}
+NAMES = tuple(RUNS)
 ROUNDS = 3
 FALL = 0.15
 
@@ -57,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         RECORDED.write_text(json.dumps({"ratios": found, **circumstances()}, indent=1) + "\n")
         return 0
     lines = fallen(recorded, found)
+    if unknown := found.keys() - recorded.keys():
+        print(f"Never recorded: {', '.join(sorted(unknown))}.")
     print("\n".join(lines) or "No ratio has fallen.")
     return 1 if lines else 0
 
@@ -76,7 +87,7 @@ def _measure(names: Sequence[str], rounds: int) -> dict[str, list[float]]:
     with broker(None) as bootstrap:
         for number in range(rounds):
             for name in names:
-                ratio = float(run(parse([name, "--bootstrap", bootstrap]))["ratio"])
+                ratio = float(run(parse([*RUNS[name], "--bootstrap", bootstrap]))["ratio"])
                 found[name].append(ratio)
                 print(f"round {number + 1}: {name} {ratio:.3f} of its limit", flush=True)
     return found

@@ -4,8 +4,8 @@ One process: consume up to 1,000 requests, decode them with orjson, encode three
 have with orjson, produce them keyed, flush, send offsets, commit; lz4, retry.backoff.ms=1. It has no ledger, no schedule,
 no handler, no validation and no write-ahead: the limit, not a peer.
 
-    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC TASKS [JOB]      prints one line of JSON
-    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC SHARE/SHARES     one of several: see run_share
+    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC TASKS [JOB]           prints one line of JSON
+    python -m benchmarks.raw BOOTSTRAP REQUEST_PREFIX STATUS_TOPIC SHARE/SHARES [JOB]    one of several: see run_share
 
 JOB is one of benchmarks.peers.apps.jobs, done in the loop for each request, one after the other; without it: nothing is.
 """
@@ -53,7 +53,9 @@ def run(bootstrap: str, names: TopicNames, status: str, tasks: int, job: str = "
     return {"tasks_per_s": done / took_s, "cpu_us_per_task": cpu_s / done * 1e6, "event_bytes": size / done / 3}
 
 
-def run_share(bootstrap: str, names: TopicNames, status: str, share: int, shares: int) -> dict[str, Any]:
+def run_share(
+    bootstrap: str, names: TopicNames, status: str, share: int, shares: int, job: str = "noop"
+) -> dict[str, Any]:
     """Do the same as one of several processes: read to their ends the partitions whose number is `share` modulo `shares`.
 
     It prints `ready`, and begins when a line comes from stdin, so that all of them work at one time.
@@ -74,7 +76,7 @@ def run_share(bootstrap: str, names: TopicNames, status: str, share: int, shares
         if messages:
             if not began_s:
                 began_s, cpu_before_s = time.time(), time.process_time()
-            size += _transaction(consumer, producer, status, messages, "noop")
+            size += _transaction(consumer, producer, status, messages, job)
             done += len(messages)
             ended_s, cpu_s = time.time(), time.process_time() - cpu_before_s
         errors = ((m, error) for m in heard if (error := m.error()) is not None)
@@ -100,10 +102,7 @@ def _clients(bootstrap: str, more: dict[str, Any]) -> tuple[Consumer, Producer]:
 def _transaction(consumer: Consumer, producer: Producer, status: str, messages: list[Any], job: str) -> int:
     """Do the job of each request, and commit its events and the positions. Returns the bytes of the events."""
     producer.begin_transaction()
-    if job in WORKING:
-        for _ in messages:
-            perform(job, "", 0)
-    offsets, size = _produce(producer, status, messages)
+    offsets, size = _produce(producer, status, messages, job if job in WORKING else None)
     producer.flush()
     places = [TopicPartition(topic, partition, at) for (topic, partition), at in offsets.items()]
     producer.send_offsets_to_transaction(places, consumer.consumer_group_metadata(), READY_S)
@@ -111,7 +110,7 @@ def _transaction(consumer: Consumer, producer: Producer, status: str, messages: 
     return size
 
 
-def _produce(producer: Producer, status: str, messages: list[Any]) -> tuple[dict[Any, int], int]:
+def _produce(producer: Producer, status: str, messages: list[Any], job: str | None) -> tuple[dict[Any, int], int]:
     offsets: dict[tuple[str, int], int] = {}
     size = 0
     produce, dumps, loads = producer.produce, orjson.dumps, orjson.loads
@@ -135,6 +134,8 @@ def _produce(producer: Producer, status: str, messages: list[Any]) -> tuple[dict
         running |= {"message": "Task status: running", "task_type": task_type, "priority": priority, "attempt": 1}
         running |= {"started_at": now, "worker": WORKER, "origin": origin}
         parameters = request["parameters"]
+        if job is not None:
+            perform(job, parameters["path"], parameters["size"])
         result = {"path": parameters["path"], "size": parameters["size"]}
         ended = {"task_id": key, "status": "completed", "progress": 1.0, "result": result, "created_at": made}
         ended |= {"updated_at": now, "message": "Task status: completed", "task_type": task_type}
@@ -151,7 +152,7 @@ def main(argv: list[str]) -> int:
     bootstrap, prefix, status, tasks, *job = argv
     if "/" in tasks:
         share, shares = map(int, tasks.split("/"))
-        found = run_share(bootstrap, TopicNames(prefix), status, share, shares)
+        found = run_share(bootstrap, TopicNames(prefix), status, share, shares, *job)
     else:
         found = run(bootstrap, TopicNames(prefix), status, int(tasks), *job)
     print(json.dumps(found))

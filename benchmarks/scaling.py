@@ -137,8 +137,12 @@ def held_back(bootstrap: str, names: TopicNames, run: Run, tasks: int) -> Iterat
     for writer in writers:
         writer.producer.begin_transaction()
     for number in range(tasks):
-        given = parameters(number) | ({"payload": _text(number, run.payload_bytes)} if run.payload_bytes else {})
-        request = {"task_type": run.types[number % len(run.types)], "parameters": given, "priority": number % 10 + 1}
+        task_type = run.types[number % len(run.types)]
+        if run.payload_bytes:
+            given = parameters(number) | {"payload": _text(number, run.payload_bytes)}
+        else:
+            given = parameters(number, task_type)
+        request = {"task_type": task_type, "parameters": given, "priority": number % 10 + 1}
         one = prepare(request, names, None, encoder)
         writers[one.band].write(one.task_id, one.value)
     for writer in writers:

@@ -1,13 +1,14 @@
 """The same jobs on every peer, one after the other: for each job all peers in the same minutes, on this machine alone.
 
-For each: the backlog is put in, then one worker is started, and timed from the first to the last stored result (Kafka: when
-the broker stored it; Redis: when the handler was done, as its stored result says). A figure of results that are not
-exactly one for each task is refused, and the peer is left out of that job with the reason.
+For each: the backlog is put in and the worker is started on all cores. On Kafka, the backlog is a transaction that is
+committed when the processes of the worker share the partitions, so that none of them takes work from another in the middle.
+The time runs until the last stored result, from that of the first round of all places (report.rate). A result counts on Kafka
+when the broker stored it, on Redis when the handler was done, as its stored result says. Figures are refused unless there is
+exactly one result for each task; the peer is left out of that job then, with the reason.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -17,24 +18,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 
-from benchmarks import throughput
+from benchmarks import all_cores
 from benchmarks.peers import environments, report, stores
-from benchmarks.peers.apps.jobs import VARIABLE, Run
-from benchmarks.peers.catalogue import JOBS, KNOWN, OURS, RAW, Known, Peer, chosen
+from benchmarks.peers.apps.jobs import MIXED, MIXTURE, VARIABLE, Run
+from benchmarks.peers.catalogue import JOBS, KNOWN, OURS, RAW, TABLE, Known, Peer, chosen
 from benchmarks.peers.report import Row
 from benchmarks.peers.stores import Ends
-from benchmarks.stand import Failed, OtherProcess, topics, worker
+from benchmarks.stand import Failed, OtherProcess
 from streamtask import __version__
+from streamtask.config import Settings
+from streamtask.config.container import cores
 from streamtask.errors import StreamtaskError
 
 APPS = Path(__file__).parent / "apps"
-STOP_S = 10.0
+STOP_S = 3.0  # all results are stored by then
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CALL_S = 180.0  # submitting, or waiting and reading back
 
@@ -47,36 +50,49 @@ def measure(
     partitions: int,
     peers: Sequence[str] = (),
     jobs: Sequence[str] = (),
+    rounds: int = 1,
 ) -> dict[str, Any]:
     """The rows; see the module.
 
-    tasks  no-ops of streamtask; the others get what takes them as long (catalogue.py)
-    peers  names, as catalogue.chosen takes them; () is all
-    jobs   some of catalogue.JOBS; () is all
+    tasks        no-ops of streamtask; the others get what takes them as long (catalogue.py)
+    concurrency  not used: streamtask has its own, and the catalogue those of the peers
+    peers        names, as catalogue.chosen takes them; () is all
+    jobs         some of catalogue.JOBS; () is those of the table
+    rounds       how many times all of it is measured, one round after the other
     """
     taking_part, left_out = _environments(chosen(peers))
-    jobs = jobs or JOBS
+    jobs = jobs or TABLE
     rows: list[Row] = []
-    for job in jobs:
-        try:
-            rows += _known(bootstrap, job, tasks, concurrency, partitions)
-        except StreamtaskError as error:
-            rows += [_known_row(known, job, 0, None, f"{job}: {error}") for known in KNOWN.values()]
-        for peer, python in taking_part.items():
-            rows.append(_row(peer, python, job, *_tried(bootstrap, peer, python, job, tasks, partitions)))
-            _say(rows[-1])
-    rows += [_row(peer, None, job, 0, None, reason) for peer, reason in left_out.items() for job in jobs]
-    rows = report.with_ratios(rows)
-    noop = {row.peer: row for row in rows if row.job == JOBS[0]}
+    for number in range(1, rounds + 1):
+        found: list[Row] = []
+        for job in jobs:
+            found += _known_tried(bootstrap, job, tasks, partitions)
+            for peer, python in taking_part.items():
+                found.append(_row(peer, python, job, *_tried(bootstrap, peer, python, job, tasks, partitions)))
+                _say(found[-1])
+        found += [_row(peer, None, job, 0, None, reason) for peer, reason in left_out.items() for job in jobs]
+        rows += report.with_ratios(replace(row, round=number) for row in found)
+    ours = report.median(rows, OURS, JOBS[0])
+    raw = report.median(rows, RAW, JOBS[0])
     return {
-        "tasks_per_s": noop[OURS].tasks_per_s if OURS in noop else None,
-        "raw_tasks_per_s": noop[RAW].tasks_per_s if RAW in noop else None,
-        "ratio": noop[OURS].ratio_raw if OURS in noop else None,
+        "tasks_per_s": ours and ours.per_s,
+        "raw_tasks_per_s": raw and raw.per_s,
+        "ratio": ours and ours.ratio_raw,
+        "concurrency": Settings.model_fields["concurrency"].default,
         "tasks": tasks,
         "partitions": partitions,
+        "rounds": rounds,
         "redis": _redis_version(),
         "rows": [asdict(row) for row in rows],
     }
+
+
+def _known_tried(bootstrap: str, job: str, tasks: int, partitions: int) -> list[Row]:
+    """The rows of the raw loop and of streamtask: without figures and with the reason if one of them fails."""
+    try:
+        return _known(bootstrap, job, tasks, partitions)
+    except StreamtaskError as error:
+        return [_known_row(known, job, 0, None, f"{job}: {error}") for known in KNOWN.values()]
 
 
 def _say(row: Row) -> None:
@@ -114,6 +130,8 @@ def _row(peer: Peer, python: Path | None, job: str, tasks: int, tasks_per_s: int
 def _row_of(who: Known, version: str, job: str, tasks: int, tasks_per_s: int | None, left_out: str | None) -> Row:
     return Row(
         peer=who.name,
+        title=who.title,
+        guarantee=who.guarantee,
         version=version,
         job=job,
         configuration=who.configuration,
@@ -124,22 +142,18 @@ def _row_of(who: Known, version: str, job: str, tasks: int, tasks_per_s: int | N
     )
 
 
-# --- The limit and ourselves ------------------------------------------------------------------------------------------
+# --- The raw loop and streamtask --------------------------------------------------------------------------------------
 
 
-def _known(bootstrap: str, job: str, tasks: int, concurrency: int, partitions: int) -> list[Row]:
-    """The raw loop and streamtask, over the same requests."""
+def _known(bootstrap: str, job: str, tasks: int, partitions: int) -> list[Row]:
+    """Both, over the same kind of requests."""
     counts = {name: known.tasks(job, tasks) for name, known in KNOWN.items()}
-    with topics(bootstrap, "bench", partitions) as names, topics(bootstrap, "raw", partitions) as raw:
-        asyncio.run(throughput.submit(bootstrap, names, max(counts.values()), job))
-        runs = throughput.RAW_RUNS if job == JOBS[0] else 1  # it is the limit of the no-op, where it is fast and varies
-        raws = [throughput.raw_loop(bootstrap, names, raw.status, counts[RAW], job) for _ in range(runs)]
-        with worker(bootstrap, names.prefix, concurrency) as process:
-            throughput.follow(bootstrap, names, process, max(counts.values()))
-        ours = throughput.rate(bootstrap, names, max(counts.values()))
+    types = MIXTURE if job == MIXED else (job,)
+    raws = all_cores.raw_runs(bootstrap, job, counts[RAW], partitions, cores().count)
+    ours, _cpu_us, _said = all_cores.defaults(bootstrap, types, counts[OURS], partitions)
     rows = [
         _known_row(KNOWN[RAW], job, counts[RAW], round(max(found["tasks_per_s"] for found in raws))),
-        _known_row(KNOWN[OURS], job, max(counts.values()), round(ours["tasks_per_s"])),
+        _known_row(KNOWN[OURS], job, counts[OURS], round(ours["tasks_per_s"])),
     ]
     for row in rows:
         _say(row)
@@ -161,18 +175,24 @@ def _tried(
     """(tasks, tasks a second, None), else (tasks, None, why not): one that fails does not end the others."""
     count = peer.tasks(job, tasks)
     try:
-        if peer.store == "redis":
-            ends = _on_redis(peer, python, job, count)
-        else:
-            ends = _on_kafka(bootstrap, peer, python, job, count, partitions)
-        return count, round(report.rate(ends, count)), None
+        return count, max(_measured(bootstrap, peer, python, job, count, partitions)), None
     except (StreamtaskError, OSError, subprocess.SubprocessError) as error:
         return count, None, f"{job}: {error}"
 
 
-def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
+def _measured(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Iterator[int]:
+    """Tasks a second with each number of processes that is tried."""
+    for processes in peer.processes(job):
+        if peer.store == "redis":
+            ends = _on_redis(peer, python, job, tasks, processes)
+        else:
+            ends = _on_kafka(bootstrap, peer, python, job, tasks, processes, partitions)
+        yield round(report.rate(ends, tasks, peer.concurrency * processes))
+
+
+def _on_redis(peer: Peer, python: Path, job: str, tasks: int, processes: int) -> Ends:
     with stores.redis(stores.redis_binary(environments.python_of("redis"))) as address:
-        run = Run(job=job, tasks=tasks, address=address, mode=peer.mode, concurrency=peer.concurrency)
+        run = _run_of(peer, job, tasks, processes, address)
         _call(python, peer, run, "submit")
         with _worker(python, peer, run) as process:
             found = json.loads(_call(python, peer, run, "results").splitlines()[-1])
@@ -181,22 +201,31 @@ def _on_redis(peer: Peer, python: Path, job: str, tasks: int) -> Ends:
             return Ends(found["count"], found["ends_ms"], _trouble(process.said()))
 
 
-def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, partitions: int) -> Ends:
-    with stores.peer_topics(bootstrap, partitions) as names:
-        stores.submit(bootstrap, names.requests, job, tasks)
-        run = Run(
-            job=job,
-            tasks=tasks,
-            address=bootstrap,
-            mode=peer.mode,
-            concurrency=peer.concurrency,
-            requests=names.requests,
-            results=names.results,
-        )
+def _on_kafka(bootstrap: str, peer: Peer, python: Path, job: str, tasks: int, processes: int, partitions: int) -> Ends:
+    with (
+        stores.peer_topics(bootstrap, partitions) as names,
+        stores.backlog(bootstrap, names.requests, job, tasks, committed=peer.committed) as let_go,
+    ):
+        run = _run_of(peer, job, tasks, processes, bootstrap, group=f"{peer.name}-{names.requests}", **names._asdict())
         with _worker(python, peer, run) as process:
+            members = run.processes if peer.members else 1
+            stores.until_shared(bootstrap, run.group, partitions, members, lambda: _check(process, peer))
+            let_go()
             stores.wait_for_results(bootstrap, names.results, tasks, lambda: _check(process, peer))
             trouble = _trouble(process.said())
         return stores.stored(bootstrap, names.results)._replace(trouble=trouble)  # the worker has flushed by now
+
+
+def _run_of(peer: Peer, job: str, tasks: int, processes: int, address: str, **more: str) -> Run:
+    return Run(
+        job=job,
+        tasks=tasks,
+        address=address,
+        mode=peer.mode,
+        processes=processes,
+        concurrency=peer.concurrency,
+        **more,
+    )
 
 
 def _environment(run: Run) -> dict[str, str]:

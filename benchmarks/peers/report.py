@@ -1,12 +1,16 @@
-"""Rows, ratios, table and chart of `throughput --peers`: pure, but for the chart that is drawn into a file."""
+"""Rows, ratios, medians, tables and chart of `throughput --peers`: pure, but for the chart that is drawn into a file.
+
+A ratio is taken within its round, then the median of the rounds: the machine is not the same from one round to the next.
+"""
 
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,28 +20,76 @@ from benchmarks.peers.stores import Ends
 from benchmarks.stand import Failed
 
 BAR_WIDTH = 40  # characters of the longest bar
-TEXT_WIDTH = 150
+TEXT_WIDTH = 170
 NOTHING = "·"
+# The raw loop is a limit where tasks do not wait: it does them one after the other.
+LIMITED = ("noop", "cpu_1ms", "payload_20k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One peer and one job."""
+    """One peer and one job in one round."""
 
     peer: str
+    title: str
+    guarantee: str
     version: str
     job: str
     configuration: str
     durability: str
     tasks: int
     tasks_per_s: int | None  # None: left out, and `left_out` says why
-    ratio_raw: float | None = None  # of the raw loop, for the no-op only: elsewhere it does one task after the other
+    ratio_raw: float | None = None  # of the raw loop, for the jobs that are LIMITED
     ratio_streamtask: float | None = None  # of streamtask, the same job
     left_out: str | None = None
+    round: int = 1
 
 
-def rate(ends: Ends, tasks: int) -> float:
-    """Tasks a second between the first and the last stored result; those of the first moment are not counted.
+class Spread(NamedTuple):
+    """Of all rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Median(NamedTuple):
+    """What all rounds of a peer and a job say."""
+
+    per_s: int
+    spread: Spread  # of tasks a second
+    raw: Spread | None
+    streamtask: Spread | None
+
+    @property
+    def ratio_raw(self) -> float | None:
+        return self.raw.median if self.raw else None
+
+    @property
+    def ratio_streamtask(self) -> float | None:
+        return self.streamtask.median if self.streamtask else None
+
+
+def median(rows: Iterable[Row], peer: str, job: str) -> Median | None:
+    """Of all rounds in which it was measured; None if it never was."""
+    held = [row for row in rows if (row.peer, row.job) == (peer, job) and row.tasks_per_s is not None]
+    spread = _spread([row.tasks_per_s for row in held])
+    if spread is None:
+        return None
+    raw, ours = ([getattr(row, name) for row in held] for name in ("ratio_raw", "ratio_streamtask"))
+    return Median(round(spread.median), spread, _spread(raw), _spread(ours))
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    held = [value for value in values if value is not None]
+    return Spread(statistics.median(held), min(held), max(held)) if held else None
+
+
+def rate(ends: Ends, tasks: int, places: int = 1) -> float:
+    """Tasks a second behind the first round of all places, until the last stored result.
+
+    places  tasks at once in all processes. A handler that has 500 requests stores 500 results at one moment, and the time in
+            which it worked for the first of them is not between the first and the last result: they are not counted
 
     Raises Failed when it is not exactly one result for each task.
     """
@@ -46,18 +98,19 @@ def rate(ends: Ends, tasks: int) -> float:
             f"{tasks} tasks should have left {tasks} results, but there are {ends.results}, of {len(ends.ends_ms)} tasks: "
             "nothing was measured." + (f" Its worker said: {ends.trouble}" if ends.trouble else "")
         )
-    began, ended = min(ends.ends_ms), max(ends.ends_ms)
-    return (tasks - ends.ends_ms.count(began)) / max(ended - began, 1) * 1_000
+    ordered = sorted(ends.ends_ms)
+    began, ended = ordered[max(min(places, tasks // 2), 1) - 1], ordered[-1]
+    return sum(end > began for end in ordered) / max(ended - began, 1) * 1_000
 
 
 def with_ratios(rows: Iterable[Row]) -> list[Row]:
-    """The same rows with their ratios, where there is something to divide by."""
+    """The same rows, of one round, with their ratios where there is something to divide by."""
     rows = list(rows)
     base = {(row.peer, row.job): row.tasks_per_s for row in rows}
     return [
         replace(
             row,
-            ratio_raw=_ratio(row.tasks_per_s, base.get((RAW, row.job)) if row.job == JOBS[0] else None),
+            ratio_raw=_ratio(row.tasks_per_s, base.get((RAW, row.job)) if row.job in LIMITED else None),
             ratio_streamtask=_ratio(row.tasks_per_s, base.get((OURS, row.job))),
         )
         for row in rows
@@ -83,18 +136,22 @@ def text(found: Mapping[str, Any], width: int = TEXT_WIDTH) -> str:
 
 def figures(rows: Sequence[Row]) -> Table:
     """Ratios first: of the raw loop for the no-op, then of streamtask for each job, with tasks a second."""
-    by = {(row.peer, row.job): row for row in rows}
-    table = Table(title="× streamtask, and tasks a second", title_justify="left")
+    table = Table(title="× streamtask, and tasks a second: the medians", title_justify="left")
     table.add_column("peer", no_wrap=True)
     table.add_column("noop, × raw", justify="right")
-    jobs = [job for job in JOBS if any(row.job == job for row in rows)]
+    jobs = jobs_of(rows)
     for job in jobs:
         table.add_column(job, justify="right", no_wrap=True)
     for peer in order(rows):
-        noop = by.get((peer, JOBS[0]))
-        cells = [_cell(by.get((peer, job))) for job in jobs]
-        table.add_row(peer, _times(noop.ratio_raw if noop else None), *cells)
+        noop = median(rows, peer, JOBS[0])
+        table.add_row(peer, times(noop and noop.ratio_raw), *(_cell(median(rows, peer, job)) for job in jobs))
     return table
+
+
+def jobs_of(rows: Iterable[Row]) -> list[str]:
+    """Those that were to be measured, in their order."""
+    held = {row.job for row in rows}
+    return [job for job in JOBS if job in held]
 
 
 def terms(rows: Sequence[Row]) -> Table:
@@ -113,18 +170,21 @@ def terms(rows: Sequence[Row]) -> Table:
 def order(rows: Sequence[Row]) -> list[str]:
     """Peers by their no-ops a second (else by the first job that was measured), the fastest first; who has none last."""
     names = dict.fromkeys(row.peer for row in rows)
-    first = next((job for job in JOBS if any(row.job == job for row in rows)), JOBS[0])
-    per_s = {row.peer: row.tasks_per_s or 0 for row in rows if row.job == first}
-    return sorted(names, key=lambda name: -per_s.get(name, 0))
+    first = next(iter(jobs_of(rows)), JOBS[0])
+    return sorted(names, key=lambda name: -_per_s(rows, name, first))
 
 
-def _cell(row: Row | None) -> str:
-    if row is None or row.tasks_per_s is None:
-        return NOTHING
-    return f"{_times(row.ratio_streamtask)} {row.tasks_per_s:>7,}"
+def _per_s(rows: Iterable[Row], peer: str, job: str) -> int:
+    found = median(rows, peer, job)
+    return found.per_s if found else 0
 
 
-def _times(ratio: float | None) -> str:
+def _cell(found: Median | None) -> str:
+    return f"{times(found.ratio_streamtask)} {found.per_s:>7,}" if found else NOTHING
+
+
+def times(ratio: float | None) -> str:
+    """A ratio in two digits."""
     if ratio is None:
         return NOTHING
     return f"{ratio:.3f}" if ratio < 0.1 else f"{ratio:.2f}"
@@ -134,22 +194,23 @@ def bars(rows: Sequence[Row], width: int = BAR_WIDTH) -> str:
     """For each job one bar a peer, the longest `width` characters; plain text."""
     lines: list[str] = []
     for job in JOBS:
-        held = [row for row in _ordered(rows, job) if row.tasks_per_s is not None]
+        held = fastest(rows, job)
         if not held:
             continue
-        most = max(row.tasks_per_s or 0 for row in held)
-        names = max(len(row.peer) for row in held)
+        most = max(found.per_s for _, found in held)
+        names = max(len(name) for name, _ in held)
         lines += ["", f"{job}, tasks a second (× streamtask)"]
-        for row in held:
-            bar = "█" * max(round((row.tasks_per_s or 0) / max(most, 1) * width), 1)
-            lines.append(
-                f"  {row.peer:{names}}  {bar:{width}} {row.tasks_per_s:>7,}  {_times(row.ratio_streamtask):>5}"
-            )
+        for name, found in held:
+            bar = "█" * max(round(found.per_s / max(most, 1) * width), 1)
+            lines.append(f"  {name:{names}}  {bar:{width}} {found.per_s:>7,}  {times(found.ratio_streamtask):>5}")
     return "\n".join(lines[1:])
 
 
-def _ordered(rows: Sequence[Row], job: str) -> list[Row]:
-    return sorted((row for row in rows if row.job == job), key=lambda row: -(row.tasks_per_s or 0))
+def fastest(rows: Sequence[Row], job: str) -> list[tuple[str, Median]]:
+    """(peer, its figures) of all that were measured, the fastest first."""
+    names = dict.fromkeys(row.peer for row in rows if row.job == job)
+    held = [(name, found) for name in names if (found := median(rows, name, job))]
+    return sorted(held, key=lambda one: -one[1].per_s)
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:
@@ -186,15 +247,15 @@ def drawing() -> Any:
 def draw(found: Mapping[str, Any], file: Path) -> None:
     """One panel of bars for each job, as PNG. Raises Failed."""
     pyplot = drawing()
-    rows = [Row(**row) for row in found["rows"] if row["tasks_per_s"] is not None]
-    jobs = [job for job in JOBS if any(row.job == job for row in rows)]
-    tall = 0.8 + 0.24 * max(len(_ordered(rows, job)) for job in jobs)
+    rows = [Row(**row) for row in found["rows"]]
+    jobs = [job for job in JOBS if fastest(rows, job)]
+    tall = 0.8 + 0.24 * max(len(fastest(rows, job)) for job in jobs)
     figure, panels = pyplot.subplots(len(jobs), 1, figsize=(10, tall * len(jobs) + 0.6), squeeze=False)
     for panel, job in zip(panels[:, 0], jobs, strict=True):
-        held = _ordered(rows, job)[::-1]  # the first bar is the lowest
-        colours = ["#d1495b" if row.peer == OURS else "#9aa5b1" if row.peer == RAW else "#30638e" for row in held]
-        drawn = panel.barh([row.peer for row in held], [row.tasks_per_s for row in held], color=colours)
-        labels = [f"{row.tasks_per_s:,}  ({_times(row.ratio_streamtask)} ×)" for row in held]
+        held = fastest(rows, job)[::-1]  # the first bar is the lowest
+        colours = ["#d1495b" if name == OURS else "#9aa5b1" if name == RAW else "#30638e" for name, _ in held]
+        drawn = panel.barh([name for name, _ in held], [one.per_s for _, one in held], color=colours)
+        labels = [f"{one.per_s:,}  ({times(one.ratio_streamtask)} ×)" for _, one in held]
         panel.bar_label(drawn, labels, padding=3, fontsize=8)
         panel.set_title(f"{job}: tasks a second (× streamtask)", loc="left", fontsize=10)
         panel.margins(x=0.18)

@@ -25,6 +25,7 @@ from streamtask.kafka.offset_queries import topic_ends
 from streamtask.kafka.tail import Tail
 
 READY_S = 10.0
+SHARED_S = 60.0
 LOOK_S = 0.2
 STOP_S = 10.0
 SECURE = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
@@ -115,14 +116,49 @@ def peer_topics(bootstrap: str, partitions: int) -> Iterator[Topics]:
             future.result(READY_S)
 
 
-def submit(bootstrap: str, topic: str, job: str, tasks: int) -> None:
-    """The backlog, acknowledged. Raises Failed when a request is refused."""
-    writer = Writer(bootstrap, topic)
+@contextlib.contextmanager
+def backlog(
+    bootstrap: str, topic: str, job: str, tasks: int, *, committed: bool = True
+) -> Iterator[Callable[[], None]]:
+    """All requests, in a transaction that what is yielded commits: consumers that read committed see none before.
+
+    committed  False for a consumer that reads everything at once: then it is written when what is yielded is called
+    """
+    if not committed:
+        yield lambda: _write(Writer(bootstrap, topic), job, tasks)
+        return
+    writer = Writer(bootstrap, topic, f"{topic}.{secrets.token_hex(4)}", minutes=10)
+    writer.producer.begin_transaction()
+    _write(writer, job, tasks)
+    yield writer.producer.commit_transaction
+
+
+def _write(writer: Writer, job: str, tasks: int) -> None:
+    """The requests, acknowledged. Raises Failed when one is refused."""
     for number in range(tasks):
         task_id = jobs.task_id(number)
         request = {"task_id": task_id, "task_type": job, "parameters": jobs.parameters(job, number), "priority": 5}
         writer.write(task_id, orjson.dumps(request))
     writer.flush()
+
+
+def until_shared(bootstrap: str, group: str, partitions: int, members: int, check: Callable[[], None]) -> None:
+    """Wait until so many members share all partitions: one that comes later would take some away from those at work.
+
+    check  raises when the worker has ended
+    """
+    admin = AdminClient(kafka(bootstrap).admin())
+    members = min(members, partitions)
+    deadline, seen = time.monotonic() + SHARED_S, "no group yet"
+    while time.monotonic() < deadline:
+        check()
+        found = admin.describe_consumer_groups([group], request_timeout=READY_S)[group].result(READY_S)
+        held = [len(member.assignment.topic_partitions) for member in found.members if member.assignment]
+        seen = f"{found.state.name}, {held}"
+        if found.state.name == "STABLE" and sum(held) == partitions and sum(map(bool, held)) == members:
+            return
+        time.sleep(LOOK_S)
+    raise Failed(f"After {SHARED_S:g} s, {members} members do not share {partitions} partitions: {seen}.")
 
 
 def wait_for_results(bootstrap: str, topic: str, tasks: int, check: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,11 +32,17 @@ def submit() -> None:
             job.apply_async(kwargs=given, task_id=jobs.task_id(number), producer=producer)
 
 
-def work() -> None:
+def worker(name: str, concurrency: int) -> None:
     jobs.become(
-        *("celery", "-A", "celery_app", "worker", "--loglevel", "WARNING", "--pool", RUN.mode),
-        *("--concurrency", str(RUN.concurrency), "--without-gossip", "--without-mingle", "--without-heartbeat"),
+        *("celery", "-A", "celery_app", "worker", "--loglevel", "WARNING", "--pool", RUN.mode, "--hostname", name),
+        *("--concurrency", str(concurrency), "--without-gossip", "--without-mingle", "--without-heartbeat"),
     )
+
+
+def work() -> None:
+    if RUN.mode == "prefork":
+        worker("worker@%h", RUN.processes)
+    jobs.in_each_process(lambda: worker(f"worker{os.environ.get(jobs.NUMBER, 0)}@%h", RUN.concurrency))
 
 
 def results() -> Iterator[dict[str, Any]]:

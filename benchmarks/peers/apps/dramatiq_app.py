@@ -12,7 +12,6 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 from dramatiq.results.errors import ResultMissing
 
-PROCESSES = 2
 RUN = jobs.this_run()
 backend = RedisBackend(url=RUN.address)
 broker = RedisBroker(url=RUN.address)
@@ -35,8 +34,8 @@ def submit() -> None:
 
 
 def work() -> None:
-    threads = str(RUN.concurrency // PROCESSES)
-    jobs.become("dramatiq", "dramatiq_app", "--processes", str(PROCESSES), "--threads", threads)
+    counts = ("--processes", str(RUN.processes), "--threads", str(RUN.concurrency))
+    jobs.become("dramatiq", "dramatiq_app", *counts)
 
 
 def results() -> Iterator[dict[str, Any]]:

@@ -11,6 +11,8 @@ import base64
 import json
 import os
 import random
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 VARIABLE = "STREAMTASK_PEER_RUN"
+NUMBER = "STREAMTASK_PEER_PROCESS"
 PAYLOAD_BYTES = 20_000
 LOOK_S = 0.2
 STALL_S = 20.0  # without any further result
@@ -30,11 +33,13 @@ Number = int  # of a task in its run, 0..tasks-1; it is the parameter `size` and
 class Run:
     """One measurement of one peer."""
 
-    job: str  # a name in WAITS
+    job: str  # a name in JOBS
     tasks: int
     address: str  # redis://host:port/0, or the bootstrap servers
     mode: str = ""  # which of the peer's own ways
-    concurrency: int = 1
+    processes: int = 1
+    concurrency: int = 1  # of each process
+    group: str = ""  # of consumers
     requests: str = ""  # topics; "" where the store is Redis
     results: str = ""
 
@@ -45,9 +50,19 @@ def this_run() -> Run:
 
 # --- The jobs ---------------------------------------------------------------------------------------------------------
 
-WAITS: dict[str, float] = {"noop": 0.0, "sleep_1ms": 0.001, "sleep_5ms": 0.005, "cpu_1ms": 0.0, "payload_20k": 0.0}
+MIXED = "mixed"
+# What a mixed backlog consists of, in turn by the number of the task: 70 % wait, 20 % compute, 10 % carry 20 KB.
+MIXTURE = tuple({"w": "sleep_5ms", "c": "cpu_1ms", "p": "payload_20k"}[letter] for letter in "wwcwwpwwcw")
+WAITS: dict[str, float] = {"sleep_5ms": 0.005, "sleep_1ms": 0.001}
 CPU_S: dict[str, float] = {"cpu_1ms": 0.001}
-WORKING = frozenset(job for job, wait_s in WAITS.items() if wait_s or job in CPU_S)  # the others only say they are done
+TABLE = ("noop", "sleep_5ms", "cpu_1ms", "payload_20k", MIXED)
+JOBS = (*TABLE, "sleep_1ms")
+WORKING = frozenset((*WAITS, *CPU_S, MIXED))  # the others only say they are done
+
+
+def part(job: str, number: Number) -> str:
+    """The job of the task with this number: the job itself, unless it is a mixture."""
+    return MIXTURE[number % len(MIXTURE)] if job == MIXED else job
 
 
 def burn(seconds: float) -> None:
@@ -60,7 +75,7 @@ def burn(seconds: float) -> None:
 def parameters(job: str, number: Number) -> dict[str, Any]:
     """Three fields, as benchmarks.app.parameters; a fourth where the payload is the job."""
     given = {"path": f"lib/module_{number}.py", "size": number, "deep": True}
-    return given | {"payload": payload(number)} if job == "payload_20k" else given
+    return given | {"payload": payload(number)} if part(job, number) == "payload_20k" else given
 
 
 def payload(number: Number) -> str:
@@ -74,7 +89,8 @@ def task_id(number: Number) -> str:
 
 def perform(job: str, path: str, size: int) -> dict[str, Any]:
     """The job in a thread or a process. `done_ms`: when the handler was done, on the wall clock."""
-    if wait_s := WAITS[job]:
+    job = part(job, size)
+    if wait_s := WAITS.get(job):
         time.sleep(wait_s)
     if cpu_s := CPU_S.get(job):
         burn(cpu_s)
@@ -83,7 +99,8 @@ def perform(job: str, path: str, size: int) -> dict[str, Any]:
 
 async def perform_async(job: str, path: str, size: int) -> dict[str, Any]:
     """The job on an event loop; CPU time holds the loop up, as it does there."""
-    if wait_s := WAITS[job]:
+    job = part(job, size)
+    if wait_s := WAITS.get(job):
         await asyncio.sleep(wait_s)
     if cpu_s := CPU_S.get(job):
         burn(cpu_s)
@@ -101,6 +118,29 @@ def completed(request: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]
 def become(*command: str) -> NoReturn:
     """This process becomes `python -m …` of the peer's own command line."""
     os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def in_each_process(main: Callable[[], None]) -> None:
+    """Run `main` here, or start this script once for each of the processes that the run has, and wait for them.
+
+    Each has a folder of its own, and finds its own number in `NUMBER`. SIGTERM ends all.
+    """
+    run = this_run()
+    if run.processes == 1 or NUMBER in os.environ:
+        main()
+        return
+    started = []
+    for number in range(run.processes):
+        os.mkdir(folder := f"process-{number}")
+        environment = os.environ | {NUMBER: str(number)}
+        started.append(subprocess.Popen([sys.executable, *sys.argv], cwd=folder, env=environment))
+
+    def end(signum: int, _frame: object) -> None:
+        for process in started:
+            process.send_signal(signum)
+
+    signal.signal(signal.SIGTERM, end)
+    sys.exit(max(abs(process.wait()) for process in started))
 
 
 def asked(

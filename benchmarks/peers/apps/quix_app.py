@@ -1,4 +1,4 @@
-"""Quix Streams: one thread, record after record. Modes: exactly-once, at-least-once."""
+"""Quix Streams: each process one thread, record after record. Modes: exactly-once, at-least-once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     app = Application(
         broker_address=RUN.address,
-        consumer_group=f"quix-{RUN.requests}",
+        consumer_group=RUN.group,
         auto_offset_reset="earliest",
         processing_guarantee=RUN.mode,
         commit_interval=0.5,  # 5 s is the default
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    jobs.in_each_process(main)

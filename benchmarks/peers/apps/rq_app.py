@@ -1,4 +1,4 @@
-"""RQ on Redis: results in its own result streams. Two workers that run jobs in themselves, without a fork for each."""
+"""RQ on Redis: results in its own result streams. Workers that run jobs in themselves, without a fork for each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def submit() -> None:
 
 def work() -> None:
     jobs.become(
-        *("rq.cli", "worker-pool", "--num-workers", str(RUN.concurrency), "--url", RUN.address, "--quiet"),
+        *("rq.cli", "worker-pool", "--num-workers", str(RUN.processes), "--url", RUN.address, "--quiet"),
         *("--worker-class", "rq.worker.SimpleWorker"),
     )
 

@@ -9,7 +9,6 @@ from typing import Any
 import jobs
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
-PROCESSES = 2
 RUN = jobs.this_run()
 backend = RedisAsyncResultBackend(RUN.address, result_ex_time=3_600)
 broker = RedisStreamBroker(RUN.address, consumer_id="0").with_result_backend(backend)  # "0": what lies there already
@@ -30,10 +29,18 @@ async def _submit() -> None:
 
 
 def work() -> None:
-    each = str(RUN.concurrency // PROCESSES)
     jobs.become(
-        *("taskiq", "worker", "taskiq_app:broker", "--workers", str(PROCESSES), "--max-async-tasks", each),
-        *("--max-prefetch", "100", "--ack-type", "when_saved", "--log-level", "WARNING"),
+        *("taskiq", "worker", "taskiq_app:broker", "--workers", str(RUN.processes)),
+        *(
+            "--max-async-tasks",
+            str(RUN.concurrency),
+            "--max-prefetch",
+            "100",
+            "--ack-type",
+            "when_saved",
+            "--log-level",
+            "WARNING",
+        ),
     )
 
 
