@@ -125,6 +125,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--brokers", type=_counts, metavar="N,…", help="of takeover: how many brokers a cluster has (1,3)"
     )
     parser.add_argument("--keep", metavar="DIRECTORY", help="of the soak: where logs and samples are to stay")
+    _add_peers(parser)
+    options = parser.parse_args(argv)
+    _refuse_combinations(parser, options)
+    try:
+        _check(options)
+    except StreamtaskError as error:
+        parser.error(str(error))
+    return options
+
+
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    """The options of the comparison with other task systems."""
     parser.add_argument(
         "--peers",
         nargs="?",
@@ -150,13 +162,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--chart", type=Path, metavar="FILE.png", help="of --peers: draw the figures (needs matplotlib)"
     )
-    options = parser.parse_args(argv)
-    _refuse_combinations(parser, options)
-    try:
-        _check(options)
-    except StreamtaskError as error:
-        parser.error(str(error))
-    return options
 
 
 def _refuse_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
