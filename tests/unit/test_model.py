@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.filling import FILLING
 from tests.sim.heavy import HEAVY
 from tests.sim.mutations import MUTATIONS
 from tests.sim.record_mutations import RECORD_MUTATIONS
@@ -119,7 +120,7 @@ def test_every_function_that_the_record_names_anywhere_exists() -> None:
 
 def test_every_mutation_of_the_simulation_stands_beside_a_rule() -> None:
     # The model has no clock, no compaction, no weights, and one partition of tasks.status.
-    beyond = {"time_from_the_beginning", *REFUSAL_MUTATIONS, *RECORD_MUTATIONS, *HEAVY}
+    beyond = {"time_from_the_beginning", *REFUSAL_MUTATIONS, *RECORD_MUTATIONS, *HEAVY, *FILLING}
     assert {name for row in table("The rules") for name in names(row[4])} == set(MUTATIONS) - beyond
 
 
