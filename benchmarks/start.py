@@ -3,8 +3,8 @@
 The topics are there, and in each start one request that waits. The parts come from what the processes log and from what the
 events say, on this machine's clock:
 
-    parent    exec … the parent has looked at the cluster and starts its child
-    imports   … the child has imported library and app, and looked as well
+    parent    exec … the parent has looked at the cluster and gives its child the settings
+    imports   … the child, which was started earlier, has imported library and app, and looked as well
     join      … it is a member of the group and told its shards
     claim     … the shards are claimed, the request is read, its RUNNING is in a transaction
     commit    … that is committed, and the handler begins, as it says in its result
