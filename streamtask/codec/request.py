@@ -104,9 +104,8 @@ class RequestDecoder:
             if request is None:
                 try:
                     document = read_object(value)
-                except (
-                    DecodeError
-                ):  # JSON comes first, so that it does not pay for formats whose first byte it never has
+                except DecodeError:
+                    # JSON comes first, so that it does not pay for formats whose first byte it never has.
                     if not value or value[0] not in BINARY:
                         raise
                     text = self._reader.json(REQUEST, value)

@@ -34,6 +34,7 @@ from collections import deque
 from collections.abc import Callable, MutableMapping
 from typing import Any, NoReturn
 
+import msgspec
 import structlog
 
 from streamtask.app import App, load_app
@@ -272,7 +273,7 @@ class Child:
     def _await(self, start: Start) -> Outcome:
         """Run an `async def` on the executor's loop."""
         executor = self._open_executor()
-        executor.submit([dataclasses.replace(start, kind=HandlerKind.ASYNC)])
+        executor.submit([msgspec.structs.replace(start, kind=HandlerKind.ASYNC)])
         self._asleep, stopped = executor, False
         try:
             while True:
