@@ -98,9 +98,8 @@ class EarlyChildren:
     def __init__(self, app: str, processes: int | None) -> None:
         self._children: dict[int, ChildProcess] = {}
         self._app = app
-        self._parent_fd, self._write_fd = (
-            os.pipe()
-        )  # the write end stays here, unwritten; it closes when this process dies
+        # The write end stays here, unwritten: it closes when this process dies.
+        self._parent_fd, self._write_fd = os.pipe()
         given = os.environ.get("STREAMTASK_PROCESSES", "") if processes is None else str(processes)
         if given.isdecimal():
             self._start(int(given))

@@ -23,6 +23,8 @@ from streamtask.worker.supervisor import Supervisor
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers run on Linux and macOS")
 
 DEADLINE_S = 60.0
+# Until it gets its settings, or its parent ends.
+WAITS = f"import os; os.read(int(os.environ['{child_start.SETTINGS_FD}']), 1)"
 
 # Marks its file when it has started, and when it has its settings.
 CHILD = """
@@ -114,7 +116,7 @@ def test_as_many_children_start_early_as_will_be_needed_as_far_as_is_known(
     if variable is not None:
         monkeypatch.setenv("STREAMTASK_PROCESSES", variable)
     monkeypatch.setattr("streamtask.config.container.cores", lambda: Cores(4))
-    monkeypatch.setattr(child_start, "command_of", lambda *_: [sys.executable, "-S", "-c", "input()"])
+    monkeypatch.setattr(child_start, "command_of", lambda *_: [sys.executable, "-S", "-c", WAITS])
     with EarlyChildren("app:app", processes) as early:
         taken = [early.take(slot) for slot in range(EARLY_MAX + 1)]
         assert [slot for slot, child in enumerate(taken) if child is not None] == list(range(started))
@@ -126,7 +128,7 @@ def test_as_many_children_start_early_as_will_be_needed_as_far_as_is_known(
 
 def test_those_that_are_not_needed_end_at_once_and_the_rest_with_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_files()
-    monkeypatch.setattr(child_start, "command_of", lambda *_: [sys.executable, "-c", "input()"])
+    monkeypatch.setattr(child_start, "command_of", lambda *_: [sys.executable, "-c", WAITS])
     with EarlyChildren("app:app", 3) as early:
         processes = [child.process for child in early._children.values()]
         early.keep(1)
