@@ -121,9 +121,9 @@ def test_without_a_number_a_worker_has_a_process_per_core_that_it_may_use(bench:
     command = ["-m", "streamtask", "worker", APP]
     parent = bench._start([sys.executable, "-c", PINNED, ",".join(map(str, places)), *command], {})
     until(lambda: len(parent.children()) == wanted.count, "they were started")
+    until(lambda: len(parent.events("worker_started")) == wanted.count, "each has joined")
     starting = [told for told in parent.events("supervisor_event") if told["what"] == "starting"]
     assert [(told["processes"], told["processes_by"]) for told in starting] == [(wanted.count, wanted.source)]
-    until(lambda: len(parent.events("worker_started")) == wanted.count, "each has joined")
     tasks = bench.client.submit_many(_naps(50, 1))
     assert {end.status for end in bench.ends([one.task_id for one in tasks]).values()} == {"completed"}
     assert parent.drain() == 0
