@@ -62,7 +62,7 @@ def measure(
     tasks        no-ops; of other jobs the worker and the raw loop get what takes them as long (peers/catalogue.py)
     concurrency  not used, the worker has its own
     handler      a name in TASK_TYPES
-    jobs         one job in place of no-ops in this kind of handler; () is none
+    jobs         one job in place of no-ops in this kind of handler; (): no-ops
     """
     measured(bootstrap, Run(value="warm-up", share=1 / 3), tasks, partitions)
     job = jobs[0] if jobs else JOBS[0]

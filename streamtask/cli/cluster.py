@@ -41,8 +41,6 @@ class RoleName(StrEnum):
 
 ROLES = ", ".join(RoleName)
 MARKS = {"error": "[red]✗[/]", "warning": "[yellow]![/]", "info": "[blue]i[/]"}
-
-
 WIDE = 110  # columns of a terminal that has room for what was wrong
 
 
@@ -55,9 +53,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(topics, name="topics", rich_help_panel="Cluster")
     command(app, "doctor", rich_help_panel="Cluster")(doctor)
     command(app, "audit", rich_help_panel="Cluster")(audit)
-    dead = group(
-        help="List, show and redrive dead letters (failed or unreadable requests).",
-    )
+    dead = group(help="List, show and redrive dead letters (failed or unreadable requests).")
     command(dead, "list")(dead_list)
     command(dead, "show")(dead_show)
     command(dead, "redrive")(dead_redrive)

@@ -47,7 +47,7 @@ CREATE_TOPICS = "streamtask topics create"
 
 # (error class, words of which the message may already contain one, hint): a hint that repeats the message is left out.
 HINTS: tuple[tuple[type[StreamtaskError], tuple[str, ...], str], ...] = (
-    (TopicsMissing, ("topics create",), "Create them: streamtask topics create"),
+    (TopicsMissing, ("topics create",), f"Create them: {CREATE_TOPICS}"),
     (RegistryUnreachable, ("registry_url",), "Check that it is running and that registry_url is right."),
     (
         Unreachable,

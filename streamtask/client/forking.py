@@ -19,14 +19,13 @@ from streamtask.kafka.handles import open_handles
 
 
 class Forkable(Protocol):
-    """What is told of the fork, in the child, before any other code runs there."""
+    """What has to start anew in a forked child."""
 
     def start_anew(self) -> None:
-        """Forget what only the parent can use, without closing it. Must not block."""
+        """Forget what only the parent can use, without closing it. Runs in the child before any other code; must not block."""
 
 
 _living: weakref.WeakSet[Any] = weakref.WeakSet()
-_copies: list[object] = []  # bounded by the forks of forks: what each generation had open
 
 
 def survives_fork(one: Forkable) -> None:
@@ -35,17 +34,14 @@ def survives_fork(one: Forkable) -> None:
 
 
 def keep(*copies: object) -> None:
-    """Keep copies of the parent's objects as long as this process lives, because their destructors would wait or warn."""
-    _copies.extend(copies)
-    for copy in copies:
-        _make_immortal(copy)
+    """Keep copies of the parent's objects as long as this process lives, because their destructors would wait or warn.
 
-
-def _make_immortal(copy: object) -> None:
-    """A list alone does not suffice: the interpreter empties it at its end."""
+    Each gets a reference that is never given back. A list would not do: the interpreter empties it at its end.
+    """
     import ctypes
 
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
+    for copy in copies:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(copy))
 
 
 def _in_child() -> None:

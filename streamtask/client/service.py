@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from streamtask.client.stream import Update, server_events
+from streamtask.client.stream import Update, no_answer, server_events
 from streamtask.config import Settings
 from streamtask.domain.model import TaskResponse, rfc3339
 from streamtask.errors import (
@@ -210,7 +210,7 @@ class ServiceLink:
                     is_task = event.name == "message" and event.data
                     yield Update(event.id, _read(event.data, self.url) if is_task else None)
         except httpx.HTTPError as error:
-            raise self._away(error) from None
+            raise no_answer(self.url, error) from None
 
     async def _by_socket(self, task_id: str, last_id: str | None, token: str | None) -> AsyncGenerator[Update, None]:
         """A subscription of /ws, until the service ends it. Raises Unreachable when it breaks or is silent."""
@@ -244,12 +244,6 @@ class ServiceLink:
                 f"{self._socket_url} does not accept WebSockets (HTTP {door.status}). If a proxy in between does not "
                 f"support them, use {self.url} instead."
             ) from None
-
-    def _away(self, error: Exception) -> Unreachable:
-        return Unreachable(
-            f"No query service answers at {self.url} ({error or type(error).__name__}). Start it (`streamtask serve`), or "
-            "name another one (--url, STREAMTASK_URL)."
-        )
 
     async def cancel(self, task_id: str, reason: str | None) -> None:
         """POST /tasks/{id}/cancel. Raises RequestRefused when the task has ended."""
@@ -290,7 +284,7 @@ class ServiceLink:
         except httpx.TimeoutException:
             raise Unreachable(f"The query service at {self.url} did not answer in time.") from None
         except httpx.HTTPError as error:
-            raise self._away(error) from None
+            raise no_answer(self.url, error) from None
         self._answered = True
         if answer.status_code >= 400:
             raise error_of(answer.status_code, _problem(answer), task_id=task_id, url=self.url)

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
 
-from streamtask.client.stream import BLOCK_BYTES_MAX, Update
+from streamtask.client.stream import BLOCK_BYTES_MAX, Update, no_answer
 from streamtask.domain.model import TaskResponse
-from streamtask.errors import StreamtaskError, Unreachable
+from streamtask.errors import StreamtaskError
 
 NAME = "task"  # of the single subscription
 
@@ -74,10 +74,7 @@ async def socket_events(
     except InvalidStatus as error:
         raise HandshakeRefused(error.response.status_code) from None
     except (WebSocketException, OSError) as error:  # a TimeoutError is an OSError
-        raise Unreachable(
-            f"No query service answers at {url} ({error or type(error).__name__}). Start it (`streamtask serve`), or name "
-            "another one (--url, STREAMTASK_URL)."
-        ) from None
+        raise no_answer(url, error) from None
 
 
 def _read(text: str | bytes, url: str) -> _Frame:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from streamtask.domain.model import TaskResponse
-from streamtask.errors import StreamtaskError
+from streamtask.errors import StreamtaskError, Unreachable
 
 BLOCK_BYTES_MAX = 16_000_000  # an event of the status topic is at most 1 MB, unless the topics are configured otherwise
 
@@ -23,6 +23,14 @@ class Update(NamedTuple):
 
     id: str | None
     task: TaskResponse | None
+
+
+def no_answer(url: str, error: Exception) -> Unreachable:
+    """The error for a query service that does not answer, over HTTP or a WebSocket."""
+    return Unreachable(
+        f"No query service answers at {url} ({error or type(error).__name__}). Start it (`streamtask serve`), or "
+        "name another one (--url, STREAMTASK_URL)."
+    )
 
 
 class ServerEvent(NamedTuple):

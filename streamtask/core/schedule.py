@@ -105,8 +105,8 @@ class Schedule(Generic[T]):
         self._weights = [band.weight for band in bands]
         self._ageing_ms = ageing_ms
         self._alone_ms = alone_ms
-        self.slots = self._slots = Slots([slots.get(kind, 0) for kind in KINDS])  # lists are indexed by _index(kind)
-        self.pace = self._slots.pace
+        self.slots = Slots([slots.get(kind, 0) for kind in KINDS])  # its lists are indexed by _index(kind)
+        self.pace = self.slots.pace
         self._limits = {task_type: limit for task_type, limit in limits.items() if limit is not None}
         self._types = dict.fromkeys(self._limits, 0)  # executions of limited types
         self._turns = list(self._weights)
@@ -144,7 +144,7 @@ class Schedule(Generic[T]):
 
     def free(self, kind: HandlerKind) -> int:
         """Slots of this kind of which no part is held (including the kept one)."""
-        return max(0, self._slots.total[_index(kind)] - self._slots.used[_index(kind)]) // WHOLE
+        return max(0, self.slots.total[_index(kind)] - self.slots.used[_index(kind)]) // WHOLE
 
     def parts_of(self, item: T) -> int:
         """How many of the WHOLE parts of a slot it holds; 0 if none."""
@@ -163,7 +163,7 @@ class Schedule(Generic[T]):
 
     def arrived(self) -> bool:
         """Whether a claim has come that could have been picked for the last batch."""
-        of_bands = ((homes, self._slots.open[band > 0]) for band, homes in enumerate(self._heaps))
+        of_bands = ((homes, self.slots.open[band > 0]) for band, homes in enumerate(self._heaps))
         return any(home and is_open for homes, opened in of_bands for home, is_open in zip(homes, opened, strict=True))
 
     def queued(self, band: int) -> int:
@@ -224,7 +224,7 @@ class Schedule(Generic[T]):
             heapq.heappush(home, (key, item))
             return
         stage = stage_of(item.trial) if item.suspect else None
-        if stage is not None and stage >= ONLY and self._slots.total[_index(kind)]:
+        if stage is not None and stage >= ONLY and self.slots.total[_index(kind)]:
             self._narrow[item] = 0
             return
         name = (band, kind, task_type if limited else None, stage)
@@ -248,7 +248,7 @@ class Schedule(Generic[T]):
         return lane.task_type is None or self._types[lane.task_type] < self._limits[lane.task_type]
 
     def _may_be_tried(self, stage: int, kind: HandlerKind) -> bool:
-        half = (self._slots.total[_index(kind)] // WHOLE + 1) // 2
+        half = (self.slots.total[_index(kind)] // WHOLE + 1) // 2
         return not self._spared and self._groups.tried_of(kind) < half and self._groups.has_room(stage, kind)
 
     def _show_suspects(self) -> None:
@@ -274,7 +274,7 @@ class Schedule(Generic[T]):
         """The next claim to start. From now on it holds a slot (and is in a group, if it is a suspect)."""
         if not self._keys:
             return None
-        (async_, thread, process), slots = self._slots.used, self._slots.total
+        (async_, thread, process), slots = self.slots.used, self.slots.total
         if async_ >= slots[0] and thread >= slots[1] and process >= slots[2]:
             return None
         if self._groups.narrowest == ALONE:
@@ -310,7 +310,7 @@ class Schedule(Generic[T]):
         waits = now_ms < until
         kind, limit = _index(item.kind), self._limits.get(item.task_type)
         full = limit is not None and self._types[item.task_type] >= limit
-        full = full or self._slots.used[kind] >= self._slots.total[kind]
+        full = full or self.slots.used[kind] >= self.slots.total[kind]
         busy = (bool(self._held) and (waits or full)) if alone else (self._groups.tried > 0 or full)
         if self._spared and not (busy and waits):
             self._spared = False
@@ -337,7 +337,7 @@ class Schedule(Generic[T]):
     def _best(self, band: int) -> list[tuple[int, T]] | None:
         """The heap of this band whose first claim is the best of the band among those with a free slot."""
         best: list[tuple[int, T]] | None = None
-        keys, lanes, slots = self._keys, self._lane_of, self._slots
+        keys, lanes, slots = self._keys, self._lane_of, self.slots
         for kind, home in enumerate(self._heaps[band]):
             if home and slots.used[kind] < slots.total[kind] and (not band or slots.others[kind] < slots.short[kind]):
                 key, item = home[0]
@@ -367,7 +367,7 @@ class Schedule(Generic[T]):
             heapq.heappop(home)
 
     def _parts(self, item: T, kind: int) -> int:
-        return WHOLE if item.suspect else self._slots.parts(kind, item.task_type)
+        return WHOLE if item.suspect else self.slots.parts(kind, item.task_type)
 
     def _take(self, item: T) -> T:
         band = item.band
@@ -376,8 +376,8 @@ class Schedule(Generic[T]):
         self._queued[band] -= 1
         named = item.kind
         kind = 0 if named is ASYNC else 1 if named is THREAD else 2
-        parts = self._held[item] = WHOLE if item.suspect else self._slots.parts(kind, item.task_type)
-        self._slots.take(kind, band, parts)
+        parts = self._held[item] = WHOLE if item.suspect else self.slots.parts(kind, item.task_type)
+        self.slots.take(kind, band, parts)
         if item.task_type in self._limits:
             self._types[item.task_type] += 1
         if item.suspect:
@@ -404,7 +404,7 @@ class Schedule(Generic[T]):
         named = item.kind
         kind = 0 if named is ASYNC else 1 if named is THREAD else 2
         awaited = item.ordering_key is not None or item.task_type in self._limits
-        self._slots.release(kind, item.band, parts, awaited=awaited)
+        self.slots.release(kind, item.band, parts, awaited=awaited)
         if item.task_type in self._limits:
             self._types[item.task_type] -= 1
             for lane in self._lanes_of_type.get(item.task_type, ()):

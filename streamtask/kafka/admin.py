@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError
 
 from streamtask.config import PARTITIONS_DEFAULT, TopicNames
-from streamtask.errors import TopicsMissing
 from streamtask.kafka.admin_session import MESSAGE_MAX_BYTES, GroupMember, Settings, conversation
-from streamtask.kafka.topic_checks import ClusterFacts, Finding, Fix, judge, topics_create_command
+from streamtask.kafka.connection_errors import missing_topics
+from streamtask.kafka.topic_checks import ClusterFacts, Finding, Fix, judge
 from streamtask.kafka.topics import sharded
 
 TIMEOUT_S = 10.0
@@ -59,7 +59,7 @@ def partition_count(settings: Settings, names: TopicNames, *, timeout_s: float =
     """The number of complete shards: those whose partitions all exist. Raises TopicsMissing."""
     with conversation(settings, timeout_s) as session:
         there = session.topics(names.all)
-    _refuse_missing(names.all, there, names)
+    _refuse_missing(names.all, there)
     return min(len(there[name].partitions) for name in sharded(names))
 
 
@@ -138,8 +138,7 @@ def delete_topics(settings: Settings, names: TopicNames, *, timeout_s: float = T
             session.await_gone(tuple(there))
 
 
-def _refuse_missing(wanted: Iterable[str], there: Mapping[str, object], names: TopicNames | None = None) -> None:
+def _refuse_missing(wanted: Iterable[str], there: Mapping[str, object]) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
-        command = topics_create_command(names) if names else "streamtask topics create"
-        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: {command}")
+        raise missing_topics(missing)

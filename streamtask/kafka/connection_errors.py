@@ -8,7 +8,7 @@ call that times out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -129,8 +129,7 @@ def refuse_absent(known: Mapping[str, TopicMetadata], wanted: Iterable[str], adm
     if hidden:
         raise hidden_topics(hidden)
     if missing:
-        command = create_command(prefix_of(missing[0]))
-        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: {command}")
+        raise missing_topics(missing)
 
 
 def _denied(future: Future[TopicDescription]) -> bool:
@@ -141,6 +140,13 @@ def _denied(future: Future[TopicDescription]) -> bool:
     except FutureTimeout:
         pass
     return False
+
+
+def missing_topics(topics: Sequence[str]) -> TopicsMissing:
+    """topics: at least one, all of one prefix"""
+    return TopicsMissing(
+        f"Topics do not exist: {', '.join(topics)}. Create them: {create_command(prefix_of(topics[0]))}"
+    )
 
 
 def hidden_topics(topics: Iterable[str]) -> NotAllowed:

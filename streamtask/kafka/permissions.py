@@ -15,14 +15,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from streamtask.config import TopicNames
 from streamtask.config.kafka import KafkaSettings
-from streamtask.errors import NotAllowed, TopicsMissing
+from streamtask.errors import NotAllowed
 from streamtask.kafka import takeover
 from streamtask.kafka.acls import CLUSTER_NAME, IMPLIED_BY, Acl, Resource, Role, acls_command, acls_of
 from streamtask.kafka.admin import TIMEOUT_S
 from streamtask.kafka.admin_session import Session, asked_again, conversation
-from streamtask.kafka.connection_errors import DENIED, hidden_topics
+from streamtask.kafka.connection_errors import DENIED, hidden_topics, missing_topics
 from streamtask.kafka.faults import error_of
-from streamtask.kafka.topic_checks import Finding, topics_create_command
+from streamtask.kafka.topic_checks import Finding
 from streamtask.kafka.topics import Severity, sharded
 from streamtask.kafka.transaction import new_transactional_id
 
@@ -72,7 +72,7 @@ def partition_count(settings: KafkaSettings, names: TopicNames, role: Role, *, t
         raise hidden_topics(hidden)
     missing = [name for name in names.all if found[name] is None]
     if missing:
-        raise TopicsMissing(f"Topics do not exist: {', '.join(missing)}. Create them: {topics_create_command(names)}")
+        raise missing_topics(missing)
     return min(len(found[name].partitions) for name in sharded(names))
 
 

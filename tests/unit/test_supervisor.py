@@ -322,7 +322,7 @@ def test_one_that_beats_or_still_starts_is_left_alone(nursery: Make) -> None:
         (ConfigError("wrong"), 2),
         (TopicsMissing("gone"), 2),
         (NotAllowed("hidden"), 2),
-        (Unreachable("nobody"), 1),
+        (Unreachable("away"), 1),
         (ClusterError("another"), 1),
         (LifespanError("closed"), 1),
     ],
